@@ -1,0 +1,57 @@
+"""Channel statistics: what the report normalises its images with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from runner.experiment import Normalisation, Triple
+from runner.files import write_text
+from runner.keys import digest
+from runner.loading import Loader
+from runner.manifest import Entry
+from runner.terminal import Terminal
+from runner.views import CLEAN
+
+BATCH = 64
+
+
+def statistics(entries: Sequence[Entry], loader: Loader, cache: Path, terminal: Terminal) -> Normalisation:
+    """Mean and std of the RGB channels, as the report defines them (baseline, row 2).
+
+    The mean over images of each image's channel mean, and of its channel's (population) standard deviation,
+    of the evaluation view on the scale 0 to 1. Kept in `cache` for the same images and view.
+    """
+    memory = cache / "statistics" / f"{digest(sorted(e.digest for e in entries), loader.renderer.recipe(CLEAN))}.json"
+    if (known := _recall(memory)) is not None:
+        return known
+    places = range(len(entries))
+    batches = [places[start : start + BATCH] for start in range(0, len(entries), BATCH)]
+    means = torch.zeros(3, dtype=torch.float64)
+    stds = torch.zeros(3, dtype=torch.float64)
+    with terminal.progress("channel statistics", len(entries)) as advance:
+        for views in loader.batches(entries, CLEAN, batches):
+            std, mean = torch.std_mean(views.float() / 255, dim=(2, 3), correction=0)
+            means += mean.sum(0, dtype=torch.float64)
+            stds += std.sum(0, dtype=torch.float64)
+            advance(len(views))
+    found = Normalisation(_triple(means / len(entries)), _triple(stds / len(entries)))
+    write_text(memory, json.dumps({"mean": found.mean, "std": found.std}))
+    return found
+
+
+def _triple(values: torch.Tensor) -> Triple:
+    """Rounded, so that threads and vector widths leave no trace in what is derived from it."""
+    red, green, blue = (round(value, 6) for value in values.tolist())
+    return red, green, blue
+
+
+def _recall(memory: Path) -> Normalisation | None:
+    try:
+        kept = json.loads(memory.read_text())
+        return Normalisation(tuple(kept["mean"]), tuple(kept["std"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

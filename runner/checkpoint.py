@@ -1,0 +1,100 @@
+"""Checkpoints: what was learned in a small file for each, what stayed frozen once beside them.
+
+`frozen.safetensors` holds the layers that did not train, `best.safetensors` and `last.safetensors` those that
+did, with everything needed to build the network again. A checkpoint names the frozen file's digest and is
+refused beside another one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from runner.errors import UserError
+from runner.experiment import Normalisation
+from runner.features import fingerprint
+from runner.files import replacing
+from runner.keys import digest
+from runner.network import Architecture, Network
+
+FORMAT = "vgg-runner-checkpoint-1"
+FROZEN = "frozen.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network as it was at the end of an epoch (from 1), with its validation scores."""
+
+    network: Network
+    epoch: int
+    val: dict[str, Any]
+
+
+def frozen_digest(network: Network) -> str:
+    """Digest of the tensors that do not train."""
+    return digest({name: fingerprint(value) for name, value in network.parts()[1].items()})
+
+
+def save_frozen(network: Network, folder: Path) -> None:
+    """Write the layers that do not train to `folder`/frozen.safetensors."""
+    _save(folder / FROZEN, network.parts()[1], {"format": FORMAT})
+
+
+def save(network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: str) -> None:
+    """Write the layers that train, and what is needed to use them.
+
+    Args:
+        network: Unwrapped.
+        path: The file, which is replaced whole.
+        epoch: Its number, from 1.
+        val: Validation scores by name.
+        frozen: `frozen_digest` of the network.
+    """
+    about = {"architecture": asdict(network.architecture), "epoch": epoch, "val": val, "frozen": frozen}
+    _save(path, network.parts()[0], {"format": FORMAT, "about": json.dumps(about)})
+
+
+def load(path: Path) -> Checkpoint:
+    """The network of a checkpoint, in evaluation mode on the CPU, with frozen.safetensors from beside it.
+
+    Raises `UserError` where a file is missing, damaged, not a checkpoint, or does not belong to the other.
+    """
+    learned, metadata = _load(path)
+    frozen, _ = _load(path.parent / FROZEN)
+    try:
+        about = json.loads(metadata["about"])
+        fields = about["architecture"]
+        normalisation = Normalisation(*(tuple(fields["normalisation"][name]) for name in ("mean", "std")))
+        architecture = Architecture(**{**fields, "classes": tuple(fields["classes"]), "normalisation": normalisation})
+        network = Network(architecture, fit_seed=0, random=False)
+        network.load_state_dict({**frozen, **learned}, strict=True)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path} is not a checkpoint of this version ({' '.join(str(error).split())}).") from None
+    if frozen_digest(network) != about["frozen"]:
+        raise UserError(f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one.")
+    return Checkpoint(network.eval(), about["epoch"], about["val"])
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with replacing(path) as aside:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}; a checkpoint needs {FROZEN} beside it.") from None
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}); restore it or train again.") from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{path} is no checkpoint of this runner (its format is {metadata.get('format')!r}).")
+    return tensors, metadata

@@ -1,0 +1,95 @@
+"""Processes, devices and precision of a run: decided once, the same on every process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from datetime import timedelta
+
+import psutil
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from runner.errors import UserError
+from runner.experiment import Experiment
+
+PROCESSES = "RUNNER_PROCESSES"
+"""How many processes the launcher was asked for."""
+PATIENCE = timedelta(hours=6)
+"""How long processes wait for each other: rank 0 may be scanning or downloading a large data set."""
+
+
+def start(experiment: Experiment) -> Accelerator:
+    """Join the processes of this launch.
+
+    Raises `UserError` where they are fewer than asked for, or the precision cannot be had.
+    """
+    state = PartialState(timeout=PATIENCE)
+    asked = asked_processes()
+    if asked is not None and asked != state.num_processes:
+        raise UserError(
+            f"{asked} processes were asked for, but {state.num_processes} started (accelerate launch --cpu does that);"
+            f" use ./launch.sh train -n {asked}, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+            f" --num_processes {asked}."
+        )
+    decided = broadcast_object_list([precision(experiment.fit.precision, state.device)])[0]
+    return Accelerator(mixed_precision=decided)
+
+
+def asked_processes() -> int | None:
+    """How many processes the launch was asked for; None where nobody says."""
+    if said := os.environ.get(PROCESSES):
+        return int(said)
+    words = _parent_command()
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes"):
+            value = value or (words[place + 1] if place + 1 < len(words) else "")
+            return int(value) if value.isdigit() else None
+    return None
+
+
+def die_with_launcher() -> None:
+    """When `accelerate launch` is killed, its child would go on alone; ask Linux to stop it too."""
+    if sys.platform == "linux" and any("accelerate" in word for word in _parent_command()):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _parent_command() -> list[str]:
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+
+
+def precision(setting: str, device: torch.device) -> str:
+    """What `fit.precision` means on a device: no, fp16 or bf16. Raises `UserError` for fp16 on a CPU."""
+    if setting == "fp16" and device.type == "cpu":
+        raise UserError("fit.precision=fp16 needs a GPU; on a CPU use bf16, no or auto.")
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "no"
+
+
+def chunk(setting: str | int, device: torch.device) -> int:
+    """What `features.chunk` means on a device, in images."""
+    if setting != "auto":
+        return int(setting)
+    return 256 if device.type == "cuda" else 32
+
+
+def describe(accelerator: Accelerator) -> str:
+    """Device and processes, for a person."""
+    if accelerator.device.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"CPU ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)"
+    count = accelerator.num_processes
+    return f"{count} × {name}" if count > 1 else name

@@ -1,0 +1,80 @@
+"""The failures that a user can mend, and the exit status that each way of ending has."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+STATUS_FILE = "RUNNER_STATUS_FILE"
+"""Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
+
+
+class UserError(Exception):
+    """A failure that its user caused or can mend: one sentence that says what, where and how to mend it."""
+
+
+class Interrupted(BaseException):
+    """The process was told to stop. Not an `Exception`: no handler of ordinary failures swallows it."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"stopped by {self.signal.name}")
+
+
+def interrupt_on_signals() -> None:
+    """Make SIGTERM and SIGINT raise `Interrupted` in the main thread, so that a run can close its records."""
+
+    def raise_interrupted(number: int, _frame: FrameType | None) -> None:
+        # A second signal must not break into the closing of the records that the first one began.
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, raise_interrupted)
+
+
+def sentence(error: BaseException) -> str | None:
+    """The one sentence for a failure that a user can mend; None for a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full (writing {error.filename or 'a file'}); free some space and start again."
+    if isinstance(error, PermissionError):
+        return f"No permission for {error.filename}; change its mode or choose another place."
+    return None
+
+
+def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
+    """Run `main` and turn every way it can end into an exit status.
+
+    0: done; 2: a failure that the user can mend, said in one sentence on standard error (by the process for
+    which `speaks()` is true); 128 + signal: interrupted. A fault of ours keeps its traceback.
+    """
+    try:
+        status = main() or 0
+    except Interrupted as stop:
+        status = 128 + stop.signal
+        if speaks():
+            print(f"runner: {stop}", file=sys.stderr)
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:  # `runner … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
+    except Exception as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        if speaks():
+            print(f"runner: {text}", file=sys.stderr)
+        status = 2
+    if file := os.environ.get(STATUS_FILE):
+        if status:
+            Path(file).write_text(str(status))
+    return status

@@ -1,0 +1,145 @@
+"""The journal: what a run records, on local disk first, in order.
+
+A journal is a folder: `owner.json` says whose run it is, `events.jsonl` holds one event a line, `files/` the
+artifacts, `sent` how many bytes of the events have been delivered. It goes when all is delivered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runner.files import write_text
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The process that writes a journal, and the run it is of."""
+
+    uri: str
+    run_id: str
+    host: str
+    pid: int
+    started: float
+    """Creation time of the process in s: process ids are used again."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs; a process of another host is taken to."""
+        return self.host != socket.gethostname() or is_alive(self.pid, self.started)
+
+
+def me(uri: str, run_id: str) -> Owner:
+    """This process as the owner of a run."""
+    return Owner(uri, run_id, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether the process `pid` that was created at `started` (s) runs on this host."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Journal:
+    """A journal on disk. `append` may be called from any thread."""
+
+    def __init__(self, folder: Path, owner: Owner) -> None:
+        self.folder = folder
+        self.owner = owner
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, root: Path, owner: Owner) -> Journal:
+        """A new journal under `root`."""
+        folder = root / owner.run_id
+        (folder / "files").mkdir(parents=True, exist_ok=True)
+        write_text(folder / "owner.json", json.dumps(asdict(owner)))
+        return cls(folder, owner)
+
+    @classmethod
+    def find(cls, root: Path) -> list[Journal]:
+        """All journals under `root`; a folder that is not whole yet is passed over."""
+        found = []
+        for path in sorted(root.glob("*/owner.json")):
+            try:
+                found.append(cls(path.parent, Owner(**json.loads(path.read_text()))))
+            except (OSError, ValueError, TypeError):
+                continue
+        return found
+
+    def append(self, event: Event) -> None:
+        """Write an event; it is on disk when this returns."""
+        line = json.dumps(event, allow_nan=False) + "\n"
+        with self._lock, (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def stage(self, name: str) -> Path:
+        """A path in the journal for an artifact to be written to."""
+        path = self.folder / "files" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def pending(self) -> list[tuple[int, Event]]:
+        """The events that are not delivered, each with the position behind it. A torn last line is no event."""
+        sent = self._sent()
+        try:
+            content = (self.folder / "events.jsonl").read_bytes()[sent:]
+        except FileNotFoundError:
+            return []
+        events = []
+        for line in content.splitlines(keepends=True):
+            if not line.endswith(b"\n"):
+                break
+            sent += len(line)
+            events.append((sent, json.loads(line)))
+        return events
+
+    def mark_sent(self, position: int) -> None:
+        """All events up to `position` are delivered."""
+        write_text(self.folder / "sent", str(position))
+
+    def mend(self) -> None:
+        """Cut off a line that a dying process left half written. Only for a dead owner's journal."""
+        events = self.folder / "events.jsonl"
+        if events.exists():
+            content = events.read_bytes()
+            if (whole := content.rfind(b"\n") + 1) < len(content):
+                os.truncate(events, whole)
+
+    @property
+    def ended(self) -> bool:
+        """Whether its run's end is written down, or already delivered."""
+        events = self.folder / "events.jsonl"
+        lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
+        return bool(lines) and json.loads(lines[-1])["kind"] == "end"
+
+    def remove(self) -> None:
+        """All is delivered."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _sent(self) -> int:
+        try:
+            return int((self.folder / "sent").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+
+def now_ms() -> int:
+    """The time as MLflow counts it: ms since 1970."""
+    return int(time.time() * 1000)

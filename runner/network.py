@@ -1,0 +1,244 @@
+"""The network: torchvision's VGG, a new head, and the cut between what is frozen and what trains.
+
+Layers bear torchvision's names, so that its weights fit. The network takes uint8 images and normalises them
+itself: a checkpoint carries its own transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from runner import keys
+from runner.dropout import KeyedDropout
+from runner.errors import UserError
+from runner.experiment import Normalisation
+from runner.generator import seeded
+
+CONVOLUTION_CHANNELS = 512
+"""Channels of the last convolution of every VGG (Simonyan & Zisserman 2014, table 1)."""
+
+
+class Normalise(nn.Module):
+    """uint8 images (n × 3 × h × w, 0 to 255) → (value / 255 - mean) / std, float32, channels last."""
+
+    def __init__(self, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = images.contiguous(memory_format=torch.channels_last).float()
+        return (values / 255 - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What decides a network's shape and numbers' meaning; with its weights, all that a checkpoint needs."""
+
+    arch: str
+    head: str
+    pool: int
+    width: int
+    dropout: float
+    trainable: str
+    classes: tuple[str, ...]
+    normalisation: Normalisation
+
+
+class Network(nn.Module):
+    """normalise → features → avgpool → flatten → classifier, whose last part is the head.
+
+    Args:
+        architecture: Shape, head and freezing.
+        fit_seed: Of the head's first weights and the dropout masks.
+        random: Draw the weights in front of the head as torchvision does, the same in every run; otherwise
+            they have no values until weights are loaded.
+
+    Raises `UserError` where `trainable` names no layer.
+    """
+
+    def __init__(self, architecture: Architecture, fit_seed: int, random: bool) -> None:
+        super().__init__()
+        self.architecture = architecture
+        with torch.device("meta"):
+            base = torchvision.models.get_model(architecture.arch, weights=None)
+        with seeded(keys.seed("head", fit_seed)):
+            head = _head(architecture)
+        self.normalise = Normalise(architecture.normalisation)
+        self.features = cast(nn.Sequential, base.features)
+        self.flatten = nn.Flatten(1)
+        if architecture.head == "report":
+            self.avgpool = base.avgpool
+            self.classifier = cast(nn.Sequential, base.classifier)
+            self.classifier[6] = head
+            self.head_name = "classifier.6"
+        else:
+            self.avgpool = nn.AdaptiveAvgPool2d(architecture.pool)
+            self.classifier = head
+            self.head_name = "classifier"
+        self._fill(random)
+        _key_dropouts(self, fit_seed)
+        self._names = [name for name, _ in self.layers()]
+        self._layers = [layer for _, layer in self.layers()]
+        self._head = next(place for place, name in enumerate(self._names) if _within(name, self.head_name))
+        self._freeze()
+        self.cut = self._find_cut()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Every layer with its name, in the order of the forward pass."""
+        for name in ("normalise", "features", "avgpool", "flatten", "classifier"):
+            yield from _leaves(name, getattr(self, name))
+
+    def forward(self, values: Tensor, start: int = 0) -> Tensor:
+        """Logits: n × classes, float32.
+
+        Args:
+            values: Images (n × 3 × h × w, uint8), or with `start=self.cut` rows of the prefix.
+            start: The layer to begin with.
+        """
+        return self.run(values, start, len(self._layers))
+
+    def prefix(self, images: Tensor) -> Tensor:
+        """Rows: what the frozen, deterministic layers make of images (n × 3 × h × w, uint8)."""
+        return self.run(images, 0, self.cut)
+
+    def run(self, values: Tensor, start: int, stop: int) -> Tensor:
+        """Layers `start` up to `stop`. The head computes in float32: rounded logits would tie."""
+        for layer in self._layers[start : min(stop, self._head)]:
+            values = layer(values)
+        if stop > self._head:
+            with torch.autocast(values.device.type, enabled=False):
+                values = values.float()
+                for layer in self._layers[max(start, self._head) : stop]:
+                    values = layer(values)
+        return values
+
+    def train(self, mode: bool = True) -> Network:
+        """As usual, but frozen batch normalisation stays in evaluation: its statistics are frozen too."""
+        super().train(mode)
+        for layer in self._layers:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _trains(layer):
+                layer.eval()
+        return self
+
+    @property
+    def cut_name(self) -> str:
+        """The last layer of the prefix; empty where there is none worth keeping."""
+        return self._names[self.cut - 1] if self.cut else ""
+
+    def parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The state's tensors, by name: those of layers that train, and the frozen ones."""
+        learned = {name for name, layer in self.layers() if _trains(layer)}
+        state = self.state_dict()
+        mine = {name: value for name, value in state.items() if name.rpartition(".")[0] in learned}
+        return mine, {name: value for name, value in state.items() if name not in mine}
+
+    def parameter_groups(self, lr: float, groups: dict[str, float]) -> list[dict[str, object]]:
+        """Parameter groups for an optimiser: the longest name in `groups` decides, else `lr`.
+
+        Raises `UserError` for a name that has no trainable parameter.
+        """
+        members: dict[str, list[nn.Parameter]] = {"": [], **{name: [] for name in groups}}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                owner = max((each for each in groups if _within(name, each)), key=len, default="")
+                members[owner].append(parameter)
+        for name in groups:
+            if not members[name]:
+                raise UserError(
+                    f"optim.groups names {name!r}, where nothing trains of its own;"
+                    f" network.trainable is {self.architecture.trainable!r}."
+                )
+        return [
+            {"params": parameters, "lr": groups.get(name, lr)} for name, parameters in members.items() if parameters
+        ]
+
+    def _fill(self, random: bool) -> None:
+        """Give memory, and values if `random`, to what was built without (torchvision's VGG initialisation)."""
+        bare = [layer for _, layer in self.layers() if any(p.is_meta for p in layer.parameters())]
+        with seeded(keys.seed("backbone", self.architecture.arch)):
+            for layer in bare:
+                layer.to_empty(device="cpu")
+                if not random:
+                    continue
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(cast(Tensor, layer.bias))
+                elif isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, 0, 0.01)
+                    nn.init.zeros_(layer.bias)
+                elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.reset_parameters()
+
+    def _freeze(self) -> None:
+        trainable = self.architecture.trainable
+        begin = self.head_name if trainable == "head" else trainable
+        names = [name for name, layer in self.layers() if any(True for _ in layer.parameters())]
+        first = 0
+        if trainable != "all":
+            inside = [place for place, name in enumerate(names) if _within(name, begin)]
+            if not inside:
+                from runner.settings import nearest
+
+                raise UserError(
+                    f"network.trainable is {trainable!r}, which names no layer with weights{nearest(begin, names)};"
+                    f" it takes head, all, or a layer such as {names[len(names) // 2]}."
+                )
+            first = inside[0]
+        frozen = set(names[:first])
+        for name, layer in self.layers():
+            if name in frozen:
+                layer.requires_grad_(False)
+
+    def _find_cut(self) -> int:
+        """The number of leading layers that are frozen and deterministic; 0 where nothing with weights is."""
+        cut = 0
+        for layer in self._layers:
+            if _trains(layer) or (isinstance(layer, nn.Dropout) and layer.p > 0):
+                break
+            cut += 1
+        return cut if any(True for layer in self._layers[:cut] for _ in layer.parameters()) else 0
+
+
+def _head(architecture: Architecture) -> nn.Sequential:
+    """The report's head; in front of it, on pooled convolutions, one more dropout."""
+    inputs = 4096 if architecture.head == "report" else CONVOLUTION_CHANNELS * architecture.pool**2
+    layers: Sequence[nn.Module] = [
+        nn.Linear(inputs, architecture.width),
+        nn.ReLU(),
+        nn.Dropout(architecture.dropout),
+        nn.Linear(architecture.width, len(architecture.classes)),
+    ]
+    if architecture.head == "pooled":
+        layers = [nn.Dropout(architecture.dropout), *layers]
+    return nn.Sequential(*layers)
+
+
+def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, nn.Sequential):
+        for child, layer in module.named_children():
+            yield from _leaves(f"{name}.{child}", layer)
+    else:
+        yield name, module
+
+
+def _key_dropouts(network: nn.Module, fit_seed: int) -> None:
+    for name, module in list(network.named_modules()):
+        for child, layer in module.named_children():
+            if isinstance(layer, nn.Dropout):
+                setattr(module, child, KeyedDropout(layer.p, f"{name}.{child}".lstrip("."), fit_seed))
+
+
+def _trains(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")

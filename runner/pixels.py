@@ -1,0 +1,44 @@
+"""From a file to the RGB picture that a person sees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def open_rgb(path: Path | str) -> Image.Image:
+    """Decode an image into 8-bit RGB, upright.
+
+    Gray and palette images become their colours, CMYK is converted, transparency lies on white, 16-bit and
+    floating-point values are scaled to 8 bits, and the EXIF orientation is applied.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: as Pillow does for what is no whole
+            image.
+    """
+    with Image.open(path) as image:
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(image))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    """Values of a 16-bit (0 to 65535) or floating-point (0 to 1, else 0 to 255) gray image as uint8."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        values = values * (255 if values.max(initial=0) <= 1 else 1)
+    else:
+        values = values / 257
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

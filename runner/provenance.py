@@ -1,0 +1,48 @@
+"""What a run was made with: versions, commit, device, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+PACKAGES = ("torch", "torchvision", "accelerate", "mlflow", "numpy", "pillow", "scikit-learn", "safetensors")
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions, git commit and whether the tree was dirty, host, device, threads, processes, launch command."""
+    cuda = accelerator.device.type == "cuda"
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("vgg-runner", *PACKAGES)},
+        **git_state(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "precision": accelerator.mixed_precision,
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """The commit of the checkout that this package lies in, and whether it had uncommitted changes."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"git_commit": None, "git_dirty": None}

@@ -1,0 +1,120 @@
+"""Runs in MLflow: one, or K fit seeds of an experiment as children of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from accelerate import Accelerator
+
+from runner import run
+from runner.experiment import Experiment, as_tree, flatten
+from runner.run import Result
+from runner.scores import Scores
+from runner.server import server
+from runner.shipper import recover
+from runner.terminal import Terminal
+from runner.tracker import Tracker, tracked
+
+FIGURES = ("top1", "top5", "recall", "loss")
+
+
+class Records:
+    """Begins the runs of this launch: in MLflow on rank 0, nowhere on its peers."""
+
+    def __init__(self, experiment: Experiment, accelerator: Accelerator, terminal: Terminal) -> None:
+        self.experiment = experiment
+        self.terminal = terminal
+        self.server = server(experiment.tracking.root)
+        self.client = self.server.connect() if accelerator.is_main_process else None
+        if self.client is not None:
+            recover(self.server, self.client, terminal)
+
+    @contextmanager
+    def begin(self, name: str, parent: Tracker | None = None, works: bool = True) -> Iterator[Tracker]:
+        """A run called `name`; `works` says whether the system's use is worth recording with it."""
+        if self.client is None:
+            yield Tracker()
+            return
+        watch = works and self.experiment.tracking.system_metrics
+        parent_id = parent.run_id if parent else None
+        with tracked(
+            self.server, self.client, self.experiment.name, name, self.terminal, parent_id, watch
+        ) as tracker:
+            yield tracker
+
+
+def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal: Terminal) -> list[Result]:
+    """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out."""
+    records = Records(experiment, accelerator, terminal)
+    name = f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    if times == 1:
+        with records.begin(name) as tracker:
+            result = run.train(experiment, accelerator, tracker, terminal)
+        _say(result, terminal)
+        _say_where(experiment, tracker, terminal)
+        return [result]
+    results: list[Result] = []
+    with records.begin(name, works=False) as parent:
+        parent.params(flatten(as_tree(experiment)))
+        for seed in range(experiment.seed.fit, experiment.seed.fit + times):
+            seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
+            terminal.line(f"fit seed {seed}", style="bold")
+            with records.begin(f"{name}, fit seed {seed}", parent) as tracker:
+                results.append(run.train(seeded, accelerator, tracker, terminal))
+            _say(results[-1], terminal)
+        summary = {
+            f"test/{which}/{figure}/{name}": value
+            for which in ("best", "last")
+            for figure in FIGURES
+            for name, value in spread([getattr(getattr(result, which), figure) for result in results]).items()
+        }
+        parent.metrics(summary)
+        parent.params({"repeat": times})
+    _say_spread(results, terminal)
+    _say_where(experiment, parent, terminal)
+    return results
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean and (n - 1) standard deviation of a figure over seeds."""
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+
+
+def _say(result: Result, terminal: Terminal) -> None:
+    best = result.best_epoch
+    last = result.history[-1]
+    rows: list[tuple[str, int, Scores]] = [
+        ("validation, best", best.number, best.val),
+        ("test, best checkpoint", best.number, result.best),
+        ("test, last checkpoint", last.number, result.last),
+    ]
+    terminal.table(
+        "Result",
+        ("", "epoch", "images", "top-1", "top-5", "mean recall", "loss"),
+        [
+            (what, str(epoch), f"{s.images:,}", f"{s.top1:.4f}", f"{s.top5:.4f}", f"{s.recall:.4f}", f"{s.loss:.4f}")
+            for what, epoch, s in rows
+        ],
+    )
+
+
+def _say_spread(results: Sequence[Result], terminal: Terminal) -> None:
+    rows = []
+    for which in ("best", "last"):
+        cells = []
+        for figure in FIGURES:
+            figures = spread([getattr(getattr(result, which), figure) for result in results])
+            cells.append(f"{figures['mean']:.4f} ± {figures['sd']:.4f}")
+        rows.append((f"test, {which} checkpoint", *cells))
+    terminal.table(f"Mean ± sd of {len(results)} fit seeds", ("", "top-1", "top-5", "mean recall", "loss"), rows)
+
+
+def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
+    if experiment.network.weights is None:
+        terminal.warn("the convolutions had random weights: this shows that everything works, not what VGG can do")
+    terminal.line(f"Run {tracker.run_id} ({tracker.name}) is in MLflow: ./launch.sh ui shows it,")
+    terminal.line(f"./launch.sh evaluate {tracker.run_id[:8]} judges its checkpoints again.")

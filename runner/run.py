@@ -1,0 +1,293 @@
+"""One run: from an experiment to scores, checkpoints and figures. The path of the data, top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from runner import channels, checkpoint, devices, figures, provenance, weights
+from runner import manifest as manifests
+from runner.experiment import Experiment, Normalisation, as_tree, as_yaml, flatten
+from runner.features import Features
+from runner.fit import Epoch, Inputs, evaluate, fit
+from runner.loading import Loader
+from runner.manifest import SPLITS, Manifest
+from runner.network import Architecture, Network
+from runner.scores import Scores
+from runner.terminal import Terminal, duration, size
+from runner.tracker import Tracker
+from runner.views import CLEAN, Renderer, view_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment with its images, network and features, ready to be trained or judged."""
+
+    experiment: Experiment
+    """With what was left to the device decided."""
+    manifest: Manifest
+    network: Network
+    features: Features
+    chunk: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    history: tuple[Epoch, ...]
+    best: Scores
+    """Of the best checkpoint, on the test split."""
+    last: Scores
+    """Of the final epoch, on the test split."""
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """The epoch that the best checkpoint is of."""
+        return [epoch for epoch in self.history if epoch.best][-1]
+
+
+def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal) -> Prepared:
+    """Scan and split the images, build the network with its weights and cut, and set the features up.
+
+    Raises `UserError` for whatever in data, weights or settings cannot work.
+    """
+    chunk = devices.chunk(experiment.features.chunk, accelerator.device)
+    experiment = dataclasses.replace(
+        experiment,
+        features=dataclasses.replace(experiment.features, chunk=chunk),
+        fit=dataclasses.replace(experiment.fit, precision=accelerator.mixed_precision),
+    )
+    cache = Path(experiment.cache).expanduser()
+    with accelerator.local_main_process_first():
+        manifest = manifests.build(experiment, terminal)
+        loader = make_loader(experiment, manifest, accelerator)
+        loaded = weights.read(experiment.network)
+        normalisation = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
+    settings = experiment.network
+    architecture = Architecture(
+        arch=settings.arch,
+        head=settings.head,
+        pool=settings.pool,
+        width=settings.width,
+        dropout=settings.dropout,
+        trainable=settings.trainable,
+        classes=manifest.classes,
+        normalisation=normalisation,
+    )
+    network = Network(architecture, experiment.seed.fit, random=loaded is None)
+    if loaded is not None:
+        weights.load(network, loaded)
+    return assemble(experiment, manifest, network, loader, accelerator, terminal)
+
+
+def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> Loader:
+    """The loader of an experiment's views."""
+    return Loader(
+        manifest.root,
+        Renderer(experiment.views, experiment.seed.views),
+        experiment.data.workers,
+        accelerator.num_processes,
+        pin=accelerator.device.type == "cuda",
+    )
+
+
+def assemble(
+    experiment: Experiment,
+    manifest: Manifest,
+    network: Network,
+    loader: Loader,
+    accelerator: Accelerator,
+    terminal: Terminal,
+) -> Prepared:
+    """Put a network on the device and set its features up."""
+    network.to(accelerator.device)
+    network.eval()
+    root = Path(experiment.cache).expanduser() / "features" if experiment.features.store else None
+    chunk = int(experiment.features.chunk)
+    features = Features(manifest, network, loader, accelerator, chunk, root, terminal)
+    return Prepared(experiment, manifest, network, features, chunk)
+
+
+def _normalisation(
+    experiment: Experiment,
+    loaded: weights.Weights | None,
+    manifest: Manifest,
+    loader: Loader,
+    cache: Path,
+    terminal: Terminal,
+) -> Normalisation:
+    setting = experiment.network.normalise
+    if isinstance(setting, Normalisation):
+        return setting
+    if setting == "weights" and loaded is not None and loaded.normalisation is not None:
+        return loaded.normalisation
+    if setting in ("statistics", "weights"):
+        if setting == "weights":
+            terminal.warn(f"{experiment.network.weights} does not say its normalisation; taking the images' statistics")
+        return channels.statistics(manifest.select("train"), loader, cache, terminal)
+    return weights.normalisation_of(setting)
+
+
+def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, terminal: Terminal) -> Result:
+    """Run an experiment: train, keep the best and the last checkpoint, and judge both on the test split, once.
+
+    Every process calls it; `tracker` and `terminal` do nothing on ranks beyond the first.
+
+    Raises `UserError` as `prepare` and `fit` do.
+    """
+    ready = prepare(experiment, accelerator, terminal)
+    network, manifest, features = ready.network, ready.manifest, ready.features
+    _log_start(ready, accelerator, tracker)
+    _say_start(ready, accelerator, terminal)
+    frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
+    best: dict[str, Tensor] = {}
+
+    def keep(epoch: Epoch, name: str) -> None:
+        if accelerator.is_main_process:
+            path = tracker.stage(f"checkpoints/{name}.safetensors")
+            checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen)
+
+    def on_epoch(epoch: Epoch) -> None:
+        if epoch.best:
+            best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
+            keep(epoch, "best")
+        tracker.metrics(epoch.metrics(), epoch.number)
+        terminal.line(_epoch_line(epoch))
+
+    train_labels, val_labels = manifest.labels("train"), manifest.labels("val")
+    history: list[Epoch] = []
+    try:
+        history = fit(
+            ready.experiment,
+            network,
+            Inputs(lambda epoch: features.rows("train", view_of(epoch, experiment.views.train)), train_labels),
+            Inputs(lambda _: features.rows("val", CLEAN), val_labels),
+            accelerator,
+            ready.chunk,
+            on_epoch,
+            terminal,
+        )
+        keep(history[-1], "last")
+    finally:  # what a stopped run has learned is kept
+        _log_checkpoints(network, accelerator, tracker)
+    test_rows, test_labels = features.rows("test", CLEAN), manifest.labels("test")
+    last_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
+    network.load_state_dict(best, strict=False)
+    best_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
+    result = Result(tuple(history), best_scores, last_scores)
+    _log_result(ready, result, accelerator, tracker)
+    return result
+
+
+def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> None:
+    experiment, manifest = ready.experiment, ready.manifest
+    tracker.params(flatten(as_tree(experiment)))
+    tracker.tags({"runner.manifest": manifest.digest, "runner.device": devices.describe(accelerator)})
+    if not accelerator.is_main_process:
+        return
+    counts = Counter(entry.split for entry in manifest.entries)
+    tracker.dataset(
+        experiment.data.kind if experiment.data.kind != "folder" else manifest.root.name,
+        manifest.digest[:32],
+        str(manifest.root),
+        json.dumps({"images": len(manifest.entries), "classes": len(manifest.classes), **counts}),
+    )
+    tracker.text("experiment.yaml", as_yaml(experiment))
+    tracker.text("manifest.csv", manifest.as_csv())
+    if manifest.rejected:
+        tracker.text("unreadable.csv", manifest.rejected_as_csv())
+    tracker.text("environment.json", json.dumps(provenance.environment(accelerator), indent=1))
+
+
+def _log_checkpoints(network: Network, accelerator: Accelerator, tracker: Tracker) -> None:
+    if not accelerator.is_main_process:
+        return
+    folder = tracker.stage("checkpoints/best.safetensors").parent
+    if not (folder / "best.safetensors").exists():
+        return
+    checkpoint.save_frozen(network, folder)
+    for path in sorted(folder.glob("*.safetensors")):
+        tracker.artifact(path, "checkpoints")
+
+
+def _log_result(ready: Prepared, result: Result, accelerator: Accelerator, tracker: Tracker) -> None:
+    epoch = result.best_epoch
+    tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")}, epoch.number)
+    tracker.metrics({**epoch.val.metrics("val/best"), "best_epoch": epoch.number}, epoch.number)
+    tracker.metrics(ready.features.account.metrics(), len(result.history))
+    if accelerator.is_main_process:
+        loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
+        figures.curves(result.history, tracker.name, loss, accuracy)
+        tracker.artifact(loss, "figures")
+        tracker.artifact(accuracy, "figures")
+
+
+def _say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:
+    experiment, manifest, network = ready.experiment, ready.manifest, ready.network
+    counts = Counter(entry.split for entry in manifest.entries)
+    split = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
+    rest = [
+        f"{count:,} {what}"
+        for count, what in (
+            (len(manifest.rejected), "unreadable left out"),
+            (manifest.unused, "unused"),
+            (manifest.duplicates, "exact duplicates"),
+        )
+        if count
+    ]
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
+    normalisation = network.architecture.normalisation
+    terminal.facts(
+        f"{experiment.name}",
+        [
+            ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
+            ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
+            ("views", _views_words(experiment)),
+            ("network", f"{experiment.network.arch}, {experiment.network.head} head, {trained:,} parameters train, {frozen:,} frozen"),
+            ("weights", experiment.network.weights or "RANDOM: the convolutions were never trained, so scores mean little"),
+            ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
+            ("cut", _cut_words(ready)),
+            ("device", f"{devices.describe(accelerator)}, precision {experiment.fit.precision}"),
+        ],
+    )
+
+
+def _views_words(experiment: Experiment) -> str:
+    views = experiment.views
+    if views.train == "clean":
+        return f"clean, {views.crop} px"
+    count = "a fresh one every epoch" if views.train == "fresh" else f"{views.train} in turn"
+    return f"augmented, {count}, {views.crop} px (seed {experiment.seed.views})"
+
+
+def _cut_words(ready: Prepared) -> str:
+    if not ready.network.cut:
+        return "none: everything trains"
+    shape, dtype = ready.features.row_shape()
+    row = size(math.prod(shape) * dtype.itemsize)
+    kept = "kept in the store" if ready.features.stored else "computed every time (features.store is off)"
+    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view, {kept}"
+
+
+def _epoch_line(epoch: Epoch) -> str:
+    marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
+    return (
+        f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
+        f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
+        f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
+    )
+
+
+def threads() -> int:
+    """Threads that this process computes with."""
+    return torch.get_num_threads()

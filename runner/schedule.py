@@ -1,0 +1,78 @@
+"""How the learning rate goes on: the report's rule, and torch's schedules as others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from runner.experiment import Schedule
+
+
+class Rule(Protocol):
+    """What the training loop asks of a schedule."""
+
+    def stepped(self) -> None:
+        """An optimiser step has been taken."""
+
+    def validated(self, hits: int) -> bool:
+        """An epoch ended with so many validation hits; whether training should stop."""
+
+
+@dataclass
+class ReportRule:
+    """The report's (baseline, row 5).
+
+    When validation accuracy falls below the previous epoch's, the learning rate is divided by `factor`;
+    training stops at the `reductions`-th such reduction in total.
+    """
+
+    optimizer: Optimizer
+    factor: float
+    reductions: int
+    reduced_at: list[int] = field(default_factory=list)
+    """Epochs (from 0) at whose end the learning rate was divided."""
+    _history: list[int] = field(default_factory=list)
+
+    def stepped(self) -> None:
+        """Nothing changes within an epoch."""
+
+    def validated(self, hits: int) -> bool:
+        """Divide the learning rate if validation got worse; True at the last reduction."""
+        self._history.append(hits)
+        if len(self._history) > 1 and hits < self._history[-2]:
+            for group in self.optimizer.param_groups:
+                group["lr"] /= self.factor
+            self.reduced_at.append(len(self._history) - 1)
+        return len(self.reduced_at) >= self.reductions
+
+
+@dataclass
+class TorchRule:
+    """One of torch's schedules, stepped after every optimiser step; None keeps the learning rate."""
+
+    scheduler: CosineAnnealingLR | OneCycleLR | None
+
+    def stepped(self) -> None:
+        """Step the schedule."""
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def validated(self, hits: int) -> bool:
+        """These end with the epochs."""
+        return False
+
+
+def build(schedule: Schedule, optimizer: Optimizer, steps: int) -> Rule:
+    """The rule for an optimiser that is going to take at most `steps` steps."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    if schedule.kind == "report":
+        return ReportRule(optimizer, schedule.factor, schedule.reductions)
+    if schedule.kind == "cosine":
+        return TorchRule(CosineAnnealingLR(optimizer, steps))
+    if schedule.kind == "onecycle":
+        # One more than the steps: torch refuses the step after the last.
+        return TorchRule(OneCycleLR(optimizer, rates, total_steps=steps + 1))
+    return TorchRule(None)

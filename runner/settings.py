@@ -1,0 +1,161 @@
+"""From a command line to an experiment: YAML file, dotted overrides, and one sentence for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import jsonargparse
+import yaml
+from jsonargparse.typing import PositiveInt
+
+from runner.errors import UserError
+from runner.experiment import Data, Experiment, as_tree, flatten
+
+HERE = Path(__file__).resolve().parent
+EXPERIMENTS = next(path for path in (HERE.parent / "experiments", HERE / "experiments") if path.is_dir())
+"""Beside the package in a checkout, inside it in an installed wheel."""
+QUICKSTART = EXPERIMENTS / "quickstart.yaml"
+DEFAULTS = as_tree(Experiment(data=Data(root=".")))
+"""The tree of all settings, for their names."""
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of a training command beside the experiment itself."""
+
+    repeat: PositiveInt = 1
+    """Train so many fit seeds, counted up from seed.fit, as child runs, and report mean ± sd"""
+    dry_run: bool = False
+    """Say what would happen (images, store size, estimated time, disk) and stop; also --dry-run"""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Reports a mistake as a `UserError`, with the nearest setting where a name is unknown."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(explain(message))
+
+
+def explain(message: str) -> str:
+    """The parser's report, in one sentence for a user."""
+    known = ["config", "print_config", *Options.__dataclass_fields__, *flatten(DEFAULTS)]
+    if unknown := re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", message):
+        name = unknown[1]
+        return f"There is no setting {name!r}{nearest(name, known)}; --help lists them all."
+    if unknown := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
+        name = f"{unknown[1]}.{unknown[2]}"
+        return f"There is no setting {name!r}{nearest(name, known)}; --help lists them all."
+    if unknown := re.match(r"(?:Option|Key) '(.+)' is not (?:accepted|expected)", message):
+        return f"There is no setting {unknown[1]!r}{nearest(unknown[1], known)}; --help lists them all."
+    if wrong := re.match(r'Parser key "(.+?)":\s*(.+)', message, re.DOTALL):
+        reason = " ".join(wrong[2].split()).replace("typing.", "")
+        reason = re.sub(r"(Expected a |Not of type )(?:<class ')?(.+?)(?:'>)?([.:])", r"\1\2\3", reason, count=1)
+        return f"The setting {wrong[1]} cannot have that value: {reason.rstrip('.')}; --help shows what it takes."
+    return " ".join(message.split())
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing where no known name is near."""
+    tails = {each.rsplit(".", 1)[-1]: each for each in known}
+    for candidates in (known, list(tails)):
+        if found := difflib.get_close_matches(name if candidates is known else name.rsplit(".", 1)[-1], candidates):
+            return f" (did you mean {tails.get(found[0], found[0])!r}?)"
+    return ""
+
+
+def build_parser(prog: str = "runner train", description: str | None = None) -> Parser:
+    """The one parser of experiments: `--config`, `--print_config`, every setting, and the options."""
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="Experiment file; a name finds it in experiments/")
+    parser.add_class_arguments(Experiment, None)
+    parser.add_class_arguments(Options, None)
+    return parser
+
+
+def find_experiment(name: str) -> Path:
+    """The experiment file called `name`: a path, or the name of one in experiments/.
+
+    Raises `UserError` with the known names where there is none.
+    """
+    for path in (Path(name), EXPERIMENTS / name, EXPERIMENTS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    shipped = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+    raise UserError(
+        f"There is no experiment file {name!r}{nearest(Path(name).stem, shipped)};"
+        f" give a path, or one of {', '.join(shipped)}."
+    )
+
+
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """Resolve `--config`, put the quickstart in its place where it is absent, and mend two spellings."""
+    words: list[str] = []
+    configured = False
+    rest = iter(argv)
+    for word in rest:
+        if word == "--config" or word.startswith("--config="):
+            name = word.partition("=")[2] or next(rest, None)
+            if not name:
+                raise UserError("--config needs the path or name of an experiment file.")
+            words += ["--config", str(_checked_yaml(find_experiment(name)))]
+            configured = True
+        elif word == "--print_config":
+            words.append("--print_config=comments")
+        elif word in ("--dry-run", "--dry_run"):
+            words.append("--dry_run=true")
+        elif word.startswith("-") or (words and words[-1].startswith("--") and "=" not in words[-1]):
+            words.append(word)
+        else:
+            raise UserError(f"{word!r} stands alone; settings are given as --name value (--help lists them).")
+    return words if configured else ["--config", str(QUICKSTART), *words]
+
+
+def _checked_yaml(path: Path) -> Path:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} holds no settings; see experiments/quickstart.yaml for the form.")
+    for name, value in tree.items():
+        if isinstance(DEFAULTS.get(name), dict) and not isinstance(value, dict):
+            raise UserError(f"{path}: {name} must be a group of settings, not {value!r}.")
+    return path
+
+
+def parse(
+    argv: Sequence[str], prog: str = "runner train", description: str | None = None
+) -> tuple[Experiment, Options]:
+    """The experiment and the options that a command line means.
+
+    Args:
+        argv: `--config FILE` (without: the quickstart), dotted overrides, `--repeat`, `--dry-run`.
+
+    Raises:
+        UserError: an unknown setting, a value of the wrong type or out of range, a combination that cannot
+            work, no such file.
+    """
+    parser = build_parser(prog, description)
+    values = parser.parse_args(_normalised(argv))
+    try:
+        tree = parser.instantiate(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{error}.") from None
+    names = Experiment.__dataclass_fields__
+    try:
+        experiment = Experiment(**{name: tree[name] for name in names})
+    except ValueError as error:
+        raise UserError(f"{error}.") from None
+    return experiment, Options(repeat=tree["repeat"], dry_run=tree["dry_run"])
+
+
+def read(path: Path) -> Experiment:
+    """The experiment in a file, without overrides. Raises `UserError` as `parse` does."""
+    return parse(["--config", str(path)])[0]

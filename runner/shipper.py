@@ -1,0 +1,175 @@
+"""Delivers a journal to MLflow: in batches, in order, once each, and again after an outage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from runner.journal import Event, Journal, is_alive, now_ms
+from runner.server import Server
+from runner.terminal import Terminal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+BATCH = 90
+"""Events in one request: each holds few values, and MLflow takes 1,000 metrics or 100 tags at once."""
+LAST_PATIENCE = 60.0
+"""Seconds that the end of a run waits for a server that does not answer."""
+PERMANENT = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
+"""Answers that asking again does not change."""
+
+
+def deliver(journal: Journal, client: MlflowClient) -> bool:
+    """Deliver what is pending; True when the run's end was among it.
+
+    Repeating a delivery that was not marked does no harm: MLflow keeps one point for the same metric, step,
+    time and value, and the rest is set, not added.
+
+    Raises whatever MLflow does when the server is out of reach.
+    """
+    ended = False
+    pending = journal.pending()
+    while pending:
+        head = pending[0][1]["kind"]
+        batch = [pending.pop(0)]
+        if head in ("metrics", "params", "tags"):
+            while pending and len(batch) < BATCH and pending[0][1]["kind"] in ("metrics", "params", "tags"):
+                batch.append(pending.pop(0))
+        _send([event for _, event in batch], journal, client)
+        ended = ended or head == "end"
+        journal.mark_sent(batch[-1][0])
+    return ended
+
+
+def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        _request(events, journal, client)
+    except MlflowException as error:
+        if error.error_code not in PERMANENT:
+            raise
+        client.set_tag(journal.owner.run_id, "runner.refused", str(error)[:5000])
+
+
+def _request(events: list[Event], journal: Journal, client: MlflowClient) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    run_id = journal.owner.run_id
+    event = events[0]
+    if event["kind"] == "artifact":
+        path = Path(event["file"])
+        if path.exists():  # it goes only after delivery, so a missing one was delivered
+            client.log_artifact(run_id, str(path), event["folder"] or None)
+            path.unlink()
+    elif event["kind"] == "input":
+        dataset = Dataset(event["name"], event["digest"], "local", event["source"], profile=event["profile"])
+        client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    elif event["kind"] == "end":
+        client.set_terminated(run_id, event["status"], event["time"])
+    else:
+        metrics, params, tags = [], [], []
+        for each in events:
+            values = each["values"].items()
+            if each["kind"] == "metrics":
+                metrics += [Metric(name, value, each["time"], each["step"]) for name, value in values]
+            elif each["kind"] == "params":
+                params += [Param(name, value) for name, value in values]
+            else:
+                tags += [RunTag(name, value) for name, value in values]
+        client.log_batch(run_id, metrics, params, tags)
+
+
+class Shipper(threading.Thread):
+    """A thread that delivers a run's journal as it grows; training never waits for it."""
+
+    def __init__(self, journal: Journal, client: MlflowClient) -> None:
+        super().__init__(name="shipper", daemon=True)
+        self.journal = journal
+        self.client = client
+        self._more = threading.Event()
+        self._closing = threading.Event()
+        self.fault: Exception | None = None
+
+    def wake(self) -> None:
+        """There is something new."""
+        self._more.set()
+
+    def run(self) -> None:
+        """Deliver until the run's end is delivered, or the last patience is over."""
+        wait = 0.5
+        while True:
+            self._more.wait()
+            self._more.clear()
+            try:
+                ended = deliver(self.journal, self.client)
+                self.fault, wait = None, 0.5
+            except Exception as fault:
+                self.fault = fault
+                self._more.set()
+                if self._closing.wait(wait):
+                    time.sleep(min(wait, 2))
+                wait = min(2 * wait, 30)
+                continue
+            if ended:
+                return
+
+    def close(self) -> bool:
+        """Wait for the end to be delivered; False where the server was out of reach too long."""
+        self._closing.set()
+        self.wake()
+        self.join(LAST_PATIENCE)
+        return not self.is_alive()
+
+
+def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
+    """Deliver what earlier runs of this host could not, and close those whose process died.
+
+    Nothing stays RUNNING that does not run.
+    """
+    for journal in Journal.find(server.root / "journals"):
+        if journal.owner.alive or journal.owner.uri != server.uri:
+            continue
+        try:
+            with FileLock(f"{journal.folder}.lock", timeout=0):
+                _close(journal, client, terminal)
+        except Timeout:
+            continue  # another process is at it
+        Path(f"{journal.folder}.lock").unlink(missing_ok=True)
+    _sweep(client, terminal)
+
+
+def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
+    if not journal.folder.exists():
+        return
+    journal.mend()
+    if not journal.ended:
+        reason = "its process died without a word"
+        journal.append({"kind": "tags", "values": {"runner.reason": reason}})
+        journal.append({"kind": "end", "status": "KILLED", "time": now_ms()})
+        terminal.warn(f"closed run {journal.owner.run_id} as KILLED: {reason}")
+    try:
+        deliver(journal, client)
+    except Exception as error:
+        terminal.warn(f"the records of run {journal.owner.run_id} could not be delivered yet ({error})")
+    else:
+        journal.remove()
+
+
+def _sweep(client: MlflowClient, terminal: Terminal) -> None:
+    """Close runs of this host that are RUNNING in MLflow, have no journal, and whose process is dead."""
+    import socket
+
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    mine = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{socket.gethostname()}'"
+    for run in client.search_runs(experiments, mine, max_results=1000):
+        tags = run.data.tags
+        if not is_alive(int(tags["runner.pid"]), float(tags["runner.started"])):
+            client.set_tag(run.info.run_id, "runner.reason", "its process died without a word")
+            client.set_terminated(run.info.run_id, "KILLED")
+            terminal.warn(f"closed run {run.info.run_id} as KILLED: its process is gone")

@@ -1,0 +1,184 @@
+"""The life of a run: begun, told of every step, ended with the truth. Only rank 0 has one that does anything."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import Interrupted, sentence
+from runner.files import write_text
+from runner.journal import Journal, me, now_ms
+from runner.server import Server
+from runner.shipper import Shipper
+from runner.terminal import Terminal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SYSTEM_INTERVAL = 5.0
+"""Seconds between two samples of the system's use."""
+
+
+class Tracker:
+    """Records of a run that nobody keeps: what ranks beyond the first hold."""
+
+    run_id = ""
+    name = ""
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Points of named curves at a step."""
+
+    def params(self, values: dict[str, Any]) -> None:
+        """Settings by dotted name."""
+
+    def tags(self, values: dict[str, str]) -> None:
+        """Notes by name."""
+
+    def text(self, name: str, content: str) -> None:
+        """An artifact of text."""
+
+    def stage(self, name: str) -> Path:
+        """Where to write an artifact before `artifact` is told of it. Only for rank 0."""
+        raise NotImplementedError
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A staged file, to be put into a folder of the run's artifacts."""
+
+    def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+        """The data that the run is about."""
+
+
+class MlflowTracker(Tracker):
+    """Records of a run in a journal, which a thread delivers to MLflow."""
+
+    def __init__(self, server: Server, client: MlflowClient, run_id: str, name: str) -> None:
+        self.run_id = run_id
+        self.name = name
+        self.journal = Journal.create(server.root / "journals", me(server.uri, run_id))
+        self.shipper = Shipper(self.journal, client)
+        self.shipper.start()
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        self._record({"kind": "metrics", "step": step, "time": now_ms(), "values": finite})
+        if odd := {f"runner.{name}": f"{value} at step {step}" for name, value in values.items() if name not in finite}:
+            self.tags(odd)  # MLflow would store another number
+
+    def params(self, values: dict[str, Any]) -> None:
+        self._record({"kind": "params", "values": {name: str(value)[:6000] for name, value in values.items()}})
+
+    def tags(self, values: dict[str, str]) -> None:
+        self._record({"kind": "tags", "values": {name: value[:5000] for name, value in values.items()}})
+
+    def text(self, name: str, content: str) -> None:
+        path = self.stage(name)
+        write_text(path, content)
+        self.artifact(path)
+
+    def stage(self, name: str) -> Path:
+        return self.journal.stage(name)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self._record({"kind": "artifact", "file": str(path), "folder": folder})
+
+    def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+        self._record({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})
+
+    def end(self, status: str, terminal: Terminal) -> None:
+        """Write down how it ended and see it delivered, or say that it will be later."""
+        self._record({"kind": "end", "status": status, "time": now_ms()})
+        if self.shipper.close():
+            self.journal.remove()
+        else:
+            terminal.warn(
+                f"the tracking server is out of reach ({self.shipper.fault}); the records wait in"
+                f" {self.journal.folder} and are delivered when the next run starts"
+            )
+
+    def _record(self, event: dict[str, Any]) -> None:
+        self.journal.append(event)
+        self.shipper.wake()
+
+
+@contextmanager
+def tracked(
+    server: Server,
+    client: MlflowClient,
+    experiment: str,
+    name: str,
+    terminal: Terminal,
+    parent: str | None = None,
+    system_metrics: bool = False,
+) -> Iterator[MlflowTracker]:
+    """A run that is FINISHED when the block ends, FAILED with the reason after an error, KILLED when stopped.
+
+    Args:
+        server: Where its journal lies.
+        client: Of that server.
+        experiment: Name of the MLflow experiment.
+        name: Of the run.
+        terminal: Hears of an outage.
+        parent: Id of the run that it is a child of.
+        system_metrics: Record the use of processor, memory and GPU.
+    """
+    owner = me(server.uri, "")
+    tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    run = client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name)
+    tracker = MlflowTracker(server, client, run.info.run_id, name)
+    watch = SystemWatch(tracker)
+    if system_metrics:
+        watch.start()
+    status = "FAILED"
+    try:
+        yield tracker
+        status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt) as stop:
+        status = "KILLED"
+        tracker.tags({"runner.reason": str(stop) or "stopped by SIGINT"})
+        raise
+    except Exception as error:
+        tracker.tags({"runner.reason": sentence(error) or f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        watch.stop()
+        tracker.end(status, terminal)
+
+
+class SystemWatch(threading.Thread):
+    """Samples the system's use with MLflow's own monitors, into the journal."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__(name="system metrics", daemon=True)
+        self.tracker = tracker
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+        monitors = [CPUMonitor()]
+        try:
+            monitors.append(GPUMonitor())
+        except Exception:  # no NVIDIA driver
+            pass
+        step = 0
+        while not self._stop_asked.wait(SYSTEM_INTERVAL if step else 0.5):
+            for monitor in monitors:
+                monitor.collect_metrics()
+                values = {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+                monitor.clear_metrics()
+                self.tracker.metrics(values, step)
+            step += 1
+
+    def stop(self) -> None:
+        """End the thread, if it was started."""
+        self._stop_asked.set()
+        if self.is_alive():
+            self.join()

@@ -1,0 +1,48 @@
+"""Train an experiment, and keep everything it does in MLflow.
+
+    accelerate launch runner/train.py                                   the quickstart: no download, a minute
+    accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --network.weights FILE
+    runner train -n 2 --config caltech101-pooled …                      the same on two processes, checked first
+
+Settings are dotted overrides of the experiment's (`--help` lists them with unit and default).
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: its folder must not shadow other packages
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+
+from collections.abc import Sequence
+
+from runner.errors import guarded, interrupt_on_signals
+from runner.settings import parse
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says. Raises `UserError` for what its user can mend."""
+    experiment, options = parse(argv, description=__doc__)
+
+    from runner import devices, dry_run, repeat
+    from runner.terminal import Terminal
+
+    devices.die_with_launcher()
+    accelerator = devices.start(experiment)
+    terminal = Terminal(speaks=accelerator.is_main_process)
+    if options.dry_run:
+        dry_run.tell(experiment, options, accelerator, terminal)
+    else:
+        repeat.train(experiment, options.repeat, accelerator, terminal)
+    accelerator.end_training()
+    return 0
+
+
+def _is_first() -> bool:
+    import os
+
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+if __name__ == "__main__":
+    interrupt_on_signals()
+    sys.exit(guarded(lambda: main(sys.argv[1:]), _is_first))

@@ -1,0 +1,91 @@
+"""Views: what the network is shown of an image.
+
+A view is a pure function of (view seed, image content, view number), whatever process computes it and in
+whatever order: `N = 8` extends `N = 4`, and `fresh` is N without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from runner import keys
+from runner.experiment import Views
+from runner.generator import seeded
+from runner.pixels import open_rgb
+
+CLEAN = -1
+"""The number of the evaluation view; augmented views count from 0."""
+
+
+def view_of(epoch: int, train: str | int) -> int:
+    """The number of the view that an epoch (from 0) trains on, under the setting `views.train`."""
+    if train == "clean":
+        return CLEAN
+    return epoch if train == "fresh" else epoch % int(train)
+
+
+class Renderer:
+    """Turns image files into views. Picklable: loader processes take it along."""
+
+    def __init__(self, views: Views, view_seed: int) -> None:
+        self.views = views
+        self.seed = view_seed
+        self.clean = v2.Compose(
+            [
+                v2.Resize(views.resize, interpolation=v2.InterpolationMode(views.interpolation)),
+                v2.CenterCrop(views.crop),
+                v2.PILToTensor(),
+            ]
+        )
+        self.augmented = v2.Compose([*_augmentation(views), v2.CenterCrop(views.crop), v2.PILToTensor()])
+
+    def __call__(self, image: Image.Image, content: str, view: int) -> Tensor:
+        """A view of an RGB image: uint8, 3 × crop × crop.
+
+        Args:
+            image: RGB, of any size.
+            content: Digest of the image's file, which names it wherever it lies.
+            view: `CLEAN`, or the number of an augmented view.
+        """
+        if view == CLEAN:
+            return self.clean(image)
+        with seeded(keys.seed("view", self.seed, content, view)):
+            return self.augmented(image)
+
+    def render(self, path: Path, content: str, view: int) -> Tensor:
+        """The same, from a file. Raises what `open_rgb` does."""
+        return self(open_rgb(path), content, view)
+
+    def recipe(self, view: int) -> dict[str, object]:
+        """Everything beside content and number that decides the pixels of a view of this kind."""
+        views = self.views
+        clean = {"resize": views.resize, "crop": views.crop, "interpolation": views.interpolation}
+        if view == CLEAN:
+            return clean
+        names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
+        random = {name: getattr(views, name) for name in (*names, "rotation_interpolation")}
+        return {**clean, **random, "seed": self.seed}
+
+
+def _augmentation(views: Views) -> Iterator[v2.Transform]:
+    """The report's augmentation; what does nothing at its setting is left out."""
+    yield v2.RandomResizedCrop(
+        views.resize,
+        scale=views.scale,
+        ratio=views.ratio,
+        interpolation=v2.InterpolationMode(views.interpolation),
+    )
+    if views.flip:
+        yield v2.RandomHorizontalFlip(views.flip)
+    if views.rotation:
+        yield v2.RandomRotation(
+            views.rotation, interpolation=v2.InterpolationMode(views.rotation_interpolation)
+        )
+    jitter = {name: getattr(views, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    if any(jitter.values()):
+        yield v2.ColorJitter(**jitter)

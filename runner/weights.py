@@ -1,0 +1,148 @@
+"""Pretrained weights: where they come from, what they say of themselves, and whether they fit."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.checks import check_weights, is_file
+from runner.downloads import impatient
+from runner.errors import UserError
+from runner.experiment import NetworkSettings, Normalisation
+from runner.network import Network
+
+NORMALISATION_KEY = "normalisation"
+"""Metadata key under which a .safetensors file may say, as JSON {"mean": […], "std": […]}, what it expects."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors under torchvision's names, and the normalisation they were trained with where that is known."""
+
+    source: str
+    tensors: dict[str, Tensor]
+    normalisation: Normalisation | None
+
+
+def read(settings: NetworkSettings) -> Weights | None:
+    """The weights that an experiment names; None for random ones. Downloads an enum's where they are not there.
+
+    Raises `UserError` for a missing, damaged or malicious file, and for a failed download.
+    """
+    check_weights(settings)
+    name = settings.weights
+    if name is None:
+        return None
+    if not is_file(name):
+        return _from_enum(name)
+    path = Path(name).expanduser()
+    return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+
+
+def normalisation_of(enum: str) -> Normalisation:
+    """What a torchvision weights enum normalises with. Raises `UserError` where there is no such enum."""
+    transforms = _enum(enum).transforms()
+    return Normalisation(tuple(transforms.mean), tuple(transforms.std))
+
+
+def load(network: Network, weights: Weights) -> None:
+    """Copy weights into all of the network but its head.
+
+    Raises `UserError` naming what is missing, unexpected, of another shape or not finite.
+    """
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith("normalise.")}
+    wanted = {name: value for name, value in own.items() if not name.startswith(f"{network.head_name}.")}
+    given = {name: value for name, value in weights.tensors.items() if not name.startswith(f"{network.head_name}.")}
+    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
+    if missing:
+        remedy = "they are of another network (network.arch)"
+        if all(name.startswith("classifier.") for name in missing):
+            remedy = "these weights have no classifier: set network.head=pooled"
+        raise UserError(f"{weights.source} lacks {_some(missing)}; {remedy}.")
+    if unexpected := [name for name in given if name not in wanted]:
+        raise UserError(f"{weights.source} holds {_some(unexpected)}, unknown to {network.architecture.arch}.")
+    for name, value in given.items():
+        if value.shape != wanted[name].shape:
+            raise UserError(
+                f"{weights.source}: {name} has the shape {list(value.shape)}, but {network.architecture.arch} needs"
+                f" {list(wanted[name].shape)}; set network.arch to the network that the weights are of."
+            )
+        if not torch.isfinite(value).all():
+            raise UserError(f"{weights.source}: {name} holds NaN or infinite numbers; use other weights.")
+    network.load_state_dict({**own, **given}, strict=False)
+
+
+def _from_enum(name: str) -> Weights:
+    enum = _enum(name)
+    try:
+        with impatient():
+            tensors = enum.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+    except (OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise UserError(
+            f"The weights {name} could not be downloaded ({error}); fetch {enum.url} and put it into {folder},"
+            " or set network.weights to a file you have."
+        ) from None
+    return Weights(name, tensors, normalisation_of(name))
+
+
+def _enum(name: str) -> torchvision.models.WeightsEnum:
+    try:
+        return torchvision.models.get_weight(name)
+    except (ValueError, AttributeError):
+        module, _, member = name.partition(".")
+        kind = getattr(torchvision.models, module, None)
+        known = f"; {module} has {', '.join(each.name for each in kind)}" if kind is not None else ""
+        raise UserError(
+            f"torchvision has no weights {name!r}{known}; normalisation and weights are named as"
+            " VGG16_Weights.IMAGENET1K_V1."
+        ) from None
+
+
+def _from_safetensors(path: Path) -> Weights:
+    try:
+        tensors = load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            said = (file.metadata() or {}).get(NORMALISATION_KEY)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a whole .safetensors file ({error}).") from None
+    normalisation = None
+    if said is not None:
+        try:
+            numbers = json.loads(said)
+            normalisation = Normalisation(tuple(numbers["mean"]), tuple(numbers["std"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}.") from None
+    return Weights(str(path), tensors, normalisation)
+
+
+def _from_pickle(path: Path) -> Weights:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors (pickled code or objects) and was not loaded;"
+            " save its state_dict alone, best as .safetensors."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path} is not a whole PyTorch file ({' '.join(str(error).split())}).") from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state_dict (names and tensors).")
+    return Weights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
+
+
+def _some(names: Collection[str]) -> str:
+    first = ", ".join(list(names)[:3])
+    return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")
