@@ -11,13 +11,11 @@ from datetime import timedelta
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-from runner.errors import UserError
+from runner.errors import PROCESSES, UserError
 from runner.experiment import Experiment
 
-PROCESSES = "RUNNER_PROCESSES"
-"""How many processes the launcher was asked for."""
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: rank 0 may be scanning or downloading a large data set."""
 
@@ -27,7 +25,10 @@ def start(experiment: Experiment) -> Accelerator:
 
     Raises `UserError` where they are fewer than asked for, or the precision cannot be had.
     """
-    state = PartialState(timeout=PATIENCE)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # Without being told so, Accelerate takes several processes without GPUs for as many runs of one.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
     asked = asked_processes()
     if asked is not None and asked != state.num_processes:
         raise UserError(
@@ -36,7 +37,7 @@ def start(experiment: Experiment) -> Accelerator:
             f" --num_processes {asked}."
         )
     decided = broadcast_object_list([precision(experiment.fit.precision, state.device)])[0]
-    return Accelerator(mixed_precision=decided)
+    return Accelerator(cpu=cpu, mixed_precision=decided)
 
 
 def asked_processes() -> int | None:

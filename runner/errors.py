@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+PROCESSES = "RUNNER_PROCESSES"
+"""Names the number of processes that a launcher was asked for."""
 STATUS_FILE = "RUNNER_STATUS_FILE"
 """Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
 

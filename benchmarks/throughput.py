@@ -1,0 +1,116 @@
+"""Does reading images hold the network up? Images/s of the bare network, of training and of evaluation.
+
+    ./launch.sh bench throughput [experiment settings]
+
+All with the store off, in one process and one run, in turns: what the machine does meanwhile hits all alike.
+`bare_ips`: the whole network on images in memory; `eval_ips`: from image files; `train_ips`: the training loop
+from image files, with the experiment's views; `eval_ratio` = eval_ips / bare_ips. Medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+ROUNDS = 3
+CHUNKS = 10
+"""Chunks of images in each measurement."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure, and print one JSON object."""
+    from runner import devices
+    from runner.fit import Inputs, evaluate, fit, infer
+    from runner.manifest import Manifest
+    from runner.run import prepare
+    from runner.settings import parse
+    from runner.terminal import Terminal
+    from runner.views import CLEAN
+
+    experiment, _ = parse(argv, prog="runner bench throughput")
+    experiment = dataclasses.replace(
+        experiment,
+        features=dataclasses.replace(experiment.features, store=False),
+        fit=dataclasses.replace(experiment.fit, epochs=1),
+        schedule=dataclasses.replace(experiment.schedule, kind="constant"),
+    )
+    accelerator = devices.start(experiment)
+    terminal = Terminal()
+    ready = prepare(experiment, accelerator, Terminal(speaks=False))
+    count = CHUNKS * ready.chunk
+    entries = _spread(ready.manifest.select("train"), count)
+    sample = Manifest(ready.manifest.root, tuple(dataclasses.replace(entry, split="train") for entry in entries))
+    features = dataclasses.replace(ready.features, manifest=sample)
+    labels = [ready.manifest.classes.index(entry.label) for entry in entries]
+    crop = experiment.views.crop
+    images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)
+    # The loop validates too; on one chunk, so that training is what is measured.
+    few = Manifest(sample.root, sample.entries[:1])
+    val = dataclasses.replace(ready.features, manifest=few)
+
+    def bare() -> None:
+        for _ in range(len(entries) // ready.chunk):
+            infer(ready.network, features.prefix(images), accelerator, ready.chunk).sum().item()
+
+    def judged() -> None:
+        evaluate(ready.network, features.rows("train", CLEAN), labels, accelerator, ready.chunk)
+
+    trained: list[float] = []
+
+    def training() -> None:
+        history = fit(
+            experiment,
+            ready.network,
+            Inputs(lambda _: features.rows("train", CLEAN if experiment.views.train == "clean" else 0), labels),
+            Inputs(lambda _: val.rows("train", CLEAN), labels[:1]),
+            accelerator,
+            ready.chunk,
+            lambda _: None,
+            Terminal(speaks=False),
+        )
+        trained.append(history[0].images_per_second)
+
+    ready.network.eval()
+    rates: dict[str, list[float]] = {"bare": [], "eval": []}
+    infer(ready.network, features.prefix(images), accelerator, ready.chunk)
+    for number in range(ROUNDS):
+        rates["bare"].append(len(entries) // ready.chunk * ready.chunk / _seconds(bare))
+        rates["eval"].append(len(entries) / _seconds(judged))
+        training()
+        terminal.line(
+            f"round {number + 1} of {ROUNDS}: bare {rates['bare'][-1]:.2f}, evaluation {rates['eval'][-1]:.2f},"
+            f" training {trained[-1]:.2f} images/s"
+        )
+    bare_ips, eval_ips = statistics.median(rates["bare"]), statistics.median(rates["eval"])
+    print(
+        json.dumps(
+            {
+                "bare_ips": round(bare_ips, 3),
+                "train_ips": round(statistics.median(trained), 3),
+                "eval_ips": round(eval_ips, 3),
+                "eval_ratio": round(statistics.median(e / b for e, b in zip(rates["eval"], rates["bare"], strict=True)), 4),
+                "images": len(entries),
+                "rounds": ROUNDS,
+                "device": devices.describe(accelerator),
+                "precision": accelerator.mixed_precision,
+            }
+        )
+    )
+    return 0
+
+
+def _spread(entries: Sequence, count: int) -> Sequence:  # type: ignore[type-arg]
+    """At most `count` entries, evenly spread over the classes."""
+    step = max(1, len(entries) // count)
+    return entries[::step][:count]
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

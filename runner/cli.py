@@ -1,0 +1,82 @@
+"""The console script: `runner VERB …`. What a verb needs is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from runner.errors import UserError, guarded
+
+USAGE = """\
+usage: runner VERB [-n PROCESSES] …
+
+  train       train an experiment         runner train --config caltech101-pooled --data.root DATA
+  evaluate    judge a run's checkpoints   runner evaluate RUN [--split test] [--json]
+  ui          MLflow's pages over mlruns/ runner ui [--port 5000]
+  bench       measure                     runner bench throughput [experiment settings]
+
+-n runs train and evaluate on so many processes; without, on every GPU there is, or on one process.
+runner VERB --help tells more; runner --version the version.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script. Exit status 2 after one sentence for a failure that the user can mend."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    verb, rest = (words[0], words[1:]) if words else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if verb == "--version":
+        import runner
+
+        print(runner.__version__)
+        return 0
+    if verb not in VERBS:
+        from runner.settings import nearest
+
+        raise UserError(f"There is no verb {verb!r}{nearest(verb, list(VERBS))}; runner --help lists them.")
+    return VERBS[verb](rest)
+
+
+def _train(argv: list[str]) -> int:
+    from runner.checks import check
+    from runner.launch import launch, take_processes
+    from runner.settings import parse
+    from runner.terminal import Terminal
+
+    processes, rest = take_processes(argv)
+    experiment, _ = parse(rest)
+    check(experiment, Terminal())
+    return launch("train.py", rest, processes)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from runner.evaluation import parse
+    from runner.launch import launch, take_processes
+
+    processes, rest = take_processes(argv)
+    parse(rest)
+    return launch("evaluation.py", rest, processes)
+
+
+def _ui(argv: list[str]) -> int:
+    from runner.ui import main
+
+    return main(argv)
+
+
+def _bench(argv: list[str]) -> int:
+    from runner.bench import main
+
+    return main(argv)
+
+
+VERBS = {"train": _train, "evaluate": _evaluate, "ui": _ui, "bench": _bench}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Judge a run's checkpoints again: the same images, the same counts, on any number of processes.
+
+    ./launch.sh evaluate RUN [--split test] [--json]
+"""
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: its folder must not shadow other packages
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+
+import argparse
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from runner.errors import UserError, guarded, interrupt_on_signals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from runner.experiment import Experiment
+    from runner.manifest import Manifest
+    from runner.terminal import Terminal
+
+CHECKPOINTS = ("best", "last")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"evaluate: {message}; runner evaluate --help shows its use.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line. Raises `UserError`."""
+    parser = _Parser(prog="runner evaluate", description="Judge a run's checkpoints again.")
+    parser.add_argument("run", metavar="RUN", help="id, beginning of an id, name, or latest")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
+    parser.add_argument("--data.root", dest="root", help="where the images are now, if they have moved")
+    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Evaluate as the command line says. Raises `UserError` for what its user can mend."""
+    asked = parse(argv)
+
+    from runner import devices, runs
+    from runner.server import server
+    from runner.settings import read
+    from runner.terminal import Terminal
+
+    devices.die_with_launcher()
+    client = server(asked.tracking).connect()
+    run = runs.find(client, asked.run)
+    with tempfile.TemporaryDirectory(prefix="runner-") as name:
+        folder = Path(name)
+        experiment = read(runs.artifact(client, run, "experiment.yaml", folder))
+        table = runs.artifact(client, run, "manifest.csv", folder).read_text(encoding="utf-8", errors="surrogateescape")
+        checkpoints = runs.artifact(client, run, "checkpoints", folder)
+        if asked.root:
+            experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root=asked.root))
+        accelerator = devices.start(experiment)
+        terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
+        with accelerator.local_main_process_first():
+            manifest = restore_manifest(experiment, table, terminal)
+        report = {
+            "run": run.run_id,
+            "name": run.name,
+            "split": asked.split,
+            "images": len(manifest.select(asked.split)),
+            "processes": accelerator.num_processes,
+            "checkpoints": {
+                path.stem: judge(experiment, manifest, path, asked.split, accelerator, terminal)
+                for path in (checkpoints / f"{which}.safetensors" for which in CHECKPOINTS)
+                if path.exists()
+            },
+        }
+    if accelerator.is_main_process:
+        _say(report, asked.json, terminal)
+    accelerator.end_training()
+    return 0
+
+
+def restore_manifest(experiment: "Experiment", table: str, terminal: "Terminal") -> "Manifest":
+    """The manifest that a run was trained with, after checking that its images are still what they were.
+
+    Raises `UserError` naming an image that is gone or has changed.
+    """
+    from runner.manifest import read_csv
+    from runner.scan import scan
+    from runner.sources import locate
+
+    cache = Path(experiment.cache).expanduser()
+    source = locate(experiment.data, cache, terminal)
+    manifest = read_csv(table, source.root)
+    present = {file.path: file.digest for file in scan(source, cache, experiment.data.follow_links, terminal)}
+    for entry in manifest.entries:
+        if present.get(entry.path) != entry.digest:
+            what = "has changed" if entry.path in present else "is gone"
+            raise UserError(
+                f"{source.root / entry.path} {what} since the run; restore it, or give --data.root where the images are."
+            )
+    return manifest
+
+
+def judge(
+    experiment: "Experiment",
+    manifest: "Manifest",
+    path: Path,
+    split: str,
+    accelerator: "Accelerator",
+    terminal: "Terminal",
+) -> dict[str, Any]:
+    """The scores of a checkpoint on a split, with the epoch it is of."""
+    from runner import checkpoint
+    from runner.fit import evaluate
+    from runner.run import assemble, make_loader
+    from runner.views import CLEAN
+
+    kept = checkpoint.load(path)
+    if kept.network.architecture.classes != manifest.classes:
+        raise UserError(f"{path.name} was trained on other classes than the run's manifest holds.")
+    loader = make_loader(experiment, manifest, accelerator)
+    ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal)
+    rows = ready.features.rows(split, CLEAN)
+    scores = evaluate(kept.network, rows, manifest.labels(split), accelerator, ready.chunk)
+    return {"epoch": kept.epoch, **scores.as_dict()}
+
+
+def _say(report: dict[str, Any], as_json: bool, terminal: "Terminal") -> None:
+    if as_json:
+        print(json.dumps(report))
+        return
+    terminal.table(
+        f"{report['name']} on its {report['split']} split",
+        ("checkpoint", "epoch", "images", "right", "in top 5", "top-1", "top-5", "mean recall", "loss"),
+        [
+            (
+                which,
+                str(s["epoch"]),
+                f"{s['images']:,}",
+                f"{s['hits1']:,}",
+                f"{s['hits5']:,}",
+                *(f"{s[name]:.4f}" for name in ("top1", "top5", "recall", "loss")),
+            )
+            for which, s in report["checkpoints"].items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    interrupt_on_signals()
+    sys.exit(guarded(lambda: main(sys.argv[1:]), lambda: os.environ.get("RANK", "0") == "0"))
