@@ -44,7 +44,9 @@ def main(argv: Sequence[str]) -> int:
     ready = prepare(experiment, accelerator, Terminal(speaks=False))
     count = CHUNKS * ready.chunk
     entries = _spread(ready.manifest.select("train"), count)
-    sample = Manifest(ready.manifest.root, tuple(dataclasses.replace(entry, split="train") for entry in entries))
+    sample = Manifest(
+        ready.manifest.root, tuple(dataclasses.replace(entry, split="train") for entry in entries)
+    )
     features = dataclasses.replace(ready.features, manifest=sample)
     labels = [ready.manifest.classes.index(entry.label) for entry in entries]
     crop = experiment.views.crop
@@ -66,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
         history = fit(
             experiment,
             ready.network,
-            Inputs(lambda _: features.rows("train", CLEAN if experiment.views.train == "clean" else 0), labels),
+            Inputs(
+                lambda _: features.rows("train", CLEAN if experiment.views.train == "clean" else 0), labels
+            ),
             Inputs(lambda _: val.rows("train", CLEAN), labels[:1]),
             accelerator,
             ready.chunk,
@@ -93,7 +97,9 @@ def main(argv: Sequence[str]) -> int:
                 "bare_ips": round(bare_ips, 3),
                 "train_ips": round(statistics.median(trained), 3),
                 "eval_ips": round(eval_ips, 3),
-                "eval_ratio": round(statistics.median(e / b for e, b in zip(rates["eval"], rates["bare"], strict=True)), 4),
+                "eval_ratio": round(
+                    statistics.median(e / b for e, b in zip(rates["eval"], rates["bare"], strict=True)), 4
+                ),
                 "images": len(entries),
                 "rounds": ROUNDS,
                 "device": devices.describe(accelerator),

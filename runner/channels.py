@@ -25,7 +25,11 @@ def statistics(entries: Sequence[Entry], loader: Loader, cache: Path, terminal: 
     The mean over images of each image's channel mean, and of its channel's (population) standard deviation,
     of the evaluation view on the scale 0 to 1. Kept in `cache` for the same images and view.
     """
-    memory = cache / "statistics" / f"{digest(sorted(e.digest for e in entries), loader.renderer.recipe(CLEAN))}.json"
+    memory = (
+        cache
+        / "statistics"
+        / f"{digest(sorted(e.digest for e in entries), loader.renderer.recipe(CLEAN))}.json"
+    )
     if (known := _recall(memory)) is not None:
         return known
     places = range(len(entries))

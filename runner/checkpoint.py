@@ -71,19 +71,27 @@ def load(path: Path) -> Checkpoint:
         about = json.loads(metadata["about"])
         fields = about["architecture"]
         normalisation = Normalisation(*(tuple(fields["normalisation"][name]) for name in ("mean", "std")))
-        architecture = Architecture(**{**fields, "classes": tuple(fields["classes"]), "normalisation": normalisation})
+        architecture = Architecture(
+            **{**fields, "classes": tuple(fields["classes"]), "normalisation": normalisation}
+        )
         network = Network(architecture, fit_seed=0, random=False)
         network.load_state_dict({**frozen, **learned}, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} is not a checkpoint of this version ({' '.join(str(error).split())}).") from None
+        raise UserError(
+            f"{path} is not a checkpoint of this version ({' '.join(str(error).split())})."
+        ) from None
     if frozen_digest(network) != about["frozen"]:
-        raise UserError(f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one.")
+        raise UserError(
+            f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one."
+        )
     return Checkpoint(network.eval(), about["epoch"], about["val"])
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     with replacing(path) as aside:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata
+        )
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -35,7 +35,9 @@ def check_weights(settings: NetworkSettings) -> None:
     if is_file(name):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise UserError(f"There is no weights file {path}; set network.weights to one, or to null for random weights.")
+            raise UserError(
+                f"There is no weights file {path}; set network.weights to one, or to null for random weights."
+            )
         if path.suffix not in (".safetensors", ".pth", ".pt"):
             raise UserError(f"{path} is neither .safetensors nor .pth; network.weights takes those.")
     elif name.partition(".")[0].lower() != enums.lower():

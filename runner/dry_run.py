@@ -46,10 +46,18 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     if features.stored:
         facts += [
             ("views", f"{len(views)} of each training image, 1 of the others"),
-            ("store", f"{missing:,} rows to compute at {size(row)}: {size(missing * row)} in {cache / 'features'}"),
+            (
+                "store",
+                f"{missing:,} rows to compute at {size(row)}: {size(missing * row)} in {cache / 'features'}",
+            ),
         ]
     if ready.network.cut:
-        facts.append(("time", f"about {duration(passes / rate)} for the frozen part, at {rate:,.1f} images/s; then the fit"))
+        facts.append(
+            (
+                "time",
+                f"about {duration(passes / rate)} for the frozen part, at {rate:,.1f} images/s; then the fit",
+            )
+        )
     else:
         facts.append(("time", "not estimated: everything trains"))
     facts += [

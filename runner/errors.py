@@ -56,16 +56,14 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
     """Run `main` and turn every way it can end into an exit status.
 
     0: done; 2: a failure that the user can mend, said in one sentence on standard error (by the process for
-    which `speaks()` is true); 128 + signal: interrupted. A fault of ours keeps its traceback.
+    which `speaks()` is true, or under our launcher the first to fail); 128 + signal: interrupted. A fault of ours keeps its traceback.
     """
+    said = ""
     try:
         status = main() or 0
-    except Interrupted as stop:
-        status = 128 + stop.signal
-        if speaks():
-            print(f"runner: {stop}", file=sys.stderr)
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
+    except (Interrupted, KeyboardInterrupt) as stop:
+        number = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
+        status, said = 128 + number, f"stopped by {signal.Signals(number).name}"
     except BrokenPipeError:  # `runner … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
@@ -73,10 +71,20 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
         text = sentence(error)
         if text is None:
             raise
-        if speaks():
-            print(f"runner: {text}", file=sys.stderr)
-        status = 2
-    if file := os.environ.get(STATUS_FILE):
-        if status:
-            Path(file).write_text(str(status))
+        status, said = 2, text
+    if status and _first_to_end(status, speaks) and said:
+        print(f"runner: {said}", file=sys.stderr)
     return status
+
+
+def _first_to_end(status: int, speaks: Callable[[], bool]) -> bool:
+    """Leave the status for the launcher. Of several processes the first to fail has the reason to tell."""
+    file = os.environ.get(STATUS_FILE)
+    if not file:
+        return speaks()
+    try:
+        with Path(file).open("x") as once:
+            once.write(str(status))
+    except OSError:
+        return False
+    return True

@@ -1,6 +1,6 @@
 """Judge a run's checkpoints again: the same images, the same counts, on any number of processes.
 
-    ./launch.sh evaluate RUN [--split test] [--json]
+./launch.sh evaluate RUN [--split test] [--json]
 """
 
 import sys
@@ -39,7 +39,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="runner evaluate", description="Judge a run's checkpoints again.")
     parser.add_argument("run", metavar="RUN", help="id, beginning of an id, name, or latest")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output, and nothing else")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, and nothing else"
+    )
     parser.add_argument("--data.root", dest="root", help="where the images are now, if they have moved")
     parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
     return parser.parse_args(argv)
@@ -60,10 +62,14 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="runner-") as name:
         folder = Path(name)
         experiment = read(runs.artifact(client, run, "experiment.yaml", folder))
-        table = runs.artifact(client, run, "manifest.csv", folder).read_text(encoding="utf-8", errors="surrogateescape")
+        table = runs.artifact(client, run, "manifest.csv", folder).read_text(
+            encoding="utf-8", errors="surrogateescape"
+        )
         checkpoints = runs.artifact(client, run, "checkpoints", folder)
         if asked.root:
-            experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root=asked.root))
+            experiment = dataclasses.replace(
+                experiment, data=dataclasses.replace(experiment.data, root=asked.root)
+            )
         accelerator = devices.start(experiment)
         terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
         with accelerator.local_main_process_first():
@@ -103,7 +109,7 @@ def restore_manifest(experiment: "Experiment", table: str, terminal: "Terminal")
         if present.get(entry.path) != entry.digest:
             what = "has changed" if entry.path in present else "is gone"
             raise UserError(
-                f"{source.root / entry.path} {what} since the run; restore it, or give --data.root where the images are."
+                f"{source.root / entry.path} {what} since the run; restore it, or say with --data.root where it is."
             )
     return manifest
 

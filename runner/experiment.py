@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import yaml
 from jsonargparse.typing import (
@@ -22,10 +22,16 @@ from jsonargparse.typing import (
 
 from runner.keys import digest
 
-DropProbability = restricted_number_type("DropProbability", float, [(">=", 0), ("<", 1)])
-ReductionFactor = restricted_number_type("ReductionFactor", float, (">", 1))
-Degrees = restricted_number_type("Degrees", float, [(">=", 0), ("<=", 180)])
-HueShift = restricted_number_type("HueShift", float, [(">=", 0), ("<=", 0.5)])
+if TYPE_CHECKING:
+    DropProbability: TypeAlias = float
+    ReductionFactor: TypeAlias = float
+    Degrees: TypeAlias = float
+    HueShift: TypeAlias = float
+else:
+    DropProbability = restricted_number_type("DropProbability", float, [(">=", 0), ("<", 1)])
+    ReductionFactor = restricted_number_type("ReductionFactor", float, (">", 1))
+    Degrees = restricted_number_type("Degrees", float, [(">=", 0), ("<=", 180)])
+    HueShift = restricted_number_type("HueShift", float, [(">=", 0), ("<=", 0.5)])
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -73,7 +79,9 @@ class Split:
                 " (for numbers of images a class set split.by=count)"
             )
         if self.by == "count" and any(number != int(number) for number in numbers):
-            raise ValueError("with split.by=count, split.train, split.val and split.test must be whole numbers")
+            raise ValueError(
+                "with split.by=count, split.train, split.val and split.test must be whole numbers"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,9 @@ class Views:
         if self.crop < 32:
             raise ValueError(f"views.crop is {self.crop}; the five poolings of VGG need at least 32 pixels")
         if not self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"views.scale must be two shares, the smaller first, at most 1; it is {self.scale}")
+            raise ValueError(
+                f"views.scale must be two shares, the smaller first, at most 1; it is {self.scale}"
+            )
         if self.ratio[0] > self.ratio[1]:
             raise ValueError(f"views.ratio must name the smaller ratio first; it is {self.ratio}")
 
@@ -151,7 +161,9 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         if self.weights is None and self.normalise == "weights":
-            raise ValueError("network.normalise=weights needs network.weights, which is null (random weights)")
+            raise ValueError(
+                "network.normalise=weights needs network.weights, which is null (random weights)"
+            )
 
 
 @dataclass(frozen=True)

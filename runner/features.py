@@ -51,7 +51,9 @@ class Account:
 
     def metrics(self) -> dict[str, float]:
         """For the run's records."""
-        rate = {"features/images_per_second": self.misses / self.seconds} if self.seconds and self.misses else {}
+        rate = (
+            {"features/images_per_second": self.misses / self.seconds} if self.seconds and self.misses else {}
+        )
         return {"features/hits": self.hits, "features/misses": self.misses, **rate}
 
 
@@ -178,16 +180,24 @@ class Features:
 
     def _prefix_recipe(self) -> dict[str, Any]:
         """What beside the view decides a row's numbers: weights, structure, precision, chunk, libraries, device."""
-        layers = [(name, layer) for place, (name, layer) in enumerate(self.network.layers()) if place < self.network.cut]
+        layers = [
+            (name, layer)
+            for place, (name, layer) in enumerate(self.network.layers())
+            if place < self.network.cut
+        ]
         device = self.accelerator.device.type
         return {
             "layers": [(name, str(layer)) for name, layer in layers],
-            "weights": digest([fingerprint(value) for _, layer in layers for value in layer.state_dict().values()]),
+            "weights": digest(
+                [fingerprint(value) for _, layer in layers for value in layer.state_dict().values()]
+            ),
             "precision": self.accelerator.mixed_precision,
             "chunk": self.chunk,
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
-            "device": torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability(),
+            "device": torch.cuda.get_device_name()
+            if device == "cuda"
+            else torch.backends.cpu.get_cpu_capability(),
         }
 
 

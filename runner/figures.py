@@ -59,7 +59,9 @@ def _curve(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     numbers = [epoch.number for epoch in history]
-    axes.plot(numbers, train, color=ORANGE, marker="o", markersize=4, label="training (running, with dropout)")
+    axes.plot(
+        numbers, train, color=ORANGE, marker="o", markersize=4, label="training (running, with dropout)"
+    )
     axes.plot(numbers, val, color=BLUE, marker="s", markersize=4, label="validation")
     axes.plot(*best, marker="*", markersize=15, color=BLUE, linestyle="none", label=f"best: epoch {best[0]}")
     reduced = [epoch.number for epoch in history if epoch.reduced]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from runner import keys, schedule, scores
 from runner.dropout import announce
 from runner.errors import UserError
 from runner.experiment import Experiment, Optim
+from runner.experiment import Fit as FitSettings
 from runner.features import Rows, filled
 from runner.network import Network
 from runner.scores import Scores
@@ -54,6 +55,14 @@ class Epoch:
             "images_per_second": self.images_per_second,
             "epoch_seconds": self.seconds,
         }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process computes at once of a batch: `rows` of it; `last` before the optimiser steps."""
+
+    rows: slice
+    last: bool
 
 
 @dataclass(frozen=True)
@@ -89,79 +98,119 @@ def fit(
     Raises `UserError` when the loss is no longer a number.
     """
     settings = experiment.fit
-    labels = torch.tensor(train.labels)
-    classes = len(network.architecture.classes)
-    weights = class_weights(labels, classes) if settings.class_weights else torch.ones(classes)
-    optimizer = build_optimizer(experiment.optim, network)
-    batches_an_epoch = math.ceil(len(labels) / settings.batch_size)
-    rule = schedule.build(experiment.schedule, optimizer, settings.epochs * batches_an_epoch)
-    model, prepared = accelerator.prepare(network, optimizer)
+    trainer = _Trainer(experiment, network, torch.tensor(train.labels), accelerator)
     history: list[Epoch] = []
-    best = -math.inf
-    with terminal.progress("train", settings.epochs * len(labels)) as advance:
-        for epoch in range(settings.epochs):
+    with terminal.progress("train", settings.epochs * len(train.labels)) as advance:
+        for number in range(settings.epochs):
             began = time.monotonic()
-            rows = train.rows(epoch)
-            lr = optimizer.param_groups[0]["lr"]
-            network.train()
-            trained_at = time.monotonic()
-            batches = list(epoch_batches(labels, settings.batch_size, settings.sampling, experiment.seed.fit, epoch))
-            parts = [part for batch in batches for part in shares(len(batch), settings.accumulate, accelerator)]
-            incoming = rows.batches([batches[part.batch_of(number, settings.accumulate)][part.rows]
-                                     for number, part in enumerate(parts)])
-            sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-            for number, part in enumerate(parts):
-                place = part.batch_of(number, settings.accumulate)
-                batch = batches[place]
-                target = labels[batch[part.rows]].to(accelerator.device)
-                announce(network.modules(), epoch * len(batches) + place, part.rows, len(batch))
-                with nullcontext() if part.last else accelerator.no_sync(model):
-                    logits = model(next(incoming), start=network.cut)
-                    loss = F.cross_entropy(
-                        logits,
-                        target,
-                        weights.to(logits.device),
-                        reduction="sum",
-                        label_smoothing=settings.label_smoothing,
-                    ) / weights[labels[batch]].sum().item()
-                    # The wrapper averages gradients over processes; what is wanted is their sum.
-                    accelerator.backward(loss * accelerator.num_processes)
-                sums[0] += loss.detach() * len(batch)
-                sums[1] += (logits.detach().argmax(1) == target).sum()
-                if part.last:
-                    if settings.clip:
-                        accelerator.clip_grad_norm_(network.parameters(), settings.clip)
-                    prepared.step()
-                    prepared.zero_grad()
-                    rule.stepped()
-                    advance(len(batch))
-            train_loss, train_top1 = (accelerator.reduce(sums, "sum") / sum(map(len, batches))).tolist()
-            train_seconds = time.monotonic() - trained_at
-            if not math.isfinite(train_loss):
+            rows = train.rows(number)
+            lr = trainer.lr
+            ready = time.monotonic()
+            loss, top1 = trainer.epoch(number, rows, advance)
+            trained = time.monotonic()
+            if not math.isfinite(loss):
                 raise UserError(
-                    f"The training loss is {train_loss} in epoch {epoch + 1}: training diverged;"
+                    f"The training loss is {loss} in epoch {number + 1}: training diverged;"
                     f" lower optim.lr ({experiment.optim.lr:g}) or set fit.clip."
                 )
-            judged = evaluate(network, val.rows(epoch), val.labels, accelerator, chunk)
-            score = judged.top1 if settings.best == "top1" else judged.recall
-            stop = broadcast_object_list([rule.validated(judged.hits1)])[0]
+            judged = evaluate(network, val.rows(number), val.labels, accelerator, chunk)
+            stop, reduced = trainer.validated(judged)
             record = Epoch(
-                number=epoch + 1,
-                train_loss=train_loss,
-                train_top1=train_top1,
+                number=number + 1,
+                train_loss=loss,
+                train_top1=top1,
                 val=judged,
                 lr=lr,
                 seconds=time.monotonic() - began,
-                images_per_second=sum(map(len, batches)) / train_seconds,
-                best=score > best,
-                reduced=isinstance(rule, schedule.ReportRule) and epoch in rule.reduced_at,
+                images_per_second=len(train.labels) / (trained - ready),
+                best=all(_score(judged, settings) > _score(epoch.val, settings) for epoch in history),
+                reduced=reduced,
             )
-            best = max(best, score)
             history.append(record)
             on_epoch(record)
             if stop:
                 break
     return history
+
+
+def _score(scores: Scores, settings: FitSettings) -> float:
+    return scores.top1 if settings.best == "top1" else scores.recall
+
+
+class _Trainer:
+    """The optimiser and what it needs, over the epochs of one fit."""
+
+    def __init__(
+        self, experiment: Experiment, network: Network, labels: Tensor, accelerator: Accelerator
+    ) -> None:
+        self.settings = experiment.fit
+        self.seed = experiment.seed.fit
+        self.network = network
+        self.labels = labels
+        self.accelerator = accelerator
+        classes = len(network.architecture.classes)
+        self.weights = class_weights(labels, classes) if self.settings.class_weights else torch.ones(classes)
+        self.optimizer = build_optimizer(experiment.optim, network)
+        self.batches = math.ceil(len(labels) / self.settings.batch_size)
+        self.rule = schedule.build(experiment.schedule, self.optimizer, self.settings.epochs * self.batches)
+        self.model, self.prepared = accelerator.prepare(network, self.optimizer)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate in force, of the first group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def epoch(self, number: int, rows: Rows, advance: Callable[[int], None]) -> tuple[float, float]:
+        """Train on every batch of an epoch (from 0): mean loss and top-1, as trained, over all processes."""
+        settings, accelerator = self.settings, self.accelerator
+        batches = list(epoch_batches(self.labels, settings.batch_size, settings.sampling, self.seed, number))
+        parts = [
+            (place, part)
+            for place, batch in enumerate(batches)
+            for part in shares(len(batch), settings.accumulate, accelerator)
+        ]
+        incoming = rows.batches([batches[place][part.rows].tolist() for place, part in parts])
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        self.network.train()
+        for (place, part), values in zip(parts, incoming, strict=True):
+            announce(self.network.modules(), number * len(batches) + place, part.rows, len(batches[place]))
+            sums += self._part(values, batches[place], part)
+            if part.last:
+                self._step()
+                advance(len(batches[place]))
+        loss, hits = accelerator.reduce(sums, "sum").tolist()
+        return loss / len(self.labels), hits / len(self.labels)
+
+    def validated(self, val: Scores) -> tuple[bool, bool]:
+        """Tell the schedule: whether to stop, and whether the learning rate was divided. Rank 0 decides."""
+        before = self.lr
+        stop = self.rule.validated(val.hits1)
+        return broadcast_object_list([(stop, self.lr < before)])[0]
+
+    def _part(self, values: Tensor, batch: np.ndarray, part: Part) -> Tensor:
+        """Forward and backward of this process's part of a batch: its share of summed loss, and its hits."""
+        target = self.labels[batch[part.rows]].to(values.device)
+        with nullcontext() if part.last else self.accelerator.no_sync(self.model):
+            logits = self.model(values, start=self.network.cut)
+            summed = F.cross_entropy(
+                logits,
+                target,
+                self.weights.to(logits.device),
+                reduction="sum",
+                label_smoothing=self.settings.label_smoothing,
+            )
+            loss = summed / self.weights[self.labels[batch]].sum().item()
+            # The wrapper averages gradients over processes; what is wanted is their sum.
+            self.accelerator.backward(loss * self.accelerator.num_processes)
+        hits = (logits.detach().argmax(1) == target).sum()
+        return torch.stack([loss.detach() * len(batch), hits])
+
+    def _step(self) -> None:
+        if self.settings.clip:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        self.rule.stepped()
 
 
 def evaluate(
@@ -182,7 +231,9 @@ def evaluate(
     judged = [torch.zeros(0, 3, dtype=torch.float64, device=accelerator.device)]
     network.eval()
     for places, batch in zip(own, rows.batches(own), strict=True):
-        judged.append(scores.judge(infer(network, batch, accelerator, chunk), truth[list(places)].to(batch.device)))
+        judged.append(
+            scores.judge(infer(network, batch, accelerator, chunk), truth[list(places)].to(batch.device))
+        )
     places_of_all = [place for chunk_places in own for place in chunk_places]
     everywhere = scores.gather(places_of_all, torch.cat(judged), len(labels), accelerator)
     return scores.count(everywhere, labels, len(network.architecture.classes))
@@ -191,7 +242,7 @@ def evaluate(
 def infer(network: Network, rows: Tensor, accelerator: Accelerator, chunk: int) -> Tensor:
     """Logits (n × classes) of at most `chunk` rows of the prefix, which no other row influences."""
     with torch.no_grad(), accelerator.autocast():
-        return network.run(filled(rows, chunk), network.cut, len(list(network.layers())))[: len(rows)]
+        return network.run(filled(rows, chunk), network.cut, network.depth)[: len(rows)]
 
 
 def build_optimizer(optim: Optim, network: Network) -> torch.optim.Optimizer:
@@ -211,7 +262,7 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 def epoch_batches(
     labels: Tensor, batch_size: int, sampling: str, fit_seed: int, epoch: int
-) -> Iterable[np.ndarray]:
+) -> Iterator[np.ndarray]:
     """The batches of an epoch, as places in the split: a function of (fit seed, epoch) alone."""
     generator = torch.Generator().manual_seed(keys.seed("order", fit_seed, epoch))
     if sampling == "balanced":
@@ -220,19 +271,6 @@ def epoch_batches(
     else:
         order = torch.randperm(len(labels), generator=generator)
     return (each.numpy() for each in order.split(batch_size))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one process computes at once of a batch: `rows` of it; `last` before the optimiser steps."""
-
-    rows: slice
-    last: bool
-
-    @staticmethod
-    def batch_of(number: int, accumulate: int) -> int:
-        """The batch that the `number`-th part of an epoch belongs to."""
-        return number // accumulate
 
 
 def shares(count: int, accumulate: int, accelerator: Accelerator) -> Iterator[Part]:

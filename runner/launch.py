@@ -34,7 +34,9 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
         if name in ("-n", "--processes"):
             value = value or next(words, "")
             if not value.isdigit() or int(value) < 1:
-                raise UserError(f"{name} takes a number of processes, 1 or more; it is {value or 'missing'!r}.")
+                raise UserError(
+                    f"{name} takes a number of processes, 1 or more; it is {value or 'missing'!r}."
+                )
             count = int(value)
         else:
             rest.append(word)
@@ -54,7 +56,11 @@ def gpu_count() -> int:
         pynvml.nvmlShutdown()
     except Exception:  # no NVIDIA driver
         return 0
-    return present if visible is None else min(present, len([each for each in visible.split(",") if each.strip()]))
+    return (
+        present
+        if visible is None
+        else min(present, len([each for each in visible.split(",") if each.strip()]))
+    )
 
 
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
@@ -82,7 +88,15 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
 def _accelerate(count: int, gpus: int) -> list[str]:
     """The launch command. Every choice is spelled out: a user's accelerate configuration must not change it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--mixed_precision", "no"]
+    words = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+    ]
     words += ["--dynamo_backend", "no", "--num_processes", str(count)]
     words += ["--num_cpu_threads_per_process", str(max(1, cores // count))]
     if count > 1:  # --cpu would silently run one process

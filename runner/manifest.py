@@ -76,7 +76,9 @@ class Manifest:
 
     def rejected_as_csv(self) -> str:
         """The files that are no images, with the reason."""
-        return _csv(("path", "class", "size", "reason"), [(f.path, f.label, f.size, f.fault) for f in self.rejected])
+        return _csv(
+            ("path", "class", "size", "reason"), [(f.path, f.label, f.size, f.fault) for f in self.rejected]
+        )
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -203,4 +205,6 @@ def _check_classes(files: Sequence[ImageFile], assigned: dict[str, str]) -> None
                     " add images, change split.*, or remove the class."
                 )
     if len(labels) < 2:
-        raise UserError(f"There is one class only ({labels[0] if labels else 'none'}); at least two are needed.")
+        raise UserError(
+            f"There is one class only ({labels[0] if labels else 'none'}); at least two are needed."
+        )

@@ -27,6 +27,9 @@ CONVOLUTION_CHANNELS = 512
 class Normalise(nn.Module):
     """uint8 images (n × 3 × h × w, 0 to 255) → (value / 255 - mean) / std, float32, channels last."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, normalisation: Normalisation) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
@@ -89,7 +92,7 @@ class Network(nn.Module):
         self._head = next(place for place, name in enumerate(self._names) if _within(name, self.head_name))
         self._freeze()
         self.cut = self._find_cut()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Every layer with its name, in the order of the forward pass."""
@@ -103,7 +106,7 @@ class Network(nn.Module):
             values: Images (n × 3 × h × w, uint8), or with `start=self.cut` rows of the prefix.
             start: The layer to begin with.
         """
-        return self.run(values, start, len(self._layers))
+        return self.run(values, start, self.depth)
 
     def prefix(self, images: Tensor) -> Tensor:
         """Rows: what the frozen, deterministic layers make of images (n × 3 × h × w, uint8)."""
@@ -127,6 +130,11 @@ class Network(nn.Module):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _trains(layer):
                 layer.eval()
         return self
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self._layers)
 
     @property
     def cut_name(self) -> str:
@@ -157,7 +165,9 @@ class Network(nn.Module):
                     f" network.trainable is {self.architecture.trainable!r}."
                 )
         return [
-            {"params": parameters, "lr": groups.get(name, lr)} for name, parameters in members.items() if parameters
+            {"params": parameters, "lr": groups.get(name, lr)}
+            for name, parameters in members.items()
+            if parameters
         ]
 
     def _fill(self, random: bool) -> None:

@@ -37,8 +37,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bits(image: Image.Image) -> np.ndarray:
     """Values of a 16-bit (0 to 65535) or floating-point (0 to 1, else 0 to 255) gray image as uint8."""
     values = np.asarray(image).astype(np.float64)
+    greatest = 65535.0
     if image.mode == "F":
-        values = values * (255 if values.max(initial=0) <= 1 else 1)
-    else:
-        values = values / 257
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+        greatest = 1.0 if values.max(initial=0) <= 1 else 255.0
+    return np.clip(np.rint(values * (255 / greatest)), 0, 255).astype(np.uint8)

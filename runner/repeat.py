@@ -96,7 +96,15 @@ def _say(result: Result, terminal: Terminal) -> None:
         "Result",
         ("", "epoch", "images", "top-1", "top-5", "mean recall", "loss"),
         [
-            (what, str(epoch), f"{s.images:,}", f"{s.top1:.4f}", f"{s.top5:.4f}", f"{s.recall:.4f}", f"{s.loss:.4f}")
+            (
+                what,
+                str(epoch),
+                f"{s.images:,}",
+                f"{s.top1:.4f}",
+                f"{s.top5:.4f}",
+                f"{s.recall:.4f}",
+                f"{s.loss:.4f}",
+            )
             for what, epoch, s in rows
         ],
     )
@@ -110,11 +118,15 @@ def _say_spread(results: Sequence[Result], terminal: Terminal) -> None:
             figures = spread([getattr(getattr(result, which), figure) for result in results])
             cells.append(f"{figures['mean']:.4f} ± {figures['sd']:.4f}")
         rows.append((f"test, {which} checkpoint", *cells))
-    terminal.table(f"Mean ± sd of {len(results)} fit seeds", ("", "top-1", "top-5", "mean recall", "loss"), rows)
+    terminal.table(
+        f"Mean ± sd of {len(results)} fit seeds", ("", "top-1", "top-5", "mean recall", "loss"), rows
+    )
 
 
 def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
     if experiment.network.weights is None:
-        terminal.warn("the convolutions had random weights: this shows that everything works, not what VGG can do")
+        terminal.warn(
+            "the convolutions had random weights: this shows that everything works, not what VGG can do"
+        )
     terminal.line(f"Run {tracker.run_id} ({tracker.name}) is in MLflow: ./launch.sh ui shows it,")
     terminal.line(f"./launch.sh evaluate {tracker.run_id[:8]} judges its checkpoints again.")

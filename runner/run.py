@@ -9,7 +9,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -132,7 +131,9 @@ def _normalisation(
         return loaded.normalisation
     if setting in ("statistics", "weights"):
         if setting == "weights":
-            terminal.warn(f"{experiment.network.weights} does not say its normalisation; taking the images' statistics")
+            terminal.warn(
+                f"{experiment.network.weights} does not say its normalisation; taking the images' statistics"
+            )
         return channels.statistics(manifest.select("train"), loader, cache, terminal)
     return weights.normalisation_of(setting)
 
@@ -169,7 +170,9 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         history = fit(
             ready.experiment,
             network,
-            Inputs(lambda epoch: features.rows("train", view_of(epoch, experiment.views.train)), train_labels),
+            Inputs(
+                lambda epoch: features.rows("train", view_of(epoch, experiment.views.train)), train_labels
+            ),
             Inputs(lambda _: features.rows("val", CLEAN), val_labels),
             accelerator,
             ready.chunk,
@@ -253,8 +256,13 @@ def _say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) ->
             ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
             ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
             ("views", _views_words(experiment)),
-            ("network", f"{experiment.network.arch}, {experiment.network.head} head, {trained:,} parameters train, {frozen:,} frozen"),
-            ("weights", experiment.network.weights or "RANDOM: the convolutions were never trained, so scores mean little"),
+            ("network", f"{experiment.network.arch}, {experiment.network.head} head"),
+            ("parameters", f"{trained:,} train, {frozen:,} are frozen"),
+            (
+                "weights",
+                experiment.network.weights
+                or "RANDOM: the convolutions were never trained, so scores mean little",
+            ),
             ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
             ("cut", _cut_words(ready)),
             ("device", f"{devices.describe(accelerator)}, precision {experiment.fit.precision}"),
@@ -286,8 +294,3 @@ def _epoch_line(epoch: Epoch) -> str:
         f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
         f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
     )
-
-
-def threads() -> int:
-    """Threads that this process computes with."""
-    return torch.get_num_threads()

@@ -32,7 +32,9 @@ def find(client: MlflowClient, reference: str) -> Found:
     experiments = [each.experiment_id for each in client.search_experiments()]
     runs = [
         Found(run.info.run_id, run.info.run_name or "", run.info.status)
-        for run in client.search_runs(experiments, max_results=50_000, order_by=["attributes.start_time DESC"])
+        for run in client.search_runs(
+            experiments, max_results=50_000, order_by=["attributes.start_time DESC"]
+        )
     ]
     if not runs:
         raise UserError("There are no runs yet; ./launch.sh trains one.")
@@ -43,11 +45,13 @@ def find(client: MlflowClient, reference: str) -> Found:
         matching = [run for run in runs if run.run_id.startswith(reference)]
     if not matching:
         raise UserError(
-            f"There is no run {reference!r}; give a run's id, its first {SHORTEST} characters or more, its name, or latest"
-            f" (the newest is {runs[0].run_id[:8]}, {runs[0].name!r})."
+            f"There is no run {reference!r}; give a run's id, the first {SHORTEST} or more of its characters, its name,"
+            f" or latest (the newest is {runs[0].run_id[:8]}, {runs[0].name!r})."
         )
     if len(matching) > 1:
-        raise UserError(f"{len(matching)} runs match {reference!r}; give the id of one: {matching[0].run_id}, …")
+        raise UserError(
+            f"{len(matching)} runs match {reference!r}; give the id of one: {matching[0].run_id}, …"
+        )
     return matching[0]
 
 

@@ -55,14 +55,17 @@ def scan(source: Source, cache: Path, follow_links: bool, terminal: Terminal) ->
         finally:  # an interrupted scan goes on where it was
             write_text(memory, json.dumps({path: known[path] for path in found if path in known}))
     return [
-        ImageFile(path, path.split("/", 1)[0], known[path][0][0], known[path][1], known[path][2]) for path in found
+        ImageFile(path, path.split("/", 1)[0], known[path][0][0], known[path][1], known[path][2])
+        for path in found
     ]
 
 
 def _walk(source: Source, follow_links: bool) -> Iterator[str]:
     """Relative paths of the files in the class folders."""
     root = source.root
-    classes = [each for each in _entries(root) if _is_folder(each, follow_links) and each.name not in source.without]
+    classes = [
+        each for each in _entries(root) if _is_folder(each, follow_links) and each.name not in source.without
+    ]
     if not classes:
         raise UserError(f"{root} holds no class folders; it must hold a folder of images for each class.")
     for label in classes:
@@ -130,7 +133,7 @@ def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[
 
 def _decode(path: Path) -> tuple[str, str | None]:
     """The digest of a file's content and, where Pillow cannot decode it, why."""
-    from PIL import Image
+    from PIL import UnidentifiedImageError
 
     from runner.pixels import open_rgb
 
@@ -142,8 +145,10 @@ def _decode(path: Path) -> tuple[str, str | None]:
         return digest_bytes(content), "is empty"
     try:
         open_rgb(path)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         return digest_bytes(content), "is not an image that Pillow knows"
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        return digest_bytes(content), f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+        return digest_bytes(
+            content
+        ), f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
     return digest_bytes(content), None

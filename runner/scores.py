@@ -67,7 +67,9 @@ def gather(places: Sequence[int], judged: Tensor, total: int, accelerator: Accel
     Raises:
         RuntimeError: a sample is missing, or was judged twice.
     """
-    rows = torch.cat([torch.tensor(places, dtype=torch.float64, device=judged.device)[:, None], judged], dim=1)
+    rows = torch.cat(
+        [torch.tensor(places, dtype=torch.float64, device=judged.device)[:, None], judged], dim=1
+    )
     padded = accelerator.pad_across_processes(rows, dim=0, pad_index=-1)
     everywhere = accelerator.gather(padded).cpu()
     everywhere = everywhere[everywhere[:, 0] >= 0]

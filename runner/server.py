@@ -79,7 +79,9 @@ class Server:
             try:
                 client.restore_experiment(found.experiment_id)
             except MlflowException as error:
-                raise UserError(f"The MLflow experiment {name!r} was deleted and cannot be restored ({error}).") from None
+                raise UserError(
+                    f"The MLflow experiment {name!r} was deleted and cannot be restored ({error})."
+                ) from None
         return str(found.experiment_id)
 
     def _create(self, client: MlflowClient) -> None:

@@ -56,7 +56,9 @@ def explain(message: str) -> str:
         return f"There is no setting {unknown[1]!r}{nearest(unknown[1], known)}; --help lists them all."
     if wrong := re.match(r'Parser key "(.+?)":\s*(.+)', message, re.DOTALL):
         reason = " ".join(wrong[2].split()).replace("typing.", "")
-        reason = re.sub(r"(Expected a |Not of type )(?:<class ')?(.+?)(?:'>)?([.:])", r"\1\2\3", reason, count=1)
+        reason = re.sub(
+            r"(Expected a |Not of type )(?:<class ')?(.+?)(?:'>)?([.:])", r"\1\2\3", reason, count=1
+        )
         return f"The setting {wrong[1]} cannot have that value: {reason.rstrip('.')}; --help shows what it takes."
     return " ".join(message.split())
 
@@ -65,7 +67,9 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """` (did you mean 'x'?)`, or nothing where no known name is near."""
     tails = {each.rsplit(".", 1)[-1]: each for each in known}
     for candidates in (known, list(tails)):
-        if found := difflib.get_close_matches(name if candidates is known else name.rsplit(".", 1)[-1], candidates):
+        if found := difflib.get_close_matches(
+            name if candidates is known else name.rsplit(".", 1)[-1], candidates
+        ):
             return f" (did you mean {tails.get(found[0], found[0])!r}?)"
     return ""
 

@@ -41,7 +41,9 @@ def locate(data: Data, cache: Path, terminal: Terminal) -> Source:
     if data.kind == "caltech101":
         return _caltech101(root, data, terminal)
     if not root.exists():
-        raise UserError(f"There is no folder {root}; set data.root to the folder that holds the class folders.")
+        raise UserError(
+            f"There is no folder {root}; set data.root to the folder that holds the class folders."
+        )
     if not root.is_dir():
         raise UserError(f"{root} is a file; data.root must be the folder that holds the class folders.")
     return Source(root)
@@ -67,7 +69,10 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
     from torchvision.datasets import Caltech101
 
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".caltech101.lock"), tempfile.TemporaryDirectory(prefix=".caltech101.", dir=root) as aside:
+    with (
+        FileLock(root / ".caltech101.lock"),
+        tempfile.TemporaryDirectory(prefix=".caltech101.", dir=root) as aside,
+    ):
         if (root / "caltech101" / "101_ObjectCategories").is_dir():
             return  # another process has brought it meanwhile
         terminal.line(f"Downloading Caltech-101 into {root} …")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from rich.text import Text
 
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
+RECENT = 50
+"""Reports of progress that the rate of such a line is taken over."""
 
 
 def duration(seconds: float) -> str:
@@ -55,6 +58,7 @@ class Terminal:
         self.console = Console(stderr=errors, quiet=not speaks, highlight=False)
         if not self.console.is_terminal:
             self.console = Console(stderr=errors, quiet=not speaks, highlight=False, width=120)
+        self._bars: Progress | None = None
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """One line, not wrapped; `text` is taken as it is, without markup."""
@@ -86,31 +90,49 @@ class Terminal:
     def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Yield a function that is told how many more units are done."""
         if self.console.is_terminal and not self.console.quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-                RateColumn(unit),
-                TimeRemainingColumn(),
-            )
-            with Progress(*columns, console=self.console, transient=True) as bar:
+            with self._live(unit) as bar:
                 task = bar.add_task(what, total=total)
-                yield lambda count: bar.advance(task, count)
+                try:
+                    yield lambda count: bar.advance(task, count)
+                finally:
+                    bar.remove_task(task)
         else:
             yield self._plain_progress(what, total, unit)
 
+    @contextmanager
+    def _live(self, unit: str) -> Iterator[Progress]:
+        """The one display of all bars: a terminal has room for one, and bars nest."""
+        if self._bars is not None:
+            yield self._bars
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            RateColumn(unit),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as self._bars:
+            try:
+                yield self._bars
+            finally:
+                self._bars = None
+
     def _plain_progress(self, what: str, total: int, unit: str) -> Callable[[int], None]:
-        began = said = time.monotonic()
+        said = time.monotonic()
+        recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         done = 0
 
         def advance(count: int) -> None:
             nonlocal done, said
             done += count
             now = time.monotonic()
-            if now - said >= PLAIN_INTERVAL and done < total:
+            recent.append((now, done))
+            first, had = recent[0]
+            if now - said >= PLAIN_INTERVAL and done < total and now > first:
                 said = now
-                rate = done / (now - began)
-                left = duration((total - done) / rate) if rate else "?"
+                rate = (done - had) / (now - first)
+                left = duration((total - done) / rate)
                 self.line(f"{what}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left} left")
 
         return advance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,17 @@ class MlflowTracker(Tracker):
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         self._record({"kind": "metrics", "step": step, "time": now_ms(), "values": finite})
-        if odd := {f"runner.{name}": f"{value} at step {step}" for name, value in values.items() if name not in finite}:
+        if odd := {
+            f"runner.{name}": f"{value} at step {step}"
+            for name, value in values.items()
+            if name not in finite
+        }:
             self.tags(odd)  # MLflow would store another number
 
     def params(self, values: dict[str, Any]) -> None:
-        self._record({"kind": "params", "values": {name: str(value)[:6000] for name, value in values.items()}})
+        self._record(
+            {"kind": "params", "values": {name: str(value)[:6000] for name, value in values.items()}}
+        )
 
     def tags(self, values: dict[str, str]) -> None:
         self._record({"kind": "tags", "values": {name: value[:5000] for name, value in values.items()}})
@@ -164,10 +170,8 @@ class SystemWatch(threading.Thread):
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
         monitors = [CPUMonitor()]
-        try:
+        with suppress(Exception):  # no NVIDIA driver
             monitors.append(GPUMonitor())
-        except Exception:  # no NVIDIA driver
-            pass
         step = 0
         while not self._stop_asked.wait(SYSTEM_INTERVAL if step else 0.5):
             for monitor in monitors:

@@ -61,7 +61,9 @@ def load(network: Network, weights: Weights) -> None:
     """
     own = {name: value for name, value in network.state_dict().items() if not name.startswith("normalise.")}
     wanted = {name: value for name, value in own.items() if not name.startswith(f"{network.head_name}.")}
-    given = {name: value for name, value in weights.tensors.items() if not name.startswith(f"{network.head_name}.")}
+    given = {
+        name: value for name, value in weights.tensors.items() if not name.startswith(f"{network.head_name}.")
+    }
     missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
     if missing:
         remedy = "they are of another network (network.arch)"
@@ -69,7 +71,9 @@ def load(network: Network, weights: Weights) -> None:
             remedy = "these weights have no classifier: set network.head=pooled"
         raise UserError(f"{weights.source} lacks {_some(missing)}; {remedy}.")
     if unexpected := [name for name in given if name not in wanted]:
-        raise UserError(f"{weights.source} holds {_some(unexpected)}, unknown to {network.architecture.arch}.")
+        raise UserError(
+            f"{weights.source} holds {_some(unexpected)}, unknown to {network.architecture.arch}."
+        )
     for name, value in given.items():
         if value.shape != wanted[name].shape:
             raise UserError(
@@ -99,7 +103,7 @@ def _enum(name: str) -> torchvision.models.WeightsEnum:
     try:
         return torchvision.models.get_weight(name)
     except (ValueError, AttributeError):
-        module, _, member = name.partition(".")
+        module = name.partition(".")[0]
         kind = getattr(torchvision.models, module, None)
         known = f"; {module} has {', '.join(each.name for each in kind)}" if kind is not None else ""
         raise UserError(
@@ -121,7 +125,9 @@ def _from_safetensors(path: Path) -> Weights:
             numbers = json.loads(said)
             normalisation = Normalisation(tuple(numbers["mean"]), tuple(numbers["std"]))
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}.") from None
+            raise UserError(
+                f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}."
+            ) from None
     return Weights(str(path), tensors, normalisation)
 
 

@@ -1,0 +1,70 @@
+"""What the tests share: small pictures in class folders, and experiments that run on them in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+from runner.experiment import Experiment
+from runner.settings import parse
+from runner.terminal import Terminal
+
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
+
+
+def draw(label: str, number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+    """A noisy picture whose colour tells its class: easy to learn, different in every file."""
+    random = np.random.default_rng([sorted(COLOURS).index(label), number])
+    noise = random.normal(0, 40, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three classes of twelve PNG pictures each."""
+    root = tmp_path / "pictures"
+    for label in COLOURS:
+        (root / label).mkdir(parents=True)
+        for number in range(12):
+            draw(label, number).save(root / label / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture
+def words(pictures: Path, tmp_path: Path) -> list[str]:
+    """Command-line words of a small experiment on `pictures`: vgg11 at random weights on 32 px, three epochs."""
+    return [
+        *("--name", "small", "--data.kind", "folder", "--data.root", str(pictures)),
+        *("--cache", str(tmp_path / "cache"), "--tracking.root", str(tmp_path / "mlruns")),
+        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
+        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
+        *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+    ]
+
+
+@pytest.fixture
+def make(words: list[str]) -> Callable[..., Experiment]:
+    """`make("--fit.epochs", "1")`: the small experiment with some settings overridden."""
+    return lambda *overrides: parse([*words, *overrides])[0]
+
+
+@pytest.fixture
+def silent() -> Terminal:
+    """A terminal that says nothing."""
+    return Terminal(speaks=False)
+
+
+@pytest.fixture(scope="session")
+def accelerator():  # type: ignore[no-untyped-def]
+    """One process on the CPU, in float32."""
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True, mixed_precision="no")
