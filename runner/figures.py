@@ -55,9 +55,9 @@ def _curve(
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    axes, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
     numbers = [epoch.number for epoch in history]
     axes.plot(
         numbers, train, color=ORANGE, marker="o", markersize=4, label="training (running, with dropout)"
@@ -67,10 +67,13 @@ def _curve(
     reduced = [epoch.number for epoch in history if epoch.reduced]
     for place, number in enumerate(reduced):
         axes.axvline(number, color=GRAY, linestyle=":", label="learning rate divided" if not place else None)
-    axes.set(title=title, xlabel="epoch", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(title=title, ylabel=label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
+    rates.plot(numbers, [epoch.lr for epoch in history], color=GRAY, drawstyle="steps-mid")
+    rates.set(xlabel="epoch", ylabel="learning\nrate", yscale="log")
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rates.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
     with replacing(path) as aside:
         figure.savefig(aside, format="png")

@@ -1,0 +1,223 @@
+"""What a person sees: the figures of a run, and the lines on a terminal or in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from runner import terminal
+from runner.figures import curves
+from runner.fit import Epoch
+from runner.scores import Scores
+from runner.terminal import Terminal, duration, size
+
+MARKUP = "/data/[red]x[/red]/[/]"
+
+
+def epoch(number: int, top1: float, best: bool, reduced: bool = False) -> Epoch:
+    val = Scores(
+        loss=2 - top1, top1=top1, top5=1.0, recall=top1, images=100, hits1=int(100 * top1), hits5=100
+    )
+    return Epoch(
+        number=number,
+        train_loss=3 - top1,
+        train_top1=top1 / 2,
+        val=val,
+        lr=0.01,
+        seconds=1.5,
+        images_per_second=100.0,
+        best=best,
+        reduced=reduced,
+    )
+
+
+HISTORY = [
+    epoch(1, 0.2, best=True),
+    epoch(2, 0.6, best=True),
+    epoch(3, 0.5, best=False, reduced=True),
+    epoch(4, 0.55, best=False),
+    epoch(5, 0.4, best=False, reduced=True),
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved from here on, in order."""
+    kept: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(figure: Figure, *words: object, **options: object) -> None:
+        kept.append(figure)
+        save(figure, *words, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return kept
+
+
+def draw(history: list[Epoch], folder: Path) -> tuple[Path, Path]:
+    loss, accuracy = folder / "loss.png", folder / "accuracy.png"
+    curves(history, "small", loss, accuracy)
+    return loss, accuracy
+
+
+def test_curves_are_two_pictures(tmp_path: Path) -> None:
+    for path in draw(HISTORY, tmp_path):
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert 600 <= picture.width <= 2000
+            assert 300 <= picture.height <= 1500
+            assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 3, "it is not blank"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["accuracy.png", "loss.png"]
+
+
+def test_curves_replace_older_pictures(tmp_path: Path) -> None:
+    (tmp_path / "loss.png").write_text("old")
+    loss, _ = draw(HISTORY, tmp_path)
+    assert loss.read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_say_what_they_show(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw(HISTORY, tmp_path)
+    loss, accuracy = (figure.axes[0] for figure in drawn)
+    assert (loss.get_title(), accuracy.get_title()) == ("small: loss", "small: top-1 accuracy")
+    assert loss.get_xlabel() == accuracy.get_xlabel() == "epoch"
+    assert loss.get_ylabel() == "cross-entropy (nats an image)"
+    assert accuracy.get_ylabel() == "top-1 accuracy (%)"
+    for axes in (loss, accuracy):
+        named = " ".join(text.get_text() for text in axes.get_legend().get_texts())
+        assert "training" in named
+        assert "validation" in named
+        assert "best: epoch 2" in named
+
+
+def test_curves_show_the_historys_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw(HISTORY, tmp_path)
+    loss, accuracy = (figure.axes[0].get_lines() for figure in drawn)
+    for lines in (loss, accuracy):
+        assert list(lines[0].get_xdata()) == list(lines[1].get_xdata()) == [1, 2, 3, 4, 5]
+    assert list(loss[0].get_ydata()) == [each.train_loss for each in HISTORY]
+    assert list(loss[1].get_ydata()) == [each.val.loss for each in HISTORY]
+    assert list(accuracy[0].get_ydata()) == pytest.approx([10, 30, 25, 27.5, 20])
+    assert list(accuracy[1].get_ydata()) == pytest.approx([20, 60, 50, 55, 40])
+    assert (list(accuracy[2].get_xdata()), list(accuracy[2].get_ydata())) == ([2], pytest.approx([60]))
+
+
+def test_curves_mark_the_steps_of_the_learning_rate(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw(HISTORY, tmp_path)
+    for figure in drawn:
+        upright = [line for line in figure.axes[0].get_lines() if line.get_linestyle() == ":"]
+        assert [line.get_xdata()[0] for line in upright] == [3, 5]
+        named = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert named.count("learning rate divided") == 1
+
+
+def test_curves_without_a_step_name_none(tmp_path: Path, drawn: list[Figure]) -> None:
+    draw(HISTORY[:2], tmp_path)
+    named = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert "learning rate divided" not in named
+
+
+def test_curves_of_one_epoch(tmp_path: Path, drawn: list[Figure]) -> None:
+    for path in draw([epoch(1, 0.5, best=True)], tmp_path):
+        with Image.open(path) as picture:
+            assert picture.width >= 600
+    assert [list(figure.axes[0].get_lines()[0].get_xdata()) for figure in drawn] == [[1], [1]]
+
+
+def test_curves_leave_matplotlibs_state_alone(tmp_path: Path) -> None:
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    draw(HISTORY, tmp_path)
+    assert pyplot.get_fignums() == before
+
+
+def test_a_title_with_dollars_is_taken_literally(tmp_path: Path) -> None:
+    curves(HISTORY, r"a $\frac{ b", tmp_path / "loss.png", tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+
+
+def test_progress_is_plain_lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "PLAIN_INTERVAL", 0)
+    with Terminal().progress("verify", 3000, "files") as advance:
+        advance(1000)
+        advance(1000)
+        advance(1000)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("verify: 1,000/3,000 files, ")
+    assert second.startswith("verify: 2,000/3,000 files, ")
+    assert "files/s" in first
+    assert first.endswith(" left")
+    assert "\x1b" not in first, "no colours and no cursor movements in a log"
+
+
+def test_progress_keeps_quiet_between_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal().progress("verify", 100) as advance:
+        for _ in range(100):
+            advance(1)
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_is_said_by_one_that_does_not_speak(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "PLAIN_INTERVAL", 0)
+    silent = Terminal(speaks=False)
+    silent.line("hello")
+    silent.warn("hello")
+    silent.facts("hello", [("a", "b")])
+    silent.table("hello", ("a", "b"), [("c", "d")])
+    with silent.progress("hello", 10) as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_whose_output_is_data_speaks_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(errors=True).line("hello")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda to: to.line(MARKUP),
+        lambda to: to.warn(MARKUP),
+        lambda to: to.facts("title", [("path", MARKUP)]),
+        lambda to: to.facts(MARKUP, [("a", "b")]),
+        lambda to: to.table("title", ("path", "n"), [(MARKUP, "1")]),
+        lambda to: to.table(MARKUP, ("a", "b"), [("c" * 40, "d")]),
+    ],
+    ids=["line", "note", "fact", "title of facts", "cell", "title of a table"],
+)
+def test_what_looks_like_markup_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], say: Callable[[Terminal], None]
+) -> None:
+    say(Terminal())
+    assert MARKUP in capsys.readouterr().out
+
+
+def test_a_long_line_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().line("word " * 100)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (4000, "1:06:40")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (3 * 2**50, "3072.0 TiB")],
+)
+def test_sizes(count: float, said: str) -> None:
+    assert size(count) == said

@@ -1,0 +1,1008 @@
+"""The training loop: its arithmetic, its randomness, its records, and the store behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor, nn
+
+import runner.fit
+from runner import checkpoint, run, schedule
+from runner.dropout import KeyedDropout, announce
+from runner.errors import UserError
+from runner.experiment import Experiment, Normalisation, Optim, Schedule
+from runner.fit import (
+    Epoch,
+    Inputs,
+    build_optimizer,
+    class_weights,
+    epoch_batches,
+    evaluate,
+    fit,
+    infer,
+    shares,
+)
+from runner.network import Architecture, Network
+from runner.scores import Scores
+from runner.store import Store
+from runner.terminal import Terminal
+from runner.tracker import Tracker
+
+Make = Callable[..., Experiment]
+NUMBERS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CLASSES = ("blue", "green", "red")
+QUIET = Terminal(speaks=False)
+
+
+@pytest.fixture(autouse=True)
+def _let_go(accelerator: Accelerator) -> Iterator[None]:
+    """The accelerator holds on to every network that it prepared."""
+    yield
+    accelerator.free_memory()
+
+
+@dataclass
+class Recorder(Tracker):
+    """Remembers what a run says, and keeps its files in a folder."""
+
+    folder: Path
+    name: str = "small"
+    points: list[tuple[str, int, float]] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self.points += [(name, step, value) for name, value in values.items()]
+
+    def stage(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+
+@dataclass
+class Matrix:
+    """Rows from memory."""
+
+    values: Tensor
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        return (self.values[torch.as_tensor(list(batch), dtype=torch.long)] for batch in batches)
+
+
+def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Network:
+    fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
+    return Network(
+        Architecture(**fields, dropout=dropout, classes=CLASSES, normalisation=NUMBERS), fit_seed, True
+    )
+
+
+def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
+    """512 numbers an image, whose class a line can tell; 10, 5, 5, … images of a class."""
+    generator = torch.Generator().manual_seed(1)
+    labels = [0 if place % 2 else 1 + place // 2 % 2 for place in range(count)]
+    centres = torch.randn(3, 512, generator=generator)
+    return centres[labels] + torch.randn(count, 512, generator=generator), labels
+
+
+def learn(
+    experiment: Experiment, network: Network, accelerator: Accelerator, count: int = 20
+) -> tuple[list[Epoch], list[dict[str, Tensor]]]:
+    """Fit a head on rows from memory: the epochs, and the parameters after each."""
+    values, labels = rows_and_labels(count)
+    inputs = Inputs(lambda _: Matrix(values), labels)
+    after: list[dict[str, Tensor]] = []
+
+    def remember(_: Epoch) -> None:
+        after.append({name: value.detach().clone() for name, value in network.classifier.named_parameters()})
+
+    history = fit(experiment, network, inputs, inputs, accelerator, 8, remember, QUIET)
+    return history, after
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Sequence[float] = ()) -> None:
+    """Validation that says these scores, one an epoch."""
+    recall = recall or top1
+    pairs = iter(zip(top1, recall, strict=True))
+
+    def say(*_: object) -> Scores:
+        first, second = next(pairs)
+        return Scores(
+            loss=1, top1=first, top5=1, recall=second, images=100, hits1=round(first * 100), hits5=100
+        )
+
+    monkeypatch.setattr(runner.fit, "evaluate", say)
+
+
+def comparable(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """Everything about epochs but how long they took."""
+    plain = [dataclasses.asdict(epoch) for epoch in epochs]
+    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
+
+
+class TestReportRule:
+    def follow(
+        self, hits: Sequence[int], factor: float = 5, reductions: int = 3
+    ) -> tuple[list[float], int | None]:
+        """The learning rate after each epoch, and the epoch at which training stops."""
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
+        rule = schedule.build(Schedule("report", factor, reductions), optimizer, 100)
+        rates = []
+        for epoch, count in enumerate(hits):
+            rule.stepped()
+            stop = rule.validated(count)
+            rates.append(optimizer.param_groups[0]["lr"])
+            if stop:
+                return rates, epoch
+        return rates, None
+
+    @pytest.mark.parametrize(
+        ("hits", "divided", "stop"),
+        [
+            ([5, 6, 7, 8], [0, 0, 0, 0], None),
+            ([5, 5, 5, 5], [0, 0, 0, 0], None),
+            ([5, 4, 3, 2], [0, 1, 2, 3], 3),
+            ([5, 4, 4, 3, 3, 2, 9], [0, 1, 1, 2, 2, 3], 5),
+            ([5, 4, 6, 5, 7, 6], [0, 1, 1, 2, 2, 3], 5),
+            ([9, 1, 2, 3, 4], [0, 1, 1, 1, 1], None),
+            ([0, 0, 1, 0], [0, 0, 0, 1], None),
+            ([4, 6, 5, 5, 6, 5], [0, 0, 1, 1, 1, 2], None),
+        ],
+    )
+    def test_divides_when_accuracy_falls_below_the_epoch_before(
+        self, hits: list[int], divided: list[int], stop: int | None
+    ) -> None:
+        rates, stopped = self.follow(hits)
+        assert rates == pytest.approx([0.01 / 5**times for times in divided])
+        assert stopped == stop
+
+    def test_factor_and_reductions_are_settings(self) -> None:
+        rates, stopped = self.follow([3, 2, 1], factor=2, reductions=1)
+        assert rates == pytest.approx([0.01, 0.005])
+        assert stopped == 1
+
+    @settings(deadline=None)
+    @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+    def test_as_the_report_words_it(self, hits: list[int]) -> None:
+        rates, stopped = self.follow(hits)
+        lr, falls = 0.01, 0
+        for epoch, count in enumerate(hits):
+            if epoch and count < hits[epoch - 1]:
+                lr, falls = lr / 5, falls + 1
+            assert rates[epoch] == pytest.approx(lr)
+            if falls == 3:
+                assert stopped == epoch
+                return
+        assert stopped is None
+
+    def test_every_group_is_divided(self) -> None:
+        network = small_network(trainable="features.16")
+        optimizer = build_optimizer(Optim("sgd", lr=0.1, groups={"features": 0.01}), network)
+        rule = schedule.build(Schedule("report"), optimizer, 10)
+        rule.validated(5)
+        rule.validated(4)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
+
+    def test_in_the_loop(self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+        scripted(monkeypatch, [0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.4, 0.9])
+        experiment = make("--schedule.kind", "report", "--fit.epochs", "8", "--optim.lr", "0.01")
+        history, _ = learn(experiment, small_network(), accelerator)
+        assert [epoch.lr for epoch in history] == pytest.approx(
+            [0.01, 0.01, 0.002, 0.002, 0.002, 0.0004, 0.0004]
+        )
+        assert [epoch.number for epoch in history if epoch.reduced] == [2, 5, 7]
+        assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5, 6, 7]
+
+
+class TestOtherSchedules:
+    def rates(self, kind: str, steps: int = 20, lr: float = 0.1) -> list[float]:
+        """The learning rate of each step, and the one behind the last."""
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
+        rule = schedule.build(Schedule(kind), optimizer, steps)  # type: ignore[arg-type]
+        rates = []
+        for step in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            rule.stepped()
+            assert not rule.validated(20 - step)
+        return [*rates, optimizer.param_groups[0]["lr"]]
+
+    def test_constant(self) -> None:
+        assert self.rates("constant") == [0.1] * 21
+
+    def test_cosine_goes_from_lr_to_zero(self) -> None:
+        expected = [0.05 * (1 + math.cos(math.pi * step / 20)) for step in range(21)]
+        assert self.rates("cosine") == pytest.approx(expected, abs=1e-9)
+
+    def test_onecycle_rises_to_lr_and_falls_far_below_the_start(self) -> None:
+        rates = self.rates("onecycle", steps=100)
+        top = int(np.argmax(rates))
+        assert max(rates) == pytest.approx(0.1, rel=0.01)
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert 20 < top < 40
+        assert rates[: top + 1] == sorted(rates[: top + 1])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert rates[-1] < rates[0] / 1000
+
+    @pytest.mark.parametrize("kind", ["cosine", "onecycle", "constant"])
+    def test_in_the_loop_they_end_with_the_epochs(
+        self, kind: str, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scripted(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.5])
+        experiment = make(
+            "--schedule.kind", kind, "--fit.epochs", "5", "--optim.lr", "0.01", "--fit.batch_size", "6"
+        )
+        history, _ = learn(experiment, small_network(), accelerator)
+        steps_an_epoch = 4
+        expected = self.rates(kind, 5 * steps_an_epoch, 0.01)[: 5 * steps_an_epoch : steps_an_epoch]
+        assert [epoch.lr for epoch in history] == pytest.approx(expected)
+        assert not any(epoch.reduced for epoch in history)
+
+    def test_sgd_keeps_its_momentum_under_onecycle(self) -> None:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.7)
+        rule = schedule.build(Schedule("onecycle"), optimizer, 10)
+        optimizer.step()
+        rule.stepped()
+        assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+class TestDropout:
+    def layer(self, p: float = 0.4, name: str = "classifier.2", seed: int = 0) -> KeyedDropout:
+        return KeyedDropout(p, name, seed).train()
+
+    def mask(self, layer: KeyedDropout, step: int = 0, rows: slice = slice(0, 12), batch: int = 12) -> Tensor:
+        layer.at(step, rows, batch)
+        return layer(torch.ones(rows.stop - rows.start, 50))
+
+    def test_is_a_function_of_seed_step_and_layer(self) -> None:
+        torch.manual_seed(1)
+        first = self.mask(self.layer(), 3)
+        torch.manual_seed(2)
+        assert torch.equal(self.mask(self.layer(), 3), first)
+        assert not torch.equal(self.mask(self.layer(), 4), first)
+        assert not torch.equal(self.mask(self.layer(seed=1), 3), first)
+        assert not torch.equal(self.mask(self.layer(name="classifier.5"), 3), first)
+
+    @settings(deadline=None, max_examples=30)
+    @given(st.integers(0, 12), st.integers(0, 12))
+    def test_some_rows_get_their_rows_of_the_mask(self, start: int, stop: int) -> None:
+        start, stop = sorted((start, stop))
+        whole = self.mask(self.layer())
+        assert torch.equal(self.mask(self.layer(), rows=slice(start, stop)), whole[start:stop])
+
+    @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+    def test_keeps_its_share_and_scales_it(self, p: float) -> None:
+        values = self.mask(self.layer(p), rows=slice(0, 400), batch=400)
+        kept = values[values != 0]
+        assert len(kept) / values.numel() == pytest.approx(1 - p, abs=0.02)
+        assert torch.allclose(kept, torch.tensor(1 / (1 - p)))
+
+    def test_gradient_flows_through_what_was_kept(self) -> None:
+        layer = self.layer()
+        layer.at(0, slice(0, 4), 4)
+        values = torch.ones(4, 50, requires_grad=True)
+        out = layer(values)
+        out.sum().backward()
+        assert torch.equal(values.grad, out.detach())
+
+    def test_is_off_in_evaluation_and_at_zero(self) -> None:
+        values = torch.rand(3, 5)
+        assert torch.equal(self.layer().eval()(values), values)
+        assert torch.equal(self.layer(0.0)(values), values)
+
+    def test_rows_that_were_not_announced_are_refused(self) -> None:
+        layer = self.layer()
+        layer.at(0, slice(0, 4), 8)
+        with pytest.raises(RuntimeError, match="5 rows came in"):
+            layer(torch.ones(5, 2))
+
+    def test_a_network_keys_every_dropout_by_its_own_name(self) -> None:
+        network = Network(
+            Architecture("vgg11", "report", 1, 16, 0.4, "head", CLASSES, NUMBERS), fit_seed=3, random=False
+        )
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Dropout)]
+        assert all(isinstance(layer, KeyedDropout) and layer.fit_seed == 3 for layer in layers)
+        assert [layer.layer for layer in layers] == ["classifier.2", "classifier.5", "classifier.6.2"]  # type: ignore[union-attr]
+        announce(network.modules(), 7, slice(1, 3), 4)
+        assert {(layer.step, layer.rows.start, layer.rows.stop, layer.batch) for layer in layers} == {
+            (7, 1, 3, 4)
+        }  # type: ignore[union-attr]
+
+
+class TestOrder:
+    def order(
+        self, labels: Tensor, size: int, sampling: str, seed: int = 0, epoch: int = 0
+    ) -> list[list[int]]:
+        return [list(map(int, batch)) for batch in epoch_batches(labels, size, sampling, seed, epoch)]
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.integers(1, 60), st.integers(1, 20), st.integers(0, 5))
+    def test_shuffled_is_a_permutation_in_full_batches(self, count: int, size: int, epoch: int) -> None:
+        batches = self.order(torch.zeros(count, dtype=torch.long), size, "shuffled", epoch=epoch)
+        assert sorted(place for batch in batches for place in batch) == list(range(count))
+        assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+        assert len(batches) == math.ceil(count / size)
+
+    @pytest.mark.parametrize("sampling", ["shuffled", "balanced"])
+    def test_is_a_function_of_seed_and_epoch(self, sampling: str) -> None:
+        labels = torch.arange(50) % 3
+        torch.manual_seed(1)
+        first = self.order(labels, 8, sampling, 3, 4)
+        torch.manual_seed(2)
+        assert self.order(labels, 8, sampling, 3, 4) == first
+        assert self.order(labels, 8, sampling, 3, 5) != first
+        assert self.order(labels, 8, sampling, 4, 4) != first
+
+    def test_batch_size_only_cuts_the_order(self) -> None:
+        labels = torch.arange(50) % 3
+        large, small = (sum(self.order(labels, size, "shuffled"), []) for size in (32, 7))
+        assert large == small
+
+    def test_balanced_draws_every_class_equally_often(self) -> None:
+        labels = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)
+        drawn = [
+            place
+            for epoch in range(3)
+            for batch in self.order(labels, 100, "balanced", epoch=epoch)
+            for place in batch
+        ]
+        assert len(drawn) == 3000
+        counts = torch.bincount(labels[drawn], minlength=3)
+        assert all(900 < count < 1100 for count in counts.tolist())
+        assert len({place for place in drawn if labels[place] == 2}) == 10
+
+
+class TestShares:
+    @settings(deadline=None, max_examples=120)
+    @given(st.integers(0, 40), st.integers(1, 3), st.integers(1, 3))
+    def test_cover_a_batch_once_in_order(self, count: int, processes: int, accumulate: int) -> None:
+        ranks = [SimpleNamespace(num_processes=processes, process_index=rank) for rank in range(processes)]
+        parts = [list(shares(count, accumulate, rank)) for rank in ranks]  # type: ignore[arg-type]
+        batch = list(range(count))
+        in_order = [
+            batch[parts[rank][number].rows] for number in range(accumulate) for rank in range(processes)
+        ]
+        assert [place for piece in in_order for place in piece] == batch
+        lengths = [len(piece) for piece in in_order]
+        assert max(lengths) - min(lengths) <= 1
+        for own in parts:
+            assert [part.last for part in own] == [False] * (accumulate - 1) + [True]
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize("accumulate", [2, 3, 8])
+    @pytest.mark.parametrize(
+        "options",
+        [[], ["--fit.class_weights", "true", "--fit.label_smoothing", "0.1"]],
+        ids=["plain", "weighed"],
+    )
+    def test_accumulation_changes_nothing(
+        self, make: Make, accelerator: Accelerator, accumulate: int, options: list[str]
+    ) -> None:
+        words = ["--optim.name", "sgd", "--optim.lr", "0.05", "--fit.epochs", "2", *options]
+        _, plain = learn(make(*words), small_network(), accelerator)
+        network = small_network()
+        before = {name: value.clone() for name, value in network.classifier.named_parameters()}
+        _, parts = learn(make(*words, "--fit.accumulate", str(accumulate)), network, accelerator)
+        for name, value in plain[-1].items():
+            assert not torch.allclose(before[name], value, atol=1e-4)
+            torch.testing.assert_close(parts[-1][name], value, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    @pytest.mark.parametrize("weighed", [False, True])
+    def test_first_step_is_torchs_own(
+        self, make: Make, accelerator: Accelerator, smoothing: float, weighed: bool
+    ) -> None:
+        values, labels = rows_and_labels()
+        network = small_network(dropout=0.0)
+        truth = torch.tensor(labels)
+        weights = class_weights(truth, 3) if weighed else None
+        loss = nn.CrossEntropyLoss(weights, label_smoothing=smoothing)(
+            network(values, start=network.cut), truth
+        )
+        loss.backward()
+        expected = {name: p.detach() - 0.1 * p.grad for name, p in network.classifier.named_parameters()}
+        network.zero_grad()
+        experiment = make(
+            *("--optim.name", "sgd", "--optim.lr", "0.1", "--optim.momentum", "0", "--fit.epochs", "1"),
+            *("--fit.batch_size", "64", "--network.dropout", "0"),
+            *("--fit.label_smoothing", str(smoothing), "--fit.class_weights", str(weighed).lower()),
+        )
+        (epoch,), (after,) = learn(experiment, network, accelerator)
+        assert epoch.train_loss == pytest.approx(loss.item(), rel=1e-6)
+        for name, value in expected.items():
+            torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-7)
+
+    def test_class_weights_are_scikit_learns_balanced(self) -> None:
+        labels = np.array([0] * 7 + [1] * 2 + [2] * 11)
+        expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+        assert class_weights(torch.tensor(labels), 3).tolist() == pytest.approx(expected.tolist())
+
+    def test_gradient_is_clipped(self, make: Make, accelerator: Accelerator) -> None:
+        network = small_network()
+        before = {name: value.clone() for name, value in network.classifier.named_parameters()}
+        words = ["--optim.name", "sgd", "--optim.momentum", "0", "--optim.lr", "1", "--fit.epochs", "1"]
+        _, (after,) = learn(
+            make(*words, "--fit.batch_size", "64", "--fit.clip", "0.01"), network, accelerator
+        )
+        moved = math.sqrt(sum((after[name] - value).pow(2).sum().item() for name, value in before.items()))
+        assert moved == pytest.approx(0.01, rel=1e-3)
+
+    def test_training_hits_are_counted_as_trained(self, make: Make, accelerator: Accelerator) -> None:
+        network = small_network(dropout=0.0)
+        values, labels = rows_and_labels()
+        guesses = network(values, start=network.cut).argmax(1)
+        experiment = make("--fit.epochs", "1", "--fit.batch_size", "64", "--network.dropout", "0")
+        (epoch,), _ = learn(experiment, network, accelerator)
+        assert epoch.train_top1 == pytest.approx((guesses == torch.tensor(labels)).double().mean().item())
+
+    def test_head_learns(self, make: Make, accelerator: Accelerator) -> None:
+        history, _ = learn(make("--fit.epochs", "10", "--optim.lr", "0.003"), small_network(), accelerator)
+        assert history[-1].train_loss < history[0].train_loss / 2
+        assert history[-1].val.top1 == 1
+
+    @pytest.mark.parametrize("epochs", [1, 3])
+    def test_divergence_is_a_sentence(self, make: Make, accelerator: Accelerator, epochs: int) -> None:
+        experiment = make("--optim.name", "sgd", "--optim.lr", "1e30", "--fit.epochs", str(epochs))
+        with pytest.raises(UserError, match=r"diverged.*optim\.lr \(1e\+30\)"):
+            learn(experiment, small_network(), accelerator)
+
+    def test_divergence_at_the_last_step_is_a_sentence(self, make: Make, accelerator: Accelerator) -> None:
+        experiment = make(
+            "--optim.name", "sgd", "--optim.lr", "1e38", "--fit.epochs", "1", "--fit.batch_size", "64"
+        )
+        with pytest.raises(UserError, match="diverged"):
+            learn(experiment, small_network(), accelerator)
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+    )
+    def test_optimizer_has_its_settings(self, name: Any, kind: type[torch.optim.Optimizer]) -> None:
+        optimizer = build_optimizer(Optim(name, lr=0.02, weight_decay=0.3, momentum=0.8), small_network())
+        assert type(optimizer) is kind
+        (group,) = optimizer.param_groups
+        assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
+        assert group.get("momentum", 0.8) == 0.8
+
+    @pytest.mark.parametrize("best", ["top1", "recall"])
+    def test_best_is_the_first_epoch_with_the_highest_score(
+        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, best: str
+    ) -> None:
+        scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.7], [0.5, 0.4, 0.6, 0.8, 0.8])
+        experiment = make("--fit.best", best, "--fit.epochs", "5", "--schedule.kind", "constant")
+        history, _ = learn(experiment, small_network(), accelerator)
+        last = [epoch.number for epoch in history if epoch.best][-1]
+        assert last == (2 if best == "top1" else 4)
+        result = run.Result(tuple(history), history[0].val, history[0].val)
+        assert result.best_epoch.number == last
+
+
+class InBfloat16:
+    """The session's accelerator, as if it computed in bfloat16."""
+
+    mixed_precision = "bf16"
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+class TestPredictionsDoNotDependOnTheirBatch:
+    @pytest.mark.parametrize("chunk", [1, 3, 8])
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    @pytest.mark.parametrize("trainable", ["head", "all"])
+    def test_alone_and_in_company(
+        self, make: Make, accelerator: Accelerator, precision: str, chunk: int, trainable: str
+    ) -> None:
+        chosen = InBfloat16(accelerator) if precision == "bf16" else accelerator
+        words = [
+            "--features.chunk",
+            str(chunk),
+            "--features.store",
+            "false",
+            "--network.trainable",
+            trainable,
+        ]
+        ready = run.prepare(make(*words, "--views.crop", "48", "--views.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=generator)
+
+        def logits(places: list[int]) -> Tensor:
+            rows = ready.features.prefix(images[places])
+            return infer(ready.network, rows, chosen, chunk)  # type: ignore[arg-type]
+
+        alone = torch.cat([logits([place]) for place in range(8)])
+        assert len(alone.unique(dim=0)) == 8
+        for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 5, 1, 0, 2, 6, 4], [2, 2, 6], [5, 4]):
+            for start in range(0, len(order), chunk):
+                places = order[start : start + chunk]
+                assert torch.equal(logits(places), alone[places])
+
+    def test_scores_do_not_depend_on_how_many_are_judged(self, accelerator: Accelerator) -> None:
+        network = small_network()
+        values, labels = rows_and_labels()
+        whole = evaluate(network, Matrix(values), labels, accelerator, 8)
+        single = [
+            evaluate(network, Matrix(values[p : p + 1]), labels[p : p + 1], accelerator, 8) for p in range(20)
+        ]
+        assert whole.hits1 == sum(each.hits1 for each in single)
+        assert whole.loss == pytest.approx(sum(each.loss for each in single) / 20, rel=1e-14)
+        backwards = evaluate(network, Matrix(values.flip(0)), labels[::-1], accelerator, 8)
+        assert backwards.loss == pytest.approx(whole.loss, rel=1e-14)
+        assert not network.training
+
+
+@pytest.fixture
+def train(accelerator: Accelerator, tmp_path: Path) -> Callable[..., tuple[run.Result, Recorder]]:
+    """Run an experiment whole, its records in a folder of their own."""
+    numbers = iter(range(100))
+
+    def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
+        tracker = Recorder(tmp_path / f"records {next(numbers)}")
+        return run.train(experiment, accelerator, tracker, QUIET), tracker
+
+    return start
+
+
+@pytest.fixture
+def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the prefix held; black ones only fill chunks up."""
+    counts: list[int] = []
+    prefix = Network.prefix
+
+    def counting(self: Network, images: Tensor) -> Tensor:
+        counts.append(int(images.flatten(1).any(1).sum()))
+        return prefix(self, images)
+
+    monkeypatch.setattr(Network, "prefix", counting)
+    return counts
+
+
+TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
+
+
+class TestRuns:
+    def test_store_changes_no_bit(self, make: Make, train: Callable[..., Any]) -> None:
+        on, kept = train(make("--features.store", "true"))
+        off, passed = train(make("--features.store", "false"))
+        assert comparable(on.history) == comparable(off.history)
+        assert (on.best, on.last) == (off.best, off.last)
+        for name in ("best", "last"):
+            first, second = (
+                load_file(each.folder / "checkpoints" / f"{name}.safetensors") for each in (kept, passed)
+            )
+            assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+    def test_same_run_twice_is_the_same_in_every_bit(
+        self, make: Make, train: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        torch.manual_seed(1)
+        once, first = train(make())
+        torch.manual_seed(2)
+        again, second = train(make("--cache", str(tmp_path / "another cache")))
+        assert comparable(once.history) == comparable(again.history)
+        assert (once.best, once.last) == (again.best, again.last)
+        for name in ("best", "last", "frozen"):
+            path = f"checkpoints/{name}.safetensors"
+            assert (first.folder / path).read_bytes() == (second.folder / path).read_bytes()
+        timed = ("epoch_seconds", "images_per_second", "features/images_per_second")
+        points = [[point for point in each.points if point[0] not in timed] for each in (first, second)]
+        assert points[0] == points[1]
+
+    def test_another_fit_seed_is_another_run(self, make: Make, train: Callable[..., Any]) -> None:
+        once, other = train(make("--seed.fit", "0"))[0], train(make("--seed.fit", "1"))[0]
+        assert once.history[0].train_loss != other.history[0].train_loss
+
+    def test_records(self, make: Make, train: Callable[..., Any]) -> None:
+        result, records = train(make())
+        assert set(records.artifacts) == {
+            *("experiment.yaml", "manifest.csv", "environment.json"),
+            *(f"checkpoints/{name}.safetensors" for name in ("best", "frozen", "last")),
+            *("figures/loss.png", "figures/accuracy.png"),
+        }
+        losses = [(step, value) for name, step, value in records.points if name == "train/loss"]
+        assert losses == [(epoch.number, epoch.train_loss) for epoch in result.history]
+        assert ("test/last/top1", result.best_epoch.number, result.last.top1) in records.points
+        assert (result.last.images, result.history[0].val.images) == (TEST, VAL)
+
+    @pytest.mark.parametrize("best", ["top1", "recall"])
+    def test_best_checkpoint_is_the_network_of_the_best_epoch(
+        self,
+        make: Make,
+        train: Callable[..., Any],
+        monkeypatch: pytest.MonkeyPatch,
+        accelerator: Accelerator,
+        best: str,
+    ) -> None:
+        scripted(monkeypatch, [0.5, 0.7, 0.7, 0.1], [0.5, 0.4, 0.8, 0.8])
+        experiment = make("--fit.best", best, "--fit.epochs", "4", "--schedule.kind", "constant")
+        result, records = train(experiment)
+        number = 2 if best == "top1" else 3
+        folder = records.folder / "checkpoints"
+        kept = checkpoint.load(folder / "best.safetensors")
+        assert kept.epoch == result.best_epoch.number == number
+        assert kept.val["top1"] == 0.7
+        assert checkpoint.load(folder / "last.safetensors").epoch == 4
+        # A run that ends there ends with the same network.
+        scripted(monkeypatch, [0.5, 0.7, 0.7, 0.1][:number], [0.5, 0.4, 0.8, 0.8][:number])
+        _, shorter = train(
+            dataclasses.replace(experiment, fit=dataclasses.replace(experiment.fit, epochs=number))
+        )
+        first, second = (
+            load_file(path)
+            for path in (folder / "best.safetensors", shorter.folder / "checkpoints" / "last.safetensors")
+        )
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+        ready = run.prepare(experiment, accelerator, QUIET)
+        rows, labels = ready.features.rows("test", -1), ready.manifest.labels("test")
+        assert evaluate(kept.network, rows, labels, accelerator, ready.chunk) == result.best
+
+    def test_checkpoints_survive_a_run_that_stops(
+        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        scripted(monkeypatch, [0.5])  # the second validation has nothing to say
+        records = Recorder(tmp_path / "records")
+        with pytest.raises(StopIteration):
+            run.train(make(), accelerator, records, QUIET)
+        assert checkpoint.load(records.folder / "checkpoints" / "best.safetensors").epoch == 1
+        assert "checkpoints/best.safetensors" in records.artifacts
+        assert "checkpoints/frozen.safetensors" in records.artifacts
+
+    @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
+    @pytest.mark.parametrize("trainable", ["all", "features.11"])
+    def test_fine_tuning_learns_by_the_same_code(
+        self, make: Make, train: Callable[..., Any], through_prefix: list[int], arch: str, trainable: str
+    ) -> None:
+        words = [
+            "--network.arch",
+            arch,
+            "--network.trainable",
+            trainable,
+            "--optim.lr",
+            "0.001",
+            "--views.train",
+            "clean",
+        ]
+        result, records = train(
+            make(*words, "--schedule.kind", "constant", "--fit.epochs", "4", "--network.dropout", "0")
+        )
+        assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
+        learned = load_file(records.folder / "checkpoints" / "last.safetensors")
+        first = small_network(arch=arch, trainable=trainable).state_dict()
+        assert ("features.0.weight" in learned) == (trainable == "all")
+        changed = [
+            name
+            for name, value in learned.items()
+            if name.startswith("features.") and not torch.equal(value, first[name])
+        ]
+        assert any(name.startswith("features.18.") for name in changed)
+        stored = TRAIN + VAL + TEST if trainable != "all" else 0
+        assert sum(through_prefix) == stored
+
+    def test_batch_normalisation_trains_head_only(self, make: Make, train: Callable[..., Any]) -> None:
+        words = [
+            "--network.arch",
+            "vgg11_bn",
+            "--optim.lr",
+            "0.003",
+            "--fit.epochs",
+            "6",
+            "--schedule.kind",
+            "constant",
+        ]
+        on, records = train(make(*words))
+        off, _ = train(make(*words, "--features.store", "false"))
+        assert comparable(on.history) == comparable(off.history)
+        assert on.history[-1].train_loss < on.history[0].train_loss
+        frozen = load_file(records.folder / "checkpoints" / "frozen.safetensors")
+        assert not frozen["features.1.running_mean"].any()
+
+    def test_batch_normalisation_takes_parts_without_images(
+        self, make: Make, train: Callable[..., Any]
+    ) -> None:
+        words = ["--network.arch", "vgg11_bn", "--network.trainable", "all", "--fit.epochs", "1"]
+        result, _ = train(make(*words, "--fit.accumulate", "3"))  # 18 images: 8, 8 and 2 in three parts
+        assert math.isfinite(result.history[0].train_loss)
+
+
+class TestStoreInRuns:
+    def test_second_run_computes_nothing(
+        self, make: Make, train: Callable[..., Any], through_prefix: list[int]
+    ) -> None:
+        once, _ = train(make())
+        assert sum(through_prefix) == 2 * TRAIN + VAL + TEST
+        through_prefix.clear()
+        again, records = train(make())
+        assert sum(through_prefix) == 0
+        assert comparable(once.history) == comparable(again.history)
+        assert ("features/hits", 3, float(2 * TRAIN + VAL + TEST)) in records.points
+        assert ("features/misses", 3, 0) in records.points
+
+    @pytest.mark.parametrize(("views", "shown"), [("clean", 1), ("1", 1), ("2", 2), ("fresh", 4)])
+    def test_views_are_computed_once_each(
+        self, make: Make, train: Callable[..., Any], through_prefix: list[int], views: str, shown: int
+    ) -> None:
+        train(make("--views.train", views, "--fit.epochs", "4", "--schedule.kind", "constant"))
+        assert sum(through_prefix) == shown * TRAIN + VAL + TEST
+
+    def test_without_the_store_every_epoch_computes(
+        self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path
+    ) -> None:
+        train(make("--features.store", "false", "--schedule.kind", "constant"))
+        assert sum(through_prefix) == 3 * (TRAIN + VAL) + 2 * TEST
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    def test_epochs_show_their_views_in_turn(
+        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ready = run.prepare(make(), accelerator, QUIET)
+        first, second = (next(ready.features.rows("train", view).batches([range(TRAIN)])) for view in (0, 1))
+        assert not torch.equal(first, second)
+        seen: list[Tensor] = []
+
+        def peek(*arguments: Any) -> list[Epoch]:
+            inputs = arguments[2]
+            seen.extend(next(inputs.rows(epoch).batches([range(TRAIN)])) for epoch in range(4))
+            raise UserError("seen enough")
+
+        monkeypatch.setattr(run, "fit", peek)
+        with pytest.raises(UserError, match="seen enough"):
+            run.train(make(), accelerator, Recorder(Path(ready.experiment.cache) / "records"), QUIET)
+        assert [torch.equal(rows, first) for rows in seen] == [True, False, True, False]
+        assert [torch.equal(rows, second) for rows in seen] == [False, True, False, True]
+
+    @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+    def test_damaged_chunk_is_computed_again(
+        self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path, kept: float
+    ) -> None:
+        words = ("--views.train", "1", "--fit.epochs", "1")
+        once, _ = train(make(*words))
+        through_prefix.clear()
+        largest = max(
+            (tmp_path / "cache" / "features").rglob("*.safetensors"), key=lambda path: path.stat().st_size
+        )
+        lost = len(load_file(largest)["rows"])
+        largest.write_bytes(largest.read_bytes()[: int(largest.stat().st_size * kept)])
+        again, _ = train(make(*words))
+        assert sum(through_prefix) == lost == 8
+        assert comparable(once.history) == comparable(again.history)
+
+    def missing(self, experiment: Experiment, accelerator: Accelerator) -> tuple[int, int]:
+        """Rows that would have to be computed: of the first training view, and of validation."""
+        features = run.prepare(experiment, accelerator, QUIET).features
+        return features.missing("train", 0), features.missing("val", -1)
+
+    def test_rows_serve_what_they_fit_and_nothing_else(
+        self, make: Make, accelerator: Accelerator, tmp_path: Path
+    ) -> None:
+        first = run.prepare(make(), accelerator, QUIET).features
+        first.rows("train", 0)
+        first.rows("val", -1)
+        for fits in (
+            ("--seed.fit", "7"),
+            ("--fit.batch_size", "4"),
+            ("--network.width", "32"),
+            ("--optim.lr", "0.5"),
+            ("--views.train", "fresh"),
+        ):
+            assert self.missing(make(*fits), accelerator) == (0, 0), fits
+        for another in (
+            ("--features.chunk", "4"),
+            ("--views.interpolation", "bicubic"),
+            ("--views.resize", "40"),
+            ("--network.normalise", "VGG11_Weights.DEFAULT"),
+            ("--network.arch", "vgg13"),
+            ("--network.pool", "2", "--views.crop", "64", "--views.resize", "64"),
+        ):
+            assert self.missing(make(*another), accelerator) == (TRAIN, VAL), another
+        for other_training in (("--seed.views", "1"), ("--views.rotation", "3"), ("--views.flip", "0")):
+            assert self.missing(make(*other_training), accelerator) == (TRAIN, 0), other_training
+        in_bfloat16 = InBfloat16(accelerator)
+        assert self.missing(make(), in_bfloat16) == (TRAIN, VAL)  # type: ignore[arg-type]
+
+    def test_rows_follow_an_image_into_another_split(self, make: Make, accelerator: Accelerator) -> None:
+        words = ("--network.normalise", "VGG11_Weights.DEFAULT")
+        features = run.prepare(make(*words), accelerator, QUIET).features
+        for split in ("train", "val", "test"):
+            features.rows(split, -1)
+        other = run.prepare(make(*words, "--seed.split", "5"), accelerator, QUIET)
+        assert other.manifest.digest != features.manifest.digest
+        assert [other.features.missing(split, -1) for split in ("train", "val", "test")] == [0, 0, 0]
+
+    def test_full_disk_is_a_sentence(
+        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("runner.features.free_bytes", lambda _: 1000)
+        with pytest.raises(UserError, match=r"The features of 18 images need .*features\.store"):
+            run.prepare(make(), accelerator, QUIET).features.rows("train", 0)
+
+
+class TestStore:
+    def test_rows_come_back_in_the_order_asked_for(self, tmp_path: Path) -> None:
+        store = Store(tmp_path, {"recipe": 1})
+        rows = torch.rand(5, 4, dtype=torch.float32).bfloat16()
+        store.write(["a", "b", "c"], rows[:3])
+        store.write(["d", "e"], rows[3:])
+        store.refresh()
+        assert store.missing(["e", "x", "a", "y"]) == [1, 3]
+        assert torch.equal(store.read(["e", "a", "c", "a"]), rows[[4, 0, 2, 0]])
+        with pytest.raises(KeyError):
+            store.read(["a", "x"])
+
+    def test_another_recipe_is_another_store(self, tmp_path: Path) -> None:
+        store = Store(tmp_path, {"precision": "no", "view": {"crop": 32}})
+        store.write(["a"], torch.ones(1, 4))
+        for recipe, missing in (
+            ({"view": {"crop": 32}, "precision": "no"}, []),
+            ({"precision": "bf16", "view": {"crop": 32}}, [0]),
+            ({"precision": "no", "view": {"crop": 48}}, [0]),
+        ):
+            other = Store(tmp_path, recipe)
+            other.refresh()
+            assert other.missing(["a"]) == missing
+
+    def test_another_process_s_chunk_is_learned_of(self, tmp_path: Path) -> None:
+        mine, other = Store(tmp_path, {}), Store(tmp_path, {})
+        mine.refresh()
+        other.write(["a"], torch.ones(1, 4))
+        assert mine.missing(["a"]) == [0]
+        mine.refresh()
+        assert mine.missing(["a"]) == []
+
+    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100])
+    def test_file_that_is_no_chunk_is_passed_over(self, tmp_path: Path, content: bytes) -> None:
+        store = Store(tmp_path, {})
+        store.write(["a"], torch.ones(1, 4))
+        (store.folder / "0.safetensors").write_bytes(content)
+        save_file({"rows": torch.zeros(1, 4)}, store.folder / "1.safetensors")
+        save_file({"rows": torch.zeros(1, 4)}, store.folder / "2.safetensors", {"rows": "{"})
+        store.refresh()
+        assert store.missing(["a"]) == []
+        assert torch.equal(store.read(["a"]), torch.ones(1, 4))
+
+    def test_leaves_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = Store(tmp_path, {})
+
+        def break_off(tensors: object, path: Path, metadata: object) -> None:
+            path.write_bytes(b"half")
+            raise OSError("no space left")
+
+        monkeypatch.setattr("runner.store.save_file", break_off)
+        with pytest.raises(OSError, match="no space left"):
+            store.write(["a"], torch.ones(1, 4))
+        assert [path.name for path in store.folder.iterdir()] == ["recipe.json"]
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def kept(self, tmp_path: Path) -> tuple[Network, Path]:
+        """A network whose every trained tensor was moved, and its checkpoint."""
+        network = small_network(arch="vgg11_bn", trainable="features.25", fit_seed=3).eval()
+        generator = torch.Generator().manual_seed(1)
+        for value in network.parts()[0].values():
+            if value.is_floating_point():
+                value.add_(torch.rand(value.shape, generator=generator), alpha=0.1)
+        self.write(network, tmp_path)
+        return network, tmp_path / "best.safetensors"
+
+    def write(self, network: Network, folder: Path) -> None:
+        checkpoint.save_frozen(network, folder)
+        frozen = checkpoint.frozen_digest(network)
+        checkpoint.save(network, folder / "best.safetensors", 4, {"top1": 0.5, "hits1": 3}, frozen)
+
+    def test_comes_back_as_it_was(self, kept: tuple[Network, Path]) -> None:
+        network, path = kept
+        back = checkpoint.load(path)
+        assert (back.epoch, back.val) == (4, {"top1": 0.5, "hits1": 3})
+        assert back.network.architecture == network.architecture
+        assert not back.network.training
+        state = back.network.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            assert torch.equal(back.network(images), network(images))
+
+    def test_holds_only_what_was_learned(self, kept: tuple[Network, Path]) -> None:
+        network, path = kept
+        learned, frozen = load_file(path), load_file(path.parent / checkpoint.FROZEN)
+        assert {name.rpartition(".")[0] for name in learned} == {
+            "features.25",
+            "features.26",
+            "classifier.1",
+            "classifier.4",
+        }
+        assert set(learned) | set(frozen) == set(network.state_dict())
+        assert not set(learned) & set(frozen)
+
+    def test_another_frozen_file_is_refused(self, kept: tuple[Network, Path]) -> None:
+        network, path = kept
+        network.get_parameter("features.0.bias").data[0] += 1e-3
+        checkpoint.save_frozen(network, path.parent)
+        with pytest.raises(UserError, match="is not the one that best"):
+            checkpoint.load(path)
+
+    def test_frozen_file_of_another_network_is_refused(self, kept: tuple[Network, Path]) -> None:
+        checkpoint.save_frozen(small_network(), kept[1].parent)
+        with pytest.raises(UserError):
+            checkpoint.load(kept[1])
+
+    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
+    @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
+    def test_damaged_file_is_refused(self, kept: tuple[Network, Path], name: str, share: float) -> None:
+        path = kept[1].parent / name
+        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+        with pytest.raises(UserError, match="damaged") as failure:
+            checkpoint.load(kept[1])
+        assert str(path) in str(failure.value)
+
+    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
+    def test_flipped_bit_is_refused(self, kept: tuple[Network, Path], name: str) -> None:
+        path = kept[1].parent / name
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(UserError):
+            checkpoint.load(kept[1])
+
+    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
+    def test_missing_file_is_named(self, kept: tuple[Network, Path], name: str) -> None:
+        (kept[1].parent / name).unlink()
+        with pytest.raises(UserError, match="There is no") as failure:
+            checkpoint.load(kept[1])
+        assert str(kept[1].parent / name) in str(failure.value)
+
+    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
+    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}], ids=str)
+    def test_foreign_file_is_refused(
+        self, kept: tuple[Network, Path], name: str, metadata: dict[str, str] | None
+    ) -> None:
+        save_file({"weight": torch.zeros(3)}, kept[1].parent / name, metadata)
+        with pytest.raises(UserError, match="no checkpoint of this runner"):
+            checkpoint.load(kept[1])
+
+    @pytest.mark.parametrize(
+        "about", ["", "{", "[]", "{}", '{"architecture": {}}', '{"architecture": {"arch": "resnet18"}}']
+    )
+    def test_unknown_description_is_refused(self, kept: tuple[Network, Path], about: str) -> None:
+        path = kept[1]
+        save_file(load_file(path), path, {"format": checkpoint.FORMAT, "about": about})
+        with pytest.raises(UserError, match="not a checkpoint of this version"):
+            checkpoint.load(path)
+
+    def test_learned_numbers_of_another_shape_are_refused(self, kept: tuple[Network, Path]) -> None:
+        network, path = kept
+        other = small_network(arch="vgg11_bn", trainable="features.25", width=8)
+        description = checkpoint.frozen_digest(network)
+        checkpoint.save(network, path, 1, {}, description)
+        tensors = {
+            **load_file(path),
+            **{n: v for n, v in other.parts()[0].items() if n.startswith("classifier.")},
+        }
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
+        with pytest.raises(UserError, match="not a checkpoint of this version"):
+            checkpoint.load(path)

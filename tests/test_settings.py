@@ -1,0 +1,464 @@
+"""An experiment is read from a file and overrides, or refused with one sentence that helps."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import runner.experiment
+from runner.errors import UserError
+from runner.experiment import (
+    Data,
+    Experiment,
+    FeatureSettings,
+    Fit,
+    NetworkSettings,
+    Normalisation,
+    Optim,
+    Schedule,
+    Seed,
+    Split,
+    Tracking,
+    Views,
+    as_tree,
+    as_yaml,
+    flatten,
+    identity,
+)
+from runner.settings import DEFAULTS, EXPERIMENTS, Options, find_experiment, nearest, parse, read
+
+SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
+DIGITS = Data(kind="digits")
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "some.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def refusal(*words: str) -> str:
+    """The sentence that a command line is refused with."""
+    with pytest.raises(UserError) as refused:
+        parse(words)
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    return sentence
+
+
+def helps() -> dict[str, str]:
+    """Dotted name of every setting and the docstring under it, read from the source."""
+
+    def of(kind: type) -> dict[str, str]:
+        body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+        after = {a.target.id: b for a, b in pairwise(body) if isinstance(a, ast.AnnAssign)}
+        found: dict[str, str] = {}
+        for each in dataclasses.fields(kind):
+            group = getattr(runner.experiment, str(each.type), None)
+            if dataclasses.is_dataclass(group):
+                found |= {f"{each.name}.{name}": text for name, text in of(group).items()}
+            else:
+                found[each.name] = after[each.name].value.value
+        return found
+
+    return of(Experiment) | of(Options)
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        parse(words)
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+# The defaults
+
+
+def test_the_defaults_are_the_published_report() -> None:
+    report = Experiment(data=Data(root="anywhere"))
+    assert report.data.kind == "caltech101"
+    assert not report.data.background
+    assert report.split == Split(by="fraction", train=0.5, val=0.25, test=0.25)
+    assert report.views == Views(
+        train="fresh",
+        resize=256,
+        crop=224,
+        scale=(0.8, 1.0),
+        ratio=(0.75, 4 / 3),
+        flip=0.5,
+        rotation=15.0,
+        brightness=0.0,
+        contrast=0.0,
+        saturation=0.0,
+        hue=0.0,
+        interpolation="bilinear",
+        rotation_interpolation="nearest",
+    )
+    assert report.network == NetworkSettings(
+        arch="vgg16",
+        weights="VGG16_Weights.IMAGENET1K_V1",
+        head="report",
+        width=256,
+        dropout=0.4,
+        normalise="statistics",
+        trainable="head",
+    )
+    assert report.optim == Optim(name="adam", lr=0.01, weight_decay=0.0, groups={})
+    assert report.schedule == Schedule(kind="report", factor=5.0, reductions=3)
+    assert report.fit == Fit(
+        epochs=30,
+        batch_size=64,
+        accumulate=1,
+        clip=0.0,
+        label_smoothing=0.0,
+        class_weights=False,
+        sampling="shuffled",
+        best="top1",
+    )
+
+
+def test_an_experiment_cannot_be_changed() -> None:
+    experiment = Experiment(data=DIGITS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        experiment.fit.epochs = 3  # type: ignore[misc]
+
+
+def test_without_a_file_the_quickstart_is_meant() -> None:
+    assert parse([])[0] == read(EXPERIMENTS / "quickstart.yaml")
+    assert parse([])[0].data.kind == "digits"
+    assert parse([])[1] == Options(repeat=1, dry_run=False)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_experiment_parses(path: Path) -> None:
+    experiment = read(path)
+    assert experiment.name == path.stem
+    assert experiment.data.kind in ("digits", "caltech101")
+
+
+def test_experiments_are_shipped() -> None:
+    assert {"quickstart", "caltech101-pooled"} <= {path.stem for path in SHIPPED}
+
+
+# Files and overrides
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {kind: digits}\nfit:\n  epochs: 7\nviews: {scale: [0.5, 0.75]}\n")
+    assert read(Path(path)) == Experiment(data=DIGITS, fit=Fit(epochs=7), views=Views(scale=(0.5, 0.75)))
+
+
+def test_overrides_win_over_the_file_wherever_they_stand(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {kind: digits}\nfit: {epochs: 7, batch_size: 5}\n")
+    expected = Experiment(data=DIGITS, fit=Fit(epochs=9, batch_size=5))
+    assert parse(["--config", path, "--fit.epochs", "9"])[0] == expected
+    assert parse([f"--config={path}", "--fit.epochs=9"])[0] == expected
+
+
+def test_a_later_override_wins() -> None:
+    assert parse(["--fit.epochs", "2", "--fit.epochs", "4"])[0].fit.epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("views.train", "clean", "clean"),
+        ("views.train", "4", 4),
+        ("views.scale", "[0.5, 0.75]", (0.5, 0.75)),
+        ("data.workers", "0", 0),
+        ("data.workers", "auto", "auto"),
+        ("network.weights", "null", None),
+        ("optim.lr", "1e-3", 0.001),
+        ("optim.groups", "{features.24: 1.0e-5}", {"features.24": 1e-5}),
+        ("data.follow_links", "true", True),
+        ("seed.fit", "-1", -1),
+        ("features.chunk", "3", 3),
+    ],
+)
+def test_an_override_has_the_type_of_its_setting(name: str, word: str, value: object) -> None:
+    group, setting = name.split(".")
+    found = getattr(getattr(parse([f"--{name}", word])[0], group), setting)
+    assert found == value
+    assert isinstance(found, type(value))
+
+
+def test_numbers_to_normalise_with_can_be_given(tmp_path: Path) -> None:
+    numbers = "{mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6]}"
+    expected = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    path = write(tmp_path, f"data: {{kind: digits}}\nnetwork: {{normalise: {numbers}}}\n")
+    assert read(Path(path)).network.normalise == expected
+    assert parse(["--network.normalise", numbers])[0].network.normalise == expected
+
+
+def test_options_are_no_part_of_the_experiment() -> None:
+    experiment, options = parse(["--repeat", "3", "--dry-run"])
+    assert options == Options(repeat=3, dry_run=True)
+    assert experiment == parse([])[0]
+    assert parse(["--dry_run"])[1].dry_run
+
+
+def test_an_experiment_is_found_by_path_and_by_name(tmp_path: Path) -> None:
+    own = Path(write(tmp_path, "data: {kind: digits}\n"))
+    assert find_experiment(str(own)) == own
+    assert find_experiment("quickstart") == EXPERIMENTS / "quickstart.yaml"
+    assert find_experiment("quickstart.yaml") == EXPERIMENTS / "quickstart.yaml"
+
+
+# Written and read back
+
+whole = st.integers(1, 10**6)
+positive = st.floats(1e-9, 1e9)
+share = st.floats(0, 1)
+experiments = st.builds(
+    Experiment,
+    name=st.from_regex(r"[a-z0-9][a-z0-9 ._-]{0,11}[a-z0-9]", fullmatch=True),
+    data=st.builds(
+        Data,
+        kind=st.just("digits"),
+        root=st.none() | st.text("aé ä:'", max_size=8).map(lambda end: f"/x{end}x"),
+        workers=st.just("auto") | st.integers(0, 64),
+        download=st.booleans(),
+    ),
+    split=st.builds(Split, by=st.just("count"), train=whole, val=whole, test=whole),
+    views=st.builds(
+        Views,
+        train=st.sampled_from(["clean", "fresh"]) | whole,
+        crop=st.integers(32, 256),
+        scale=st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
+        flip=share,
+        rotation=st.floats(0, 180),
+        hue=st.floats(0, 0.5),
+    ),
+    network=st.builds(
+        NetworkSettings,
+        weights=st.none() | st.just("weights/own.safetensors"),
+        normalise=st.just("statistics")
+        | st.builds(Normalisation, st.tuples(share, share, share), st.tuples(positive, positive, positive)),
+        dropout=st.floats(0, 0.99),
+    ),
+    features=st.builds(FeatureSettings, store=st.booleans(), chunk=st.just("auto") | whole),
+    optim=st.builds(
+        Optim, lr=positive, groups=st.dictionaries(st.sampled_from(["features", "features.24"]), positive)
+    ),
+    seed=st.builds(Seed, st.integers(-9, 10**9), st.integers(), st.integers()),
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(Experiment(name="1e3", data=DIGITS, tracking=Tracking(root="1e3")))
+@example(Experiment(name="yes", data=DIGITS, cache="007", tracking=Tracking(root="1.5")))
+@example(Experiment(name="null", data=DIGITS))
+@example(Experiment(data=Data(kind="folder", root="/bücher/a: b"), optim=Optim(lr=1e-5)))
+@given(experiments)
+def test_an_experiment_written_and_read_back_is_equal(
+    tmp_path_factory: pytest.TempPathFactory, experiment: Experiment
+) -> None:
+    path = tmp_path_factory.mktemp("written") / "experiment.yaml"
+    path.write_text(as_yaml(experiment), encoding="utf-8")
+    again = read(path)
+    assert again == experiment
+    assert identity(again) == identity(experiment)
+
+
+def test_what_is_parsed_can_be_written_as_plain_yaml() -> None:
+    experiment = parse(["--optim.groups", "{features: 0.5}", "--views.train", "3"])[0]
+    assert yaml.safe_load(as_yaml(experiment)) == as_tree(experiment)
+    assert {type(value) for value in flatten(as_tree(experiment)).values()} <= {
+        *(str, int, float, bool, list, dict, type(None))
+    }
+
+
+def test_every_setting_counts_for_the_identity() -> None:
+    base = parse([])[0]
+    others = [parse(["--seed.fit", "1"])[0], parse(["--fit.epochs", "31"])[0], parse(["--name", "b"])[0]]
+    assert len({identity(each) for each in (base, *others)}) == 4
+    assert identity(base) == identity(parse([])[0])
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("--fit.epoch", "fit.epochs"),
+        ("--fitt.epochs", "fit.epochs"),
+        ("--epochs", "fit.epochs"),
+        ("--lr", "optim.lr"),
+        ("--views.rotate", "views.rotation"),
+        ("--network.archh", "network.arch"),
+        ("--repeats", "repeat"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest(word: str, near: str) -> None:
+    sentence = refusal(word, "3")
+    assert repr(word[2:]) in sentence
+    assert f"did you mean {near!r}?" in sentence
+
+
+def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
+    sentence = refusal("--config", write(tmp_path, "data: {kind: digits}\nfit:\n  epoch: 3\n"))
+    assert "'fit.epoch'" in sentence
+    assert "did you mean 'fit.epochs'?" in sentence
+
+
+def test_an_unknown_group_in_a_file_is_refused(tmp_path: Path) -> None:
+    assert "'fitting" in refusal("--config", write(tmp_path, "data: {kind: digits}\nfitting: {epochs: 3}\n"))
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    assert nearest("xyzzy", ["fit.epochs", "optim.lr"]) == ""
+    assert "did you mean" not in refusal("--xyzzyxyzzy", "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fit.epochs", "many"),
+        ("fit.epochs", "0"),
+        ("fit.epochs", "2.5"),
+        ("fit.precision", "fp8"),
+        ("fit.class_weights", "maybe"),
+        ("data.kind", "foldr"),
+        ("data.unreadable", "ignore"),
+        ("data.workers", "-1"),
+        ("views.train", "0"),
+        ("views.train", "dirty"),
+        ("views.flip", "1.1"),
+        ("views.scale", "0.8"),
+        ("views.scale", "[0.8]"),
+        ("views.brightness", "-0.1"),
+        ("network.arch", "vgg99"),
+        ("optim.lr", "0"),
+        ("optim.lr", "nan"),
+        ("optim.momentum", "2"),
+        ("optim.groups", "{features: 0}"),
+        ("schedule.reductions", "0"),
+        ("seed.split", "1.5"),
+        ("split.train", "0"),
+        ("repeat", "0"),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_refused_by_name(name: str, value: str) -> None:
+    sentence = refusal(f"--{name}", value)
+    assert sentence.startswith(f"The setting {name} cannot have that value")
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("network.dropout", "0.99", "1"),
+        ("network.dropout", "0", "-0.1"),
+        ("fit.label_smoothing", "0.1", "1"),
+        ("schedule.factor", "1.01", "1"),
+        ("views.rotation", "180", "181"),
+        ("views.rotation", "0", "-1"),
+        ("views.hue", "0.5", "0.6"),
+    ],
+)
+def test_the_ranges_of_our_own_number_types_hold(name: str, inside: str, outside: str) -> None:
+    group, setting = name.split(".")
+    assert getattr(getattr(parse([f"--{name}", inside])[0], group), setting) == float(inside)
+    assert name in refusal(f"--{name}", outside)
+
+
+def test_a_wrong_value_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
+    assert "fit.epochs" in refusal("--config", write(tmp_path, "data: {kind: digits}\nfit: {epochs: many}\n"))
+    assert "network.normalise" in refusal(
+        "--config",
+        write(tmp_path, "data: {kind: digits}\nnetwork: {normalise: {mean: [0, 0, 0], std: [0, 1, 1]}}\n"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--split.train", "0.6"), ("split.train", "1.1")),
+        (("--split.by", "count"), ("split.by=count", "whole")),
+        (("--views.crop", "80"), ("views.crop", "views.resize")),
+        (("--views.crop", "31"), ("views.crop", "32")),
+        (("--views.scale", "[0.9, 0.8]"), ("views.scale",)),
+        (("--views.scale", "[0.9, 1.1]"), ("views.scale",)),
+        (("--views.ratio", "[2, 1]"), ("views.ratio",)),
+        (("--network.normalise", "weights"), ("network.normalise", "network.weights")),
+        (("--fit.accumulate", "65"), ("fit.accumulate", "fit.batch_size")),
+        (("--data.kind", "folder"), ("data.root",)),
+        (("--data.kind", "caltech101"), ("data.root",)),
+        (("--name", "a/b"), ("name", "a/b")),
+        (("--name", " "), ("name",)),
+    ],
+)
+def test_an_impossible_combination_is_refused_with_its_settings(
+    words: tuple[str, ...], named: tuple[str, ...]
+) -> None:
+    sentence = refusal(*words)
+    assert all(each in sentence for each in named), sentence
+
+
+def test_fractions_may_be_any_that_add_up_to_one() -> None:
+    words = ("--split.train", "0.7", "--split.val", "0.2", "--split.test", "0.1")
+    assert parse(words)[0].split == Split(train=0.7, val=0.2, test=0.1)
+
+
+def test_a_missing_experiment_file_names_what_there_is() -> None:
+    sentence = refusal("--config", "quikstart")
+    assert "'quikstart'" in sentence
+    assert "did you mean 'quickstart'?" in sentence
+    assert all(path.stem in sentence for path in SHIPPED)
+
+
+def test_a_folder_is_no_experiment_file(tmp_path: Path) -> None:
+    assert str(tmp_path) in refusal("--config", str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"a: [\n", b"\x00\x01", b"\xff\xd8\xff\xe0 a picture", b"a: b: c"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "picture.yaml"
+    path.write_bytes(content)
+    assert f"{path} is not a YAML file" in refusal("--config", str(path))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just a sentence\n", "fit: 3\n", "data: null\n"])
+def test_a_yaml_file_without_groups_of_settings_is_named(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, text)
+    assert path in refusal("--config", path)
+
+
+@pytest.mark.parametrize("words", [("--config",), ("--config=",), ("--fit.epochs",), ("stray",)])
+def test_a_word_that_lacks_its_other_half_is_refused(words: tuple[str, ...]) -> None:
+    assert words[0].rstrip("=") in refusal(*words)
+
+
+def test_a_value_too_many_is_refused() -> None:
+    assert "'4'" in refusal("--fit.epochs", "3", "4")
+
+
+# Help
+
+
+def test_help_tells_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "--help")
+    squeezed = "".join(text.split())
+    assert helps().keys() == {*flatten(DEFAULTS), "repeat", "dry_run"}
+    for name, told in helps().items():
+        assert f"--{name}" in text
+        assert "".join(told.split()) in squeezed, name
+
+
+def test_print_config_tells_of_every_setting_and_reads_back(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = said(capsys, "--fit.epochs", "7", "--print_config")
+    squeezed = "".join(text.replace("#", "").split())
+    for name, told in helps().items():
+        assert "".join(told.replace("#", "").split()) in squeezed, name
+    assert flatten(yaml.safe_load(text)).keys() == helps().keys()
+    assert read(Path(write(tmp_path, text))) == parse(["--fit.epochs", "7"])[0]
