@@ -240,7 +240,7 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
     assert len(table.splitlines()) == 1 + 36
     about = Path(client.download_artifacts(run.info.run_id, "environment.json", str(tmp_path))).read_text()
     told = json.loads(about)
-    assert told["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(told["packages"]["torch"])
     assert told["processes"] == 1
     assert "train.py" in told["command"]
     (used,) = run.inputs.dataset_inputs
