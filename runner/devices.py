@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -77,6 +78,13 @@ def precision(setting: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if fast else "no"
+
+
+def at_hand(experiment: Experiment) -> Experiment:
+    """An experiment that was run on another device, as this one can judge it: float32 where there is no fp16."""
+    if experiment.fit.precision != "fp16" or torch.cuda.is_available():
+        return experiment
+    return dataclasses.replace(experiment, fit=dataclasses.replace(experiment.fit, precision="no"))
 
 
 def chunk(setting: str | int, device: torch.device) -> int:

@@ -55,8 +55,9 @@ def sentence(error: BaseException) -> str | None:
 def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda: True) -> int:
     """Run `main` and turn every way it can end into an exit status.
 
-    0: done; 2: a failure that the user can mend, said in one sentence on standard error (by the process for
-    which `speaks()` is true, or under our launcher the first to fail); 128 + signal: interrupted. A fault of ours keeps its traceback.
+    0: done; 2: a failure that the user can mend, said in one sentence on standard error; 128 + signal:
+    interrupted. A fault of ours keeps its traceback. Of several processes the one speaks for which `speaks()` is
+    true, or under our launcher the first to fail.
     """
     said = ""
     try:

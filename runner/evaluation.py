@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
             experiment = dataclasses.replace(
                 experiment, data=dataclasses.replace(experiment.data, root=asked.root)
             )
-        accelerator = devices.start(experiment)
+        accelerator = devices.start(devices.at_hand(experiment))
         terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
         with accelerator.local_main_process_first():
             manifest = restore_manifest(experiment, table, terminal)

@@ -7,6 +7,8 @@ the docstrings below are what `--help` and `--print_config` show.
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -20,18 +22,16 @@ from jsonargparse.typing import (
     restricted_number_type,
 )
 
-from runner.keys import digest
-
-if TYPE_CHECKING:
-    DropProbability: TypeAlias = float
-    ReductionFactor: TypeAlias = float
-    Degrees: TypeAlias = float
-    HueShift: TypeAlias = float
-else:
+if not TYPE_CHECKING:  # so put, because jsonargparse runs the body of `if TYPE_CHECKING`
     DropProbability = restricted_number_type("DropProbability", float, [(">=", 0), ("<", 1)])
     ReductionFactor = restricted_number_type("ReductionFactor", float, (">", 1))
     Degrees = restricted_number_type("Degrees", float, [(">=", 0), ("<=", 180)])
     HueShift = restricted_number_type("HueShift", float, [(">=", 0), ("<=", 0.5)])
+else:
+    DropProbability: TypeAlias = float
+    ReductionFactor: TypeAlias = float
+    Degrees: TypeAlias = float
+    HueShift: TypeAlias = float
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -191,6 +191,12 @@ class Optim:
     groups: dict[str, PositiveFloat] = field(default_factory=dict)
     """Learning rates of named modules in place of lr, as {features: 1.0e-5}; the longest name counts"""
 
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(rate) for rate in (self.lr, self.weight_decay, *self.groups.values())):
+            raise ValueError(
+                "optim.lr, optim.weight_decay and the rates of optim.groups must be finite numbers"
+            )
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -298,7 +304,16 @@ def as_tree(experiment: Experiment) -> dict[str, Any]:
 
 def as_yaml(experiment: Experiment) -> str:
     """The experiment as a file that `--config` reads back to an equal one."""
-    return yaml.safe_dump(as_tree(experiment), sort_keys=False, allow_unicode=True)
+    return yaml.dump(as_tree(experiment), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes words like 1e3 too: a number to the parser, which goes by YAML 1.2, though not to PyYAML."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -310,8 +325,3 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def identity(experiment: Experiment) -> str:
-    """Digest of the whole experiment; the same for the same settings."""
-    return digest(as_tree(experiment))

@@ -130,6 +130,7 @@ def fit(
             on_epoch(record)
             if stop:
                 break
+    accelerator.free_memory()
     return history
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.errors import UserError
+from runner.keys import digest_bytes
 from runner.manifest import Entry
+from runner.pixels import open_rgb
 from runner.views import Renderer
 
 FEW_IMAGES = 256
@@ -84,7 +87,10 @@ class _Views(Dataset[Tensor | str]):
         entry = self.entries[index]
         path = self.root / entry.path
         try:
-            return self.renderer.render(path, entry.digest, self.view)
+            content = path.read_bytes()
+            if digest_bytes(content) != entry.digest:
+                return f"{path} has changed since it was verified; put it back or start again."
+            return self.renderer(open_rgb(io.BytesIO(content)), entry.digest, self.view)
         except Exception as error:
             return f"{path} was readable and now is not ({' '.join(str(error).split())}); put it back or start again."
 

@@ -16,10 +16,11 @@ from runner.errors import UserError
 from runner.experiment import Experiment, Split
 from runner.keys import digest
 from runner.scan import ImageFile, scan
-from runner.sources import locate
+from runner.sources import Source, locate
 from runner.terminal import Terminal
 
 SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "class", "split", "size", "digest")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Manifest:
     def as_csv(self) -> str:
         """The entries as a table with a header."""
         return _csv(
-            ("path", "class", "split", "size", "digest"),
+            COLUMNS,
             [(e.path, e.label, e.split, e.size, e.digest) for e in self.entries],
         )
 
@@ -83,7 +84,7 @@ class Manifest:
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)  # lines end in \r\n (RFC 4180): so a name with \r or \n in it is quoted
     writer.writerow(header)
     writer.writerows(rows)
     return text.getvalue()
@@ -92,9 +93,13 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def read_csv(text: str, root: Path) -> Manifest:
     """The manifest that `Manifest.as_csv` wrote. Raises `UserError` where the table is another's."""
     try:
-        rows = list(csv.DictReader(io.StringIO(text)))
-        entries = tuple(Entry(r["path"], r["class"], r["split"], int(r["size"]), r["digest"]) for r in rows)
-    except (KeyError, ValueError, TypeError):
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        if tuple(header) != COLUMNS:
+            raise ValueError(header)
+        entries = tuple(
+            Entry(path, label, split, int(size), content) for path, label, split, size, content in rows
+        )
+    except (ValueError, csv.Error):
         raise UserError("The manifest is not one that the runner wrote.") from None
     return Manifest(root, entries)
 
@@ -119,7 +124,7 @@ def build(experiment: Experiment, terminal: Terminal) -> Manifest:
     for file in rejected:
         terminal.warn(f"left out {file.path}, which {file.fault}")
     good = [file for file in files if not file.fault]
-    _check_folders(source.root, source.without, good)
+    _check_folders(source, experiment.data.follow_links, good)
     assigned = assign(good, experiment.split, experiment.seed.split)
     entries = tuple(
         Entry(file.path, file.label, assigned[file.path], file.size, file.digest)
@@ -129,11 +134,12 @@ def build(experiment: Experiment, terminal: Terminal) -> Manifest:
     return Manifest(source.root, entries, rejected, len(good) - len(entries))
 
 
-def _check_folders(root: Path, without: frozenset[str], files: Sequence[ImageFile]) -> None:
+def _check_folders(source: Source, follow_links: bool, files: Sequence[ImageFile]) -> None:
     filled = {file.label for file in files}
-    for folder in sorted(root.iterdir()):
-        hidden = folder.name.startswith(".") or folder.name in without
-        if folder.is_dir() and not folder.is_symlink() and not hidden and folder.name not in filled:
+    for folder in sorted(source.root.iterdir()):
+        passed = folder.name.startswith(".") or folder.name in source.without
+        passed = passed or (folder.is_symlink() and not follow_links)
+        if folder.is_dir() and not passed and folder.name not in filled:
             raise UserError(f"The class folder {folder} holds no image; fill or remove it.")
 
 

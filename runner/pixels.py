@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
 
-def open_rgb(path: Path | str) -> Image.Image:
+def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
     """Decode an image into 8-bit RGB, upright.
 
     Gray and palette images become their colours, CMYK is converted, transparency lies on white, 16-bit and
@@ -18,13 +19,13 @@ def open_rgb(path: Path | str) -> Image.Image:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: as Pillow does for what is no whole
             image.
     """
-    with Image.open(path) as image:
+    with Image.open(file) as image:
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_eight_bits(image))

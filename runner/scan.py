@@ -53,7 +53,9 @@ def scan(source: Source, cache: Path, follow_links: bool, terminal: Terminal) ->
             for path, outcome in _verify(source.root, fresh, terminal):
                 known[path] = (stamps[path], *outcome)
         finally:  # an interrupted scan goes on where it was
-            write_text(memory, json.dumps({path: known[path] for path in found if path in known}))
+            write_text(
+                memory, json.dumps({path: known[path] for path in found if path in known and known[path][1]})
+            )
     return [
         ImageFile(path, path.split("/", 1)[0], known[path][0][0], known[path][1], known[path][2])
         for path in found
@@ -83,7 +85,7 @@ def _files(folder: os.DirEntry[str], name: str, follow_links: bool, seen: set[st
                     continue  # a link that leads back
                 seen = seen | {real}
             yield from _files(each, path, follow_links, seen)
-        elif each.name not in LITTER and each.is_file(follow_symlinks=follow_links):
+        elif each.name not in LITTER and _is_file(each, follow_links):
             yield path
 
 
@@ -96,7 +98,17 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 
 def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
-    return entry.is_dir(follow_symlinks=follow_links)
+    try:
+        return entry.is_dir(follow_symlinks=follow_links)
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str], follow_links: bool) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=follow_links)
+    except OSError:
+        return False
 
 
 def _stamp(path: Path) -> Stamp:

@@ -48,7 +48,7 @@ class Server:
         return self.uri == _database_uri(self.root)
 
     def connect(self) -> MlflowClient:
-        """A client, after making sure that the store answers; creates the embedded database where there is none.
+        """A client, after making sure that the store answers; creates a sqlite database where there is none.
 
         Raises `UserError` where the server does not answer.
         """
@@ -61,8 +61,8 @@ class Server:
 
         mlflow.set_tracking_uri(self.uri)
         client = mlflow.MlflowClient(self.uri)
-        if self.embedded:
-            self._create(client)
+        if self.uri.startswith("sqlite:///"):
+            self._create(client, self.uri.removeprefix("sqlite:///"))
         return client
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
@@ -84,13 +84,13 @@ class Server:
                 ) from None
         return str(found.experiment_id)
 
-    def _create(self, client: MlflowClient) -> None:
+    def _create(self, client: MlflowClient, database: str) -> None:
         """Several processes that create one sqlite database at once corrupt it; readers block writers without WAL."""
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
             client.search_experiments(max_results=1)
-            with sqlite3.connect(self.root / "mlflow.db") as database:
-                database.execute("PRAGMA journal_mode=WAL")
+            with sqlite3.connect(database) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
 
 
 def server(root: str) -> Server:

@@ -76,7 +76,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def build_parser(prog: str = "runner train", description: str | None = None) -> Parser:
     """The one parser of experiments: `--config`, `--print_config`, every setting, and the options."""
-    parser = Parser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="Experiment file; a name finds it in experiments/")
     parser.add_class_arguments(Experiment, None)
     parser.add_class_arguments(Options, None)
@@ -112,8 +112,8 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             configured = True
         elif word == "--print_config":
             words.append("--print_config=comments")
-        elif word in ("--dry-run", "--dry_run"):
-            words.append("--dry_run=true")
+        elif word in ("--dry-run", "--dry_run") or word.startswith("--dry-run="):
+            words.append(f"--dry_run={word.partition('=')[2] or 'true'}")
         elif word.startswith("-") or (words and words[-1].startswith("--") and "=" not in words[-1]):
             words.append(word)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import tempfile
@@ -79,13 +80,15 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
         try:
             with impatient():
                 Caltech101(aside, target_type="category", download=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise UserError(
                 f"Caltech-101 could not be downloaded ({error}); fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}),"
                 f" unpack it and its 101_ObjectCategories.tar.gz, and put the folder 101_ObjectCategories at"
                 f" {root / 'caltech101' / '101_ObjectCategories'}."
             ) from None
-        os.replace(Path(aside) / "caltech101", root / "caltech101")
+        (root / "caltech101").mkdir(exist_ok=True)
+        categories = Path("caltech101") / "101_ObjectCategories"
+        os.replace(aside / categories, root / categories)
 
 
 def _unpack_digits(cache: Path) -> Path:

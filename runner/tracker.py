@@ -149,11 +149,16 @@ def tracked(
         tracker.tags({"runner.reason": str(stop) or "stopped by SIGINT"})
         raise
     except Exception as error:
-        tracker.tags({"runner.reason": sentence(error) or f"{type(error).__name__}: {error}"})
+        with suppress(OSError):  # the error itself may be a full disk
+            tracker.tags({"runner.reason": sentence(error) or f"{type(error).__name__}: {error}"})
         raise
     finally:
         watch.stop()
-        tracker.end(status, terminal)
+        try:
+            tracker.end(status, terminal)
+        except OSError:  # no room for the journal: MLflow may have some elsewhere
+            with suppress(Exception):
+                client.set_terminated(tracker.run_id, status)
 
 
 class SystemWatch(threading.Thread):

@@ -7,7 +7,6 @@ whatever order: `N = 8` extends `N = 4`, and `fresh` is N without end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -16,7 +15,6 @@ from torchvision.transforms import v2
 from runner import keys
 from runner.experiment import Views
 from runner.generator import seeded
-from runner.pixels import open_rgb
 
 CLEAN = -1
 """The number of the evaluation view; augmented views count from 0."""
@@ -56,10 +54,6 @@ class Renderer:
             return self.clean(image)
         with seeded(keys.seed("view", self.seed, content, view)):
             return self.augmented(image)
-
-    def render(self, path: Path, content: str, view: int) -> Tensor:
-        """The same, from a file. Raises what `open_rgb` does."""
-        return self(open_rgb(path), content, view)
 
     def recipe(self, view: int) -> dict[str, object]:
         """Everything beside content and number that decides the pixels of a view of this kind."""

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["OMP_NUM_THREADS"] = "1"  # small tensors: threads that wait for each other cost more than they save
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # small tensors: threads that wait for each other cost more than they save
+)
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from runner.experiment import Experiment

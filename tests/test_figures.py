@@ -202,7 +202,7 @@ def test_a_command_whose_output_is_data_speaks_on_standard_error(capsys: pytest.
         lambda to: to.line(MARKUP),
         lambda to: to.warn(MARKUP),
         lambda to: to.facts("title", [("path", MARKUP)]),
-        lambda to: to.facts(MARKUP, [("a", "b")]),
+        lambda to: to.facts(MARKUP, [("a", "b" * 40)]),
         lambda to: to.table("title", ("path", "n"), [(MARKUP, "1")]),
         lambda to: to.table(MARKUP, ("a", "b"), [("c" * 40, "d")]),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import runner.experiment
@@ -31,7 +31,6 @@ from runner.experiment import (
     as_tree,
     as_yaml,
     flatten,
-    identity,
 )
 from runner.settings import DEFAULTS, EXPERIMENTS, Options, find_experiment, nearest, parse, read
 
@@ -215,6 +214,7 @@ def test_an_experiment_is_found_by_path_and_by_name(tmp_path: Path) -> None:
 # Written and read back
 
 whole = st.integers(1, 10**6)
+count = whole.map(float)
 positive = st.floats(1e-9, 1e9)
 share = st.floats(0, 1)
 experiments = st.builds(
@@ -227,7 +227,7 @@ experiments = st.builds(
         workers=st.just("auto") | st.integers(0, 64),
         download=st.booleans(),
     ),
-    split=st.builds(Split, by=st.just("count"), train=whole, val=whole, test=whole),
+    split=st.builds(Split, by=st.just("count"), train=count, val=count, test=count),
     views=st.builds(
         Views,
         train=st.sampled_from(["clean", "fresh"]) | whole,
@@ -252,7 +252,7 @@ experiments = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate])  # parsing is slow
 @example(Experiment(name="1e3", data=DIGITS, tracking=Tracking(root="1e3")))
 @example(Experiment(name="yes", data=DIGITS, cache="007", tracking=Tracking(root="1.5")))
 @example(Experiment(name="null", data=DIGITS))
@@ -265,7 +265,6 @@ def test_an_experiment_written_and_read_back_is_equal(
     path.write_text(as_yaml(experiment), encoding="utf-8")
     again = read(path)
     assert again == experiment
-    assert identity(again) == identity(experiment)
 
 
 def test_what_is_parsed_can_be_written_as_plain_yaml() -> None:
@@ -274,13 +273,6 @@ def test_what_is_parsed_can_be_written_as_plain_yaml() -> None:
     assert {type(value) for value in flatten(as_tree(experiment)).values()} <= {
         *(str, int, float, bool, list, dict, type(None))
     }
-
-
-def test_every_setting_counts_for_the_identity() -> None:
-    base = parse([])[0]
-    others = [parse(["--seed.fit", "1"])[0], parse(["--fit.epochs", "31"])[0], parse(["--name", "b"])[0]]
-    assert len({identity(each) for each in (base, *others)}) == 4
-    assert identity(base) == identity(parse([])[0])
 
 
 # Mistakes

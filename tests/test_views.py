@@ -255,15 +255,15 @@ def test_other_seeds_contents_and_numbers_give_other_views() -> None:
 def test_a_view_does_not_depend_on_where_its_file_lies(tmp_path: Path) -> None:
     first, second = save(tmp_path, square(), "a.png"), save(tmp_path, square(), "b.png")
     renderer = Renderer(SMALL, 0)
-    assert torch.equal(renderer.render(first, "same", 0), renderer.render(second, "same", 0))
+    assert torch.equal(renderer(open_rgb(first), "same", 0), renderer(open_rgb(second), "same", 0))
 
 
 def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (
-        "import sys; from pathlib import Path; from runner.views import Renderer;"
+        "import sys; from runner.pixels import open_rgb; from runner.views import Renderer;"
         "from runner.experiment import Views;"
-        "view = Renderer(Views(resize=36, crop=32, hue=0.2), 7).render(Path(sys.argv[1]), 'content', 5);"
+        "view = Renderer(Views(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
         "sys.stdout.write(view.numpy().tobytes().hex())"
     )
     other = subprocess.run(
@@ -273,7 +273,7 @@ def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
         check=True,
         env={**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"},
     )
-    here = Renderer(dataclasses.replace(SMALL, hue=0.2), 7).render(path, "content", 5)
+    here = Renderer(dataclasses.replace(SMALL, hue=0.2), 7)(open_rgb(path), "content", 5)
     assert other.stdout == here.numpy().tobytes().hex()
 
 
@@ -289,7 +289,7 @@ def test_loader_processes_render_the_same_views_in_the_same_order(manifest: Mani
     for batch, places in zip(alone, batches, strict=True):
         for rendered, place in zip(batch, places, strict=True):
             entry = entries[place]
-            assert torch.equal(rendered, renderer.render(manifest.root / entry.path, entry.digest, view))
+            assert torch.equal(rendered, renderer(open_rgb(manifest.root / entry.path), entry.digest, view))
 
 
 def test_a_few_images_need_no_processes() -> None:
