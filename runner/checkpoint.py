@@ -7,7 +7,9 @@ refused beside another one.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +90,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as aside:
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, aside, metadata
-        )
+        try:
+            save_file(tensors, aside, metadata)
+        except SafetensorError as error:  # its own kind of OSError
+            codes = (errno.ENOSPC, errno.EDQUOT)
+            full = next((code for code in codes if f"os error {code})" in str(error)), None)
+            if full is None:
+                raise
+            raise OSError(full, os.strerror(full), str(path)) from None
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 PROCESSES = "RUNNER_PROCESSES"
 """Names the number of processes that a launcher was asked for."""
@@ -18,6 +20,13 @@ STATUS_FILE = "RUNNER_STATUS_FILE"
 
 class UserError(Exception):
     """A failure that its user caused or can mend: one sentence that says what, where and how to mend it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}; {self.prog} --help shows its use.")
 
 
 class Interrupted(BaseException):

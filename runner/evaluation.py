@@ -15,9 +15,9 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from runner.errors import UserError, guarded, interrupt_on_signals
+from runner.errors import Parser, UserError, guarded, interrupt_on_signals
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,14 +29,9 @@ if TYPE_CHECKING:
 CHECKPOINTS = ("best", "last")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"evaluate: {message}; runner evaluate --help shows its use.")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = _Parser(prog="runner evaluate", description="Judge a run's checkpoints again.")
+    parser = Parser(prog="runner evaluate", description="Judge a run's checkpoints again.")
     parser.add_argument("run", metavar="RUN", help="id, beginning of an id, name, or latest")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
     parser.add_argument(

@@ -67,7 +67,8 @@ def _curve(
     reduced = [epoch.number for epoch in history if epoch.reduced]
     for place, number in enumerate(reduced):
         axes.axvline(number, color=GRAY, linestyle=":", label="learning rate divided" if not place else None)
-    axes.set(title=title, ylabel=label)
+    axes.set_title(title, parse_math=False)
+    axes.set_ylabel(label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
     rates.plot(numbers, [epoch.lr for epoch in history], color=GRAY, drawstyle="steps-mid")

@@ -83,14 +83,19 @@ class Journal:
 
     def append(self, event: Event) -> None:
         """Write an event; it is on disk when this returns."""
-        line = json.dumps(event, allow_nan=False) + "\n"
-        with self._lock, (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        line = (json.dumps(event, allow_nan=False) + "\n").encode()
+        with self._lock, (self.folder / "events.jsonl").open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:  # half a line would spoil the next one
+                os.ftruncate(file.fileno(), whole)
+                raise
 
     def stage(self, name: str) -> Path:
-        """A path in the journal for an artifact to be written to."""
+        """The path in the journal that the artifact `name` is written to and delivered from."""
         path = self.folder / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -122,16 +127,33 @@ class Journal:
             if (whole := content.rfind(b"\n") + 1) < len(content):
                 os.truncate(events, whole)
 
+    def unannounced(self) -> list[tuple[str, str]]:
+        """Name and folder of whole files that no event speaks of: what a dying process had saved."""
+        spoken = {event["file"] for event in self._events() if event["kind"] == "artifact"}
+        names = [
+            path.relative_to(self.folder / "files")
+            for path in (self.folder / "files").rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        ]
+        return [
+            (name.as_posix(), name.parent.as_posix())
+            for name in sorted(names)
+            if name.as_posix() not in spoken
+        ]
+
     @property
     def ended(self) -> bool:
         """Whether its run's end is written down, or already delivered."""
-        events = self.folder / "events.jsonl"
-        lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
-        return bool(lines) and json.loads(lines[-1])["kind"] == "end"
+        events = self._events()
+        return bool(events) and events[-1]["kind"] == "end"
 
     def remove(self) -> None:
         """All is delivered."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _events(self) -> list[Event]:
+        path = self.folder / "events.jsonl"
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
 
     def _sent(self) -> int:
         try:

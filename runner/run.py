@@ -155,6 +155,8 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     def keep(epoch: Epoch, name: str) -> None:
         if accelerator.is_main_process:
             path = tracker.stage(f"checkpoints/{name}.safetensors")
+            if not (path.parent / checkpoint.FROZEN).exists():
+                checkpoint.save_frozen(network, path.parent)
             checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen)
 
     def on_epoch(epoch: Epoch) -> None:
@@ -181,7 +183,7 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         )
         keep(history[-1], "last")
     finally:  # what a stopped run has learned is kept
-        _log_checkpoints(network, accelerator, tracker)
+        _log_checkpoints(accelerator, tracker)
     test_rows, test_labels = features.rows("test", CLEAN), manifest.labels("test")
     last_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
     network.load_state_dict(best, strict=False)
@@ -211,15 +213,10 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
     tracker.text("environment.json", json.dumps(provenance.environment(accelerator), indent=1))
 
 
-def _log_checkpoints(network: Network, accelerator: Accelerator, tracker: Tracker) -> None:
-    if not accelerator.is_main_process:
-        return
-    folder = tracker.stage("checkpoints/best.safetensors").parent
-    if not (folder / "best.safetensors").exists():
-        return
-    checkpoint.save_frozen(network, folder)
-    for path in sorted(folder.glob("*.safetensors")):
-        tracker.artifact(path, "checkpoints")
+def _log_checkpoints(accelerator: Accelerator, tracker: Tracker) -> None:
+    if accelerator.is_main_process:
+        for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
+            tracker.artifact(path, "checkpoints")
 
 
 def _log_result(ready: Prepared, result: Result, accelerator: Accelerator, tracker: Tracker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import sqlite3
@@ -57,12 +58,17 @@ class Server:
         ask(self.uri)
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        import mlflow
+        from mlflow import MlflowClient
 
-        mlflow.set_tracking_uri(self.uri)
-        client = mlflow.MlflowClient(self.uri)
-        if self.uri.startswith("sqlite:///"):
-            self._create(client, self.uri.removeprefix("sqlite:///"))
+        if not self.uri.startswith("sqlite:///"):
+            return MlflowClient(self.uri)
+        # Several processes that create one sqlite database at once corrupt it; without WAL readers block writers.
+        self.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.root / ".lock"):
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+            with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
         return client
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
@@ -84,20 +90,12 @@ class Server:
                 ) from None
         return str(found.experiment_id)
 
-    def _create(self, client: MlflowClient, database: str) -> None:
-        """Several processes that create one sqlite database at once corrupt it; readers block writers without WAL."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
-            client.search_experiments(max_results=1)
-            with sqlite3.connect(database) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-
 
 def server(root: str) -> Server:
     """The store that MLFLOW_TRACKING_URI names, else the embedded one under `root`."""
     folder = Path(root).expanduser().resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(folder)
-    if "://" not in uri and not uri.startswith("databricks"):
+    if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
         raise UserError(
             f"MLFLOW_TRACKING_URI is {uri!r}, a folder; MLflow keeps its records in a database now:"
             " use sqlite:////path/mlflow.db, a server's http:// address, or unset it."
@@ -120,7 +118,7 @@ def ask(uri: str) -> None:
         urllib.request.urlopen(f"{uri}/health", timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise UserError(
             f"The tracking server {uri} does not answer ({reason}); start it, or mend or unset MLFLOW_TRACKING_URI."

@@ -54,7 +54,23 @@ def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
     except MlflowException as error:
         if error.error_code not in PERMANENT:
             raise
-        client.set_tag(journal.owner.run_id, "runner.refused", str(error)[:5000])
+        if len(events) > 1:  # the others are not to blame
+            for event in events:
+                _send([event], journal, client)
+        elif not _is_gone(journal.owner.run_id, client):
+            client.set_tag(journal.owner.run_id, "runner.refused", str(error)[:5000])
+
+
+def _is_gone(run_id: str, client: MlflowClient) -> bool:
+    """Whether a run was deleted in MLflow: then nobody wants its records."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage) != "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return True
+        raise
 
 
 def _request(events: list[Event], journal: Journal, client: MlflowClient) -> None:
@@ -63,7 +79,7 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
     run_id = journal.owner.run_id
     event = events[0]
     if event["kind"] == "artifact":
-        path = Path(event["file"])
+        path = journal.stage(event["file"])
         if path.exists():  # it goes only after delivery, so a missing one was delivered
             client.log_artifact(run_id, str(path), event["folder"] or None)
             path.unlink()
@@ -149,6 +165,8 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
         return
     journal.mend()
     if not journal.ended:
+        for name, folder in journal.unannounced():
+            journal.append({"kind": "artifact", "file": name, "folder": folder})
         reason = "its process died without a word"
         journal.append({"kind": "tags", "values": {"runner.reason": reason}})
         journal.append({"kind": "end", "status": "KILLED", "time": now_ms()})

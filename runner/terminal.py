@@ -70,7 +70,9 @@ class Terminal:
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A titled list of names and values."""
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
+        table = Table(
+            title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None
+        )
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:
@@ -79,7 +81,7 @@ class Terminal:
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column is text and whose others are numbers."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        table = Table(title=Text(title), title_justify="left", title_style="bold")
         for number, name in enumerate(header):
             table.add_column(name, justify="right" if number else "left", no_wrap=True)
         for row in rows:

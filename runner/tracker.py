@@ -89,7 +89,8 @@ class MlflowTracker(Tracker):
         return self.journal.stage(name)
 
     def artifact(self, path: Path, folder: str = "") -> None:
-        self._record({"kind": "artifact", "file": str(path), "folder": folder})
+        name = path.relative_to(self.journal.folder / "files").as_posix()
+        self._record({"kind": "artifact", "file": name, "folder": folder})
 
     def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         self._record({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})

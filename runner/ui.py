@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
-from runner.errors import UserError
+from runner.errors import Parser, UserError
 from runner.server import QUIET, server
 
 HOST = "127.0.0.1"
@@ -16,10 +15,12 @@ HOST = "127.0.0.1"
 
 def main(argv: Sequence[str]) -> int:
     """Serve until stopped. Raises `UserError` where the port is taken, or there is nothing to serve."""
-    parser = argparse.ArgumentParser(prog="runner ui", description="MLflow's pages over mlruns/.")
+    parser = Parser(prog="runner ui", description="MLflow's pages over mlruns/.")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
     asked = parser.parse_args(argv)
+    if not 0 < asked.port < 65536:
+        raise UserError(f"--port {asked.port} is no port; give one from 1 to 65535.")
     store = server(asked.tracking)
     if not store.embedded:
         raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {store.uri}.")

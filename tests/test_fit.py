@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
@@ -71,6 +72,10 @@ class Recorder(Tracker):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def text(self, name: str, content: str) -> None:
+        assert content
+        self.artifacts.append(name)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
@@ -351,7 +356,9 @@ class TestOrder:
 
     def test_batch_size_only_cuts_the_order(self) -> None:
         labels = torch.arange(50) % 3
-        large, small = (sum(self.order(labels, size, "shuffled"), []) for size in (32, 7))
+        large, small = (
+            [place for batch in self.order(labels, size, "shuffled") for place in batch] for size in (32, 7)
+        )
         assert large == small
 
     def test_balanced_draws_every_class_equally_often(self) -> None:
@@ -452,6 +459,14 @@ class TestArithmetic:
         (epoch,), _ = learn(experiment, network, accelerator)
         assert epoch.train_top1 == pytest.approx((guesses == torch.tensor(labels)).double().mean().item())
 
+    def test_fit_seed_decides(self, make: Make, accelerator: Accelerator) -> None:
+        def losses(seed: int) -> list[float]:
+            experiment = make("--seed.fit", str(seed), "--schedule.kind", "constant")
+            return [epoch.train_loss for epoch in learn(experiment, small_network(seed), accelerator)[0]]
+
+        assert losses(0) == losses(0)
+        assert not set(losses(0)) & set(losses(1))
+
     def test_head_learns(self, make: Make, accelerator: Accelerator) -> None:
         history, _ = learn(make("--fit.epochs", "10", "--optim.lr", "0.003"), small_network(), accelerator)
         assert history[-1].train_loss < history[0].train_loss / 2
@@ -509,7 +524,7 @@ class InBfloat16:
 
 
 class TestPredictionsDoNotDependOnTheirBatch:
-    @pytest.mark.parametrize("chunk", [1, 3, 8])
+    @pytest.mark.parametrize("chunk", [3, 8])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     @pytest.mark.parametrize("trainable", ["head", "all"])
     def test_alone_and_in_company(
@@ -554,9 +569,12 @@ class TestPredictionsDoNotDependOnTheirBatch:
 
 
 @pytest.fixture
-def train(accelerator: Accelerator, tmp_path: Path) -> Callable[..., tuple[run.Result, Recorder]]:
-    """Run an experiment whole, its records in a folder of their own."""
+def train(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[run.Result, Recorder]]:
+    """Run an experiment whole but for its drawings, its records in a folder of their own."""
     numbers = iter(range(100))
+    monkeypatch.setattr("runner.figures.curves", lambda *_: None)
 
     def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
         tracker = Recorder(tmp_path / f"records {next(numbers)}")
@@ -577,6 +595,13 @@ def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Network, "prefix", counting)
     return counts
+
+
+def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, both by name."""
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    return load_file(path), metadata
 
 
 TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
@@ -604,15 +629,16 @@ class TestRuns:
         assert comparable(once.history) == comparable(again.history)
         assert (once.best, once.last) == (again.best, again.last)
         for name in ("best", "last", "frozen"):
-            path = f"checkpoints/{name}.safetensors"
-            assert (first.folder / path).read_bytes() == (second.folder / path).read_bytes()
+            mine, other = (
+                checkpoint_content(each.folder / f"checkpoints/{name}.safetensors")
+                for each in (first, second)
+            )
+            assert mine[1] == other[1]
+            assert mine[0].keys() == other[0].keys()
+            assert all(torch.equal(value, other[0][key]) for key, value in mine[0].items())
         timed = ("epoch_seconds", "images_per_second", "features/images_per_second")
         points = [[point for point in each.points if point[0] not in timed] for each in (first, second)]
         assert points[0] == points[1]
-
-    def test_another_fit_seed_is_another_run(self, make: Make, train: Callable[..., Any]) -> None:
-        once, other = train(make("--seed.fit", "0"))[0], train(make("--seed.fit", "1"))[0]
-        assert once.history[0].train_loss != other.history[0].train_loss
 
     def test_records(self, make: Make, train: Callable[..., Any]) -> None:
         result, records = train(make())
@@ -669,8 +695,7 @@ class TestRuns:
         assert "checkpoints/best.safetensors" in records.artifacts
         assert "checkpoints/frozen.safetensors" in records.artifacts
 
-    @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
-    @pytest.mark.parametrize("trainable", ["all", "features.11"])
+    @pytest.mark.parametrize(("arch", "trainable"), [("vgg11", "all"), ("vgg11_bn", "features.11")])
     def test_fine_tuning_learns_by_the_same_code(
         self, make: Make, train: Callable[..., Any], through_prefix: list[int], arch: str, trainable: str
     ) -> None:
@@ -685,7 +710,7 @@ class TestRuns:
             "clean",
         ]
         result, records = train(
-            make(*words, "--schedule.kind", "constant", "--fit.epochs", "4", "--network.dropout", "0")
+            make(*words, "--schedule.kind", "constant", "--fit.epochs", "3", "--network.dropout", "0")
         )
         assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
         learned = load_file(records.folder / "checkpoints" / "last.safetensors")
@@ -707,7 +732,7 @@ class TestRuns:
             "--optim.lr",
             "0.003",
             "--fit.epochs",
-            "6",
+            "3",
             "--schedule.kind",
             "constant",
         ]
@@ -724,6 +749,7 @@ class TestRuns:
         words = ["--network.arch", "vgg11_bn", "--network.trainable", "all", "--fit.epochs", "1"]
         result, _ = train(make(*words, "--fit.accumulate", "3"))  # 18 images: 8, 8 and 2 in three parts
         assert math.isfinite(result.history[0].train_loss)
+        assert math.isfinite(result.history[0].val.loss)
 
 
 class TestStoreInRuns:
@@ -739,11 +765,11 @@ class TestStoreInRuns:
         assert ("features/hits", 3, float(2 * TRAIN + VAL + TEST)) in records.points
         assert ("features/misses", 3, 0) in records.points
 
-    @pytest.mark.parametrize(("views", "shown"), [("clean", 1), ("1", 1), ("2", 2), ("fresh", 4)])
+    @pytest.mark.parametrize(("views", "shown"), [("clean", 1), ("2", 2), ("fresh", 3)])
     def test_views_are_computed_once_each(
         self, make: Make, train: Callable[..., Any], through_prefix: list[int], views: str, shown: int
     ) -> None:
-        train(make("--views.train", views, "--fit.epochs", "4", "--schedule.kind", "constant"))
+        train(make("--views.train", views, "--schedule.kind", "constant"))
         assert sum(through_prefix) == shown * TRAIN + VAL + TEST
 
     def test_without_the_store_every_epoch_computes(
@@ -772,7 +798,7 @@ class TestStoreInRuns:
         assert [torch.equal(rows, first) for rows in seen] == [True, False, True, False]
         assert [torch.equal(rows, second) for rows in seen] == [False, True, False, True]
 
-    @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+    @pytest.mark.parametrize("kept", [0.001, 0.5])
     def test_damaged_chunk_is_computed_again(
         self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path, kept: float
     ) -> None:
@@ -816,7 +842,7 @@ class TestStoreInRuns:
             ("--network.pool", "2", "--views.crop", "64", "--views.resize", "64"),
         ):
             assert self.missing(make(*another), accelerator) == (TRAIN, VAL), another
-        for other_training in (("--seed.views", "1"), ("--views.rotation", "3"), ("--views.flip", "0")):
+        for other_training in (("--seed.views", "1"), ("--views.rotation", "3"), ("--views.flip", "0.9")):
             assert self.missing(make(*other_training), accelerator) == (TRAIN, 0), other_training
         in_bfloat16 = InBfloat16(accelerator)
         assert self.missing(make(), in_bfloat16) == (TRAIN, VAL)  # type: ignore[arg-type]
@@ -869,6 +895,19 @@ class TestStore:
         assert mine.missing(["a"]) == [0]
         mine.refresh()
         assert mine.missing(["a"]) == []
+
+    def test_chunk_that_is_not_whole_is_missing(self, tmp_path: Path) -> None:
+        store = Store(tmp_path, {})
+        store.write(["a", "b"], torch.ones(2, 40))
+        (chunk,) = store.folder.glob("*.safetensors")
+        content = chunk.read_bytes()
+        for length in range(0, len(content), 7):
+            chunk.write_bytes(content[:length])
+            store.refresh()
+            assert store.missing(["a", "b"]) == [0, 1], length
+        chunk.write_bytes(content)
+        store.refresh()
+        assert store.missing(["a", "b"]) == []
 
     @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100])
     def test_file_that_is_no_chunk_is_passed_over(self, tmp_path: Path, content: bytes) -> None:
@@ -999,10 +1038,7 @@ class TestCheckpoint:
             **load_file(path),
             **{n: v for n, v in other.parts()[0].items() if n.startswith("classifier.")},
         }
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+        metadata = checkpoint_content(path)[1]
         save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
         with pytest.raises(UserError, match="not a checkpoint of this version"):
             checkpoint.load(path)
