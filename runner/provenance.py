@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib.metadata
 import os
 import platform
@@ -25,6 +26,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in ("vgg-runner", *PACKAGES)},
         **git_state(),
+        "user": _user(),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
@@ -33,6 +35,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "precision": accelerator.mixed_precision,
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without an entry for its user
+        return str(os.getuid())
 
 
 def git_state() -> dict[str, Any]:

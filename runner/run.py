@@ -196,9 +196,19 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
 def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> None:
     experiment, manifest = ready.experiment, ready.manifest
     tracker.params(flatten(as_tree(experiment)))
-    tracker.tags({"runner.manifest": manifest.digest, "runner.device": devices.describe(accelerator)})
     if not accelerator.is_main_process:
         return
+    environment = provenance.environment(accelerator)
+    tracker.tags(
+        {
+            "runner.manifest": manifest.digest,
+            "runner.device": devices.describe(accelerator),
+            "mlflow.user": environment["user"],
+            "mlflow.source.name": environment["command"],
+            "mlflow.source.type": "LOCAL",
+            **({"mlflow.source.git.commit": environment["git_commit"]} if environment["git_commit"] else {}),
+        }
+    )
     counts = Counter(entry.split for entry in manifest.entries)
     tracker.dataset(
         experiment.data.kind if experiment.data.kind != "folder" else manifest.root.name,
@@ -210,7 +220,7 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
     tracker.text("manifest.csv", manifest.as_csv())
     if manifest.rejected:
         tracker.text("unreadable.csv", manifest.rejected_as_csv())
-    tracker.text("environment.json", json.dumps(provenance.environment(accelerator), indent=1))
+    tracker.text("environment.json", json.dumps(environment, indent=1))
 
 
 def _log_checkpoints(accelerator: Accelerator, tracker: Tracker) -> None:
@@ -220,10 +230,10 @@ def _log_checkpoints(accelerator: Accelerator, tracker: Tracker) -> None:
 
 
 def _log_result(ready: Prepared, result: Result, accelerator: Accelerator, tracker: Tracker) -> None:
-    epoch = result.best_epoch
-    tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")}, epoch.number)
-    tracker.metrics({**epoch.val.metrics("val/best"), "best_epoch": epoch.number}, epoch.number)
-    tracker.metrics(ready.features.account.metrics(), len(result.history))
+    # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
+    tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
+    tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
+    tracker.metrics(ready.features.account.metrics())
     if accelerator.is_main_process:
         loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
         figures.curves(result.history, tracker.name, loss, accuracy)

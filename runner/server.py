@@ -80,7 +80,10 @@ class Server:
             found = client.get_experiment_by_name(name)
             if found is None:
                 place = (self.root / "artifacts" / name).as_uri() if self.embedded else None
-                return str(client.create_experiment(name, artifact_location=place))
+                tags = {
+                    "mlflow.experimentKind": "custom_model_development"
+                }  # which of its faces the UI shows
+                return str(client.create_experiment(name, artifact_location=place, tags=tags))
         if found.lifecycle_stage != "active":
             try:
                 client.restore_experiment(found.experiment_id)

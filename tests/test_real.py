@@ -1,0 +1,83 @@
+"""On the real Caltech-101 with pretrained VGG16 convolutions, where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+
+from runner import manifest, run
+from runner.channels import statistics
+from runner.loading import Loader
+from runner.settings import parse
+from runner.terminal import Terminal
+from runner.tracker import Tracker
+from runner.views import Renderer
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DATA = Path(os.environ.get("RUNNER_TEST_DATA", SHARED / "data"))
+WEIGHTS = Path(os.environ.get("RUNNER_TEST_WEIGHTS", SHARED / "weights" / "vgg16_features.safetensors"))
+CATEGORIES = DATA / "caltech101" / "101_ObjectCategories"
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not CATEGORIES.is_dir(), reason=f"no Caltech-101 at {CATEGORIES} (RUNNER_TEST_DATA)"),
+]
+needs_weights = pytest.mark.skipif(
+    not WEIGHTS.is_file(), reason=f"no VGG16 weights at {WEIGHTS} (RUNNER_TEST_WEIGHTS)"
+)
+
+
+class Staged(Tracker):
+    """Keeps what is staged in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stage(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+def test_the_whole_data_set_is_split_as_the_report_says(tmp_path: Path, silent: Terminal) -> None:
+    words = ["--config", "caltech101", "--data.root", str(DATA), "--cache", str(tmp_path)]
+    found = manifest.build(parse(words)[0], silent)
+    assert (len(found.entries), len(found.classes)) == (8677, 101)
+    for split, share in (("train", 0.5), ("val", 0.25), ("test", 0.25)):
+        assert len(found.select(split)) / 8677 == pytest.approx(share, abs=0.01)
+    with_background = manifest.build(parse([*words, "--data.background", "true"])[0], silent)
+    assert (len(with_background.entries), len(with_background.classes)) == (9144, 102)
+    assert set(found.entries) < set(with_background.entries)
+
+
+def test_channel_statistics_are_near_the_published_ones(tmp_path: Path, silent: Terminal) -> None:
+    words = ["--config", "caltech101", "--data.root", str(DATA), "--cache", str(tmp_path)]
+    experiment = parse(words)[0]
+    found = manifest.build(experiment, silent)
+    some = found.select("train")[::16]
+    numbers = statistics(some, Loader(found.root, Renderer(experiment.views, 0)), tmp_path, silent)
+    assert numbers.mean == pytest.approx((0.534, 0.507, 0.476), abs=0.03)
+    assert numbers.std == pytest.approx((0.239, 0.236, 0.237), abs=0.03)
+
+
+@needs_weights
+def test_pretrained_convolutions_tell_real_categories_apart(
+    tmp_path: Path, silent: Terminal, accelerator: Accelerator
+) -> None:
+    root = tmp_path / "some"
+    for label in ("accordion", "Faces", "Leopards", "pizza"):
+        (root / label).mkdir(parents=True)
+        for path in sorted((CATEGORIES / label).iterdir())[:15]:
+            shutil.copy(path, root / label)
+    words = ["--config", "caltech101-pooled", "--data.kind", "folder", "--data.root", str(root)]
+    words += ["--network.weights", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--fit.epochs", "12"]
+    experiment = parse(
+        [*words, "--split.by", "count", "--split.train", "6", "--split.val", "3", "--split.test", "6"]
+    )[0]
+    result = run.train(experiment, accelerator, Staged(tmp_path / "staged"), silent)
+    assert result.best.images == 24
+    assert result.best.top1 >= 0.9
