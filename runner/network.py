@@ -176,6 +176,8 @@ class Network(nn.Module):
         with seeded(keys.seed("backbone", self.architecture.arch)):
             for layer in bare:
                 layer.to_empty(device="cpu")
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                    layer.reset_running_stats()  # old weight files lack num_batches_tracked
                 if not random:
                     continue
                 if isinstance(layer, nn.Conv2d):

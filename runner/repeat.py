@@ -58,6 +58,7 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
         _say_where(experiment, tracker, terminal)
         return [result]
     results: list[Result] = []
+    children: list[Tracker] = []
     with records.begin(name, works=False) as parent:
         parent.params(flatten(as_tree(experiment)))
         for seed in range(experiment.seed.fit, experiment.seed.fit + times):
@@ -65,6 +66,7 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
             terminal.line(f"fit seed {seed}", style="bold")
             with records.begin(f"{name}, fit seed {seed}", parent) as tracker:
                 results.append(run.train(seeded, accelerator, tracker, terminal))
+            children.append(tracker)
             _say(results[-1], terminal)
         summary = {
             f"test/{which}/{figure}/{name}": value
@@ -75,13 +77,17 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
         parent.metrics(summary)
         parent.params({"repeat": times})
     _say_spread(results, terminal)
-    _say_where(experiment, parent, terminal)
+    _say_where(experiment, max(zip(results, children, strict=True), key=_val)[1], terminal)
     return results
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean and (n - 1) standard deviation of a figure over seeds."""
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
+
+
+def _val(pair: tuple[Result, Tracker]) -> float:
+    return pair[0].best_epoch.val.top1
 
 
 def _say(result: Result, terminal: Terminal) -> None:

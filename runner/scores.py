@@ -52,7 +52,7 @@ def judge(logits: Tensor, labels: Tensor) -> Tensor:
     places = torch.arange(logits.shape[1], device=logits.device)
     before = (logits > true) | ((logits == true) & (places < labels[:, None]))
     rank = before.sum(1).double()
-    rank[~torch.isfinite(logits).all(1)] = logits.shape[1]
+    rank[~torch.isfinite(logits).all(1)] = torch.inf
     return torch.stack([loss, rank, logits.argmax(1).double()], dim=1)
 
 

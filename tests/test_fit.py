@@ -393,7 +393,7 @@ class TestShares:
 
 
 class TestArithmetic:
-    @pytest.mark.parametrize("accumulate", [2, 3, 8])
+    @pytest.mark.parametrize("accumulate", [3, 8])
     @pytest.mark.parametrize(
         "options",
         [[], ["--fit.class_weights", "true", "--fit.label_smoothing", "0.1"]],
@@ -799,7 +799,7 @@ class TestStoreInRuns:
         assert [torch.equal(rows, first) for rows in seen] == [True, False, True, False]
         assert [torch.equal(rows, second) for rows in seen] == [False, True, False, True]
 
-    @pytest.mark.parametrize("kept", [0.001, 0.5])
+    @pytest.mark.parametrize("kept", [0.5])
     def test_damaged_chunk_is_computed_again(
         self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path, kept: float
     ) -> None:
