@@ -40,7 +40,7 @@ class Checkpoint:
 
 def frozen_digest(network: Network) -> str:
     """Digest of the tensors that do not train."""
-    return digest({name: fingerprint(value) for name, value in network.parts()[1].items()})
+    return _digest(network.parts()[1])
 
 
 def save_frozen(network: Network, folder: Path) -> None:
@@ -58,8 +58,15 @@ def save(network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: 
         val: Validation scores by name.
         frozen: `frozen_digest` of the network.
     """
-    about = {"architecture": asdict(network.architecture), "epoch": epoch, "val": val, "frozen": frozen}
-    _save(path, network.parts()[0], {"format": FORMAT, "about": json.dumps(about)})
+    learned = network.parts()[0]
+    about = {
+        "architecture": asdict(network.architecture),
+        "epoch": epoch,
+        "val": val,
+        "frozen": frozen,
+        "learned": _digest(learned),
+    }
+    _save(path, learned, {"format": FORMAT, "about": json.dumps(about)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -86,7 +93,13 @@ def load(path: Path) -> Checkpoint:
         raise UserError(
             f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one."
         )
+    if _digest(network.parts()[0]) != about["learned"]:
+        raise UserError(f"{path} is damaged (its digest differs); restore it or train again.")
     return Checkpoint(network.eval(), about["epoch"], about["val"])
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return digest({name: fingerprint(value) for name, value in tensors.items()})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

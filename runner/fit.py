@@ -108,12 +108,9 @@ def fit(
             ready = time.monotonic()
             loss, top1 = trainer.epoch(number, rows, advance)
             trained = time.monotonic()
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"The training loss is {loss} in epoch {number + 1}: training diverged;"
-                    f" lower optim.lr ({experiment.optim.lr:g}) or set fit.clip."
-                )
+            _check_finite("training", loss, number, experiment)
             judged = evaluate(network, val.rows(number), val.labels, accelerator, chunk)
+            _check_finite("validation", judged.loss, number, experiment)
             stop, reduced = trainer.validated(judged)
             record = Epoch(
                 number=number + 1,
@@ -132,6 +129,14 @@ def fit(
                 break
     accelerator.free_memory()
     return history
+
+
+def _check_finite(which: str, loss: float, number: int, experiment: Experiment) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"The {which} loss is {loss} in epoch {number + 1}: training diverged;"
+            f" lower optim.lr ({experiment.optim.lr:g}) or set fit.clip."
+        )
 
 
 def _score(scores: Scores, settings: FitSettings) -> float:

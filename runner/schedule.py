@@ -74,5 +74,5 @@ def build(schedule: Schedule, optimizer: Optimizer, steps: int) -> Rule:
         return TorchRule(CosineAnnealingLR(optimizer, steps))
     if schedule.kind == "onecycle":
         # One more than the steps: torch refuses the step after the last.
-        return TorchRule(OneCycleLR(optimizer, rates, total_steps=steps + 1))
+        return TorchRule(OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=False))
     return TorchRule(None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -51,7 +53,12 @@ def read(settings: NetworkSettings) -> Weights | None:
 def normalisation_of(enum: str) -> Normalisation:
     """What a torchvision weights enum normalises with. Raises `UserError` where there is no such enum."""
     transforms = _enum(enum).transforms()
-    return Normalisation(tuple(transforms.mean), tuple(transforms.std))
+    try:
+        return Normalisation(tuple(transforms.mean), tuple(transforms.std))
+    except AttributeError:
+        raise UserError(
+            f"{enum} says no mean and std; name weights of a classifier, or give numbers."
+        ) from None
 
 
 def load(network: Network, weights: Weights) -> None:
@@ -87,11 +94,18 @@ def load(network: Network, weights: Weights) -> None:
 
 def _from_enum(name: str) -> Weights:
     enum = _enum(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         with impatient():
-            tensors = enum.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+            tensors = enum.get_state_dict(
+                progress=False, check_hash=True, map_location="cpu", weights_only=True
+            )
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise UserError(
+            f"The file of {name} in {folder} is damaged ({' '.join(str(error).split())[:200]});"
+            " delete it and start again."
+        ) from None
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"The weights {name} could not be downloaded ({error}); fetch {enum.url} and put it into {folder},"
             " or set network.weights to a file you have."
@@ -102,10 +116,12 @@ def _from_enum(name: str) -> Weights:
 def _enum(name: str) -> torchvision.models.WeightsEnum:
     try:
         return torchvision.models.get_weight(name)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError, TypeError):
         module = name.partition(".")[0]
-        kind = getattr(torchvision.models, module, None)
-        known = f"; {module} has {', '.join(each.name for each in kind)}" if kind is not None else ""
+        kind: Any = getattr(torchvision.models, module, None)
+        known = ""
+        if isinstance(kind, type) and issubclass(kind, torchvision.models.WeightsEnum):
+            known = f"; {module} has {', '.join(each.name for each in kind)}"
         raise UserError(
             f"torchvision has no weights {name!r}{known}; normalisation and weights are named as"
             " VGG16_Weights.IMAGENET1K_V1."
@@ -122,13 +138,20 @@ def _from_safetensors(path: Path) -> Weights:
     normalisation = None
     if said is not None:
         try:
-            numbers = json.loads(said)
-            normalisation = Normalisation(tuple(numbers["mean"]), tuple(numbers["std"]))
+            normalisation = _numbers(json.loads(said))
         except (ValueError, KeyError, TypeError):
             raise UserError(
-                f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}."
+                f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}"
+                " of three numbers each, std above 0."
             ) from None
     return Weights(str(path), tensors, normalisation)
+
+
+def _numbers(said: dict[str, list[float]]) -> Normalisation:
+    mean, std = ([float(value) for value in said[name]] for name in ("mean", "std"))
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        raise ValueError(said)
+    return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 def _from_pickle(path: Path) -> Weights:
@@ -136,15 +159,16 @@ def _from_pickle(path: Path) -> Weights:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} holds more than tensors (pickled code or objects) and was not loaded;"
+            f"{path} is no PyTorch file, or holds more than tensors (pickled code or objects), and was not loaded;"
             " save its state_dict alone, best as .safetensors."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError) as error:
         raise UserError(f"{path} is not a whole PyTorch file ({' '.join(str(error).split())}).") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    pairs = content.items() if isinstance(content, dict) else [(None, content)]
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise UserError(f"{path} holds no state_dict (names and tensors).")
     return Weights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
 
