@@ -121,7 +121,7 @@ def _enum(name: str) -> torchvision.models.WeightsEnum:
         kind: Any = getattr(torchvision.models, module, None)
         known = ""
         if isinstance(kind, type) and issubclass(kind, torchvision.models.WeightsEnum):
-            known = f"; {module} has {', '.join(each.name for each in kind)}"
+            known = f"; {module} has {', '.join(kind.__members__)}"
         raise UserError(
             f"torchvision has no weights {name!r}{known}; normalisation and weights are named as"
             " VGG16_Weights.IMAGENET1K_V1."
