@@ -7,6 +7,7 @@ import dataclasses
 import os
 import signal
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 import psutil
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
+from runner.cores import cores
 from runner.errors import PROCESSES, UserError
 from runner.experiment import Experiment
 
@@ -37,6 +39,8 @@ def start(experiment: Experiment) -> Accelerator:
             f" use ./launch.sh train -n {asked}, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
             f" --num_processes {asked}."
         )
+    if state.device.type == "cpu":
+        _use_cores(state.num_processes)
     decided = broadcast_object_list([precision(experiment.fit.precision, state.device)])[0]
     return Accelerator(cpu=cpu, mixed_precision=decided)
 
@@ -52,6 +56,18 @@ def asked_processes() -> int | None:
             value = value or (words[place + 1] if place + 1 < len(words) else "")
             return int(value) if value.isdigit() else None
     return None
+
+
+def _use_cores(processes: int) -> None:
+    """`accelerate launch` gives each process one thread unless told otherwise; give it its share of the cores."""
+    words = _parent_command()
+    chosen = any(word.startswith(("--num_cpu_threads_per_process", "--num-cpu-threads")) for word in words)
+    if chosen or not any("accelerate" in word for word in words):
+        return
+    with suppress(psutil.Error):
+        if "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ():
+            return
+    torch.set_num_threads(max(1, cores() // processes))
 
 
 def die_with_launcher() -> None:

@@ -19,6 +19,7 @@ from typing import IO
 
 import psutil
 
+from runner.cores import cores
 from runner.errors import PROCESSES, STATUS_FILE, UserError
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,6 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
 
 def _accelerate(count: int, gpus: int) -> list[str]:
     """The launch command. Every choice is spelled out: a user's accelerate configuration must not change it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     words = [
         sys.executable,
         "-m",
@@ -98,7 +98,7 @@ def _accelerate(count: int, gpus: int) -> list[str]:
         "no",
     ]
     words += ["--dynamo_backend", "no", "--num_processes", str(count)]
-    words += ["--num_cpu_threads_per_process", str(max(1, cores // count))]
+    words += ["--num_cpu_threads_per_process", str(max(1, cores() // count))]
     if count > 1:  # --cpu would silently run one process
         return [*words, "--multi_gpu", "--main_process_port", "0"]
     return words if gpus else [*words, "--cpu"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from runner.cores import cores
 from runner.errors import UserError
 from runner.keys import digest_bytes
 from runner.manifest import Entry
@@ -64,8 +64,7 @@ class Loader:
             return int(self.workers)
         if images < FEW_IMAGES:
             return 0
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(16, cores // self.ranks))
+        return max(1, min(16, cores() // self.ranks))
 
 
 def _leave_signals_to_parent(_worker: int) -> None:

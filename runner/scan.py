@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from runner.cores import cores
 from runner.errors import UserError
 from runner.files import write_text
 from runner.keys import digest, digest_bytes
@@ -126,7 +127,7 @@ def _recall(memory: Path) -> dict[str, tuple[Stamp, str, str | None]]:
 
 def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, tuple[str, str | None]]]:
     """Digest and fault of each file, in the order of their completion. Pillow decodes outside the GIL."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     todo = iter(paths)
     with terminal.progress("verify", len(paths)) as advance, ThreadPoolExecutor(threads) as pool:
         running: dict[Future[tuple[str, str | None]], str] = {}

@@ -8,7 +8,6 @@ import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -118,10 +117,8 @@ def _enum(name: str) -> torchvision.models.WeightsEnum:
         return torchvision.models.get_weight(name)
     except (ValueError, AttributeError, KeyError, TypeError):
         module = name.partition(".")[0]
-        kind: Any = getattr(torchvision.models, module, None)
-        known = ""
-        if isinstance(kind, type) and issubclass(kind, torchvision.models.WeightsEnum):
-            known = f"; {module} has {', '.join(kind.__members__)}"
+        members = getattr(getattr(torchvision.models, module, None), "__members__", {})
+        known = f"; {module} has {', '.join(members)}" if members else ""
         raise UserError(
             f"torchvision has no weights {name!r}{known}; normalisation and weights are named as"
             " VGG16_Weights.IMAGENET1K_V1."
