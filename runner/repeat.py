@@ -50,7 +50,7 @@ class Records:
 def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal: Terminal) -> list[Result]:
     """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out."""
     records = Records(experiment, accelerator, terminal)
-    name = f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    name = time.strftime("%m-%d %H:%M:%S")
     if times == 1:
         with records.begin(name) as tracker:
             result = run.train(experiment, accelerator, tracker, terminal)
@@ -64,7 +64,7 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
         for seed in range(experiment.seed.fit, experiment.seed.fit + times):
             seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
             terminal.line(f"fit seed {seed}", style="bold")
-            with records.begin(f"{name}, fit seed {seed}", parent) as tracker:
+            with records.begin(f"seed {seed} of {name}", parent) as tracker:
                 results.append(run.train(seeded, accelerator, tracker, terminal))
             children.append(tracker)
             _say(results[-1], terminal)
@@ -134,5 +134,7 @@ def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> 
         terminal.warn(
             "the convolutions had random weights: this shows that everything works, not what VGG can do"
         )
-    terminal.line(f"Run {tracker.run_id} ({tracker.name}) is in MLflow: ./launch.sh ui shows it,")
+    terminal.line(
+        f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) is in MLflow: ./launch.sh ui shows it,"
+    )
     terminal.line(f"./launch.sh evaluate {tracker.run_id[:8]} judges its checkpoints again.")

@@ -204,7 +204,7 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
             "runner.manifest": manifest.digest,
             "runner.device": devices.describe(accelerator),
             "mlflow.user": environment["user"],
-            "mlflow.source.name": environment["command"],
+            "mlflow.source.name": environment["command"].split()[0],
             "mlflow.source.type": "LOCAL",
             **({"mlflow.source.git.commit": environment["git_commit"]} if environment["git_commit"] else {}),
         }
@@ -236,7 +236,8 @@ def _log_result(ready: Prepared, result: Result, accelerator: Accelerator, track
     tracker.metrics(ready.features.account.metrics())
     if accelerator.is_main_process:
         loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
-        figures.curves(result.history, tracker.name, loss, accuracy)
+        title = f"{ready.experiment.name}, {tracker.name}"
+        figures.curves(result.history, title, loss, accuracy)
         tracker.artifact(loss, "figures")
         tracker.artifact(accuracy, "figures")
 
