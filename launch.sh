@@ -20,7 +20,7 @@ prepare() {
   done
   [ -n "$python" ] || { say "needs Python 3.11 or newer with its venv module; install it, or name it in PYTHON."; exit 2; }
   say "preparing $venv with $("$python" -V) (once; the packages are some GB) …"
-  "$python" -m venv "$venv" || { say "could not make $venv; see above."; exit 2; }
+  "$python" -m venv --clear "$venv" || { say "could not make $venv; see above."; exit 2; }
   local log=$venv/install.log
   "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     -c "$here/constraints.txt" -e "$here[dev]" >"$log" 2>&1 || { tail -n 15 "$log" >&2; say "the installation failed; $log tells all."; exit 2; }

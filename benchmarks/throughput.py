@@ -25,6 +25,7 @@ CHUNKS = 10
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
     from runner import devices
+    from runner.errors import UserError
     from runner.fit import Inputs, evaluate, fit, infer
     from runner.manifest import Manifest
     from runner.run import prepare
@@ -48,6 +49,10 @@ def main(argv: Sequence[str]) -> int:
         ready.manifest.root, tuple(dataclasses.replace(entry, split="train") for entry in entries)
     )
     features = dataclasses.replace(ready.features, manifest=sample)
+    if len(entries) < ready.chunk:
+        raise UserError(
+            f"{len(entries)} training images are too few to measure on; {ready.chunk} or more are needed."
+        )
     labels = [ready.manifest.classes.index(entry.label) for entry in entries]
     crop = experiment.views.crop
     images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import PIL
 import torch
+import torchvision
 
 from runner.experiment import Normalisation, Triple
 from runner.files import write_text
@@ -17,6 +19,8 @@ from runner.terminal import Terminal
 from runner.views import CLEAN
 
 BATCH = 64
+STATISTICS_VERSION = [1, PIL.__version__, torchvision.__version__]
+"""Part of what is kept: raise the number when decoding or the definition changes."""
 
 
 def statistics(entries: Sequence[Entry], loader: Loader, cache: Path, terminal: Terminal) -> Normalisation:
@@ -28,7 +32,7 @@ def statistics(entries: Sequence[Entry], loader: Loader, cache: Path, terminal: 
     memory = (
         cache
         / "statistics"
-        / f"{digest(sorted(e.digest for e in entries), loader.renderer.recipe(CLEAN))}.json"
+        / f"{digest(sorted(e.digest for e in entries), loader.renderer.recipe(CLEAN), STATISTICS_VERSION)}.json"
     )
     if (known := _recall(memory)) is not None:
         return known

@@ -7,17 +7,15 @@ from pathlib import Path
 from runner.errors import UserError
 from runner.experiment import Experiment, NetworkSettings
 from runner.manifest import build
-from runner.server import ask, server
 from runner.terminal import Terminal
 
 
 def check(experiment: Experiment, terminal: Terminal) -> None:
-    """Refuse what cannot work: weights, data and tracking server. Scans new images, and remembers the scan.
+    """Refuse what cannot work: weights and data. Scans new images, and remembers the scan.
 
     Raises `UserError`.
     """
     check_weights(experiment.network)
-    ask(server(experiment.tracking.root).uri)
     build(experiment, terminal)
 
 

@@ -46,11 +46,14 @@ def _run(words: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     from runner.checks import check
     from runner.launch import launch, take_processes
+    from runner.server import ask, server
     from runner.settings import parse
     from runner.terminal import Terminal
 
     processes, rest = take_processes(argv)
-    experiment, _ = parse(rest)
+    experiment, options = parse(rest)
+    if not options.dry_run:
+        ask(server(experiment.tracking.root).uri)
     check(experiment, Terminal())
     return launch("train.py", rest, processes)
 

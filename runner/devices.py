@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import os
-import signal
-import sys
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 
 from runner.cores import cores
 from runner.errors import PROCESSES, UserError
 from runner.experiment import Experiment
+from runner.launch import die_with_parent
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: rank 0 may be scanning or downloading a large data set."""
 
 
 def start(experiment: Experiment) -> Accelerator:
-    """Join the processes of this launch.
+    """Join the processes of this launch, and decide the precision.
 
     Raises `UserError` where they are fewer than asked for, or the precision cannot be had.
     """
+    state = join()
+    decided = broadcast_object_list([precision(experiment.fit.precision, state.device)])[0]
+    # The plugins are spelled out: without, Accelerate would take them from environment variables.
+    return Accelerator(
+        cpu=state.device.type == "cpu",
+        mixed_precision=decided,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
+    )
+
+
+def join() -> PartialState:
+    """Join the processes of this launch. Raises `UserError` where they are fewer than asked for."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # Without being told so, Accelerate takes several processes without GPUs for as many runs of one.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
@@ -41,8 +59,7 @@ def start(experiment: Experiment) -> Accelerator:
         )
     if state.device.type == "cpu":
         _use_cores(state.num_processes)
-    decided = broadcast_object_list([precision(experiment.fit.precision, state.device)])[0]
-    return Accelerator(cpu=cpu, mixed_precision=decided)
+    return state
 
 
 def asked_processes() -> int | None:
@@ -55,6 +72,11 @@ def asked_processes() -> int | None:
         if name in ("--num_processes", "--num-processes"):
             value = value or (words[place + 1] if place + 1 < len(words) else "")
             return int(value) if value.isdigit() else None
+    if any("accelerate" in word for word in words):
+        with suppress(Exception):  # a file that Accelerate itself could not have read
+            file = words[words.index("--config_file") + 1] if "--config_file" in words else None
+            if file or Path(default_config_file).exists():
+                return int(load_config_from_file(file).num_processes)
     return None
 
 
@@ -72,9 +94,8 @@ def _use_cores(processes: int) -> None:
 
 def die_with_launcher() -> None:
     """When `accelerate launch` is killed, its child would go on alone; ask Linux to stop it too."""
-    if sys.platform == "linux" and any("accelerate" in word for word in _parent_command()):
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if any("accelerate" in word for word in _parent_command()):
+        die_with_parent()
 
 
 def _parent_command() -> list[str]:

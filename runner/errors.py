@@ -7,13 +7,18 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 PROCESSES = "RUNNER_PROCESSES"
 """Names the number of processes that a launcher was asked for."""
+COMMAND = "RUNNER_COMMAND"
+"""Holds the command that a launcher was called with."""
 STATUS_FILE = "RUNNER_STATUS_FILE"
 """Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
 
@@ -42,11 +47,11 @@ def interrupt_on_signals() -> None:
 
     def raise_interrupted(number: int, _frame: FrameType | None) -> None:
         # A second signal must not break into the closing of the records that the first one began.
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(each, raise_interrupted)
 
 
@@ -65,7 +70,7 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
     """Run `main` and turn every way it can end into an exit status.
 
     0: done; 2: a failure that the user can mend, said in one sentence on standard error; 128 + signal:
-    interrupted. A fault of ours keeps its traceback. Of several processes the one speaks for which `speaks()` is
+    interrupted; 1: a fault of ours, with its traceback. Of several processes the one speaks for which `speaks()` is
     true, or under our launcher the first to fail.
     """
     said = ""
@@ -80,21 +85,58 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
     except Exception as error:
         text = sentence(error)
         if text is None:
-            raise
+            traceback.print_exc()
+            _claim(1, f"{type(error).__name__}: {error}")
+            return 1
         status, said = 2, text
-    if status and _first_to_end(status, speaks) and said:
-        print(f"runner: {said}", file=sys.stderr)
+    if status and said:
+        claimed = _claim(status, said)
+        if claimed or (claimed is None and speaks()):
+            print(f"runner: {said}", file=sys.stderr)
     return status
 
 
-def _first_to_end(status: int, speaks: Callable[[], bool]) -> bool:
-    """Leave the status for the launcher. Of several processes the first to fail has the reason to tell."""
-    file = os.environ.get(STATUS_FILE)
-    if not file:
-        return speaks()
+def _claim(status: int, reason: str) -> bool | None:
+    """Leave status and reason for the launcher. Of several processes the first to fail has the reason to tell.
+
+    True: this was the first; False: another was; None: there is no launcher of ours.
+    """
+    if not (file := os.environ.get(STATUS_FILE)):
+        return None
     try:
         with Path(file).open("x") as once:
-            once.write(str(status))
+            once.write(f"{status}\n{os.getpid()}\n{reason}")
     except OSError:
         return False
     return True
+
+
+def left_status(file: Path) -> int | None:
+    """The exit status that a launched process left; None where none failed."""
+    try:
+        return int(file.read_text().split("\n", 1)[0])
+    except (OSError, ValueError):
+        return None
+
+
+def failed_elsewhere() -> str | None:
+    """Why another process of this launch failed, where one did: the end of this one is its consequence."""
+    try:
+        _status, pid, reason = Path(os.environ.get(STATUS_FILE, "")).read_text().split("\n", 2)
+    except (OSError, ValueError):
+        return None
+    return reason if pid != str(os.getpid()) and not reason.startswith("stopped by ") else None
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT wait: records are being closed. For the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

@@ -46,14 +46,20 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says. Raises `UserError` for what its user can mend."""
     asked = parse(argv)
 
+    from accelerate.utils import broadcast_object_list
+
     from runner import devices, runs
     from runner.server import server
     from runner.settings import read
     from runner.terminal import Terminal
 
     devices.die_with_launcher()
-    client = server(asked.tracking).connect()
-    run = runs.find(client, asked.run)
+    state = devices.join()
+    store = server(asked.tracking)
+    store.check_exists()
+    client = store.connect()
+    # A new run may begin meanwhile: one process says which is meant.
+    run = broadcast_object_list([runs.find(client, asked.run) if state.is_main_process else None])[0]
     with tempfile.TemporaryDirectory(prefix="runner-") as name:
         folder = Path(name)
         experiment = read(runs.artifact(client, run, "experiment.yaml", folder))

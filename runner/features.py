@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import PIL.features
 import torch
 import torchvision
 from accelerate import Accelerator
@@ -30,6 +31,8 @@ from runner.network import Network
 from runner.store import Store
 from runner.terminal import Terminal, size
 
+ROWS_VERSION = 1
+"""Part of every store's key: raise it when decoding, views or normalisation change what they compute."""
 MEMORY = 4 * 2**30
 """Bytes of rows that are held in memory; the least recently used views go first."""
 
@@ -141,7 +144,7 @@ class Features:
         mine = [missing for name, missing in said if name == host]
         missing = next(places for places in mine if places is not None)
         self.account.hits += len(keys) - len(missing)
-        if not missing:
+        if not any(places for _, places in said):
             return
         began = time.monotonic()
         self._check_room(store, len(missing))
@@ -193,6 +196,8 @@ class Features:
             ),
             "precision": self.accelerator.mixed_precision,
             "chunk": self.chunk,
+            "rows": ROWS_VERSION,
+            "pillow": [PIL.__version__, PIL.features.version("jpg")],
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "device": torch.cuda.get_device_name()

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_umask = os.umask(0)  # there is no way to read it but to set it, for all threads: once, at import
+os.umask(_umask)
+MODE = 0o666 & ~_umask
+"""The mode that a new file has by default."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
     """Yield a path to write to; `path` becomes that file, whole, when the block ends, or stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -20,17 +25,15 @@ def replacing(path: Path) -> Iterator[Path]:
         yield aside
         with aside.open("rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        aside.chmod(0o666 & ~umask)
+        aside.chmod(mode)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, mode: int = MODE) -> None:
     """Replace the file at `path` by `text` (UTF-8; file names that are no UTF-8 survive)."""
-    with replacing(path) as aside:
+    with replacing(path, mode) as aside:
         aside.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 

@@ -32,7 +32,7 @@ from runner.terminal import Terminal
 
 @dataclass(frozen=True)
 class Epoch:
-    """What came of an epoch. `number` counts from 1; `seconds` holds training and validation."""
+    """What came of an epoch. `number` counts from 1; `seconds` holds features, training and validation."""
 
     number: int
     train_loss: float
@@ -188,7 +188,7 @@ class _Trainer:
         return loss / len(self.labels), hits / len(self.labels)
 
     def validated(self, val: Scores) -> tuple[bool, bool]:
-        """Tell the schedule: whether to stop, and whether the learning rate was divided. Rank 0 decides."""
+        """Tell the schedule: whether to stop, and whether the learning rate was divided; rank 0's word counts."""
         before = self.lr
         stop = self.rule.validated(val.hits1)
         return broadcast_object_list([(stop, self.lr < before)])[0]

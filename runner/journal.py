@@ -12,6 +12,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,38 @@ class Owner:
     host: str
     pid: int
     started: float
-    """Creation time of the process in s: process ids are used again."""
+    """When the process began, in s after the host's start: process ids are used again, and clocks are set."""
 
     @property
     def alive(self) -> bool:
         """Whether it still runs; a process of another host is taken to."""
-        return self.host != socket.gethostname() or is_alive(self.pid, self.started)
+        return self.host != this_host() or is_alive(self.pid, self.started)
 
 
 def me(uri: str, run_id: str) -> Owner:
     """This process as the owner of a run."""
-    return Owner(uri, run_id, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+    return Owner(uri, run_id, this_host(), os.getpid(), birth(os.getpid()))
+
+
+def this_host() -> str:
+    """What process ids are of: a host by name and machine id, and in a container its own process namespace."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/etc/machine-id").read_text().strip()[:8])
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
+    return "/".join(parts)
+
+
+def birth(pid: int) -> float:
+    """Seconds from the host's start to the process's. Raises psutil.NoSuchProcess."""
+    return round(psutil.Process(pid).create_time() - psutil.boot_time(), 2)
 
 
 def is_alive(pid: int, started: float) -> bool:
-    """Whether the process `pid` that was created at `started` (s) runs on this host."""
+    """Whether the process `pid` that began `started` s after this host's start still runs."""
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(birth(pid) - started) < 1 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -67,7 +82,7 @@ class Journal:
         """A new journal under `root`."""
         folder = root / owner.run_id
         (folder / "files").mkdir(parents=True, exist_ok=True)
-        write_text(folder / "owner.json", json.dumps(asdict(owner)))
+        write_text(folder / "owner.json", json.dumps(asdict(owner)), 0o600)  # an address may hold a password
         return cls(folder, owner)
 
     @classmethod
@@ -136,7 +151,7 @@ class Journal:
             if path.is_file() and not path.name.startswith(".")
         ]
         return [
-            (name.as_posix(), name.parent.as_posix())
+            (name.as_posix(), name.parent.as_posix().removeprefix("."))
             for name in sorted(names)
             if name.as_posix() not in spoken
         ]

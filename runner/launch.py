@@ -5,14 +5,17 @@ What can be refused is refused here, in one sentence, before anything is spawned
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -20,7 +23,7 @@ from typing import IO
 import psutil
 
 from runner.cores import cores
-from runner.errors import PROCESSES, STATUS_FILE, UserError
+from runner.errors import COMMAND, PROCESSES, STATUS_FILE, UserError, left_status
 
 HERE = Path(__file__).resolve().parent
 
@@ -57,11 +60,12 @@ def gpu_count() -> int:
         pynvml.nvmlShutdown()
     except Exception:  # no NVIDIA driver
         return 0
-    return (
-        present
-        if visible is None
-        else min(present, len([each for each in visible.split(",") if each.strip()]))
-    )
+    return present if visible is None else min(present, len(list(takewhile(_names_gpu, visible.split(",")))))
+
+
+def _names_gpu(word: str) -> bool:
+    """Whether CUDA goes on reading CUDA_VISIBLE_DEVICES: it stops at the first that is none, as -1."""
+    return bool(word.strip()) and not word.strip().startswith("-")
 
 
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
@@ -79,11 +83,13 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
     with tempfile.TemporaryDirectory(prefix="runner-") as folder:
         status_file = Path(folder) / "status"
         environment = {**os.environ, STATUS_FILE: str(status_file), PROCESSES: str(count)}
+        environment[COMMAND] = shlex.join(["runner", *sys.argv[1:]])
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
         command = [*_accelerate(count, gpus), str(HERE / script), *argv]
         status = _supervise(command, environment, status_file)
-        return int(status_file.read_text()) if status_file.exists() else status
+        left = left_status(status_file)
+        return status if left is None else left
 
 
 def _accelerate(count: int, gpus: int) -> list[str]:
@@ -107,41 +113,58 @@ def _accelerate(count: int, gpus: int) -> list[str]:
 def _supervise(command: list[str], environment: dict[str, str], status_file: Path) -> int:
     """Run a launcher; pass signals on to what it launched, and its errors on until ours has been said."""
     launcher = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, start_new_session=True, text=True, errors="replace"
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+        text=True,
+        errors="replace",
     )
     assert launcher.stderr is not None
-    relay = threading.Thread(target=_relay, args=(launcher.stderr, status_file), daemon=True)
+    stopped: list[int] = []
+    relay = threading.Thread(target=_relay, args=(launcher.stderr, status_file, stopped), daemon=True)
     relay.start()
-    with _passing_signals_to(launcher.pid):
+    with _passing_signals_to(launcher, stopped):
         status = launcher.wait()
     relay.join(5)
+    if stopped:
+        return 128 + stopped[0]
     return status if status >= 0 else 128 - status
 
 
-def _relay(errors: IO[str], status_file: Path) -> None:
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent is killed: it would go on alone."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _relay(errors: IO[str], status_file: Path, stopped: list[int]) -> None:
     """Once a process has said why it ends, the launcher's own traceback about that adds nothing."""
     for line in errors:
-        if line.startswith("runner: ") or not status_file.exists():
+        if line.startswith("runner: ") or not (stopped or status_file.exists()):
             sys.stderr.write(line)
             sys.stderr.flush()
 
 
 @contextmanager
-def _passing_signals_to(launcher: int) -> Iterator[None]:
-    """SIGINT and SIGTERM go to the launched processes, not to the launcher: they close their records and end."""
+def _passing_signals_to(launcher: subprocess.Popen[str], stopped: list[int]) -> Iterator[None]:
+    """Signals go to the launched processes, which close their records and end; to the launcher before it has any."""
 
-    def pass_on(_number: int, _frame: FrameType | None) -> None:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        stopped.append(number)
         try:
-            family = psutil.Process(launcher).children(recursive=True)
+            ranks = psutil.Process(launcher.pid).children()
         except psutil.NoSuchProcess:
             return
-        for process in family:
-            try:
-                process.send_signal(signal.SIGTERM)
-            except psutil.NoSuchProcess:
-                continue
+        for process in ranks:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        if not ranks:
+            launcher.terminate()
 
-    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM)}
+    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

@@ -121,8 +121,6 @@ def build(experiment: Experiment, terminal: Terminal) -> Manifest:
             f"{len(rejected)} of {len(files)} files cannot be used: {named}{more};"
             " mend or remove them, or set data.unreadable=skip to leave them out."
         )
-    for file in rejected:
-        terminal.warn(f"left out {file.path}, which {file.fault}")
     good = [file for file in files if not file.fault]
     _check_folders(source, experiment.data.follow_links, good)
     assigned = assign(good, experiment.split, experiment.seed.split)

@@ -137,6 +137,13 @@ class Network(nn.Module):
         return len(self._layers)
 
     @property
+    def trains_statistics(self) -> bool:
+        """Whether batch normalisation trains, and so depends on what is in its batch."""
+        return any(
+            isinstance(layer, nn.modules.batchnorm._BatchNorm) and _trains(layer) for layer in self._layers
+        )
+
+    @property
     def cut_name(self) -> str:
         """The last layer of the prefix; empty where there is none worth keeping."""
         return self._names[self.cut - 1] if self.cut else ""

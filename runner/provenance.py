@@ -6,6 +6,7 @@ import getpass
 import importlib.metadata
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from runner.errors import COMMAND
+
 PACKAGES = ("torch", "torchvision", "accelerate", "mlflow", "numpy", "pillow", "scikit-learn", "safetensors")
 
 
@@ -22,7 +25,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Versions, git commit and whether the tree was dirty, host, device, threads, processes, launch command."""
     cuda = accelerator.device.type == "cuda"
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in ("vgg-runner", *PACKAGES)},
         **git_state(),

@@ -86,8 +86,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
 
 
-def _val(pair: tuple[Result, Tracker]) -> float:
-    return pair[0].best_epoch.val.top1
+def _val(pair: tuple[Result, Tracker]) -> tuple[float, float]:
+    return pair[0].best_epoch.val.top1, -pair[0].best_epoch.val.loss
 
 
 def _say(result: Result, terminal: Terminal) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from runner import channels, checkpoint, devices, figures, provenance, weights
 from runner import manifest as manifests
+from runner.errors import UserError
 from runner.experiment import Experiment, Normalisation, as_tree, as_yaml, flatten
 from runner.features import Features
 from runner.fit import Epoch, Inputs, evaluate, fit
@@ -69,6 +71,8 @@ def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal
     with accelerator.local_main_process_first():
         manifest = manifests.build(experiment, terminal)
         loader = make_loader(experiment, manifest, accelerator)
+        for file in manifest.rejected:
+            terminal.warn(f"left out {file.path}, which {file.fault}")
         loaded = weights.read(experiment.network)
         normalisation = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
     settings = experiment.network
@@ -83,6 +87,11 @@ def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal
         normalisation=normalisation,
     )
     network = Network(architecture, experiment.seed.fit, random=loaded is None)
+    if network.trains_statistics and accelerator.num_processes > 1:
+        raise UserError(
+            f"network.trainable={settings.trainable} trains batch normalisation, whose statistics would differ from"
+            " process to process; use one process, or train from a later layer on."
+        )
     if loaded is not None:
         weights.load(network, loaded)
     return assemble(experiment, manifest, network, loader, accelerator, terminal)
@@ -94,7 +103,7 @@ def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Acceler
         manifest.root,
         Renderer(experiment.views, experiment.seed.views),
         experiment.data.workers,
-        accelerator.num_processes,
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         pin=accelerator.device.type == "cuda",
     )
 
@@ -159,7 +168,10 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
                 checkpoint.save_frozen(network, path.parent)
             checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen)
 
+    history: list[Epoch] = []
+
     def on_epoch(epoch: Epoch) -> None:
+        history.append(epoch)
         if epoch.best:
             best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
             keep(epoch, "best")
@@ -167,9 +179,8 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         terminal.line(_epoch_line(epoch))
 
     train_labels, val_labels = manifest.labels("train"), manifest.labels("val")
-    history: list[Epoch] = []
     try:
-        history = fit(
+        fit(
             ready.experiment,
             network,
             Inputs(
@@ -183,13 +194,13 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         )
         keep(history[-1], "last")
     finally:  # what a stopped run has learned is kept
-        _log_checkpoints(accelerator, tracker)
+        _log_learned(ready, history, accelerator, tracker)
     test_rows, test_labels = features.rows("test", CLEAN), manifest.labels("test")
     last_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
     network.load_state_dict(best, strict=False)
     best_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
     result = Result(tuple(history), best_scores, last_scores)
-    _log_result(ready, result, accelerator, tracker)
+    _log_result(ready, result, tracker)
     return result
 
 
@@ -223,23 +234,22 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
     tracker.text("environment.json", json.dumps(environment, indent=1))
 
 
-def _log_checkpoints(accelerator: Accelerator, tracker: Tracker) -> None:
-    if accelerator.is_main_process:
-        for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
-            tracker.artifact(path, "checkpoints")
+def _log_learned(ready: Prepared, history: list[Epoch], accelerator: Accelerator, tracker: Tracker) -> None:
+    if not accelerator.is_main_process or not history:
+        return
+    for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
+        tracker.artifact(path, "checkpoints")
+    loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
+    figures.curves(history, f"{ready.experiment.name}, {tracker.name}", loss, accuracy)
+    tracker.artifact(loss, "figures")
+    tracker.artifact(accuracy, "figures")
 
 
-def _log_result(ready: Prepared, result: Result, accelerator: Accelerator, tracker: Tracker) -> None:
+def _log_result(ready: Prepared, result: Result, tracker: Tracker) -> None:
     # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
     tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
     tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
     tracker.metrics(ready.features.account.metrics())
-    if accelerator.is_main_process:
-        loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
-        title = f"{ready.experiment.name}, {tracker.name}"
-        figures.curves(result.history, title, loss, accuracy)
-        tracker.artifact(loss, "figures")
-        tracker.artifact(accuracy, "figures")
 
 
 def _say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:

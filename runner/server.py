@@ -48,6 +48,11 @@ class Server:
         """Whether it is the database under `root` rather than one that MLFLOW_TRACKING_URI names."""
         return self.uri == _database_uri(self.root)
 
+    def check_exists(self) -> None:
+        """Raises `UserError` where the embedded database is not there: a command that only reads makes none."""
+        if self.embedded and not (self.root / "mlflow.db").exists():
+            raise UserError(f"There are no records in {self.root} yet; ./launch.sh makes the first.")
+
     def connect(self) -> MlflowClient:
         """A client, after making sure that the store answers; creates a sqlite database where there is none.
 

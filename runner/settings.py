@@ -54,6 +54,8 @@ def explain(message: str) -> str:
         return f"There is no setting {name!r}{nearest(name, known)}; --help lists them all."
     if unknown := re.match(r"(?:Option|Key) '(.+)' is not (?:accepted|expected)", message):
         return f"There is no setting {unknown[1]!r}{nearest(unknown[1], known)}; --help lists them all."
+    if "Literal" in message and message.rstrip().endswith("Got value: False"):
+        message = message.rstrip() + " (YAML reads no and off as false: put the word in quotes)"
     if wrong := re.match(r'Parser key "(.+?)":\s*(.+)', message, re.DOTALL):
         reason = " ".join(wrong[2].split()).replace("typing.", "")
         reason = re.sub(
@@ -108,7 +110,10 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             name = word.partition("=")[2] or next(rest, None)
             if not name:
                 raise UserError("--config needs the path or name of an experiment file.")
-            words += ["--config", str(_checked_yaml(find_experiment(name)))]
+            words[:0] = [
+                "--config",
+                str(_checked_yaml(find_experiment(name))),
+            ]  # overrides count wherever they stand
             configured = True
         elif word == "--print_config":
             words.append("--print_config=comments")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from runner.journal import Event, Journal, is_alive, now_ms
+from runner.journal import Event, Journal, is_alive, now_ms, this_host
 from runner.server import Server
 from runner.terminal import Terminal
 
@@ -20,6 +20,8 @@ BATCH = 90
 """Events in one request: each holds few values, and MLflow takes 1,000 metrics or 100 tags at once."""
 LAST_PATIENCE = 60.0
 """Seconds that the end of a run waits for a server that does not answer."""
+STOPPED_PATIENCE = 15.0
+"""The same of a run that was told to stop: launchers kill what does not end in 30 s."""
 PERMANENT = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
 """Answers that asking again does not change."""
 
@@ -135,11 +137,11 @@ class Shipper(threading.Thread):
             if ended:
                 return
 
-    def close(self) -> bool:
-        """Wait for the end to be delivered; False where the server was out of reach too long."""
+    def close(self, patience: float | None = None) -> bool:
+        """Wait for the end to be delivered, at most `patience` s; False where that was not enough."""
         self._closing.set()
         self.wake()
-        self.join(LAST_PATIENCE)
+        self.join(LAST_PATIENCE if patience is None else patience)
         return not self.is_alive()
 
 
@@ -157,7 +159,8 @@ def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
         except Timeout:
             continue  # another process is at it
         Path(f"{journal.folder}.lock").unlink(missing_ok=True)
-    _sweep(client, terminal)
+    waiting = {journal.owner.run_id for journal in Journal.find(server.root / "journals")}
+    _sweep(client, waiting, terminal)
 
 
 def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
@@ -179,15 +182,15 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
         journal.remove()
 
 
-def _sweep(client: MlflowClient, terminal: Terminal) -> None:
+def _sweep(client: MlflowClient, journals: set[str], terminal: Terminal) -> None:
     """Close runs of this host that are RUNNING in MLflow, have no journal, and whose process is dead."""
-    import socket
-
     experiments = [each.experiment_id for each in client.search_experiments()]
-    mine = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{socket.gethostname()}'"
+    mine = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{this_host()}'"
     for run in client.search_runs(experiments, mine, max_results=1000):
         tags = run.data.tags
-        if not is_alive(int(tags["runner.pid"]), float(tags["runner.started"])):
+        if run.info.run_id not in journals and not is_alive(
+            int(tags["runner.pid"]), float(tags["runner.started"])
+        ):
             client.set_tag(run.info.run_id, "runner.reason", "its process died without a word")
             client.set_terminated(run.info.run_id, "KILLED")
             terminal.warn(f"closed run {run.info.run_id} as KILLED: its process is gone")

@@ -31,9 +31,7 @@ class Store:
 
     def __init__(self, root: Path, recipe: dict[str, Any]) -> None:
         self.folder = root / digest(recipe)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "recipe.json").exists():
-            write_text(self.folder / "recipe.json", json.dumps(recipe, indent=1, default=str))
+        self.recipe = recipe
         self._places: dict[str, tuple[Path, int]] = {}
         self._known: set[str] = set()
 
@@ -56,6 +54,8 @@ class Store:
 
     def write(self, keys: Sequence[str], rows: Tensor) -> None:
         """Add a chunk: `rows` is len(keys) × d."""
+        if not (self.folder / "recipe.json").exists():
+            write_text(self.folder / "recipe.json", json.dumps(self.recipe, indent=1, default=str))
         with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as aside:
             save_file({"rows": rows.contiguous()}, aside, metadata={"rows": json.dumps(list(keys))})
 

@@ -9,11 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Interrupted, sentence
+from runner.errors import Interrupted, failed_elsewhere, sentence, undisturbed
 from runner.files import write_text
 from runner.journal import Journal, me, now_ms
 from runner.server import Server
-from runner.shipper import Shipper
+from runner.shipper import STOPPED_PATIENCE, Shipper
 from runner.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -95,15 +95,17 @@ class MlflowTracker(Tracker):
     def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         self._record({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})
 
-    def end(self, status: str, terminal: Terminal) -> None:
+    def end(self, status: str, reason: str, terminal: Terminal) -> None:
         """Write down how it ended and see it delivered, or say that it will be later."""
+        if reason:
+            self.tags({"runner.reason": reason})
         self._record({"kind": "end", "status": status, "time": now_ms()})
-        if self.shipper.close():
+        if self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None):
             self.journal.remove()
         else:
             terminal.warn(
-                f"the tracking server is out of reach ({self.shipper.fault}); the records wait in"
-                f" {self.journal.folder} and are delivered when the next run starts"
+                f"the records could not all be delivered yet ({self.shipper.fault or 'it takes long'}); they wait in"
+                f" {self.journal.folder} until the next run starts"
             )
 
     def _record(self, event: dict[str, Any]) -> None:
@@ -137,29 +139,39 @@ def tracked(
     if parent:
         tags["mlflow.parentRunId"] = parent
     run = client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name)
-    tracker = MlflowTracker(server, client, run.info.run_id, name)
-    watch = SystemWatch(tracker)
-    if system_metrics:
-        watch.start()
-    status = "FAILED"
+    tracker: MlflowTracker | None = None
+    watch: SystemWatch | None = None
+    status, reason = "FAILED", ""
     try:
+        tracker = MlflowTracker(server, client, run.info.run_id, name)
+        if system_metrics:
+            watch = SystemWatch(tracker)
+            watch.start()
         yield tracker
         status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt) as stop:
-        status = "KILLED"
-        tracker.tags({"runner.reason": str(stop) or "stopped by SIGINT"})
-        raise
-    except Exception as error:
-        with suppress(OSError):  # the error itself may be a full disk
-            tracker.tags({"runner.reason": sentence(error) or f"{type(error).__name__}: {error}"})
+    except BaseException as error:
+        status, reason = _how(error)
         raise
     finally:
-        watch.stop()
-        try:
-            tracker.end(status, terminal)
-        except OSError:  # no room for the journal: MLflow may have some elsewhere
-            with suppress(Exception):
-                client.set_terminated(tracker.run_id, status)
+        with undisturbed():
+            if watch is not None:
+                watch.stop()
+            try:
+                if tracker is None:
+                    raise OSError("there is no journal")
+                tracker.end(status, reason, terminal)
+            except OSError:  # no room for the journal: MLflow may have some elsewhere
+                with suppress(Exception):
+                    client.set_terminated(run.info.run_id, status)
+
+
+def _how(error: BaseException) -> tuple[str, str]:
+    """State and reason of a run that an error ended; another process of the launch may have failed first."""
+    if (elsewhere := failed_elsewhere()) is not None:
+        return "FAILED", elsewhere
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return "KILLED", str(error) or "stopped by SIGINT"
+    return "FAILED", sentence(error) or f"{type(error).__name__}: {error}"
 
 
 class SystemWatch(threading.Thread):

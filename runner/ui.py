@@ -24,8 +24,7 @@ def main(argv: Sequence[str]) -> int:
     store = server(asked.tracking)
     if not store.embedded:
         raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {store.uri}.")
-    if not (store.root / "mlflow.db").exists():
-        raise UserError(f"There are no records in {store.root} yet; ./launch.sh makes the first.")
+    store.check_exists()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -22,7 +22,7 @@ import pytest
 
 from runner import shipper
 from runner.errors import Interrupted, UserError
-from runner.journal import Journal, Owner, me, now_ms
+from runner.journal import Journal, Owner, birth, me, now_ms, this_host
 from runner.server import Server, server
 from runner.shipper import Shipper, deliver, recover
 from runner.terminal import Terminal
@@ -114,7 +114,7 @@ def new_run(store: tuple[Server, Any], **tags: str) -> str:
 def dead() -> tuple[int, float]:
     """Process id and creation time of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = psutil.Process(process.pid).create_time()
+    started = birth(process.pid)
     process.communicate(b"\n")
     return process.pid, started
 
@@ -123,9 +123,7 @@ def journal_of_dead(store: tuple[Server, Any], run_id: str) -> Journal:
     """An empty journal whose owner was a process of this host."""
     place, _ = store
     pid, started = dead()
-    return Journal.create(
-        place.root / "journals", Owner(place.uri, run_id, socket.gethostname(), pid, started)
-    )
+    return Journal.create(place.root / "journals", Owner(place.uri, run_id, this_host(), pid, started))
 
 
 def metric(name: str, value: float, step: int = 0) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def test_everything_arrives_once(store: tuple[Server, Any], silent: Terminal) ->
     assert points(client, run_id, "train/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert points(client, run_id, "lr") == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert run.data.tags["runner.manifest"] == "abc"
-    assert run.data.tags["runner.host"] == socket.gethostname()
+    assert run.data.tags["runner.host"] == this_host()
     assert run.data.tags["runner.pid"] == str(os.getpid())
     assert "runner.reason" not in run.data.tags
     assert artifacts(client, run_id) == ["experiment.yaml", "figures"]
@@ -438,7 +436,7 @@ def test_a_folder_that_is_no_journal_yet_does_no_harm(store: tuple[Server, Any])
 def test_journals_of_another_store_are_left_alone(store: tuple[Server, Any]) -> None:
     place, client = store
     pid, started = dead()
-    owner = Owner("https://elsewhere.example", "their-run", socket.gethostname(), pid, started)
+    owner = Owner("https://elsewhere.example", "their-run", this_host(), pid, started)
     journal = Journal.create(place.root / "journals", owner)
     recover(place, client, Heard())
     assert journal.folder.exists()
@@ -466,11 +464,11 @@ def test_runs_without_a_journal_are_closed_when_their_process_is_dead(store: tup
         tags = {"runner.host": host, "runner.pid": str(pid), "runner.started": str(started)}
         return new_run(store, **tags)
 
-    here = socket.gethostname()
+    here = this_host()
     living = psutil.Process()
     gone = of(here, pid, started)
-    recycled = of(here, living.pid, living.create_time() - 5000)
-    alive = of(here, living.pid, living.create_time())
+    recycled = of(here, living.pid, birth(living.pid) - 5000)
+    alive = of(here, living.pid, birth(living.pid))
     elsewhere = of("another-host", pid, started)
     foreign = new_run(store)  # some other program's
     recover(place, client, terminal := Heard())
@@ -589,7 +587,7 @@ def test_a_tracker_delivers_while_the_run_goes_on(store: tuple[Server, Any], sil
         time.sleep(0.05)
     assert points(client, tracker.run_id, "loss") == [(1, 1.0)]
     assert client.get_run(tracker.run_id).info.status == "RUNNING"
-    tracker.end("FINISHED", silent)
+    tracker.end("FINISHED", "", silent)
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
 
 
