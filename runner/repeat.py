@@ -69,7 +69,7 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
             children.append(tracker)
             _say(results[-1], terminal)
         summary = {
-            f"test/{which}/{figure}/{name}": value
+            f"test/{which}/{figure}{'' if name == 'mean' else '_sd'}": value  # as the children's, to compare
             for which in ("best", "last")
             for figure in FIGURES
             for name, value in spread([getattr(getattr(result, which), figure) for result in results]).items()

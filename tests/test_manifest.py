@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from accelerate import Accelerator
 from conftest import COLOURS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from runner.errors import UserError
 from runner.experiment import Data, Experiment, Split
 from runner.keys import digest_bytes
 from runner.manifest import SPLITS, Entry, Manifest, assign, build, read_csv
+from runner.run import prepare
 from runner.scan import ImageFile
 from runner.sources import CALTECH_MD5
 from runner.terminal import Terminal
@@ -407,9 +409,9 @@ def test_files_that_are_no_images_stop_the_scan_each_by_name(
 
 
 def test_files_that_are_no_images_are_skipped_by_setting_each_by_name(
-    broken: Path, make: Make, capsys: pytest.CaptureFixture[str]
+    broken: Path, make: Make, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    manifest = build(make("--data.unreadable", "skip"), Terminal())
+    manifest = prepare(make("--data.unreadable", "skip"), accelerator, Terminal()).manifest
     assert len(manifest.entries) == 36
     assert [file.path for file in manifest.rejected] == [
         *("red/empty.png", "red/truncated.png", "red/words.png")

@@ -1,0 +1,171 @@
+"""How processes end: who says why, what the launcher returns, and what must not disturb the records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from accelerate import Accelerator
+
+from runner import files, launch, run
+from runner.errors import (
+    STATUS_FILE,
+    Interrupted,
+    UserError,
+    failed_elsewhere,
+    guarded,
+    left_status,
+    undisturbed,
+)
+from runner.experiment import Experiment
+from runner.settings import parse
+from runner.terminal import Terminal
+from runner.tracker import _how
+
+
+@pytest.fixture
+def status_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "status"
+    monkeypatch.setenv(STATUS_FILE, str(path))
+    return path
+
+
+def fail(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+def test_the_first_process_to_fail_tells_the_reason(
+    status_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(fail(UserError("the disk is gone")), speaks=lambda: False) == 2
+    assert guarded(fail(UserError("a consequence")), speaks=lambda: True) == 2
+    assert capsys.readouterr().err == "runner: the disk is gone\n"
+    assert left_status(status_file) == 2
+
+
+def test_a_fault_of_ours_is_claimed_with_its_traceback(
+    status_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(fail(ZeroDivisionError("ours"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert left_status(status_file) == 1
+
+
+def test_the_end_that_another_process_caused_is_a_failure_with_its_reason(status_file: Path) -> None:
+    status_file.write_text(f"2\n{os.getpid() + 1}\nan image has changed")
+    assert failed_elsewhere() == "an image has changed"
+    assert _how(Interrupted(signal.SIGTERM)) == ("FAILED", "an image has changed")
+    status_file.write_text(f"143\n{os.getpid() + 1}\nstopped by SIGTERM")
+    assert _how(Interrupted(signal.SIGTERM)) == ("KILLED", "stopped by SIGTERM")
+    status_file.write_text(f"2\n{os.getpid()}\nmine")
+    assert failed_elsewhere() is None
+
+
+def test_closing_records_is_not_disturbed() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with undisturbed():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_launcher_that_has_launched_nothing_yet_is_stopped(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert launch._supervise(sleeper, dict(os.environ), tmp_path / "status") == 128 + signal.SIGTERM
+
+
+def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> None:
+    rank = (
+        "import signal, sys, time, pathlib;"
+        f"signal.signal(signal.SIGINT, lambda *_: (pathlib.Path({str(tmp_path / 'heard')!r}).write_text('SIGINT'),"
+        " sys.exit(130)));"
+        f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+
+    def interrupt() -> None:
+        while not (tmp_path / "up").exists():
+            threading.Event().wait(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    status = launch._supervise([sys.executable, "-c", parent], dict(os.environ), tmp_path / "status")
+    assert status == 128 + signal.SIGINT
+    assert (tmp_path / "heard").read_text() == "SIGINT"
+
+
+def test_what_was_launched_dies_with_a_killed_launcher() -> None:
+    program = (
+        "import subprocess, sys; from runner.launch import die_with_parent;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=die_with_parent);"
+        "print(child.pid, flush=True); child.wait()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    gone, _ = psutil.wait_procs([child], timeout=10)
+    assert gone or child.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("visible", "count"), [("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("0", 1)])
+def test_gpus_are_counted_as_cuda_counts_them(
+    visible: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 2, nvmlShutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    assert launch.gpu_count() == count
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "gpu_count", lambda: 2)
+    with pytest.raises(UserError, match="3 processes were asked for, but there are 2 GPUs"):
+        launch.launch("train.py", [], 3)
+
+
+def test_files_of_several_threads_leave_the_umask_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    os.umask(before)
+    threads = [
+        threading.Thread(target=lambda n=n: [files.write_text(tmp_path / f"{n}", "x") for _ in range(50)])
+        for n in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = os.umask(before)
+    assert after == before
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~before}
+
+
+def test_overrides_count_wherever_they_stand() -> None:
+    assert parse(["--fit.epochs", "7", "--config", "quickstart"])[0].fit.epochs == 7
+
+
+def test_batch_normalisation_trains_on_one_process_only(
+    make: Callable[..., Experiment],
+    accelerator: Accelerator,
+    silent: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = make("--network.arch", "vgg11_bn", "--network.weights", "null", "--network.trainable", "all")
+    assert run.prepare(experiment, accelerator, silent).network.trains_statistics
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    with pytest.raises(UserError, match="trains batch normalisation"):
+        run.prepare(experiment, accelerator, silent)
