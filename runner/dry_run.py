@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
+from runner.dropout import announce
 from runner.experiment import Experiment
 from runner.files import free_bytes
-from runner.run import prepare
+from runner.run import Prepared, prepare
 from runner.settings import Options
 from runner.terminal import Terminal, duration, size
 from runner.views import CLEAN, view_of
@@ -19,7 +22,7 @@ from runner.views import CLEAN, view_of
 def tell(experiment: Experiment, options: Options, accelerator: Accelerator, terminal: Terminal) -> None:
     """Say which images, how many features, how long and how much disk.
 
-    The time is that of the frozen part of the network, measured on two chunks here; what trains comes on top.
+    The time is extrapolated from a chunk through the frozen part and a training step, both measured here.
     Nothing is trained, computed ahead or recorded; the scan of the images is kept.
     """
     ready = prepare(experiment, accelerator, terminal)
@@ -35,7 +38,9 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
         rounds = options.repeat * epochs
         passes = rounds * (len(manifest.select("train")) + len(manifest.select("val")))
         passes += options.repeat * len(manifest.select("test"))
-    rate = _rate(ready.chunk, experiment.views.crop, features.prefix) * accelerator.num_processes
+    rate = _prefix_rate(ready, crop=experiment.views.crop) * accelerator.num_processes
+    steps = options.repeat * epochs * math.ceil(len(manifest.select("train")) / experiment.fit.batch_size)
+    seconds = (passes / rate if ready.network.cut else 0) + steps * _step_seconds(ready, accelerator)
     checkpoints = sum(value.nbytes for part in (0, 0, 1) for value in ready.network.parts()[part].values())
     cache = Path(experiment.cache).expanduser()
     facts = [
@@ -52,14 +57,10 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
             ),
         ]
     if ready.network.cut:
-        facts.append(
-            (
-                "time",
-                f"about {duration(passes / rate)} for the frozen part, at {rate:,.1f} images/s; then the fit",
-            )
-        )
+        frozen = f", of which {duration(passes / rate)} for the frozen part at {rate:,.1f} images/s"
     else:
-        facts.append(("time", "not estimated: everything trains"))
+        frozen = ", without validation: everything trains"
+    facts.append(("time", f"about {duration(seconds)}{frozen}"))
     facts += [
         ("disk", f"{size(options.repeat * checkpoints)} of checkpoints; {size(free_bytes(cache))} free"),
         ("device", f"{accelerator.device}, precision {ready.experiment.fit.precision}"),
@@ -67,9 +68,34 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     terminal.facts(f"{experiment.name}: nothing was run", facts)
 
 
-def _rate(chunk: int, crop: int, prefix) -> float:  # type: ignore[no-untyped-def]
-    images = torch.zeros(chunk, 3, crop, crop, dtype=torch.uint8)
-    prefix(images).sum().item()
+def _prefix_rate(ready: Prepared, crop: int) -> float:
+    """Images/s of one process through the frozen part."""
+    images = torch.zeros(ready.chunk, 3, crop, crop, dtype=torch.uint8)
+    return ready.chunk / _seconds(lambda: ready.features.prefix(images).sum().item())
+
+
+def _step_seconds(ready: Prepared, accelerator: Accelerator) -> float:
+    """Seconds of one forward and backward pass of what trains, on this process's share of a batch."""
+    network = ready.network
+    count = max(1, ready.experiment.fit.batch_size // accelerator.num_processes)
+    shape, dtype = ready.features.row_shape()
+    rows = torch.zeros(count, *shape, dtype=dtype, device=accelerator.device)
+
+    def step() -> None:
+        announce(network.modules(), 0, slice(0, count), count)
+        with accelerator.autocast():
+            loss = network(rows, start=network.cut).sum()
+        loss.backward()
+        loss.item()
+        network.zero_grad()
+
+    network.train()
+    return _seconds(step)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Time of the second call: the first one warms up."""
+    work()
     began = time.perf_counter()
-    prefix(images).sum().item()
-    return chunk / (time.perf_counter() - began)
+    work()
+    return time.perf_counter() - began

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -13,17 +12,17 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner import channels, checkpoint, devices, figures, provenance, weights
+from runner import channels, checkpoint, devices, figures, overview, provenance, weights
 from runner import manifest as manifests
 from runner.errors import UserError
 from runner.experiment import Experiment, Normalisation, as_tree, as_yaml, flatten
 from runner.features import Features
 from runner.fit import Epoch, Inputs, evaluate, fit
 from runner.loading import Loader
-from runner.manifest import SPLITS, Manifest
+from runner.manifest import Manifest
 from runner.network import Architecture, Network
 from runner.scores import Scores
-from runner.terminal import Terminal, duration, size
+from runner.terminal import Terminal
 from runner.tracker import Tracker
 from runner.views import CLEAN, Renderer, view_of
 
@@ -157,7 +156,7 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     ready = prepare(experiment, accelerator, terminal)
     network, manifest, features = ready.network, ready.manifest, ready.features
     _log_start(ready, accelerator, tracker)
-    _say_start(ready, accelerator, terminal)
+    overview.say_start(ready, accelerator, terminal)
     frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
     best: dict[str, Tensor] = {}
 
@@ -176,7 +175,7 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
             best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
             keep(epoch, "best")
         tracker.metrics(epoch.metrics(), epoch.number)
-        terminal.line(_epoch_line(epoch))
+        terminal.line(overview.epoch_line(epoch))
 
     train_labels, val_labels = manifest.labels("train"), manifest.labels("val")
     try:
@@ -250,65 +249,3 @@ def _log_result(ready: Prepared, result: Result, tracker: Tracker) -> None:
     tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
     tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
     tracker.metrics(ready.features.account.metrics())
-
-
-def _say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:
-    experiment, manifest, network = ready.experiment, ready.manifest, ready.network
-    counts = Counter(entry.split for entry in manifest.entries)
-    split = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
-    rest = [
-        f"{count:,} {what}"
-        for count, what in (
-            (len(manifest.rejected), "unreadable left out"),
-            (manifest.unused, "unused"),
-            (manifest.duplicates, "exact duplicates"),
-        )
-        if count
-    ]
-    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
-    normalisation = network.architecture.normalisation
-    terminal.facts(
-        f"{experiment.name}",
-        [
-            ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
-            ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
-            ("views", _views_words(experiment)),
-            ("network", f"{experiment.network.arch}, {experiment.network.head} head"),
-            ("parameters", f"{trained:,} train, {frozen:,} are frozen"),
-            (
-                "weights",
-                experiment.network.weights
-                or "RANDOM: the convolutions were never trained, so scores mean little",
-            ),
-            ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
-            ("cut", _cut_words(ready)),
-            ("device", f"{devices.describe(accelerator)}, precision {experiment.fit.precision}"),
-        ],
-    )
-
-
-def _views_words(experiment: Experiment) -> str:
-    views = experiment.views
-    if views.train == "clean":
-        return f"clean, {views.crop} px"
-    count = "a fresh one every epoch" if views.train == "fresh" else f"{views.train} in turn"
-    return f"augmented, {count}, {views.crop} px (seed {experiment.seed.views})"
-
-
-def _cut_words(ready: Prepared) -> str:
-    if not ready.network.cut:
-        return "none: everything trains"
-    shape, dtype = ready.features.row_shape()
-    row = size(math.prod(shape) * dtype.itemsize)
-    kept = "kept in the store" if ready.features.stored else "computed every time (features.store is off)"
-    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view, {kept}"
-
-
-def _epoch_line(epoch: Epoch) -> str:
-    marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
-    return (
-        f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
-        f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
-        f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
-    )

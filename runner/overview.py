@@ -1,0 +1,82 @@
+"""What a run says of itself: an overview at the start, a line an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from accelerate import Accelerator
+
+from runner import devices
+from runner.experiment import Experiment
+from runner.fit import Epoch
+from runner.manifest import SPLITS
+from runner.terminal import Terminal, duration, size
+
+if TYPE_CHECKING:
+    from runner.run import Prepared
+
+
+def say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:
+    """The overview before a run begins: data, network, cut, device."""
+    experiment, manifest, network = ready.experiment, ready.manifest, ready.network
+    counts = Counter(entry.split for entry in manifest.entries)
+    split = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
+    rest = [
+        f"{count:,} {what}"
+        for count, what in (
+            (len(manifest.rejected), "unreadable left out"),
+            (manifest.unused, "unused"),
+            (manifest.duplicates, "exact duplicates"),
+        )
+        if count
+    ]
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
+    normalisation = network.architecture.normalisation
+    terminal.facts(
+        f"{experiment.name}",
+        [
+            ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
+            ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
+            ("views", _views_words(experiment)),
+            ("network", f"{experiment.network.arch}, {experiment.network.head} head"),
+            ("parameters", f"{trained:,} train, {frozen:,} are frozen"),
+            (
+                "weights",
+                experiment.network.weights
+                or "RANDOM: the convolutions were never trained, so scores mean little",
+            ),
+            ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
+            ("cut", _cut_words(ready)),
+            ("device", f"{devices.describe(accelerator)}, precision {experiment.fit.precision}"),
+        ],
+    )
+
+
+def _views_words(experiment: Experiment) -> str:
+    views = experiment.views
+    if views.train == "clean":
+        return f"clean, {views.crop} px"
+    count = "a fresh one every epoch" if views.train == "fresh" else f"{views.train} in turn"
+    return f"augmented, {count}, {views.crop} px (seed {experiment.seed.views})"
+
+
+def _cut_words(ready: Prepared) -> str:
+    if not ready.network.cut:
+        return "none: everything trains"
+    shape, dtype = ready.features.row_shape()
+    row = size(math.prod(shape) * dtype.itemsize)
+    kept = "kept in the store" if ready.features.stored else "computed every time (features.store is off)"
+    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view, {kept}"
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """An epoch in one line."""
+    marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
+    return (
+        f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
+        f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
+        f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
+    )

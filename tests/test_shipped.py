@@ -1,0 +1,68 @@
+"""What is shipped works as its documents say: the quickstart whole, the commands of the README, the headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.launch import take_processes
+from runner.settings import EXPERIMENTS, parse
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+@pytest.mark.parametrize("command", [each for each in COMMANDS if " train " in each])
+def test_the_training_commands_of_the_readme_are_understood(command: str) -> None:
+    words = shlex.split(command.removesuffix("…"))
+    assert words[:2] == ["./launch.sh", "train"]
+    _, rest = take_processes(words[2:])
+    experiment, _ = parse(rest)
+    assert experiment.name in {path.stem for path in EXPERIMENTS.glob("*.yaml")}
+
+
+def test_the_readme_shows_the_three_first_commands() -> None:
+    assert COMMANDS[:3] == ["./launch.sh", "./launch.sh ui", "./launch.sh test"]
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_opens_with_its_command_and_what_to_expect(path: Path) -> None:
+    header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    command = "./launch.sh" if path.stem == "quickstart" else f"./launch.sh train --config {path.stem}"
+    assert f"#   {command}" in header
+    assert "# Needs:" in header
+    assert "# Expect:" in header
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_the_digits(tmp_path: Path) -> None:
+    words = ["--cache", str(tmp_path / "cache"), "--tracking.root", str(tmp_path / "mlruns")]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+
+    def run(*command: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "runner.cli", *command],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            timeout=280,
+        ).stdout
+
+    said = run("train", *words)
+    assert "RANDOM" in said
+    assert "./launch.sh ui" in said
+    judged = json.loads(run("evaluate", "latest", "--json", *words[2:]))
+    assert judged["images"] == 454
+    assert judged["checkpoints"]["best"]["top1"] > 0.85
