@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.errors import UserError
     from runner.fit import Inputs, evaluate, fit, infer
     from runner.manifest import Manifest
-    from runner.run import prepare
+    from runner.prepared import prepare
     from runner.settings import parse
     from runner.terminal import Terminal
     from runner.views import CLEAN

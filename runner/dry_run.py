@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from runner.dropout import announce
 from runner.experiment import Experiment
 from runner.files import free_bytes
-from runner.run import Prepared, prepare
+from runner.prepared import Prepared, prepare
 from runner.settings import Options
 from runner.terminal import Terminal, duration, size
 from runner.views import CLEAN, view_of

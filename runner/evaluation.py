@@ -126,7 +126,7 @@ def judge(
     """The scores of a checkpoint on a split, with the epoch it is of."""
     from runner import checkpoint
     from runner.fit import evaluate
-    from runner.run import assemble, make_loader
+    from runner.prepared import assemble, make_loader
     from runner.views import CLEAN
 
     kept = checkpoint.load(path)

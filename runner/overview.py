@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
@@ -12,10 +11,8 @@ from runner import devices
 from runner.experiment import Experiment
 from runner.fit import Epoch
 from runner.manifest import SPLITS
+from runner.prepared import Prepared
 from runner.terminal import Terminal, duration, size
-
-if TYPE_CHECKING:
-    from runner.run import Prepared
 
 
 def say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from accelerate import Accelerator
 
-from runner import files, launch, run
+from runner import files, launch, prepared
 from runner.errors import (
     STATUS_FILE,
     Interrupted,
@@ -165,7 +165,7 @@ def test_batch_normalisation_trains_on_one_process_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make("--network.arch", "vgg11_bn", "--network.weights", "null", "--network.trainable", "all")
-    assert run.prepare(experiment, accelerator, silent).network.trains_statistics
+    assert prepared.prepare(experiment, accelerator, silent).network.trains_statistics
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(UserError, match="trains batch normalisation"):
-        run.prepare(experiment, accelerator, silent)
+        prepared.prepare(experiment, accelerator, silent)

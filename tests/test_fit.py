@@ -22,7 +22,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 import runner.fit
-from runner import checkpoint, run, schedule
+from runner import checkpoint, prepared, run, schedule
 from runner.dropout import KeyedDropout, announce
 from runner.errors import UserError
 from runner.experiment import Experiment, Normalisation, Optim, Schedule
@@ -539,7 +539,7 @@ class TestPredictionsDoNotDependOnTheirBatch:
             "--network.trainable",
             trainable,
         ]
-        ready = run.prepare(make(*words, "--views.crop", "48", "--views.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
+        ready = prepared.prepare(make(*words, "--views.crop", "48", "--views.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=generator)
 
@@ -681,7 +681,7 @@ class TestRuns:
             for path in (folder / "best.safetensors", shorter.folder / "checkpoints" / "last.safetensors")
         )
         assert all(torch.equal(value, second[name]) for name, value in first.items())
-        ready = run.prepare(experiment, accelerator, QUIET)
+        ready = prepared.prepare(experiment, accelerator, QUIET)
         rows, labels = ready.features.rows("test", -1), ready.manifest.labels("test")
         assert evaluate(kept.network, rows, labels, accelerator, ready.chunk) == result.best
 
@@ -783,7 +783,7 @@ class TestStoreInRuns:
     def test_epochs_show_their_views_in_turn(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        ready = run.prepare(make(), accelerator, QUIET)
+        ready = prepared.prepare(make(), accelerator, QUIET)
         first, second = (next(ready.features.rows("train", view).batches([range(TRAIN)])) for view in (0, 1))
         assert not torch.equal(first, second)
         seen: list[Tensor] = []
@@ -817,13 +817,13 @@ class TestStoreInRuns:
 
     def missing(self, experiment: Experiment, accelerator: Accelerator) -> tuple[int, int]:
         """Rows that would have to be computed: of the first training view, and of validation."""
-        features = run.prepare(experiment, accelerator, QUIET).features
+        features = prepared.prepare(experiment, accelerator, QUIET).features
         return features.missing("train", 0), features.missing("val", -1)
 
     def test_rows_serve_what_they_fit_and_nothing_else(
         self, make: Make, accelerator: Accelerator, tmp_path: Path
     ) -> None:
-        first = run.prepare(make(), accelerator, QUIET).features
+        first = prepared.prepare(make(), accelerator, QUIET).features
         first.rows("train", 0)
         first.rows("val", -1)
         for fits in (
@@ -850,10 +850,10 @@ class TestStoreInRuns:
 
     def test_rows_follow_an_image_into_another_split(self, make: Make, accelerator: Accelerator) -> None:
         words = ("--network.normalise", "VGG11_Weights.DEFAULT")
-        features = run.prepare(make(*words), accelerator, QUIET).features
+        features = prepared.prepare(make(*words), accelerator, QUIET).features
         for split in ("train", "val", "test"):
             features.rows(split, -1)
-        other = run.prepare(make(*words, "--seed.split", "5"), accelerator, QUIET)
+        other = prepared.prepare(make(*words, "--seed.split", "5"), accelerator, QUIET)
         assert other.manifest.digest != features.manifest.digest
         assert [other.features.missing(split, -1) for split in ("train", "val", "test")] == [0, 0, 0]
 
@@ -862,7 +862,7 @@ class TestStoreInRuns:
     ) -> None:
         monkeypatch.setattr("runner.features.free_bytes", lambda _: 1000)
         with pytest.raises(UserError, match=r"The features of 18 images need .*features\.store"):
-            run.prepare(make(), accelerator, QUIET).features.rows("train", 0)
+            prepared.prepare(make(), accelerator, QUIET).features.rows("train", 0)
 
 
 class TestStore:

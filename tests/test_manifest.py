@@ -22,7 +22,7 @@ from runner.errors import UserError
 from runner.experiment import Data, Experiment, Split
 from runner.keys import digest_bytes
 from runner.manifest import SPLITS, Entry, Manifest, assign, build, read_csv
-from runner.run import prepare
+from runner.prepared import prepare
 from runner.scan import ImageFile
 from runner.sources import CALTECH_MD5
 from runner.terminal import Terminal

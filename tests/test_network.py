@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from runner import run, weights
+from runner import prepared, weights
 from runner.checks import check_weights
 from runner.dropout import announce
 from runner.errors import UserError
@@ -566,7 +566,7 @@ class TestWeightsThatDoNotFit:
 
 class TestNormalisation:
     def of(self, experiment: Experiment, accelerator, silent) -> Normalisation:  # type: ignore[no-untyped-def]
-        return run.prepare(experiment, accelerator, silent).network.architecture.normalisation
+        return prepared.prepare(experiment, accelerator, silent).network.architecture.normalisation
 
     def path(self, folder: Path, tensors: dict[str, Tensor], said: str | None) -> str:
         path = folder / "vgg11.safetensors"
@@ -582,7 +582,7 @@ class TestNormalisation:
         assert self.of(setting, accelerator, silent) == IMAGENET
 
     def test_by_statistics_of_the_training_images(self, make, accelerator, silent) -> None:  # type: ignore[no-untyped-def]
-        ready = run.prepare(make("--network.normalise", "statistics"), accelerator, silent)
+        ready = prepared.prepare(make("--network.normalise", "statistics"), accelerator, silent)
         clean = ready.features.loader.batches(ready.manifest.select("train"), -1, [range(18)])
         values = next(clean).double() / 255
         expected = values.std((2, 3), correction=0).mean(0)
@@ -652,4 +652,4 @@ class TestNormalisation:
     )
     def test_numbers_out_of_range_are_refused(self, make, accelerator, silent, values) -> None:  # type: ignore[no-untyped-def]
         with pytest.raises(UserError):
-            run.prepare(make("--network.normalise", json.dumps(values)), accelerator, silent)
+            prepared.prepare(make("--network.normalise", json.dumps(values)), accelerator, silent)
