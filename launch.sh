@@ -19,8 +19,12 @@ prepare() {
     python=
   done
   [ -n "$python" ] || { say "needs Python 3.11 or newer with its venv module; install it, or name it in PYTHON."; exit 2; }
-  say "preparing $venv with $("$python" -V) (once; the packages are some GB) …"
-  "$python" -m venv --clear "$venv" || { say "could not make $venv; see above."; exit 2; }
+  if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    say "bringing $venv up to date: its requirements have changed, or it was not finished …"
+  else
+    say "preparing $venv with $("$python" -V) (once; the packages are some GB, which takes minutes) …"
+    "$python" -m venv --clear "$venv" || { say "could not make $venv; see above."; exit 2; }
+  fi
   local log=$venv/install.log
   "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
     -c "$here/constraints.txt" -e "$here[dev]" >"$log" 2>&1 || { tail -n 15 "$log" >&2; say "the installation failed; $log tells all."; exit 2; }

@@ -34,7 +34,8 @@ def check_weights(settings: NetworkSettings) -> None:
         path = Path(name).expanduser()
         if not path.is_file():
             raise UserError(
-                f"There is no weights file {path}; set network.weights to one, or to null for random weights."
+                f"There is no weights file {path}; set network.weights to one,"
+                f" to {enums}.IMAGENET1K_V1 (torchvision downloads it), or to null for random weights."
             )
         if path.suffix not in (".safetensors", ".pth", ".pt"):
             raise UserError(f"{path} is neither .safetensors nor .pth; network.weights takes those.")

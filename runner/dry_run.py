@@ -44,6 +44,9 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     checkpoints = sum(value.nbytes for part in (0, 0, 1) for value in ready.network.parts()[part].values())
     cache = Path(experiment.cache).expanduser()
     facts = [
+        ("data", f"{experiment.data.kind}: {manifest.root}"),
+        ("network", f"{experiment.network.arch}, {experiment.network.head} head"),
+        ("weights", experiment.network.weights or "RANDOM"),
         ("images", ", ".join(f"{len(manifest.select(s)):,} {s}" for s in ("train", "val", "test"))),
         ("classes", f"{len(manifest.classes)}"),
         ("epochs", f"at most {epochs}, of {options.repeat} fit seed{'s' * (options.repeat > 1)}"),

@@ -144,7 +144,7 @@ def _say(report: dict[str, Any], as_json: bool, terminal: "Terminal") -> None:
         print(json.dumps(report))
         return
     terminal.table(
-        f"{report['name']} on its {report['split']} split",
+        f"Run {report['run'][:8]} ({report['name']}) on its {report['split']} split",
         ("checkpoint", "epoch", "images", "right", "in top 5", "top-1", "top-5", "mean recall", "loss"),
         [
             (

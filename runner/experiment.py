@@ -57,6 +57,16 @@ class Data:
     workers: Literal["auto"] | NonNegativeInt = "auto"
     """Processes that decode images, for each rank; auto: its share of the cores, none for a few images"""
 
+    def __post_init__(self) -> None:
+        if self.kind == "digits" and self.root is not None:
+            raise ValueError(
+                f"data.root is {self.root}, but data.kind=digits takes none; set data.kind=folder"
+            )
+        if self.kind != "caltech101" and (self.download or self.background):
+            raise ValueError(
+                f"data.download and data.background are for data.kind=caltech101, not {self.kind}"
+            )
+
 
 @dataclass(frozen=True)
 class Split:

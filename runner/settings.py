@@ -20,6 +20,18 @@ HERE = Path(__file__).resolve().parent
 EXPERIMENTS = next(path for path in (HERE.parent / "experiments", HERE / "experiments") if path.is_dir())
 """Beside the package in a checkout, inside it in an installed wheel."""
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"
+KINDS = {
+    "PositiveInt": "a whole number above 0",
+    "NonNegativeInt": "a whole number, 0 or more",
+    "PositiveFloat": "a number above 0",
+    "NonNegativeFloat": "a number, 0 or more",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "DropProbability": "a number from 0 to below 1",
+    "ReductionFactor": "a number above 1",
+    "Degrees": "a number from 0 to 180",
+    "HueShift": "a number from 0 to 0.5",
+}
+"""What the parser's types are to a user."""
 DEFAULTS = as_tree(Experiment(data=Data(root=".")))
 """The tree of all settings, for their names."""
 
@@ -61,6 +73,10 @@ def explain(message: str) -> str:
         reason = re.sub(
             r"(Expected a |Not of type )(?:<class ')?(.+?)(?:'>)?([.:])", r"\1\2\3", reason, count=1
         )
+        for name, words in KINDS.items():
+            reason = re.sub(rf"Not of type {name}|<class '[\w.]*{name}'>", f"it takes {words}", reason)
+        if union := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)", reason):
+            reason = f"it takes {union[1].replace('it takes ', '').replace(', a ', ' or a ').replace('Literal', 'one of ')}, not {union[2]}"
         return f"The setting {wrong[1]} cannot have that value: {reason.rstrip('.')}; --help shows what it takes."
     return " ".join(message.split())
 

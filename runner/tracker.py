@@ -160,6 +160,10 @@ def tracked(
                 if tracker is None:
                     raise OSError("there is no journal")
                 tracker.end(status, reason, terminal)
+                if status != "FINISHED":
+                    terminal.warn(
+                        f"run {run.info.run_id[:8]} is {status} in MLflow; what it had come to is kept there"
+                    )
             except OSError:  # no room for the journal: MLflow may have some elsewhere
                 with suppress(Exception):
                     client.set_terminated(run.info.run_id, status)

@@ -4,7 +4,9 @@
     accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --network.weights FILE
     runner train -n 2 --config caltech101-pooled …                      the same on two processes, checked first
 
-Settings are dotted overrides of the experiment's (`--help` lists them with unit and default).
+Settings are dotted overrides of the experiment's (`--help` lists them with unit and default). The defaults are
+those of an empty experiment file, which is the published report's; without `--config` it is the quickstart's file
+that is overridden, and `--print_config` shows what comes of it.
 """
 
 import sys

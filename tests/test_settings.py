@@ -222,8 +222,8 @@ experiments = st.builds(
     name=st.from_regex(r"[a-z0-9][a-z0-9 ._-]{0,11}[a-z0-9]", fullmatch=True),
     data=st.builds(
         Data,
-        kind=st.just("digits"),
-        root=st.none() | st.text("aé ä:'", max_size=8).map(lambda end: f"/x{end}x"),
+        kind=st.just("caltech101"),
+        root=st.text("aé ä:'", max_size=8).map(lambda end: f"/x{end}x"),
         workers=st.just("auto") | st.integers(0, 64),
         download=st.booleans(),
     ),
