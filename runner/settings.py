@@ -76,7 +76,8 @@ def explain(message: str) -> str:
         for name, words in KINDS.items():
             reason = re.sub(rf"Not of type {name}|<class '[\w.]*{name}'>", f"it takes {words}", reason)
         if union := re.search(r"Subtypes: \[(.*?)\] Errors:.*Given value: (.*)", reason):
-            reason = f"it takes {union[1].replace('it takes ', '').replace(', a ', ' or a ').replace('Literal', 'one of ')}, not {union[2]}"
+            kinds = union[1].replace("it takes ", "").replace(", a ", " or a ").replace("Literal", "one of ")
+            reason = f"it takes {kinds}, not {union[2]}"
         return f"The setting {wrong[1]} cannot have that value: {reason.rstrip('.')}; --help shows what it takes."
     return " ".join(message.split())
 
