@@ -42,16 +42,22 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {self.signal.name}")
 
 
+def stopping_signals() -> list[signal.Signals]:
+    """The signals that ask a process to stop; not SIGHUP where it is ignored, as under nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 def interrupt_on_signals() -> None:
-    """Make SIGTERM and SIGINT raise `Interrupted` in the main thread, so that a run can close its records."""
+    """Make signals raise `Interrupted` in the main thread, so that a run can close its records."""
 
     def raise_interrupted(number: int, _frame: FrameType | None) -> None:
         # A second signal must not break into the closing of the records that the first one began.
-        for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for each in stopping_signals():
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
-    for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for each in stopping_signals():
         signal.signal(each, raise_interrupted)
 
 
@@ -130,11 +136,11 @@ def failed_elsewhere() -> str | None:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within the block SIGTERM and SIGINT wait: records are being closed. For the main thread."""
+    """Within the block signals to stop are ignored: records are being closed. For the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGTERM, signal.SIGINT)}
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in stopping_signals()}
     try:
         yield
     finally:

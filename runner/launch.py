@@ -23,7 +23,7 @@ from typing import IO
 import psutil
 
 from runner.cores import cores
-from runner.errors import COMMAND, PROCESSES, STATUS_FILE, UserError, left_status
+from runner.errors import COMMAND, PROCESSES, STATUS_FILE, UserError, left_status, stopping_signals
 
 HERE = Path(__file__).resolve().parent
 
@@ -164,7 +164,7 @@ def _passing_signals_to(launcher: subprocess.Popen[str], stopped: list[int]) -> 
         if not ranks:
             launcher.terminate()
 
-    before = {each: signal.signal(each, pass_on) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {each: signal.signal(each, pass_on) for each in stopping_signals()}
     try:
         yield
     finally:

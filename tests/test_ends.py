@@ -79,6 +79,18 @@ def test_closing_records_is_not_disturbed() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_under_nohup_outlives_its_terminal() -> None:
+    program = (
+        "import os, signal, sys; from runner.errors import Interrupted, interrupt_on_signals;"
+        "interrupt_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
+    )
+    run_program = [sys.executable, "-c", program]
+    plain = subprocess.run(run_program, capture_output=True, text=True)
+    assert "Interrupted: stopped by SIGHUP" in plain.stderr
+    kept = subprocess.run(["nohup", *run_program], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert kept.stdout == "goes on\n"
+
+
 def test_a_launcher_that_has_launched_nothing_yet_is_stopped(tmp_path: Path) -> None:
     sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
