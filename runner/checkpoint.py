@@ -20,10 +20,10 @@ from torch import Tensor
 
 from runner.errors import UserError
 from runner.experiment import Normalisation
-from runner.features import fingerprint
 from runner.files import replacing
 from runner.keys import digest
 from runner.network import Architecture, Network
+from runner.prefix import fingerprint
 
 FORMAT = "vgg-runner-checkpoint-1"
 FROZEN = "frozen.safetensors"

@@ -13,7 +13,8 @@ usage: runner VERB [-n PROCESSES] …
   train       train an experiment         runner train --config caltech101-pooled --data.root DATA
   evaluate    judge a run's checkpoints   runner evaluate RUN [--split test] [--json]
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
-  bench       measure                     runner bench throughput [experiment settings]
+  store       kept features               runner store list | remove NAME…
+  bench       measure                     runner bench features [experiment settings]
 
 -n runs train and evaluate on so many processes; without, on every GPU there is, or on one process.
 runner VERB --help tells more; runner --version the version.
@@ -73,13 +74,19 @@ def _ui(argv: list[str]) -> int:
     return main(argv)
 
 
+def _store(argv: list[str]) -> int:
+    from runner.stores import main
+
+    return main(argv)
+
+
 def _bench(argv: list[str]) -> int:
     from runner.bench import main
 
     return main(argv)
 
 
-VERBS = {"train": _train, "evaluate": _evaluate, "ui": _ui, "bench": _bench}
+VERBS = {"train": _train, "evaluate": _evaluate, "ui": _ui, "store": _store, "bench": _bench}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -23,6 +23,7 @@ from runner.cores import cores
 from runner.errors import PROCESSES, UserError
 from runner.experiment import Experiment
 from runner.launch import die_with_parent
+from runner.prefix import can_compile, worth_compiling
 
 PATIENCE = timedelta(hours=6)
 """How long processes wait for each other: rank 0 may be scanning or downloading a large data set."""
@@ -119,16 +120,32 @@ def precision(setting: str, device: torch.device) -> str:
 
 def at_hand(experiment: Experiment) -> Experiment:
     """An experiment that was run on another device, as this one can judge it: float32 where there is no fp16."""
+    if experiment.features.compile is True and not torch.cuda.is_available() and not can_compile():
+        experiment = dataclasses.replace(
+            experiment, features=dataclasses.replace(experiment.features, compile=False)
+        )
     if experiment.fit.precision != "fp16" or torch.cuda.is_available():
         return experiment
     return dataclasses.replace(experiment, fit=dataclasses.replace(experiment.fit, precision="no"))
 
 
-def chunk(setting: str | int, device: torch.device) -> int:
-    """What `features.chunk` means on a device, in images."""
-    if setting != "auto":
-        return int(setting)
-    return 256 if device.type == "cuda" else 32
+def decided(experiment: Experiment, images: int, accelerator: Accelerator) -> Experiment:
+    """An experiment with what it leaves to the device decided: precision, chunk, compiling; on all processes alike.
+
+    Args:
+        images: The number of all images of the data set: what is decided must not hang on split or views, which
+            come and go over the same rows.
+    """
+    settings, device = experiment.features, accelerator.device
+    chunk = settings.chunk if settings.chunk != "auto" else 256 if device.type == "cuda" else 32
+    compiled = settings.compile
+    if compiled == "auto":
+        compiled = worth_compiling(images, experiment.views.crop, device)
+    return dataclasses.replace(
+        experiment,
+        features=dataclasses.replace(settings, chunk=chunk, compile=compiled),
+        fit=dataclasses.replace(experiment.fit, precision=accelerator.mixed_precision),
+    )
 
 
 def describe(accelerator: Accelerator) -> str:

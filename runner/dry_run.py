@@ -14,9 +14,9 @@ from runner.dropout import announce
 from runner.experiment import Experiment
 from runner.files import free_bytes
 from runner.prepared import Prepared, prepare
+from runner.run import wanted
 from runner.settings import Options
 from runner.terminal import Terminal, duration, size
-from runner.views import CLEAN, view_of
 
 
 def tell(experiment: Experiment, options: Options, accelerator: Accelerator, terminal: Terminal) -> None:
@@ -28,12 +28,10 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     ready = prepare(experiment, accelerator, terminal)
     features, manifest = ready.features, ready.manifest
     epochs = experiment.fit.epochs
-    views = sorted({view_of(epoch, experiment.views.train) for epoch in range(epochs)})
-    wanted = [("train", view) for view in views] + [("val", CLEAN), ("test", CLEAN)]
-    missing = sum(features.missing(split, view) for split, view in wanted)
-    shape, dtype = features.row_shape()
-    row = shape.numel() * dtype.itemsize
-    passes = missing
+    splits = wanted(experiment)
+    views = sum(split == "train" for split, _ in splits)
+    demand = features.demand(splits)
+    passes = demand.images
     if not features.stored:
         rounds = options.repeat * epochs
         passes = rounds * (len(manifest.select("train")) + len(manifest.select("val")))
@@ -53,10 +51,10 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     ]
     if features.stored:
         facts += [
-            ("views", f"{len(views)} of each training image, 1 of the others"),
+            ("views", f"{views} of each training image, 1 of the others"),
             (
                 "store",
-                f"{missing:,} rows to compute at {size(row)}: {size(missing * row)} in {cache / 'features'}",
+                f"{demand.images:,} images and views to compute; {size(demand.bytes)} to keep in {cache / 'features'}",
             ),
         ]
     if ready.network.cut:

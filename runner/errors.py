@@ -67,6 +67,8 @@ def sentence(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full (writing {error.filename or 'a file'}); free some space and start again."
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"{error.filename or 'The disk'} cannot be written: its file system is read-only; choose another place."
     if isinstance(error, PermissionError):
         return f"No permission for {error.filename}; change its mode or choose another place."
     return None

@@ -71,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
             experiment = dataclasses.replace(
                 experiment, data=dataclasses.replace(experiment.data, root=asked.root)
             )
-        accelerator = devices.start(devices.at_hand(experiment))
+        experiment = devices.at_hand(experiment)
+        accelerator = devices.start(experiment)
         terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
         with accelerator.local_main_process_first():
             manifest = restore_manifest(experiment, table, terminal)

@@ -184,6 +184,12 @@ class FeatureSettings:
     """Keep what was computed on disk for later epochs and runs; off: compute it again each time"""
     chunk: Literal["auto"] | PositiveInt = "auto"
     """Images that go through the network at once wherever it does not train; auto: 32 on a CPU, 256 on a GPU"""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the convolutions (torch.compile); auto: on a CPU with a C++ compiler, from 4,000 images of 224 px on"""
+    memory: PositiveFloat = 4.0
+    """GiB of rows that are held in memory; what is larger is gathered from the memory-mapped store"""
+    cap: PositiveFloat = 50.0
+    """GiB that all stores in the cache may take together; those that were unused longest are removed first"""
 
 
 @dataclass(frozen=True)

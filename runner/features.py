@@ -1,8 +1,9 @@
 """Features: what the frozen prefix of the network makes of each (image, view), computed once.
 
-Rows are computed when first needed, by all processes of a host side by side, in chunks of one fixed size: a
-row must not depend on the batch that it is in. With the store off, or nothing frozen, the same function runs on
-the same chunks, batch by batch.
+The prefix has stages: the convolutions, whose rows serve every head, and what a head adds to them. Each stage keeps
+its rows in stores of its own; a later stage's are made from the earlier one's. Rows are computed when first needed,
+by all processes of a host side by side. With the store off, or nothing frozen, the same function runs on the same
+chunks, batch by batch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import socket
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,19 +24,20 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from runner.errors import UserError
-from runner.files import free_bytes
-from runner.keys import digest, digest_bytes
+from runner import stores
+from runner.keys import digest
 from runner.loading import Loader
 from runner.manifest import Entry, Manifest
-from runner.network import Network
-from runner.store import Store
-from runner.terminal import Terminal, size
+from runner.prefix import Prefix
+from runner.store import Store, Writer
+from runner.terminal import Terminal
+from runner.views import CLEAN
 
-ROWS_VERSION = 1
+ROWS_VERSION = 2
 """Part of every store's key: raise it when decoding, views or normalisation change what they compute."""
-MEMORY = 4 * 2**30
-"""Bytes of rows that are held in memory; the least recently used views go first."""
+
+Wanted = Sequence[tuple[str, int]]
+"""Splits and views."""
 
 
 class Rows(Protocol):
@@ -46,18 +49,49 @@ class Rows(Protocol):
 
 @dataclass
 class Account:
-    """What features cost and saved, on this process's host."""
+    """What features cost and saved, on this process's host. A hit is a row that was served without computing it."""
 
-    hits: int = 0
+    served: int = 0
     misses: int = 0
     seconds: float = 0.0
+    """Spent on computing."""
+    worth: float = 0.0
+    """Seconds that computing the rows would have taken, had each been computed whenever it was served."""
 
     def metrics(self) -> dict[str, float]:
         """For the run's records."""
-        rate = (
-            {"features/images_per_second": self.misses / self.seconds} if self.seconds and self.misses else {}
-        )
-        return {"features/hits": self.hits, "features/misses": self.misses, **rate}
+        rate = {"features/images_per_second": self.misses / self.seconds} if self.misses else {}
+        return {
+            "features/hits": max(0, self.served - self.misses),
+            "features/misses": self.misses,
+            "features/saved_seconds": max(0.0, self.worth - self.seconds),
+            **rate,
+        }
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run's features would take: images through the convolutions, rows to compute, and their bytes."""
+
+    images: int
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where rows are kept.
+
+    Args:
+        root: Folder of the stores.
+        memory: Bytes of rows that are held in memory too, the least recently used views going first; a split and
+            view that is larger is gathered from the memory map.
+        cap: Bytes that all stores may take.
+    """
+
+    root: Path
+    memory: float
+    cap: float
 
 
 @dataclass
@@ -66,31 +100,30 @@ class Features:
 
     Args:
         manifest: The images.
-        network: Its prefix computes the rows; on the accelerator's device, its frozen weights final.
+        prefix: Computes the rows.
         loader: Gives the views.
-        accelerator: Device, precision and peers.
-        chunk: Images that go through the network at once.
-        root: Folder of the stores; None computes rows whenever they are asked for.
+        accelerator: Device and peers.
+        kept: Where rows are kept; None computes rows whenever they are asked for.
         terminal: Shows progress.
     """
 
     manifest: Manifest
-    network: Network
+    prefix: Prefix
     loader: Loader
     accelerator: Accelerator
-    chunk: int
-    root: Path | None
+    kept: Kept | None
     terminal: Terminal
     account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
         self._memory: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[tuple[int, str], Store] = {}
+        self._row: list[tuple[torch.Size, torch.dtype]] = []
 
     @property
     def stored(self) -> bool:
         """Whether rows are kept: there is a prefix, and a folder to keep them in."""
-        return self.root is not None and self.network.cut > 0
+        return self.kept is not None and bool(self.prefix.stages)
 
     def rows(self, split: str, view: int) -> Rows:
         """The rows of a split in a view; what is missing is computed first (all processes must ask together).
@@ -100,114 +133,182 @@ class Features:
         entries = self.manifest.select(split)
         if not self.stored:
             return _StreamedRows(self, entries, view)
+        keys = [_key(entry, view) for entry in entries]
+        last = len(self.prefix.stages) - 1
+        store = self._store(last, view)
         if (split, view) not in self._memory:
-            keys = [_key(entry, view) for entry in entries]
-            store = self._store(view)
-            self._compute(store, keys, entries, view)
-            self._remember((split, view), store.read(keys))
-        self._memory.move_to_end((split, view))
-        return _StoredRows(self._memory[split, view], self.accelerator.device)
-
-    def prefix(self, images: Tensor) -> Tensor:
-        """Rows of at most `chunk` images (n × 3 × h × w, uint8, anywhere), on the device.
-
-        Fewer than `chunk` are filled up: the shape decides how a library sums, and so the last bits of a row.
-        """
-        count = len(images)
-        images = images.to(self.accelerator.device, non_blocking=True)
-        if not self.network.cut:
-            return images
-        with torch.no_grad(), self.accelerator.autocast():
-            return self.network.prefix(filled(images, self.chunk))[:count]
+            self._fill(last, entries, view)
+        self.account.served += len(keys)
+        self.account.worth += store.seconds(keys)
+        return self._held((split, view), store, keys)
 
     def row_shape(self) -> tuple[torch.Size, torch.dtype]:
-        """Shape and type of one row, from one black image."""
-        crop = self.loader.renderer.views.crop
-        row = self.prefix(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))
-        return row.shape[1:], row.dtype
+        """Shape and type of a row, from one black image."""
+        return self._row_shapes()[-1]
 
-    def missing(self, split: str, view: int) -> int:
-        """How many rows of a split and view would have to be computed."""
-        entries = self.manifest.select(split)
-        if not self.stored:
-            return len(entries)
-        store = self._store(view)
-        store.refresh()
-        return len(store.missing([_key(entry, view) for entry in entries]))
+    def demand(self, wanted: Wanted) -> Demand:
+        """What computing the missing rows of splits and views would take."""
+        images = rows = size = 0
+        for split, view in wanted:
+            entries = list(self.manifest.select(split))
+            if not self.stored:
+                images += len(entries)
+                continue
+            for stage in reversed(range(len(self.prefix.stages))):
+                store = self._store(stage, view)
+                store.refresh()
+                missing = store.missing([_key(entry, view) for entry in entries])
+                entries = [entries[place] for place in missing]
+                shape, dtype = self._row_shapes()[stage]
+                rows += len(entries)
+                size += len(entries) * shape.numel() * dtype.itemsize
+            images += len(entries)
+        return Demand(images, rows, size)
 
-    def _compute(self, store: Store, keys: list[str], entries: Sequence[Entry], view: int) -> None:
-        """Fill the store with what it lacks of `keys`: the chunks are dealt out to the processes of this host."""
-        store.refresh()
-        host = socket.gethostname()
-        lead = self.accelerator.local_process_index == 0
-        said = gather_object([(host, store.missing(keys) if lead else None)])
-        mine = [missing for name, missing in said if name == host]
-        missing = next(places for places in mine if places is not None)
-        self.account.hits += len(keys) - len(missing)
-        if not any(places for _, places in said):
-            return
-        began = time.monotonic()
-        self._check_room(store, len(missing))
-        chunks = [missing[start : start + self.chunk] for start in range(0, len(missing), self.chunk)]
-        own = chunks[self.accelerator.local_process_index :: len(mine)]
-        with self.terminal.progress("extract features", len(missing)) as advance:
-            for places, images in zip(own, self.loader.batches(entries, view, own), strict=True):
-                store.write([keys[place] for place in places], self.prefix(images).cpu())
-                advance(min(len(places) * len(mine), len(missing)))
-        self.accelerator.wait_for_everyone()
-        store.refresh()
-        self.account.misses += len(missing)
-        self.account.seconds += time.monotonic() - began
+    def reserve(self, wanted: Wanted) -> Demand:
+        """See that there is room for what computing splits and views will take, before any of it is computed.
 
-    def _check_room(self, store: Store, count: int) -> None:
-        shape, dtype = self.row_shape()
-        needed, free = count * shape.numel() * dtype.itemsize, free_bytes(store.folder)
-        if needed > free:
-            raise UserError(
-                f"The features of {count:,} images need {size(needed)}, but {store.folder} has {size(free)} left;"
-                " free some space, set cache to another disk, or set features.store=off."
+        Raises `UserError` where there is not.
+        """
+        demand = self.demand(wanted)
+        if self.kept is not None and self.accelerator.is_local_main_process:
+            stores.make_room(self.kept.root, demand.bytes, self.kept.cap, self.terminal)
+        return demand
+
+    def bytes(self) -> int:
+        """Bytes on disk of the stores that were used."""
+        present = {store.folder: store.bytes for store in stores.stores(self.kept.root)} if self.kept else {}
+        return sum(present.get(store.folder, 0) for store in self._stores.values())
+
+    def _fill(self, stage: int, entries: Sequence[Entry], view: int) -> None:
+        """See that a stage's store has the rows of `entries`, whole: all processes together."""
+        store = self._store(stage, view)
+        keys = [_key(entry, view) for entry in entries]
+        whole = False
+        while not whole:  # a file may prove damaged to any process, when it first reads it
+            self._compute(stage, store, entries, keys, view)
+            whole = not gather_object(store.verify(keys))
+            self.accelerator.wait_for_everyone()
+
+    def _compute(
+        self, stage: int, store: Store, entries: Sequence[Entry], keys: Sequence[str], view: int
+    ) -> None:
+        """Add what the store lacks of `keys`: the chunks are dealt out to the processes of this host."""
+        host, lead = socket.gethostname(), self.accelerator.is_local_main_process
+        with ExitStack() as stack:
+            places = self._claim(store, keys, stack) if lead else None
+            said = gather_object([(host, places)])
+            here = [missing for name, missing in said if name == host]
+            missing = next(places for places in here if places is not None)
+            if any(places for _, places in said):
+                began = time.monotonic()
+                self._extract(stage, store, [entries[place] for place in missing], view, len(here))
+                self.accelerator.wait_for_everyone()
+                if stage == 0:
+                    self.account.misses += len(missing)
+                    self.account.seconds += time.monotonic() - began
+            store.refresh()
+
+    def _claim(self, store: Store, keys: Sequence[str], stack: ExitStack) -> list[int]:
+        """The places of rows that this run has to compute; another one that computes them is waited for."""
+        store.refresh()
+        if missing := store.missing(keys):
+            stack.enter_context(
+                store.computing(
+                    lambda: self.terminal.line(
+                        f"another run computes features in {store.folder}; waiting for it, to share them"
+                    )
+                )
             )
+            store.refresh()
+            missing = store.missing(keys)
+        return missing
 
-    def _remember(self, key: tuple[str, int], rows: Tensor) -> None:
-        self._memory[key] = rows
-        while len(self._memory) > 1 and sum(each.nbytes for each in self._memory.values()) > MEMORY:
-            self._memory.popitem(last=False)
+    def _extract(self, stage: int, store: Store, entries: Sequence[Entry], view: int, processes: int) -> None:
+        """Compute this process's share of rows."""
+        if stage:
+            self._fill(stage - 1, entries, view)
+        keys = [_key(entry, view) for entry in entries]
+        step = self.prefix.chunk
+        chunks = [range(start, min(start + step, len(keys))) for start in range(0, len(keys), step)]
+        own = chunks[self.accelerator.local_process_index :: processes]
+        what = "extract features" if stage == 0 else f"features behind {self._layer(stage)}"
+        with self.terminal.progress(what, len(keys)) as advance, Writer(store, 1 / processes) as writer:
+            for places, (values, cost) in zip(own, self._sources(stage, entries, view, own), strict=True):
+                rows = self.prefix.through(values, stage).cpu()
+                writer.add([keys[place] for place in places], rows, cost)
+                advance(min(len(places) * processes, len(keys)))
 
-    def _store(self, view: int) -> Store:
+    def _sources(
+        self, stage: int, entries: Sequence[Entry], view: int, chunks: Sequence[range]
+    ) -> Iterator[tuple[Tensor, float]]:
+        """What goes into a stage: views of the images or rows of the stage before, and the seconds those took."""
+        if stage == 0:
+            for images in self.loader.batches(entries, view, chunks):
+                yield images, 0.0
+            return
+        store = self._store(stage - 1, view)
+        for places in chunks:
+            keys = [_key(entries[place], view) for place in places]
+            yield store.read(keys), store.seconds(keys)
+
+    def _held(self, key: tuple[str, int], store: Store, keys: Sequence[str]) -> Rows:
+        """Rows from memory where they fit into it, else from the map."""
+        assert self.kept is not None
+        device = self.accelerator.device
+        if key not in self._memory:
+            shape, dtype = self.row_shape()
+            if len(keys) * shape.numel() * dtype.itemsize > self.kept.memory:
+                return _MappedRows(store, keys, device)
+            self._memory[key] = store.read(keys)
+            while sum(rows.nbytes for rows in self._memory.values()) > self.kept.memory:
+                self._memory.popitem(last=False)
+        self._memory.move_to_end(key)
+        return _HeldRows(self._memory[key], device)
+
+    def _store(self, stage: int, view: int) -> Store:
         recipe = self.loader.renderer.recipe(view)
-        name = digest(recipe)
+        name = (stage, digest(recipe))
         if name not in self._stores:
-            assert self.root is not None
-            self._stores[name] = Store(self.root, {"view": recipe, **self._prefix_recipe()})
+            assert self.kept is not None
+            self._stores[name] = Store(
+                self.kept.root,
+                {"view": recipe, **self.prefix.recipe(stage), **_libraries()},
+                {
+                    "layer": f"{self.prefix.network.architecture.arch} {self._layer(stage)}",
+                    "view": self._view_words(view),
+                    "computed": f"{self.accelerator.mixed_precision}{', compiled' * self.prefix.compiled}"
+                    f", {self.accelerator.device.type}",
+                },
+                lambda path: self.terminal.warn(f"{path} is damaged; computing its rows again"),
+            )
         return self._stores[name]
 
-    def _prefix_recipe(self) -> dict[str, Any]:
-        """What beside the view decides a row's numbers: weights, structure, precision, chunk, libraries, device."""
-        layers = [
-            (name, layer)
-            for place, (name, layer) in enumerate(self.network.layers())
-            if place < self.network.cut
-        ]
-        device = self.accelerator.device.type
-        return {
-            "layers": [(name, str(layer)) for name, layer in layers],
-            "weights": digest(
-                [fingerprint(value) for _, layer in layers for value in layer.state_dict().values()]
-            ),
-            "precision": self.accelerator.mixed_precision,
-            "chunk": self.chunk,
-            "rows": ROWS_VERSION,
-            "pillow": [PIL.__version__, PIL.features.version("jpg")],
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "device": torch.cuda.get_device_name()
-            if device == "cuda"
-            else torch.backends.cpu.get_cpu_capability(),
-        }
+    def _layer(self, stage: int) -> str:
+        """The last layer of a stage."""
+        return self.prefix.network.name_of(self.prefix.stages[stage][1] - 1)
+
+    def _view_words(self, view: int) -> str:
+        views = self.loader.renderer.views
+        return (
+            f"{'clean' if view == CLEAN else f'augmented, seed {self.loader.renderer.seed}'}, {views.crop} px"
+        )
+
+    def _row_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shape and type of each stage's rows, or of an image where there is no stage."""
+        if not self._row:
+            crop = self.loader.renderer.views.crop
+            values = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
+            shapes = []
+            for stage in range(len(self.prefix.stages)):
+                values = self.prefix.through(values, stage)
+                shapes.append((values.shape[1:], values.dtype))
+            self._row = shapes or [(values.shape[1:], values.dtype)]
+        return self._row
 
 
 @dataclass(frozen=True)
-class _StoredRows:
+class _HeldRows:
     """Rows gathered straight from memory."""
 
     matrix: Tensor
@@ -219,6 +320,21 @@ class _StoredRows:
 
 
 @dataclass(frozen=True)
+class _MappedRows:
+    """Rows gathered from the files' memory maps."""
+
+    store: Store
+    keys: Sequence[str]
+    device: torch.device
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        empty = self.store.read(self.keys[:1])[:0]
+        for batch in batches:
+            keys = [self.keys[place] for place in batch]
+            yield (self.store.read(keys) if keys else empty).to(self.device)
+
+
+@dataclass(frozen=True)
 class _StreamedRows:
     """Rows computed in passing. Chunks run across the bounds of batches: only the last one is filled up."""
 
@@ -227,9 +343,9 @@ class _StreamedRows:
     view: int
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        features = self.features
+        features, step = self.features, self.features.prefix.chunk
         places = [place for batch in batches for place in batch]
-        chunks = [places[start : start + features.chunk] for start in range(0, len(places), features.chunk)]
+        chunks = [places[start : start + step] for start in range(0, len(places), step)]
         incoming = features.loader.batches(self.entries, self.view, chunks) if chunks else iter(())
         waiting: list[Tensor] = []
         for batch in batches:
@@ -245,16 +361,14 @@ def _no_image(features: Features) -> Tensor:
     return torch.zeros(0, 3, crop, crop, dtype=torch.uint8)
 
 
-def filled(values: Tensor, count: int) -> Tensor:
-    """`values` with zeros appended up to `count` rows."""
-    if len(values) >= count:
-        return values
-    return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
-
-
-def fingerprint(value: Tensor) -> str:
-    """Digest of a tensor's numbers."""
-    return digest_bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def _libraries() -> dict[str, Any]:
+    """What decodes and computes."""
+    return {
+        "rows": ROWS_VERSION,
+        "pillow": [PIL.__version__, PIL.features.version("jpg")],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
 
 
 def _key(entry: Entry, view: int) -> str:

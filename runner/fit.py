@@ -24,8 +24,9 @@ from runner.dropout import announce
 from runner.errors import UserError
 from runner.experiment import Experiment, Optim
 from runner.experiment import Fit as FitSettings
-from runner.features import Rows, filled
+from runner.features import Rows
 from runner.network import Network
+from runner.prefix import filled
 from runner.scores import Scores
 from runner.terminal import Terminal
 

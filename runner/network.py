@@ -6,6 +6,7 @@ itself: a checkpoint carries its own transform.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -147,6 +148,18 @@ class Network(nn.Module):
     def cut_name(self) -> str:
         """The last layer of the prefix; empty where there is none worth keeping."""
         return self._names[self.cut - 1] if self.cut else ""
+
+    def name_of(self, place: int) -> str:
+        """The name of a layer, by its place in the forward pass."""
+        return self._names[place]
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """The prefix in parts (start, stop): the convolutions, the same for every head, and what this head adds."""
+        end = self._names.index("avgpool")
+        middle = [end] if 0 < end < self.cut else []
+        bounds = [0, *middle, self.cut] if self.cut else []
+        return tuple(itertools.pairwise(bounds))
 
     def parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The state's tensors, by name: those of layers that train, and the frozen ones."""

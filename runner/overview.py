@@ -9,13 +9,14 @@ from accelerate import Accelerator
 
 from runner import devices
 from runner.experiment import Experiment
+from runner.features import Demand
 from runner.fit import Epoch
 from runner.manifest import SPLITS
 from runner.prepared import Prepared
 from runner.terminal import Terminal, duration, size
 
 
-def say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> None:
+def say_start(ready: Prepared, demand: Demand, accelerator: Accelerator, terminal: Terminal) -> None:
     """The overview before a run begins: data, network, cut, device."""
     experiment, manifest, network = ready.experiment, ready.manifest, ready.network
     counts = Counter(entry.split for entry in manifest.entries)
@@ -47,6 +48,7 @@ def say_start(ready: Prepared, accelerator: Accelerator, terminal: Terminal) -> 
             ),
             ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
             ("cut", _cut_words(ready)),
+            ("features", _demand_words(ready, demand)),
             ("device", f"{devices.describe(accelerator)}, precision {experiment.fit.precision}"),
         ],
     )
@@ -65,8 +67,21 @@ def _cut_words(ready: Prepared) -> str:
         return "none: everything trains"
     shape, dtype = ready.features.row_shape()
     row = size(math.prod(shape) * dtype.itemsize)
-    kept = "kept in the store" if ready.features.stored else "computed every time (features.store is off)"
-    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view, {kept}"
+    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view"
+
+
+def _demand_words(ready: Prepared, demand: Demand) -> str:
+    if not ready.network.cut:
+        return "none to keep"
+    if not ready.features.stored:
+        return "computed every time (features.store is off)"
+    if not demand.rows:
+        return "all kept already"
+    compiled = ", compiled" * ready.features.prefix.compiled
+    return (
+        f"at most {demand.images:,} images and views through the convolutions{compiled}; {size(demand.bytes)} to keep"
+        f" in {ready.experiment.cache}"
+    )
 
 
 def epoch_line(epoch: Epoch) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,16 @@ from runner import channels, devices, weights
 from runner import manifest as manifests
 from runner.errors import UserError
 from runner.experiment import Experiment, Normalisation
-from runner.features import Features
+from runner.features import Features, Kept
 from runner.loading import Loader
 from runner.manifest import Manifest
 from runner.network import Architecture, Network
+from runner.prefix import Prefix
+from runner.stores import root_of
 from runner.terminal import Terminal
 from runner.views import Renderer
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,10 @@ def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal
 
     Raises `UserError` for whatever in data, weights or settings cannot work.
     """
-    chunk = devices.chunk(experiment.features.chunk, accelerator.device)
-    experiment = dataclasses.replace(
-        experiment,
-        features=dataclasses.replace(experiment.features, chunk=chunk),
-        fit=dataclasses.replace(experiment.fit, precision=accelerator.mixed_precision),
-    )
     cache = Path(experiment.cache).expanduser()
     with accelerator.local_main_process_first():
         manifest = manifests.build(experiment, terminal)
+        experiment = devices.decided(experiment, len(manifest.entries) + manifest.unused, accelerator)
         loader = make_loader(experiment, manifest, accelerator)
         for file in manifest.rejected:
             terminal.warn(f"left out {file.path}, which {file.fault}")
@@ -96,9 +94,13 @@ def assemble(
     """Put a network on the device and set its features up."""
     network.to(accelerator.device)
     network.eval()
-    root = Path(experiment.cache).expanduser() / "features" if experiment.features.store else None
-    chunk = int(experiment.features.chunk)
-    features = Features(manifest, network, loader, accelerator, chunk, root, terminal)
+    settings = experiment.features
+    chunk = int(settings.chunk)
+    prefix = Prefix(network, accelerator, chunk, settings.compile is True)
+    kept = (
+        Kept(root_of(experiment.cache), settings.memory * GIB, settings.cap * GIB) if settings.store else None
+    )
+    features = Features(manifest, prefix, loader, accelerator, kept, terminal)
     return Prepared(experiment, manifest, network, features, chunk)
 
 

@@ -45,7 +45,8 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     ready = prepare(experiment, accelerator, terminal)
     network, manifest, features = ready.network, ready.manifest, ready.features
     _log_start(ready, accelerator, tracker)
-    overview.say_start(ready, accelerator, terminal)
+    demand = features.reserve(wanted(experiment))
+    overview.say_start(ready, demand, accelerator, terminal)
     frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
     best: dict[str, Tensor] = {}
 
@@ -90,6 +91,13 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     result = Result(tuple(history), best_scores, last_scores)
     _log_result(ready, result, tracker)
     return result
+
+
+def wanted(experiment: Experiment) -> list[tuple[str, int]]:
+    """The splits and views that a run uses, if it does not stop early."""
+    epochs = range(experiment.fit.epochs)
+    views = sorted({view_of(epoch, experiment.views.train) for epoch in epochs})
+    return [*(("train", view) for view in views), ("val", CLEAN), ("test", CLEAN)]
 
 
 def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> None:
@@ -137,4 +145,6 @@ def _log_result(ready: Prepared, result: Result, tracker: Tracker) -> None:
     # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
     tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
     tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
-    tracker.metrics(ready.features.account.metrics())
+    if ready.network.cut:
+        tracker.metrics(ready.features.account.metrics())
+        tracker.metrics({"features/store_mib": ready.features.bytes() / 2**20})
