@@ -298,12 +298,7 @@ class Features:
         """Shape and type of each stage's rows, or of an image where there is no stage."""
         if not self._row:
             crop = self.loader.renderer.views.crop
-            values = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
-            shapes = []
-            for stage in range(len(self.prefix.stages)):
-                values = self.prefix.through(values, stage)
-                shapes.append((values.shape[1:], values.dtype))
-            self._row = shapes or [(values.shape[1:], values.dtype)]
+            self._row = self.prefix.shapes(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))
         return self._row
 
 

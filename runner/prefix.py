@@ -65,6 +65,15 @@ class Prefix:
             values = self.through(values, stage)
         return values
 
+    def shapes(self, images: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+        """Shape and type of each stage's rows of such images, or of an image where there is no stage."""
+        values, shapes = images.to(self.accelerator.device), []
+        with torch.inference_mode(), self.accelerator.autocast():
+            for start, stop in self.stages:
+                values = self.network.run(values, start, stop)
+                shapes.append((values.shape[1:], values.dtype))
+        return shapes or [(values.shape[1:], values.dtype)]
+
     def recipe(self, stage: int) -> dict[str, Any]:
         """What of network and computation decides the numbers of a stage's rows."""
         layers = list(self.network.layers())[: self.stages[stage][1]]
@@ -91,9 +100,8 @@ class Prefix:
         return self._functions[stage]
 
     def _compile(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        options: dict[str, Any] = (
-            {"freezing": True, "compile_threads": 1} if self.accelerator.device.type == "cpu" else {}
-        )
+        on_cpu = self.accelerator.device.type == "cpu"
+        options: dict[str, Any] = {"freezing": True, "compile_threads": 1} if on_cpu else {}
         compiled = torch.compile(function, dynamic=False, options=options)
 
         def guarded(values: Tensor) -> Tensor:
