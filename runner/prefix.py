@@ -7,6 +7,7 @@ a row is then the same number for number whoever computes it, next to whatever e
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -102,6 +103,7 @@ class Prefix:
     def _compile(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         on_cpu = self.accelerator.device.type == "cpu"
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1} if on_cpu else {}
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of CUDA, where there is none
         compiled = torch.compile(function, dynamic=False, options=options)
 
         def guarded(values: Tensor) -> Tensor:
