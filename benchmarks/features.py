@@ -215,7 +215,7 @@ def _scaling(argv: Sequence[str], folder: Path, terminal: Any) -> dict[str, floa
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(2):
         for processes in (1, 2):
-            said = _apart("scaling", argv, folder / f"scaling {turn} {processes}", processes)
+            said = _apart("scaling", argv, folder / f"scaling-{turn}-{processes}", processes)
             rates[processes] += said[0]["rates"]
             terminal.line(
                 f"{processes} × {2 // processes} threads: {statistics.median(rates[processes]):.2f} images/s"

@@ -7,15 +7,13 @@ refused beside another one.
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.errors import UserError
@@ -23,7 +21,7 @@ from runner.experiment import Normalisation
 from runner.files import replacing
 from runner.keys import digest
 from runner.network import Architecture, Network
-from runner.prefix import fingerprint
+from runner.tensors import fingerprint, write
 
 FORMAT = "vgg-runner-checkpoint-1"
 FROZEN = "frozen.safetensors"
@@ -105,14 +103,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as aside:
-        try:
-            save_file(tensors, aside, metadata)
-        except SafetensorError as error:  # its own kind of OSError
-            codes = (errno.ENOSPC, errno.EDQUOT)
-            full = next((code for code in codes if f"os error {code})" in str(error)), None)
-            if full is None:
-                raise
-            raise OSError(full, os.strerror(full), str(path)) from None
+        write(tensors, aside, metadata, path)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -135,6 +135,7 @@ def judge(
         raise UserError(f"{path.name} was trained on other classes than the run's manifest holds.")
     loader = make_loader(experiment, manifest, accelerator)
     ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal)
+    ready.features.reserve([(split, CLEAN)])
     rows = ready.features.rows(split, CLEAN)
     scores = evaluate(kept.network, rows, manifest.labels(split), accelerator, ready.chunk)
     return {"epoch": kept.epoch, **scores.as_dict()}

@@ -26,8 +26,8 @@ from runner.experiment import Experiment, Optim
 from runner.experiment import Fit as FitSettings
 from runner.features import Rows
 from runner.network import Network
-from runner.prefix import filled
 from runner.scores import Scores
+from runner.tensors import filled
 from runner.terminal import Terminal
 
 

@@ -21,8 +21,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from runner.errors import UserError
-from runner.keys import digest, digest_bytes
+from runner.keys import digest
 from runner.network import Network
+from runner.tensors import filled, fingerprint
 
 WORTH_COMPILING = 4000 * 224**2
 """Pixels of all images of a data set from which on compiling pays: it takes 10 to 20 s and gains about a tenth."""
@@ -136,18 +137,6 @@ def can_compile() -> bool:
         return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
-
-
-def filled(values: Tensor, count: int) -> Tensor:
-    """`values` with zeros appended up to `count` rows."""
-    if len(values) >= count:
-        return values
-    return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
-
-
-def fingerprint(value: Tensor) -> str:
-    """Digest of a tensor's numbers."""
-    return digest_bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 @contextmanager

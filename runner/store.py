@@ -26,12 +26,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from runner.files import replacing, write_text
 from runner.keys import digest
 from runner.stores import IN_USE, RECIPE
+from runner.tensors import write
 
 NEW = os.O_RDWR | os.O_CREAT
 MAPS = 8192
@@ -133,8 +133,9 @@ class Store:
             "seconds": repr(seconds),
             "checksum": _checksum(keys, rows),
         }
-        with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as aside:
-            save_file({"rows": rows}, aside, metadata=metadata)
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        with replacing(path) as aside:
+            write({"rows": rows}, aside, metadata, path)
 
     @contextmanager
     def computing(self, on_wait: Callable[[], None]) -> Iterator[None]:

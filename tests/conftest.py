@@ -16,7 +16,13 @@ os.environ["OMP_NUM_THREADS"] = (
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+from accelerate import Accelerator
+from helpers import QUIET, Recorder
+from torch import Tensor
+
+from runner import run
 from runner.experiment import Experiment
+from runner.prefix import Prefix
 from runner.settings import parse
 from runner.terminal import Terminal
 
@@ -71,3 +77,33 @@ def accelerator():  # type: ignore[no-untyped-def]
     from accelerate import Accelerator
 
     return Accelerator(cpu=True, mixed_precision="no")
+
+
+@pytest.fixture
+def train(
+    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[run.Result, Recorder]]:
+    """Run an experiment whole but for its drawings, its records in a folder of their own."""
+    numbers = iter(range(100))
+    monkeypatch.setattr("runner.figures.curves", lambda *_: None)
+
+    def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
+        tracker = Recorder(tmp_path / f"records {next(numbers)}")
+        return run.train(experiment, accelerator, tracker, QUIET), tracker
+
+    return start
+
+
+@pytest.fixture
+def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images went through the first stage of the prefix, call by call."""
+    counts: list[int] = []
+    through = Prefix.through
+
+    def counting(self: Prefix, values: Tensor, stage: int) -> Tensor:
+        if stage == 0:
+            counts.append(int(values.flatten(1).any(1).sum()))
+        return through(self, values, stage)
+
+    monkeypatch.setattr(Prefix, "through", counting)
+    return counts

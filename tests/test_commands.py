@@ -486,7 +486,7 @@ def test_a_disk_that_fills_up_in_mid_run(
         Path(path).write_bytes(b"half a checkpoint")
         raise error
 
-    monkeypatch.setattr("runner.checkpoint.save_file", full)
+    monkeypatch.setattr("runner.tensors.save_file", full)
     assert guarded(lambda: train.main(small)) == 2
     assert "The disk is full" in one_sentence(capfd.readouterr().err)
     (run,) = runs_of(client_of(tmp_path))

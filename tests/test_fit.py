@@ -1,11 +1,11 @@
-"""The training loop: its arithmetic, its randomness, its records, and the store behind it."""
+"""The training loop: its arithmetic, its randomness, its records."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +14,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import (
+    CLASSES,
+    NUMBERS,
+    QUIET,
+    TEST,
+    TRAIN,
+    VAL,
+    InBfloat16,
+    Make,
+    Recorder,
+    checkpoint_content,
+    comparable,
+    small_network,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
@@ -25,7 +38,7 @@ import runner.fit
 from runner import checkpoint, prepared, run, schedule
 from runner.dropout import KeyedDropout, announce
 from runner.errors import UserError
-from runner.experiment import Experiment, Normalisation, Optim, Schedule
+from runner.experiment import Experiment, Optim, Schedule
 from runner.fit import (
     Epoch,
     Inputs,
@@ -39,14 +52,6 @@ from runner.fit import (
 )
 from runner.network import Architecture, Network
 from runner.scores import Scores
-from runner.store import Store
-from runner.terminal import Terminal
-from runner.tracker import Tracker
-
-Make = Callable[..., Experiment]
-NUMBERS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-CLASSES = ("blue", "green", "red")
-QUIET = Terminal(speaks=False)
 
 
 @pytest.fixture(autouse=True, scope="class")
@@ -57,31 +62,6 @@ def _let_go(accelerator: Accelerator) -> Iterator[None]:
 
 
 @dataclass
-class Recorder(Tracker):
-    """Remembers what a run says, and keeps its files in a folder."""
-
-    folder: Path
-    name: str = "small"
-    points: list[tuple[str, int, float]] = field(default_factory=list)
-    artifacts: list[str] = field(default_factory=list)
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        self.points += [(name, step, value) for name, value in values.items()]
-
-    def stage(self, name: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def text(self, name: str, content: str) -> None:
-        assert content
-        self.artifacts.append(name)
-
-    def artifact(self, path: Path, folder: str = "") -> None:
-        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
-
-
-@dataclass
 class Matrix:
     """Rows from memory."""
 
@@ -89,13 +69,6 @@ class Matrix:
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         return (self.values[torch.as_tensor(list(batch), dtype=torch.long)] for batch in batches)
-
-
-def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Network:
-    fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
-    return Network(
-        Architecture(**fields, dropout=dropout, classes=CLASSES, normalisation=NUMBERS), fit_seed, True
-    )
 
 
 def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
@@ -133,12 +106,6 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Seq
         )
 
     monkeypatch.setattr(runner.fit, "evaluate", say)
-
-
-def comparable(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
-    """Everything about epochs but how long they took."""
-    plain = [dataclasses.asdict(epoch) for epoch in epochs]
-    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
 
 
 class TestReportRule:
@@ -508,21 +475,6 @@ class TestArithmetic:
         assert result.best_epoch.number == last
 
 
-class InBfloat16:
-    """The session's accelerator, as if it computed in bfloat16."""
-
-    mixed_precision = "bf16"
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._accelerator, name)
-
-    def autocast(self) -> Any:
-        return torch.autocast("cpu", torch.bfloat16)
-
-
 class TestPredictionsDoNotDependOnTheirBatch:
     @pytest.mark.parametrize("chunk", [3, 8])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -568,45 +520,6 @@ class TestPredictionsDoNotDependOnTheirBatch:
         assert not network.training
 
 
-@pytest.fixture
-def train(
-    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[run.Result, Recorder]]:
-    """Run an experiment whole but for its drawings, its records in a folder of their own."""
-    numbers = iter(range(100))
-    monkeypatch.setattr("runner.figures.curves", lambda *_: None)
-
-    def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
-        tracker = Recorder(tmp_path / f"records {next(numbers)}")
-        return run.train(experiment, accelerator, tracker, QUIET), tracker
-
-    return start
-
-
-@pytest.fixture
-def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each call of the prefix held; black ones only fill chunks up."""
-    counts: list[int] = []
-    prefix = Network.prefix
-
-    def counting(self: Network, images: Tensor) -> Tensor:
-        counts.append(int(images.flatten(1).any(1).sum()))
-        return prefix(self, images)
-
-    monkeypatch.setattr(Network, "prefix", counting)
-    return counts
-
-
-def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, both by name."""
-    with safe_open(path, "pt") as file:
-        metadata = dict(file.metadata())
-    return load_file(path), metadata
-
-
-TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
-
-
 class TestRuns:
     def test_store_changes_no_bit(self, make: Make, train: Callable[..., Any]) -> None:
         on, kept = train(make("--features.store", "true"))
@@ -636,7 +549,7 @@ class TestRuns:
             assert mine[1] == other[1]
             assert mine[0].keys() == other[0].keys()
             assert all(torch.equal(value, other[0][key]) for key, value in mine[0].items())
-        timed = ("epoch_seconds", "images_per_second", "features/images_per_second")
+        timed = ("epoch_seconds", "images_per_second", "features/images_per_second", "features/saved_seconds")
         points = [[point for point in each.points if point[0] not in timed] for each in (first, second)]
         assert points[0] == points[1]
 
@@ -751,295 +664,3 @@ class TestRuns:
         result, _ = train(make(*words, "--fit.accumulate", "3"))  # 18 images: 8, 8 and 2 in three parts
         assert math.isfinite(result.history[0].train_loss)
         assert math.isfinite(result.history[0].val.loss)
-
-
-class TestStoreInRuns:
-    def test_second_run_computes_nothing(
-        self, make: Make, train: Callable[..., Any], through_prefix: list[int]
-    ) -> None:
-        once, _ = train(make())
-        assert sum(through_prefix) == 2 * TRAIN + VAL + TEST
-        through_prefix.clear()
-        again, records = train(make())
-        assert sum(through_prefix) == 0
-        assert comparable(once.history) == comparable(again.history)
-        said = {name: value for name, _, value in records.points if name.startswith("features/")}
-        assert said == {"features/hits": 2 * TRAIN + VAL + TEST, "features/misses": 0}
-
-    @pytest.mark.parametrize(("views", "shown"), [("clean", 1), ("2", 2), ("fresh", 3)])
-    def test_views_are_computed_once_each(
-        self, make: Make, train: Callable[..., Any], through_prefix: list[int], views: str, shown: int
-    ) -> None:
-        train(make("--views.train", views, "--schedule.kind", "constant"))
-        assert sum(through_prefix) == shown * TRAIN + VAL + TEST
-
-    def test_without_the_store_every_epoch_computes(
-        self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path
-    ) -> None:
-        train(make("--features.store", "false", "--schedule.kind", "constant"))
-        assert sum(through_prefix) == 3 * (TRAIN + VAL) + 2 * TEST
-        assert not list((tmp_path / "cache").rglob("*.safetensors"))
-
-    def test_epochs_show_their_views_in_turn(
-        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        ready = prepared.prepare(make(), accelerator, QUIET)
-        first, second = (next(ready.features.rows("train", view).batches([range(TRAIN)])) for view in (0, 1))
-        assert not torch.equal(first, second)
-        seen: list[Tensor] = []
-
-        def peek(*arguments: Any) -> list[Epoch]:
-            inputs = arguments[2]
-            seen.extend(next(inputs.rows(epoch).batches([range(TRAIN)])) for epoch in range(4))
-            raise UserError("seen enough")
-
-        monkeypatch.setattr(run, "fit", peek)
-        with pytest.raises(UserError, match="seen enough"):
-            run.train(make(), accelerator, Recorder(Path(ready.experiment.cache) / "records"), QUIET)
-        assert [torch.equal(rows, first) for rows in seen] == [True, False, True, False]
-        assert [torch.equal(rows, second) for rows in seen] == [False, True, False, True]
-
-    @pytest.mark.parametrize("kept", [0.5])
-    def test_damaged_chunk_is_computed_again(
-        self, make: Make, train: Callable[..., Any], through_prefix: list[int], tmp_path: Path, kept: float
-    ) -> None:
-        words = ("--views.train", "1", "--fit.epochs", "1")
-        once, _ = train(make(*words))
-        through_prefix.clear()
-        largest = max(
-            (tmp_path / "cache" / "features").rglob("*.safetensors"), key=lambda path: path.stat().st_size
-        )
-        lost = len(load_file(largest)["rows"])
-        largest.write_bytes(largest.read_bytes()[: int(largest.stat().st_size * kept)])
-        again, _ = train(make(*words))
-        assert sum(through_prefix) == lost == 8
-        assert comparable(once.history) == comparable(again.history)
-
-    def missing(self, experiment: Experiment, accelerator: Accelerator) -> tuple[int, int]:
-        """Rows that would have to be computed: of the first training view, and of validation."""
-        features = prepared.prepare(experiment, accelerator, QUIET).features
-        return features.missing("train", 0), features.missing("val", -1)
-
-    def test_rows_serve_what_they_fit_and_nothing_else(
-        self, make: Make, accelerator: Accelerator, tmp_path: Path
-    ) -> None:
-        first = prepared.prepare(make(), accelerator, QUIET).features
-        first.rows("train", 0)
-        first.rows("val", -1)
-        for fits in (
-            ("--seed.fit", "7"),
-            ("--fit.batch_size", "4"),
-            ("--network.width", "32"),
-            ("--optim.lr", "0.5"),
-            ("--views.train", "fresh"),
-        ):
-            assert self.missing(make(*fits), accelerator) == (0, 0), fits
-        for another in (
-            ("--features.chunk", "4"),
-            ("--views.interpolation", "bicubic"),
-            ("--views.resize", "40"),
-            ("--network.normalise", "VGG11_Weights.DEFAULT"),
-            ("--network.arch", "vgg13"),
-            ("--network.pool", "2", "--views.crop", "64", "--views.resize", "64"),
-        ):
-            assert self.missing(make(*another), accelerator) == (TRAIN, VAL), another
-        for other_training in (("--seed.views", "1"), ("--views.rotation", "3"), ("--views.flip", "0.9")):
-            assert self.missing(make(*other_training), accelerator) == (TRAIN, 0), other_training
-        in_bfloat16 = InBfloat16(accelerator)
-        assert self.missing(make(), in_bfloat16) == (TRAIN, VAL)  # type: ignore[arg-type]
-
-    def test_rows_follow_an_image_into_another_split(self, make: Make, accelerator: Accelerator) -> None:
-        words = ("--network.normalise", "VGG11_Weights.DEFAULT")
-        features = prepared.prepare(make(*words), accelerator, QUIET).features
-        for split in ("train", "val", "test"):
-            features.rows(split, -1)
-        other = prepared.prepare(make(*words, "--seed.split", "5"), accelerator, QUIET)
-        assert other.manifest.digest != features.manifest.digest
-        assert [other.features.missing(split, -1) for split in ("train", "val", "test")] == [0, 0, 0]
-
-    def test_full_disk_is_a_sentence(
-        self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("runner.features.free_bytes", lambda _: 1000)
-        with pytest.raises(UserError, match=r"The features of 18 images need .*features\.store"):
-            prepared.prepare(make(), accelerator, QUIET).features.rows("train", 0)
-
-
-class TestStore:
-    def test_rows_come_back_in_the_order_asked_for(self, tmp_path: Path) -> None:
-        store = Store(tmp_path, {"recipe": 1})
-        rows = torch.rand(5, 4, dtype=torch.float32).bfloat16()
-        store.write(["a", "b", "c"], rows[:3])
-        store.write(["d", "e"], rows[3:])
-        store.refresh()
-        assert store.missing(["e", "x", "a", "y"]) == [1, 3]
-        assert torch.equal(store.read(["e", "a", "c", "a"]), rows[[4, 0, 2, 0]])
-        with pytest.raises(KeyError):
-            store.read(["a", "x"])
-
-    def test_another_recipe_is_another_store(self, tmp_path: Path) -> None:
-        store = Store(tmp_path, {"precision": "no", "view": {"crop": 32}})
-        store.write(["a"], torch.ones(1, 4))
-        for recipe, missing in (
-            ({"view": {"crop": 32}, "precision": "no"}, []),
-            ({"precision": "bf16", "view": {"crop": 32}}, [0]),
-            ({"precision": "no", "view": {"crop": 48}}, [0]),
-        ):
-            other = Store(tmp_path, recipe)
-            other.refresh()
-            assert other.missing(["a"]) == missing
-
-    def test_another_process_s_chunk_is_learned_of(self, tmp_path: Path) -> None:
-        mine, other = Store(tmp_path, {}), Store(tmp_path, {})
-        mine.refresh()
-        other.write(["a"], torch.ones(1, 4))
-        assert mine.missing(["a"]) == [0]
-        mine.refresh()
-        assert mine.missing(["a"]) == []
-
-    def test_chunk_that_is_not_whole_is_missing(self, tmp_path: Path) -> None:
-        store = Store(tmp_path, {})
-        store.write(["a", "b"], torch.ones(2, 40))
-        (chunk,) = store.folder.glob("*.safetensors")
-        content = chunk.read_bytes()
-        for length in range(0, len(content), 7):
-            chunk.write_bytes(content[:length])
-            store.refresh()
-            assert store.missing(["a", "b"]) == [0, 1], length
-        chunk.write_bytes(content)
-        store.refresh()
-        assert store.missing(["a", "b"]) == []
-
-    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 100])
-    def test_file_that_is_no_chunk_is_passed_over(self, tmp_path: Path, content: bytes) -> None:
-        store = Store(tmp_path, {})
-        store.write(["a"], torch.ones(1, 4))
-        (store.folder / "0.safetensors").write_bytes(content)
-        save_file({"rows": torch.zeros(1, 4)}, store.folder / "1.safetensors")
-        save_file({"rows": torch.zeros(1, 4)}, store.folder / "2.safetensors", {"rows": "{"})
-        store.refresh()
-        assert store.missing(["a"]) == []
-        assert torch.equal(store.read(["a"]), torch.ones(1, 4))
-
-    def test_leaves_nothing_half_written(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        store = Store(tmp_path, {})
-
-        def break_off(tensors: object, path: Path, metadata: object) -> None:
-            path.write_bytes(b"half")
-            raise OSError("no space left")
-
-        monkeypatch.setattr("runner.store.save_file", break_off)
-        with pytest.raises(OSError, match="no space left"):
-            store.write(["a"], torch.ones(1, 4))
-        assert [path.name for path in store.folder.iterdir()] == ["recipe.json"]
-
-
-class TestCheckpoint:
-    @pytest.fixture
-    def kept(self, tmp_path: Path) -> tuple[Network, Path]:
-        """A network whose every trained tensor was moved, and its checkpoint."""
-        network = small_network(arch="vgg11_bn", trainable="features.25", fit_seed=3).eval()
-        generator = torch.Generator().manual_seed(1)
-        for value in network.parts()[0].values():
-            if value.is_floating_point():
-                value.add_(torch.rand(value.shape, generator=generator), alpha=0.1)
-        self.write(network, tmp_path)
-        return network, tmp_path / "best.safetensors"
-
-    def write(self, network: Network, folder: Path) -> None:
-        checkpoint.save_frozen(network, folder)
-        frozen = checkpoint.frozen_digest(network)
-        checkpoint.save(network, folder / "best.safetensors", 4, {"top1": 0.5, "hits1": 3}, frozen)
-
-    def test_comes_back_as_it_was(self, kept: tuple[Network, Path]) -> None:
-        network, path = kept
-        back = checkpoint.load(path)
-        assert (back.epoch, back.val) == (4, {"top1": 0.5, "hits1": 3})
-        assert back.network.architecture == network.architecture
-        assert not back.network.training
-        state = back.network.state_dict()
-        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
-        images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-        with torch.no_grad():
-            assert torch.equal(back.network(images), network(images))
-
-    def test_holds_only_what_was_learned(self, kept: tuple[Network, Path]) -> None:
-        network, path = kept
-        learned, frozen = load_file(path), load_file(path.parent / checkpoint.FROZEN)
-        assert {name.rpartition(".")[0] for name in learned} == {
-            "features.25",
-            "features.26",
-            "classifier.1",
-            "classifier.4",
-        }
-        assert set(learned) | set(frozen) == set(network.state_dict())
-        assert not set(learned) & set(frozen)
-
-    def test_another_frozen_file_is_refused(self, kept: tuple[Network, Path]) -> None:
-        network, path = kept
-        network.get_parameter("features.0.bias").data[0] += 1e-3
-        checkpoint.save_frozen(network, path.parent)
-        with pytest.raises(UserError, match="is not the one that best"):
-            checkpoint.load(path)
-
-    def test_frozen_file_of_another_network_is_refused(self, kept: tuple[Network, Path]) -> None:
-        checkpoint.save_frozen(small_network(), kept[1].parent)
-        with pytest.raises(UserError):
-            checkpoint.load(kept[1])
-
-    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
-    @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5, 0.999])
-    def test_damaged_file_is_refused(self, kept: tuple[Network, Path], name: str, share: float) -> None:
-        path = kept[1].parent / name
-        path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-        with pytest.raises(UserError, match="damaged") as failure:
-            checkpoint.load(kept[1])
-        assert str(path) in str(failure.value)
-
-    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
-    def test_flipped_bit_is_refused(self, kept: tuple[Network, Path], name: str) -> None:
-        path = kept[1].parent / name
-        content = bytearray(path.read_bytes())
-        content[-3] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(UserError):
-            checkpoint.load(kept[1])
-
-    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
-    def test_missing_file_is_named(self, kept: tuple[Network, Path], name: str) -> None:
-        (kept[1].parent / name).unlink()
-        with pytest.raises(UserError, match="There is no") as failure:
-            checkpoint.load(kept[1])
-        assert str(kept[1].parent / name) in str(failure.value)
-
-    @pytest.mark.parametrize("name", ["best.safetensors", "frozen.safetensors"])
-    @pytest.mark.parametrize("metadata", [None, {"format": "pt"}], ids=str)
-    def test_foreign_file_is_refused(
-        self, kept: tuple[Network, Path], name: str, metadata: dict[str, str] | None
-    ) -> None:
-        save_file({"weight": torch.zeros(3)}, kept[1].parent / name, metadata)
-        with pytest.raises(UserError, match="no checkpoint of this runner"):
-            checkpoint.load(kept[1])
-
-    @pytest.mark.parametrize(
-        "about", ["", "{", "[]", "{}", '{"architecture": {}}', '{"architecture": {"arch": "resnet18"}}']
-    )
-    def test_unknown_description_is_refused(self, kept: tuple[Network, Path], about: str) -> None:
-        path = kept[1]
-        save_file(load_file(path), path, {"format": checkpoint.FORMAT, "about": about})
-        with pytest.raises(UserError, match="not a checkpoint of this version"):
-            checkpoint.load(path)
-
-    def test_learned_numbers_of_another_shape_are_refused(self, kept: tuple[Network, Path]) -> None:
-        network, path = kept
-        other = small_network(arch="vgg11_bn", trainable="features.25", width=8)
-        description = checkpoint.frozen_digest(network)
-        checkpoint.save(network, path, 1, {}, description)
-        tensors = {
-            **load_file(path),
-            **{n: v for n, v in other.parts()[0].items() if n.startswith("classifier.")},
-        }
-        metadata = checkpoint_content(path)[1]
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path, metadata)
-        with pytest.raises(UserError, match="not a checkpoint of this version"):
-            checkpoint.load(path)

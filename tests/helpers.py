@@ -1,0 +1,87 @@
+"""What several test files use: a recorder in MLflow's place, small networks, what of runs can be compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runner.experiment import Experiment, Normalisation
+from runner.fit import Epoch
+from runner.network import Architecture, Network
+from runner.terminal import Terminal
+from runner.tracker import Tracker
+
+Make = Callable[..., Experiment]
+NUMBERS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CLASSES = ("blue", "green", "red")
+QUIET = Terminal(speaks=False)
+TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
+
+
+@dataclass
+class Recorder(Tracker):
+    """Remembers what a run says, and keeps its files in a folder."""
+
+    folder: Path
+    name: str = "small"
+    points: list[tuple[str, int, float]] = field(default_factory=list)
+    artifacts: list[str] = field(default_factory=list)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        self.points += [(name, step, value) for name, value in values.items()]
+
+    def stage(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def text(self, name: str, content: str) -> None:
+        assert content
+        self.artifacts.append(name)
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
+
+
+def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Network:
+    fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
+    return Network(
+        Architecture(**fields, dropout=dropout, classes=CLASSES, normalisation=NUMBERS), fit_seed, True
+    )
+
+
+def comparable(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """Everything about epochs but how long they took."""
+    plain = [dataclasses.asdict(epoch) for epoch in epochs]
+    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
+
+
+class InBfloat16:
+    """The session's accelerator, as if it computed in bfloat16."""
+
+    mixed_precision = "bf16"
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+    def autocast(self) -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, both by name."""
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    return load_file(path), metadata
