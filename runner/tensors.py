@@ -32,7 +32,7 @@ def write(tensors: dict[str, Tensor], aside: Path, metadata: dict[str, str], pat
     Raises OSError where the disk refuses, which safetensors hides in an error of its own.
     """
     try:
-        save_file(tensors, aside, metadata=metadata)
+        save_file(tensors, aside, metadata)
     except SafetensorError as error:
         if refused := re.search(r"\(os error (\d+)\)", str(error)):
             number = int(refused[1])

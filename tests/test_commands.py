@@ -85,6 +85,7 @@ def place(
             *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
             *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
             *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+            *("--features.compile", "false"),
         ]
 
     return build
@@ -349,7 +350,7 @@ def test_a_dry_run_trains_and_records_nothing(
     told = capfd.readouterr().out
     assert "nothing was run" in told
     assert "images   18 train, 9 val, 9 test" in told
-    assert "54 rows to compute" in told, "two views of 18 images, one of 9 and 9"
+    assert "54 images and views to compute" in told, "two views of 18 images, one of 9 and 9"
     assert "epoch   1" not in told
     assert not (tmp_path / "nowhere").exists()
     assert [path for path in (tmp_path / "cache" / "features").rglob("*") if path.suffix == ".npy"] == []
