@@ -140,7 +140,7 @@ def decided(experiment: Experiment, images: int, accelerator: Accelerator) -> Ex
     chunk = settings.chunk if settings.chunk != "auto" else 256 if device.type == "cuda" else 32
     compiled = settings.compile
     if compiled == "auto":
-        compiled = worth_compiling(images, experiment.views.crop, device)
+        compiled = broadcast_object_list([worth_compiling(images, experiment.views.crop, device)])[0]
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, chunk=chunk, compile=compiled),

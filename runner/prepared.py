@@ -44,12 +44,12 @@ def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal
     cache = Path(experiment.cache).expanduser()
     with accelerator.local_main_process_first():
         manifest = manifests.build(experiment, terminal)
-        experiment = devices.decided(experiment, len(manifest.entries) + manifest.unused, accelerator)
         loader = make_loader(experiment, manifest, accelerator)
         for file in manifest.rejected:
             terminal.warn(f"left out {file.path}, which {file.fault}")
         loaded = weights.read(experiment.network)
         normalisation = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
+    experiment = devices.decided(experiment, len(manifest.entries) + manifest.unused, accelerator)
     settings = experiment.network
     architecture = Architecture(
         arch=settings.arch,
