@@ -69,6 +69,8 @@ class Store:
         self._costs: dict[str, float] = {}
         """Seconds a row, of each file."""
         self._checked: set[str] = set()
+        self._damaged: set[str] = set()
+        """Files that were dropped; they are still there where they could not be removed."""
         self._maps: OrderedDict[str, Tensor] = OrderedDict()
         self._use: int | None = None
 
@@ -77,7 +79,7 @@ class Store:
         self._hold()
         present = {path.name for path in self.folder.glob("*.safetensors")}
         self._forget(self._keys.keys() - present)
-        for name in sorted(present - self._keys.keys()):
+        for name in sorted(present - self._keys.keys() - self._damaged):
             try:
                 with safe_open(self.folder / name, "pt") as file:
                     said = file.metadata()
@@ -172,11 +174,12 @@ class Store:
             return len(rows) == len(self._keys[name]) and said["checksum"] == _checksum(
                 self._keys[name], rows
             )
-        except (SafetensorError, OSError, KeyError):
+        except (SafetensorError, FileNotFoundError, KeyError):
             return False
 
     def _drop(self, name: str) -> None:
         self.on_damage(self.folder / name)
+        self._damaged.add(name)
         with suppress(OSError):  # a store that cannot be written to: forgetting it must do
             (self.folder / name).unlink(missing_ok=True)
         self._forget({name})
@@ -202,6 +205,8 @@ class Store:
                 write_text(recipe, text)
             try:
                 self._use = os.open(mark, os.O_RDONLY) if mark.exists() else os.open(mark, NEW, 0o666)
+            except FileNotFoundError:  # removed just now
+                continue
             except OSError:  # one that may only be read: nobody removes it
                 return
             fcntl.flock(self._use, fcntl.LOCK_SH)

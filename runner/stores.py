@@ -8,8 +8,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ IN_USE = "in-use"
 """Locked, shared, by whoever uses the store."""
 REMOVED = ".removed-"
 """Begins the name of what is being removed."""
-DAY = 86400.0
+HOUR, DAY = 3600.0, 86400.0
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,37 @@ def stores(root: Path) -> list[Found]:
 
 
 def remove(store: Found) -> bool:
-    """Remove a store, unless a process uses it. Whether it is gone."""
+    """Remove a store, unless a process uses it or it may only be read. Whether it is gone."""
     try:
-        handle = os.open(store.folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
+        with _alone(store):
+            aside = store.folder.with_name(f"{REMOVED}{uuid.uuid4().hex}")
+            store.folder.rename(aside)  # at once: nobody finds half a store
+            shutil.rmtree(aside, ignore_errors=True)
     except FileNotFoundError:
         return True
+    except OSError:
+        return False
+    return True
+
+
+def removable(store: Found) -> bool:
+    """Whether no process uses a store."""
+    try:
+        with _alone(store):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _alone(store: Found) -> Iterator[None]:
+    """Within the block nobody uses the store. Raises OSError where somebody does, or it may only be read."""
+    handle = os.open(store.folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        aside = store.folder.with_name(f"{REMOVED}{uuid.uuid4().hex}")
-        store.folder.rename(aside)  # at once: nobody finds half a store
-        shutil.rmtree(aside, ignore_errors=True)
-    except BlockingIOError:
-        return False
+        yield
     finally:
         os.close(handle)
-    return True
 
 
 def make_room(root: Path, needed: int, cap: float, terminal: Terminal) -> None:
@@ -89,30 +105,36 @@ def make_room(root: Path, needed: int, cap: float, terminal: Terminal) -> None:
     if not needed:
         return
     present = stores(root)
-    taken = sum(store.bytes for store in present)
+    taken, free = sum(store.bytes for store in present), free_bytes(root)
+    leaving = []
     for store in reversed(present):
-        if taken + needed <= cap:
-            break
-        if remove(store):
-            taken -= store.bytes
-            terminal.warn(
-                f"removed the features {store.name} ({size(store.bytes)}, unused for"
-                f" {duration(time.time() - store.used)}): features.cap is {size(cap)}"
-            )
+        if taken + needed > cap and removable(store):
+            leaving.append(store)
+            taken, free = taken - store.bytes, free + store.bytes
     if taken + needed > cap:
         raise UserError(
             f"This run's features need {size(needed)} beside {size(taken)} in use, and features.cap is {size(cap)};"
             " raise it, take fewer views (views.train), or set features.store=false."
         )
-    if needed > (free := free_bytes(root)):
+    if needed > free:
         raise UserError(
             f"This run's features need {size(needed)}, but {root} has {size(free)} left; free some space (runner store"
             " list shows what is kept), set cache to another disk, take fewer views, or set features.store=false."
         )
+    for store in leaving:
+        if remove(store):
+            terminal.warn(
+                f"removed the features {store.name} ({size(store.bytes)}, unused for"
+                f" {duration(time.time() - store.used)}): features.cap is {size(cap)}"
+            )
 
 
 def _look(folder: Path) -> Found:
     recipe = folder / RECIPE
+    for path in folder.glob(".*.partial"):  # of a killed process; a living one is done in seconds
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > HOUR:
+                path.unlink()
     try:
         about = json.loads(recipe.read_text())["about"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from helpers import QUIET, TEST, TRAIN, VAL, InBfloat16, Make, Recorder, compara
 from torch import Tensor
 
 from runner import prefix, prepared, run
-from runner.errors import UserError
+from runner.errors import UserError, sentence
 from runner.experiment import Experiment
 from runner.features import Features, _MappedRows
 from runner.fit import Epoch
@@ -26,16 +28,18 @@ from runner.prefix import can_compile, worth_compiling
 from runner.terminal import Terminal
 
 Train = Callable[..., Any]
+TESTS = Path(__file__).resolve().parent
 RUN = """
 import json, os, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
-from runner import prefix, prepared, store
+from helpers import QUIET, Recorder, comparable
+from runner import figures, prefix, run, store
 from runner.settings import parse
-from runner.terminal import Terminal
 
 store.FILE_SECONDS = 0.0
-left = int(os.environ.get("DIES_AFTER", "1000"))
+figures.curves = lambda *_: None
+left = int(os.environ["DIES_AFTER"])
 through = prefix.Prefix.through
 
 def dying(self, values, stage):
@@ -46,25 +50,62 @@ def dying(self, values, stage):
     return through(self, values, stage)
 
 prefix.Prefix.through = dying
-features = prepared.prepare(parse(sys.argv[1:])[0], Accelerator(cpu=True), Terminal(speaks=False)).features
-sums = [float(next(features.rows(split, view).batches([range(9)])).double().sum())
-        for split, view in (("train", 0), ("train", 1), ("val", -1))]
-print(json.dumps({"misses": features.account.misses, "sums": sums}))
+records = Recorder(Path(os.environ["RECORDS"]))
+result = run.train(parse(sys.argv[1:])[0], Accelerator(cpu=True), records, QUIET)
+misses = [value for name, _, value in records.points if name == "features/misses"]
+print(json.dumps({"misses": misses, "history": comparable(result.history), "test": result.best.as_dict()}))
 """
 
 
-def start(words: list[str], dies_after: int = 1000) -> subprocess.Popen[str]:
-    """A process that asks for the rows of two training views and of validation."""
-    environment = os.environ | {"DIES_AFTER": str(dies_after)}
+def start(words: list[str], records: Path, dies_after: int = 1000) -> subprocess.Popen[str]:
+    """A process that runs an experiment whole, and writes every chunk of rows at once."""
+    environment = os.environ | {
+        "DIES_AFTER": str(dies_after),
+        "RECORDS": str(records),
+        "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS])),
+    }
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *words], env=environment, stdout=subprocess.PIPE, text=True
     )
 
 
-def said(process: subprocess.Popen[str]) -> dict[str, Any]:
+def said(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
+    """Images that a run sent through the convolutions, and what came of it."""
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
-    return dict(json.loads(out))
+    told = json.loads(out)
+    (misses,) = told.pop("misses")
+    return misses, told
+
+
+def told(result: run.Result) -> dict[str, Any]:
+    """A result as such a process tells it."""
+    return dict(
+        json.loads(json.dumps({"history": comparable(result.history), "test": result.best.as_dict()}))
+    )
+
+
+def flip_a_bit(root: Path) -> None:
+    """Damage the rows of every file of every store."""
+    paths = list(root.rglob("*.safetensors"))
+    assert paths
+    for path in paths:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+
+@contextmanager
+def read_only(folder: Path, view: Path) -> Iterator[None]:
+    """Mount `folder` at `view`, where nobody can write; skips where that takes more rights."""
+    view.mkdir()
+    if shutil.which("mount") is None or subprocess.run(["mount", "--bind", folder, view]).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", view], check=True)
 
 
 def features_of(experiment: Experiment, accelerator: Accelerator, terminal: Terminal = QUIET) -> Features:
@@ -170,6 +211,15 @@ class TestOnce:
         monkeypatch.setattr(library, "99.0")
         assert missing(make(), accelerator)[1] == VAL
 
+    def test_another_weight_s_rows_are_others(self, make: Make, accelerator: Accelerator) -> None:
+        features_of(make(), accelerator).rows("val", -1)
+        features = features_of(make(), accelerator)
+        assert features.demand([("val", -1)]).rows == 0
+        nudged = features_of(make(), accelerator)
+        bias = nudged.prefix.network.get_parameter("features.18.bias")
+        bias.data[0] = torch.nextafter(bias.data[0], torch.tensor(1.0))
+        assert nudged.demand([("val", -1)]).images == VAL
+
     def test_another_head_takes_the_convolutions_rows(
         self, make: Make, train: Train, through_prefix: list[int]
     ) -> None:
@@ -196,23 +246,34 @@ class TestOnce:
     ) -> None:
         words = ("--network.normalise", "VGG11_Weights.DEFAULT")
         features = features_of(make(*words), accelerator)
-        entry = features.manifest.select("val")[0]
-        before = next(features.rows("val", -1).batches([[0]]))
+        entries = sorted(features.manifest.entries, key=lambda each: (each.label, each.size))
+        other, entry = next(
+            (smaller, larger)
+            for smaller, larger in itertools.pairwise(entries)
+            if smaller.label == larger.label and larger.split == "val"
+        )
+        place = features.manifest.select("val").index(entry)
+        before = next(features.rows("val", -1).batches([[place]]))
         path = features.manifest.root / entry.path
         stamp = path.stat()
-        content = bytearray(path.read_bytes())
-        other = features.manifest.root / features.manifest.select("train")[0].path
-        path.write_bytes(other.read_bytes()[: len(content)].ljust(len(content), b"\0"))
+        path.write_bytes((features.manifest.root / other.path).read_bytes().ljust(entry.size, b"\0"))
         os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
-        if path.stat().st_size != stamp.st_size:
-            raise AssertionError("the picture should have kept its size")
-        kept = ("--data.unreadable", "skip")
-        again = features_of(make(*words, *kept), accelerator)
-        digests = [each.digest for each in again.manifest.entries]
-        assert entry.digest not in digests
-        places = [place for place, each in enumerate(again.manifest.select("val")) if each.path == entry.path]
-        for place in places:
-            assert not torch.equal(next(again.rows("val", -1).batches([[place]])), before)
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
+        again = features_of(make(*words), accelerator)
+        assert again.manifest.select("val")[place].path == entry.path
+        assert again.demand([("val", -1)]).images == 1
+        after = next(again.rows("val", -1).batches([[place]]))
+        assert not torch.equal(after, before)
+        alone = features_of(make(*words, "--features.store", "false"), accelerator)
+        assert torch.equal(after, next(alone.rows("val", -1).batches([[place]])))
+
+    def test_image_replaced_since_it_was_verified_is_told(self, make: Make, accelerator: Accelerator) -> None:
+        features = features_of(make(), accelerator)
+        first, second, *_ = (features.manifest.root / each.path for each in features.manifest.select("val"))
+        second.write_bytes(first.read_bytes())
+        with pytest.raises(UserError, match=f"{second} has changed since it was verified"):
+            features.rows("val", -1)
+        assert features.demand([("val", -1)]).images == VAL
 
 
 class TestHeldOrMapped:
@@ -253,15 +314,37 @@ class TestFaults:
         words = ("--views.train", "1", "--fit.epochs", "1")
         once, _ = train(make(*words))
         through_prefix.clear()
+        flip_a_bit(tmp_path / "cache" / "features")
         for path in (tmp_path / "cache" / "features").rglob("*.safetensors"):
-            content = bytearray(path.read_bytes())
-            content[-1] ^= 1
-            path.write_bytes(content[: int(len(content) * kept)])
+            os.truncate(path, int(path.stat().st_size * kept))
         again = run.train(make(*words), accelerator, Recorder(tmp_path / "again"), Terminal())
         assert "is damaged; computing its rows again" in capsys.readouterr().out
         assert sum(through_prefix) == TRAIN + VAL + TEST
         assert comparable(once.history) == comparable(again.history)
         assert (once.best, once.last) == (again.best, again.last)
+
+    def test_damaged_file_that_cannot_be_removed_is_passed_over(
+        self, make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        features = features_of(make(), accelerator)
+        whole = next(features.rows("val", -1).batches([range(VAL)]))
+        flip_a_bit(tmp_path / "cache" / "features")
+        unlink, notes = Path.unlink, []
+
+        def refuse(self: Path, missing_ok: bool = False) -> None:
+            if self.suffix == ".safetensors":
+                raise PermissionError(13, "Permission denied", str(self))
+            unlink(self, missing_ok)
+
+        def note(_: Terminal, text: str) -> None:
+            notes.append(text)
+            assert len(notes) < 10, "endless"
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        monkeypatch.setattr(Terminal, "warn", note)
+        again = features_of(make(), accelerator)
+        assert torch.equal(next(again.rows("val", -1).batches([range(VAL)])), whole)
+        assert again.account.misses == VAL
 
     def test_full_disk_and_cap_are_told_before_anything_is_computed(
         self, make: Make, train: Train, through_prefix: list[int], monkeypatch: pytest.MonkeyPatch
@@ -289,19 +372,36 @@ class TestFaults:
         with pytest.raises(PermissionError):
             features.rows("train", 0)
 
-    def test_killed_while_extracting(self, words: list[str]) -> None:
-        killed = start(words, dies_after=2)
+    def test_read_only_file_system(self, make: Make, train: Train, tmp_path: Path) -> None:
+        words = ("--fit.epochs", "1")
+        once, _ = train(make(*words))
+        with read_only(tmp_path / "cache", tmp_path / "read-only"):
+            elsewhere = ("--cache", str(tmp_path / "read-only"))
+            again, _ = train(make(*words, *elsewhere))
+            assert told(again) == told(once)
+            for more in (("--views.train", "2", "--fit.epochs", "2"), ("--features.chunk", "4")):
+                with pytest.raises(OSError, match="Read-only file system") as refused:
+                    train(make(*words, *elsewhere, *more))
+                assert f"{tmp_path}/read-only/features" in str(sentence(refused.value))
+
+    def test_killed_while_extracting(
+        self, words: list[str], make: Make, train: Train, tmp_path: Path
+    ) -> None:
+        killed = start(words, tmp_path / "killed", dies_after=2)
         killed.communicate(timeout=120)
         assert killed.returncode == -9
-        whole = 2 * TRAIN + VAL
-        assert said(start(words))["misses"] in (whole - 8, whole - 16)  # the second chunk was being written
+        misses, result = said(start(words, tmp_path / "next"))
+        whole = 2 * TRAIN + VAL + TEST
+        assert misses in (whole - 8, whole - 16)  # the second chunk was being written
+        assert result == told(train(make("--features.store", "false"))[0])
 
-    def test_two_at_once_share_the_work(self, words: list[str], tmp_path: Path) -> None:
-        first, second = (said(process) for process in [start(words), start(words)])
-        assert first["misses"] + second["misses"] == 2 * TRAIN + VAL
-        assert first["sums"] == second["sums"]
-        shutil.rmtree(tmp_path / "cache" / "features")
-        assert said(start(words)) == {"misses": 2 * TRAIN + VAL, "sums": first["sums"]}
+    def test_two_at_once_share_the_work(
+        self, words: list[str], make: Make, train: Train, tmp_path: Path
+    ) -> None:
+        both = [start(words, tmp_path / name) for name in ("first", "second")]
+        (one, first), (other, second) = map(said, both)
+        assert one + other == 2 * TRAIN + VAL + TEST
+        assert first == second == told(train(make("--features.store", "false"))[0])
 
     def test_stopped_while_extracting_keeps_what_was_computed(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch

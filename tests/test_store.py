@@ -320,6 +320,11 @@ class TestAllStores:
         with pytest.raises(UserError, match=r"need 4\.9 KiB, but .* has 100 B left"):
             stores.make_room(tmp_path / "features", 5000, 1e9, QUIET)
 
+    def test_nothing_is_removed_where_it_would_not_suffice(self, three: list[Store], tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"features\.cap"):
+            stores.make_room(tmp_path / "features", 5000, 4000, QUIET)
+        assert len(self.names(tmp_path)) == 3
+
     def test_use_renews(self, three: list[Store], tmp_path: Path) -> None:
         user = Store(tmp_path / "features", {"name": "old"})
         user.refresh()
@@ -337,6 +342,16 @@ class TestAllStores:
         user.refresh()
         assert user.missing(["a"]) == []
         user.release()
+
+    def test_what_a_killed_writer_left_is_cleared(self, three: list[Store], tmp_path: Path) -> None:
+        left = three[0].folder / ".a.safetensors.b.partial"
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+        user = Store(tmp_path / "features", {"name": "old"})
+        user.refresh()
+        user.release()
+        self.names(tmp_path)
+        assert not left.exists()
 
     def test_half_removed_is_cleared(self, three: list[Store], tmp_path: Path) -> None:
         three[0].folder.rename(three[0].folder.with_name(".removed-x"))
