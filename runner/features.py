@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from runner import stores
+from runner.errors import UserError
 from runner.keys import digest
 from runner.loading import Loader
 from runner.manifest import Entry, Manifest
@@ -35,6 +36,9 @@ from runner.views import CLEAN
 
 ROWS_VERSION = 2
 """Part of every store's key: raise it when decoding, views or normalisation change what they compute."""
+
+ATTEMPTS = 4
+"""Times that rows are computed again because their files were found damaged or gone."""
 
 Wanted = Sequence[tuple[str, int]]
 """Splits and views."""
@@ -184,11 +188,15 @@ class Features:
         """See that a stage's store has the rows of `entries`, whole: all processes together."""
         store = self._store(stage, view)
         keys = [_key(entry, view) for entry in entries]
-        whole = False
-        while not whole:  # a file may prove damaged to any process, when it first reads it
+        for _ in range(ATTEMPTS):  # a file may prove damaged, or gone, to any process when it first reads it
             self._compute(stage, store, entries, keys, view)
-            whole = not gather_object(store.verify(keys))
-            self.accelerator.wait_for_everyone()
+            lacking = bool(store.verify(keys)) or bool(store.missing(keys))
+            if not any(gather_object([lacking])):
+                return
+        raise UserError(
+            f"Files of features in {store.folder} were damaged or removed {ATTEMPTS} times over; look after the disk,"
+            " or set cache to another one."
+        )
 
     def _compute(
         self, stage: int, store: Store, entries: Sequence[Entry], keys: Sequence[str], view: int

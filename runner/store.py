@@ -196,7 +196,7 @@ class Store:
     def _hold(self, make: bool = False) -> None:
         """Lock the store against removal as long as this process lives, and note the time of its use."""
         recipe, mark = self.folder / RECIPE, self.folder / IN_USE
-        while self._use is None or not recipe.exists():  # it may be removed while it is being opened
+        while not self._holds():  # it may be removed while it is being opened
             self.release()
             if not recipe.exists():
                 if not make:
@@ -209,9 +209,23 @@ class Store:
                 continue
             except OSError:  # one that may only be read: nobody removes it
                 return
-            fcntl.flock(self._use, fcntl.LOCK_SH)
             with suppress(OSError):
                 os.utime(recipe)
+            try:
+                fcntl.flock(self._use, fcntl.LOCK_SH)
+            except OSError:  # a file system without locks
+                return
+
+    def _holds(self) -> bool:
+        """Whether the lock is on the store that is there now, not on one that was removed."""
+        if self._use is None:
+            return False
+        mine = os.fstat(self._use)
+        try:
+            there = (self.folder / IN_USE).stat()
+        except OSError:
+            return False
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino) and (self.folder / RECIPE).exists()
 
     def release(self) -> None:
         """Let others remove the store."""
