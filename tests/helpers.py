@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import runner.fit
 from runner.experiment import Experiment, Normalisation
-from runner.fit import Epoch
+from runner.fit import Epoch, Inputs, fit
 from runner.network import Architecture, Network
+from runner.scores import Scores
 from runner.terminal import Terminal
 from runner.tracker import Tracker
 
@@ -85,3 +88,50 @@ def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     return load_file(path), metadata
+
+
+@dataclass
+class Matrix:
+    """Rows from memory."""
+
+    values: Tensor
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        return (self.values[torch.as_tensor(list(batch), dtype=torch.long)] for batch in batches)
+
+
+def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
+    """512 numbers an image, whose class a line can tell; 10, 5, 5, … images of a class."""
+    generator = torch.Generator().manual_seed(1)
+    labels = [0 if place % 2 else 1 + place // 2 % 2 for place in range(count)]
+    centres = torch.randn(3, 512, generator=generator)
+    return centres[labels] + torch.randn(count, 512, generator=generator), labels
+
+
+def learn(
+    experiment: Experiment, network: Network, accelerator: Accelerator, count: int = 20
+) -> tuple[list[Epoch], list[dict[str, Tensor]]]:
+    """Fit a head on rows from memory: the epochs, and the parameters after each."""
+    values, labels = rows_and_labels(count)
+    inputs = Inputs(lambda _: Matrix(values), labels)
+    after: list[dict[str, Tensor]] = []
+
+    def remember(_: Epoch) -> None:
+        after.append({name: value.detach().clone() for name, value in network.classifier.named_parameters()})
+
+    history = fit(experiment, network, inputs, inputs, accelerator, 8, remember, QUIET)
+    return history, after
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Sequence[float] = ()) -> None:
+    """Validation that says these scores, one an epoch."""
+    recall = recall or top1
+    pairs = iter(zip(top1, recall, strict=True))
+
+    def say(*_: object) -> Scores:
+        first, second = next(pairs)
+        return Scores(
+            loss=1, top1=first, top5=1, recall=second, images=100, hits1=round(first * 100), hits5=100
+        )
+
+    monkeypatch.setattr(runner.fit, "evaluate", say)

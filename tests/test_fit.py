@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,9 +22,13 @@ from helpers import (
     VAL,
     InBfloat16,
     Make,
+    Matrix,
     Recorder,
     checkpoint_content,
     comparable,
+    learn,
+    rows_and_labels,
+    scripted,
     small_network,
 )
 from hypothesis import given, settings
@@ -34,24 +37,19 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-import runner.fit
-from runner import checkpoint, prepared, run, schedule
+from runner import checkpoint, prepared, run
 from runner.dropout import KeyedDropout, announce
 from runner.errors import UserError
-from runner.experiment import Experiment, Optim, Schedule
+from runner.experiment import Optim
 from runner.fit import (
-    Epoch,
-    Inputs,
     build_optimizer,
     class_weights,
     epoch_batches,
     evaluate,
-    fit,
     infer,
     shares,
 )
 from runner.network import Architecture, Network
-from runner.scores import Scores
 
 
 @pytest.fixture(autouse=True, scope="class")
@@ -59,179 +57,6 @@ def _let_go(accelerator: Accelerator) -> Iterator[None]:
     """The accelerator holds on to every network that it prepared."""
     yield
     accelerator.free_memory()
-
-
-@dataclass
-class Matrix:
-    """Rows from memory."""
-
-    values: Tensor
-
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        return (self.values[torch.as_tensor(list(batch), dtype=torch.long)] for batch in batches)
-
-
-def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
-    """512 numbers an image, whose class a line can tell; 10, 5, 5, … images of a class."""
-    generator = torch.Generator().manual_seed(1)
-    labels = [0 if place % 2 else 1 + place // 2 % 2 for place in range(count)]
-    centres = torch.randn(3, 512, generator=generator)
-    return centres[labels] + torch.randn(count, 512, generator=generator), labels
-
-
-def learn(
-    experiment: Experiment, network: Network, accelerator: Accelerator, count: int = 20
-) -> tuple[list[Epoch], list[dict[str, Tensor]]]:
-    """Fit a head on rows from memory: the epochs, and the parameters after each."""
-    values, labels = rows_and_labels(count)
-    inputs = Inputs(lambda _: Matrix(values), labels)
-    after: list[dict[str, Tensor]] = []
-
-    def remember(_: Epoch) -> None:
-        after.append({name: value.detach().clone() for name, value in network.classifier.named_parameters()})
-
-    history = fit(experiment, network, inputs, inputs, accelerator, 8, remember, QUIET)
-    return history, after
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Sequence[float] = ()) -> None:
-    """Validation that says these scores, one an epoch."""
-    recall = recall or top1
-    pairs = iter(zip(top1, recall, strict=True))
-
-    def say(*_: object) -> Scores:
-        first, second = next(pairs)
-        return Scores(
-            loss=1, top1=first, top5=1, recall=second, images=100, hits1=round(first * 100), hits5=100
-        )
-
-    monkeypatch.setattr(runner.fit, "evaluate", say)
-
-
-class TestReportRule:
-    def follow(
-        self, hits: Sequence[int], factor: float = 5, reductions: int = 3
-    ) -> tuple[list[float], int | None]:
-        """The learning rate after each epoch, and the epoch at which training stops."""
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
-        rule = schedule.build(Schedule("report", factor, reductions), optimizer, 100)
-        rates = []
-        for epoch, count in enumerate(hits):
-            rule.stepped()
-            stop = rule.validated(count)
-            rates.append(optimizer.param_groups[0]["lr"])
-            if stop:
-                return rates, epoch
-        return rates, None
-
-    @pytest.mark.parametrize(
-        ("hits", "divided", "stop"),
-        [
-            ([5, 6, 7, 8], [0, 0, 0, 0], None),
-            ([5, 5, 5, 5], [0, 0, 0, 0], None),
-            ([5, 4, 3, 2], [0, 1, 2, 3], 3),
-            ([5, 4, 4, 3, 3, 2, 9], [0, 1, 1, 2, 2, 3], 5),
-            ([5, 4, 6, 5, 7, 6], [0, 1, 1, 2, 2, 3], 5),
-            ([9, 1, 2, 3, 4], [0, 1, 1, 1, 1], None),
-            ([0, 0, 1, 0], [0, 0, 0, 1], None),
-            ([4, 6, 5, 5, 6, 5], [0, 0, 1, 1, 1, 2], None),
-        ],
-    )
-    def test_divides_when_accuracy_falls_below_the_epoch_before(
-        self, hits: list[int], divided: list[int], stop: int | None
-    ) -> None:
-        rates, stopped = self.follow(hits)
-        assert rates == pytest.approx([0.01 / 5**times for times in divided])
-        assert stopped == stop
-
-    def test_factor_and_reductions_are_settings(self) -> None:
-        rates, stopped = self.follow([3, 2, 1], factor=2, reductions=1)
-        assert rates == pytest.approx([0.01, 0.005])
-        assert stopped == 1
-
-    @settings(deadline=None)
-    @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
-    def test_as_the_report_words_it(self, hits: list[int]) -> None:
-        rates, stopped = self.follow(hits)
-        lr, falls = 0.01, 0
-        for epoch, count in enumerate(hits):
-            if epoch and count < hits[epoch - 1]:
-                lr, falls = lr / 5, falls + 1
-            assert rates[epoch] == pytest.approx(lr)
-            if falls == 3:
-                assert stopped == epoch
-                return
-        assert stopped is None
-
-    def test_every_group_is_divided(self) -> None:
-        network = small_network(trainable="features.16")
-        optimizer = build_optimizer(Optim("sgd", lr=0.1, groups={"features": 0.01}), network)
-        rule = schedule.build(Schedule("report"), optimizer, 10)
-        rule.validated(5)
-        rule.validated(4)
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
-
-    def test_in_the_loop(self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
-        scripted(monkeypatch, [0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.4, 0.9])
-        experiment = make("--schedule.kind", "report", "--fit.epochs", "8", "--optim.lr", "0.01")
-        history, _ = learn(experiment, small_network(), accelerator)
-        assert [epoch.lr for epoch in history] == pytest.approx(
-            [0.01, 0.01, 0.002, 0.002, 0.002, 0.0004, 0.0004]
-        )
-        assert [epoch.number for epoch in history if epoch.reduced] == [2, 5, 7]
-        assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5, 6, 7]
-
-
-class TestOtherSchedules:
-    def rates(self, kind: str, steps: int = 20, lr: float = 0.1) -> list[float]:
-        """The learning rate of each step, and the one behind the last."""
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
-        rule = schedule.build(Schedule(kind), optimizer, steps)  # type: ignore[arg-type]
-        rates = []
-        for step in range(steps):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            rule.stepped()
-            assert not rule.validated(20 - step)
-        return [*rates, optimizer.param_groups[0]["lr"]]
-
-    def test_constant(self) -> None:
-        assert self.rates("constant") == [0.1] * 21
-
-    def test_cosine_goes_from_lr_to_zero(self) -> None:
-        expected = [0.05 * (1 + math.cos(math.pi * step / 20)) for step in range(21)]
-        assert self.rates("cosine") == pytest.approx(expected, abs=1e-9)
-
-    def test_onecycle_rises_to_lr_and_falls_far_below_the_start(self) -> None:
-        rates = self.rates("onecycle", steps=100)
-        top = int(np.argmax(rates))
-        assert max(rates) == pytest.approx(0.1, rel=0.01)
-        assert rates[0] == pytest.approx(0.1 / 25)
-        assert 20 < top < 40
-        assert rates[: top + 1] == sorted(rates[: top + 1])
-        assert rates[top:] == sorted(rates[top:], reverse=True)
-        assert rates[-1] < rates[0] / 1000
-
-    @pytest.mark.parametrize("kind", ["cosine", "onecycle", "constant"])
-    def test_in_the_loop_they_end_with_the_epochs(
-        self, kind: str, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        scripted(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.5])
-        experiment = make(
-            "--schedule.kind", kind, "--fit.epochs", "5", "--optim.lr", "0.01", "--fit.batch_size", "6"
-        )
-        history, _ = learn(experiment, small_network(), accelerator)
-        steps_an_epoch = 4
-        expected = self.rates(kind, 5 * steps_an_epoch, 0.01)[: 5 * steps_an_epoch : steps_an_epoch]
-        assert [epoch.lr for epoch in history] == pytest.approx(expected)
-        assert not any(epoch.reduced for epoch in history)
-
-    def test_sgd_keeps_its_momentum_under_onecycle(self) -> None:
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.7)
-        rule = schedule.build(Schedule("onecycle"), optimizer, 10)
-        optimizer.step()
-        rule.stepped()
-        assert optimizer.param_groups[0]["momentum"] == 0.7
 
 
 class TestDropout:
