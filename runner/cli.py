@@ -11,6 +11,7 @@ USAGE = """\
 usage: runner VERB [-n PROCESSES] …
 
   train       train an experiment         runner train --config caltech101-pooled --data.root DATA
+  search      search its settings         runner search --config caltech101-pooled --space around-baseline --study NAME
   evaluate    judge a run's checkpoints   runner evaluate RUN [--split test] [--json]
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
   store       kept features               runner store list | remove NAME…
@@ -68,6 +69,12 @@ def _evaluate(argv: list[str]) -> int:
     return launch("evaluation.py", rest, processes)
 
 
+def _search(argv: list[str]) -> int:
+    from runner.coordinator import search
+
+    return search(argv)
+
+
 def _ui(argv: list[str]) -> int:
     from runner.ui import main
 
@@ -86,7 +93,14 @@ def _bench(argv: list[str]) -> int:
     return main(argv)
 
 
-VERBS = {"train": _train, "evaluate": _evaluate, "ui": _ui, "store": _store, "bench": _bench}
+VERBS = {
+    "train": _train,
+    "search": _search,
+    "evaluate": _evaluate,
+    "ui": _ui,
+    "store": _store,
+    "bench": _bench,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -320,7 +320,12 @@ def as_tree(experiment: Experiment) -> dict[str, Any]:
 
 def as_yaml(experiment: Experiment) -> str:
     """The experiment as a file that `--config` reads back to an equal one."""
-    return yaml.dump(as_tree(experiment), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return dump(as_tree(experiment))
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """Plain values as YAML that the parser reads back as they are."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import PIL.features
 import torch
@@ -42,6 +42,8 @@ ATTEMPTS = 4
 
 Wanted = Sequence[tuple[str, int]]
 """Splits and views."""
+Held: TypeAlias = OrderedDict[tuple[Path, str, int], Tensor]
+"""Rows in memory, by store, split and view; the least recently used first."""
 
 
 class Rows(Protocol):
@@ -91,11 +93,13 @@ class Kept:
         memory: Bytes of rows that are held in memory too, the least recently used views going first; a split and
             view that is larger is gathered from the memory map.
         cap: Bytes that all stores may take.
+        held: The rows in memory; experiments that share a manifest may share them.
     """
 
     root: Path
     memory: float
     cap: float
+    held: Held = field(default_factory=OrderedDict)
 
 
 @dataclass
@@ -120,9 +124,12 @@ class Features:
     account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
-        self._memory: OrderedDict[tuple[str, int], Tensor] = OrderedDict()
         self._stores: dict[tuple[int, str], Store] = {}
         self._row: list[tuple[torch.Size, torch.dtype]] = []
+
+    @property
+    def _memory(self) -> Held:
+        return self.kept.held if self.kept is not None else OrderedDict()
 
     @property
     def stored(self) -> bool:
@@ -140,11 +147,12 @@ class Features:
         keys = [_key(entry, view) for entry in entries]
         last = len(self.prefix.stages) - 1
         store = self._store(last, view)
-        if (split, view) not in self._memory:
+        place = (store.folder, split, view)
+        if place not in self._memory:
             self._fill(last, entries, view)
         self.account.served += len(keys)
         self.account.worth += store.seconds(keys)
-        return self._held((split, view), store, keys)
+        return self._held(place, store, keys)
 
     def row_shape(self) -> tuple[torch.Size, torch.dtype]:
         """Shape and type of a row, from one black image."""
@@ -260,7 +268,7 @@ class Features:
             keys = [_key(entries[place], view) for place in places]
             yield store.read(keys), store.seconds(keys)
 
-    def _held(self, key: tuple[str, int], store: Store, keys: Sequence[str]) -> Rows:
+    def _held(self, key: tuple[Path, str, int], store: Store, keys: Sequence[str]) -> Rows:
         """Rows from memory where they fit into it, else from the map."""
         assert self.kept is not None
         device = self.accelerator.device

@@ -101,34 +101,36 @@ def fit(
     settings = experiment.fit
     trainer = _Trainer(experiment, network, torch.tensor(train.labels), accelerator)
     history: list[Epoch] = []
-    with terminal.progress("train", settings.epochs * len(train.labels)) as advance:
-        for number in range(settings.epochs):
-            began = time.monotonic()
-            rows = train.rows(number)
-            lr = trainer.lr
-            ready = time.monotonic()
-            loss, top1 = trainer.epoch(number, rows, advance)
-            trained = time.monotonic()
-            _check_finite("training", loss, number, experiment)
-            judged = evaluate(network, val.rows(number), val.labels, accelerator, chunk)
-            _check_finite("validation", judged.loss, number, experiment)
-            stop, reduced = trainer.validated(judged)
-            record = Epoch(
-                number=number + 1,
-                train_loss=loss,
-                train_top1=top1,
-                val=judged,
-                lr=lr,
-                seconds=time.monotonic() - began,
-                images_per_second=len(train.labels) / (trained - ready),
-                best=all(_score(judged, settings) > _score(epoch.val, settings) for epoch in history),
-                reduced=reduced,
-            )
-            history.append(record)
-            on_epoch(record)
-            if stop:
-                break
-    accelerator.free_memory()
+    try:
+        with terminal.progress("train", settings.epochs * len(train.labels)) as advance:
+            for number in range(settings.epochs):
+                began = time.monotonic()
+                rows = train.rows(number)
+                lr = trainer.lr
+                ready = time.monotonic()
+                loss, top1 = trainer.epoch(number, rows, advance)
+                trained = time.monotonic()
+                _check_finite("training", loss, number, experiment)
+                judged = evaluate(network, val.rows(number), val.labels, accelerator, chunk)
+                _check_finite("validation", judged.loss, number, experiment)
+                stop, reduced = trainer.validated(judged)
+                record = Epoch(
+                    number=number + 1,
+                    train_loss=loss,
+                    train_top1=top1,
+                    val=judged,
+                    lr=lr,
+                    seconds=time.monotonic() - began,
+                    images_per_second=len(train.labels) / (trained - ready),
+                    best=all(_score(judged, settings) > _score(epoch.val, settings) for epoch in history),
+                    reduced=reduced,
+                )
+                history.append(record)
+                on_epoch(record)
+                if stop:
+                    break
+    finally:  # a process may fit again, whatever became of this one
+        accelerator.free_memory()
     return history
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -57,6 +58,11 @@ class Manifest:
         """The class index of each entry of a split."""
         index = {name: place for place, name in enumerate(self.classes)}
         return [index[entry.label] for entry in self.select(split)]
+
+    def without(self, split: str) -> Manifest:
+        """The same images but for those of a split."""
+        kept = tuple(entry for entry in self.entries if entry.split != split)
+        return dataclasses.replace(self, entries=kept)
 
     @cached_property
     def duplicates(self) -> int:

@@ -7,6 +7,7 @@ a row is then the same number for number whoever computes it, next to whatever e
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import shutil
@@ -129,8 +130,11 @@ def worth_compiling(images: int, crop: int, device: torch.device) -> bool:
 def can_compile() -> bool:
     """Whether a C++ compiler with OpenMP and Python's headers is here, which inductor needs on a CPU."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        return False
+    return compiler is not None and _works(compiler)
+
+
+@functools.cache
+def _works(compiler: str) -> bool:
     words = ["-fopenmp", f"-I{sysconfig.get_path('include')}", "-include", "Python.h", "-include", "omp.h"]
     command = [compiler, *words, "-fsyntax-only", "-x", "c++", os.devnull]
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -12,7 +14,8 @@ from runner import channels, devices, weights
 from runner import manifest as manifests
 from runner.errors import UserError
 from runner.experiment import Experiment, Normalisation
-from runner.features import Features, Kept
+from runner.features import Features, Held, Kept
+from runner.keys import digest
 from runner.loading import Loader
 from runner.manifest import Manifest
 from runner.network import Architecture, Network
@@ -36,14 +39,26 @@ class Prepared:
     chunk: int
 
 
-def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    terminal: Terminal,
+    shared: Shared | None = None,
+) -> Prepared:
     """Scan and split the images, build the network with its weights and cut, and set the features up.
+
+    Args:
+        experiment: What to prepare.
+        accelerator: Device and peers.
+        terminal: Shows progress.
+        shared: With the other trials of a study, which differ in no setting of data, split or device. What is
+            prepared with it holds no test split: what is tuned must not see it.
 
     Raises `UserError` for whatever in data, weights or settings cannot work.
     """
     cache = Path(experiment.cache).expanduser()
     with accelerator.local_main_process_first():
-        manifest = manifests.build(experiment, terminal)
+        manifest = shared.manifest if shared and shared.manifest else manifests.build(experiment, terminal)
         loader = make_loader(experiment, manifest, accelerator)
         for file in manifest.rejected:
             terminal.warn(f"left out {file.path}, which {file.fault}")
@@ -69,7 +84,44 @@ def prepare(experiment: Experiment, accelerator: Accelerator, terminal: Terminal
         )
     if loaded is not None:
         weights.load(network, loaded)
-    return assemble(experiment, manifest, network, loader, accelerator, terminal)
+    if shared is None:
+        return assemble(experiment, manifest, network, loader, accelerator, terminal)
+    shared.manifest = manifest
+    return shared.assemble(experiment, manifest.without("test"), network, loader, accelerator, terminal)
+
+
+@dataclass
+class Shared:
+    """What the trials of a study share in one process: images, features, and rows in memory."""
+
+    manifest: Manifest | None = None
+    held: Held = field(default_factory=OrderedDict)
+    features: dict[str, Features] = field(default_factory=dict)
+
+    def assemble(
+        self,
+        experiment: Experiment,
+        manifest: Manifest,
+        network: Network,
+        loader: Loader,
+        accelerator: Accelerator,
+        terminal: Terminal,
+    ) -> Prepared:
+        """As `assemble` does, with the features of an earlier trial that has the same prefix."""
+        ready = assemble(experiment, manifest, network, loader, accelerator, terminal, self.held)
+        if not ready.features.stored:
+            return ready
+        settings = experiment.network
+        prefix = (
+            settings.arch,
+            settings.weights,
+            settings.head,
+            settings.pool,
+            settings.trainable,
+            network.cut,
+        )
+        key = digest(prefix, network.architecture.normalisation, experiment.views, experiment.seed.views)
+        return dataclasses.replace(ready, features=self.features.setdefault(key, ready.features))
 
 
 def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> Loader:
@@ -90,6 +142,7 @@ def assemble(
     loader: Loader,
     accelerator: Accelerator,
     terminal: Terminal,
+    held: Held | None = None,
 ) -> Prepared:
     """Put a network on the device and set its features up."""
     network.to(accelerator.device)
@@ -97,10 +150,13 @@ def assemble(
     settings = experiment.features
     chunk = int(settings.chunk)
     prefix = Prefix(network, accelerator, chunk, settings.compile is True)
-    kept = (
-        Kept(root_of(experiment.cache), settings.memory * GIB, settings.cap * GIB) if settings.store else None
+    kept = Kept(
+        root_of(experiment.cache),
+        settings.memory * GIB,
+        settings.cap * GIB,
+        OrderedDict() if held is None else held,
     )
-    features = Features(manifest, prefix, loader, accelerator, kept, terminal)
+    features = Features(manifest, prefix, loader, accelerator, kept if settings.store else None, terminal)
     return Prepared(experiment, manifest, network, features, chunk)
 
 

@@ -5,46 +5,19 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from accelerate import Accelerator
 
 from runner import run
 from runner.experiment import Experiment, as_tree, flatten
+from runner.records import Records
 from runner.run import Result
 from runner.scores import Scores
-from runner.server import server
-from runner.shipper import recover
 from runner.terminal import Terminal
-from runner.tracker import Tracker, tracked
+from runner.tracker import Tracker
 
 FIGURES = ("top1", "top5", "recall", "loss")
-
-
-class Records:
-    """Begins the runs of this launch: in MLflow on rank 0, nowhere on its peers."""
-
-    def __init__(self, experiment: Experiment, accelerator: Accelerator, terminal: Terminal) -> None:
-        self.experiment = experiment
-        self.terminal = terminal
-        self.server = server(experiment.tracking.root)
-        self.client = self.server.connect() if accelerator.is_main_process else None
-        if self.client is not None:
-            recover(self.server, self.client, terminal)
-
-    @contextmanager
-    def begin(self, name: str, parent: Tracker | None = None, works: bool = True) -> Iterator[Tracker]:
-        """A run called `name`; `works` says whether the system's use is worth recording with it."""
-        if self.client is None:
-            yield Tracker()
-            return
-        watch = works and self.experiment.tracking.system_metrics
-        parent_id = parent.run_id if parent else None
-        with tracked(
-            self.server, self.client, self.experiment.name, name, self.terminal, parent_id, watch
-        ) as tracker:
-            yield tracker
 
 
 def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal: Terminal) -> list[Result]:

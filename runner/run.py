@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -67,20 +68,8 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         tracker.metrics(epoch.metrics(), epoch.number)
         terminal.line(overview.epoch_line(epoch))
 
-    train_labels, val_labels = manifest.labels("train"), manifest.labels("val")
     try:
-        fit(
-            ready.experiment,
-            network,
-            Inputs(
-                lambda epoch: features.rows("train", view_of(epoch, experiment.views.train)), train_labels
-            ),
-            Inputs(lambda _: features.rows("val", CLEAN), val_labels),
-            accelerator,
-            ready.chunk,
-            on_epoch,
-            terminal,
-        )
+        learn(ready, accelerator, on_epoch, terminal)
         keep(history[-1], "last")
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
@@ -91,6 +80,26 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     result = Result(tuple(history), best_scores, last_scores)
     _log_result(ready, result, tracker)
     return result
+
+
+def learn(
+    ready: Prepared, accelerator: Accelerator, on_epoch: Callable[[Epoch], None], terminal: Terminal
+) -> list[Epoch]:
+    """Train on the training split and judge each epoch on validation; the test split is not read.
+
+    Raises `UserError` as `fit` does, and whatever `on_epoch` raises.
+    """
+    manifest, features, views = ready.manifest, ready.features, ready.experiment.views
+    return fit(
+        ready.experiment,
+        ready.network,
+        Inputs(lambda epoch: features.rows("train", view_of(epoch, views.train)), manifest.labels("train")),
+        Inputs(lambda _: features.rows("val", CLEAN), manifest.labels("val")),
+        accelerator,
+        ready.chunk,
+        on_epoch,
+        terminal,
+    )
 
 
 def wanted(experiment: Experiment) -> list[tuple[str, int]]:

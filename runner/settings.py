@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import yaml
 from jsonargparse.typing import PositiveInt
 
 from runner.errors import UserError
-from runner.experiment import Data, Experiment, as_tree, flatten
+from runner.experiment import Data, Experiment, as_tree, dump, flatten
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = next(path for path in (HERE.parent / "experiments", HERE / "experiments") if path.is_dir())
@@ -185,3 +186,22 @@ def parse(
 def read(path: Path) -> Experiment:
     """The experiment in a file, without overrides. Raises `UserError` as `parse` does."""
     return parse(["--config", str(path)])[0]
+
+
+def check_setting(where: str, experiment: Experiment, name: str, value: object) -> None:
+    """See that a setting takes a value. Raises `UserError`, beginning with `where`, if it does not."""
+    tree = as_tree(experiment)
+    *groups, last = name.split(".")
+    node = tree
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        file.write(dump(tree))
+        file.flush()
+        try:
+            taken = flatten(as_tree(read(Path(file.name))))[name]
+        except UserError as error:
+            raise UserError(f"{where} cannot be {value!r}: {error}") from None
+    if taken != value:
+        raise UserError(f"{where} cannot be {value!r}: the setting would read it as {taken!r}.")

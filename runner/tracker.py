@@ -23,6 +23,10 @@ SYSTEM_INTERVAL = 5.0
 """Seconds between two samples of the system's use."""
 
 
+class Pruned(Exception):  # noqa: N818 (it is an end, not an error)
+    """A trial was given up: others do better. Its run ends as KILLED, with the reason."""
+
+
 class Tracker:
     """Records of a run that nobody keeps: what ranks beyond the first hold."""
 
@@ -122,6 +126,7 @@ def tracked(
     terminal: Terminal,
     parent: str | None = None,
     system_metrics: bool = False,
+    run_id: str | None = None,
 ) -> Iterator[MlflowTracker]:
     """A run that is FINISHED when the block ends, FAILED with the reason after an error, KILLED when stopped.
 
@@ -133,17 +138,21 @@ def tracked(
         terminal: Hears of an outage.
         parent: Id of the run that it is a child of.
         system_metrics: Record the use of processor, memory and GPU.
+        run_id: Of a run that is there already, to go on with.
     """
     owner = me(server.uri, "")
     tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
     if parent:
         tags["mlflow.parentRunId"] = parent
-    run = client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name)
+    if run_id is None:
+        run_id = str(
+            client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
+        )
     tracker: MlflowTracker | None = None
     watch: SystemWatch | None = None
     status, reason = "FAILED", ""
     try:
-        tracker = MlflowTracker(server, client, run.info.run_id, name)
+        tracker = MlflowTracker(server, client, run_id, name)
         if system_metrics:
             watch = SystemWatch(tracker)
             watch.start()
@@ -162,17 +171,19 @@ def tracked(
                 tracker.end(status, reason, terminal)
                 if status != "FINISHED":
                     terminal.warn(
-                        f"run {run.info.run_id[:8]} is {status} in MLflow; what it had come to is kept there"
+                        f"run {run_id[:8]} is {status} in MLflow; what it had come to is kept there"
                     )
             except OSError:  # no room for the journal: MLflow may have some elsewhere
                 with suppress(Exception):
-                    client.set_terminated(run.info.run_id, status)
+                    client.set_terminated(run_id, status)
 
 
 def _how(error: BaseException) -> tuple[str, str]:
     """State and reason of a run that an error ended; another process of the launch may have failed first."""
     if (elsewhere := failed_elsewhere()) is not None:
         return "FAILED", elsewhere
+    if isinstance(error, Pruned):
+        return "KILLED", str(error)
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", sentence(error) or f"{type(error).__name__}: {error}"

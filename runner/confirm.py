@@ -1,0 +1,109 @@
+"""Is the best better? Best and baseline, trained again on new fit seeds, compared seed by seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from runner import run
+from runner.experiment import Experiment
+from runner.keys import digest
+from runner.records import Records
+from runner.scores import Scores
+from runner.study import Study
+from runner.terminal import Terminal
+from runner.tracker import Tracker
+
+CONFIDENCE = 0.95
+FIGURES = ("top1", "top5", "recall", "loss")
+
+Figures = dict[str, float]
+"""`val/top1`, `test/loss`, … → value of one training."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Mean difference of pairs, its standard deviation, and the confidence interval of the mean."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @property
+    def certain(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+def paired(ones: Sequence[float], others: Sequence[float]) -> Paired:
+    """Differences `one - other` of pairs, with Student's interval: mean ± t(n-1) · sd / √n.
+
+    See W. S. Gosset ("Student"), The probable error of a mean, Biometrika 1908. One pair has no interval.
+    """
+    from scipy.stats import t
+
+    differences = [one - other for one, other in zip(ones, others, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return Paired(mean, 0.0, -math.inf, math.inf)
+    sd = statistics.stdev(differences)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * sd / math.sqrt(len(differences))
+    return Paired(mean, sd, mean - half, mean + half)
+
+
+def confirm(
+    best: Experiment,
+    baseline: Experiment,
+    first: int,
+    seeds: int,
+    study: Study | None,
+    accelerator: Accelerator,
+    records: Records,
+    parent: Tracker,
+    terminal: Terminal,
+) -> tuple[list[Figures], list[Figures]]:
+    """Train both on fit seeds that no trial saw: figures of validation and test, by seed. What was done counts.
+
+    Args:
+        best: The study's best experiment.
+        baseline: What it is compared with.
+        first: The first of the fit seeds.
+        seeds: Their number.
+        study: Keeps what was done; None on ranks beyond the first.
+        accelerator: Device and peers.
+        records: Begins the runs.
+        parent: The study's run.
+        terminal: Says how it goes on.
+    """
+    sides: dict[str, list[Figures]] = {"baseline": [], "best": []}
+    with terminal.progress("confirm", 2 * seeds, "trainings") as advance:
+        for seed in range(first, first + seeds):
+            for name, experiment in (("baseline", baseline), ("best", best)):
+                seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
+                key = (
+                    f"confirmed {digest(study.plan.identity(), dataclasses.asdict(seeded))}" if study else ""
+                )
+                known: Any = study.optuna.user_attrs.get(key) if study else None
+                figures: Figures | None = broadcast_object_list([known])[0]
+                if figures is None:
+                    with records.begin(f"confirm {name}, seed {seed}", parent, works=False) as tracker:
+                        tracker.tags({"runner.study": parent.name, "runner.confirms": name})
+                        result = run.train(seeded, accelerator, tracker, Terminal(speaks=False))
+                    figures = {**_figures("val", result.best_epoch.val), **_figures("test", result.best)}
+                    if study is not None:
+                        study.optuna.set_user_attr(key, figures)
+                sides[name].append(figures)
+                advance(1)
+    return sides["best"], sides["baseline"]
+
+
+def _figures(split: str, scores: Scores) -> Figures:
+    return {f"{split}/{name}": float(getattr(scores, name)) for name in FIGURES}

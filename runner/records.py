@@ -1,0 +1,41 @@
+"""Runs in MLflow are begun here: by rank 0 of a launch, by nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from runner.experiment import Experiment
+from runner.server import server
+from runner.shipper import recover
+from runner.terminal import Terminal
+from runner.tracker import Tracker, tracked
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Records:
+    """Begins the runs of this launch: in MLflow on rank 0, nowhere on its peers; None: of this process alone."""
+
+    def __init__(self, experiment: Experiment, accelerator: Accelerator | None, terminal: Terminal) -> None:
+        self.experiment = experiment
+        self.terminal = terminal
+        self.server = server(experiment.tracking.root)
+        self.client = self.server.connect() if accelerator is None or accelerator.is_main_process else None
+        if self.client is not None:
+            recover(self.server, self.client, terminal)
+
+    @contextmanager
+    def begin(self, name: str, parent: Tracker | None = None, works: bool = True) -> Iterator[Tracker]:
+        """A run called `name`; `works` says whether the system's use is worth recording with it."""
+        if self.client is None:
+            yield Tracker()
+            return
+        watch = works and self.experiment.tracking.system_metrics
+        parent_id = parent.run_id if parent else None
+        with tracked(
+            self.server, self.client, self.experiment.name, name, self.terminal, parent_id, watch
+        ) as tracker:
+            yield tracker
