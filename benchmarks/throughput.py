@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
     from runner import devices
     from runner.errors import UserError
-    from runner.fit import Inputs, evaluate, fit, infer
+    from runner.fit import Inputs, fit
+    from runner.judging import evaluate, infer
     from runner.manifest import Manifest
     from runner.prepared import prepare
     from runner.settings import parse

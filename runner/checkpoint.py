@@ -34,6 +34,8 @@ class Checkpoint:
     network: Network
     epoch: int
     val: dict[str, Any]
+    use: dict[str, Any]
+    """What using it takes beside the network: name, transform, precision."""
 
 
 def frozen_digest(network: Network) -> str:
@@ -46,7 +48,9 @@ def save_frozen(network: Network, folder: Path) -> None:
     _save(folder / FROZEN, network.parts()[1], {"format": FORMAT})
 
 
-def save(network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: str) -> None:
+def save(
+    network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: str, use: dict[str, Any]
+) -> None:
     """Write the layers that train, and what is needed to use them.
 
     Args:
@@ -55,12 +59,14 @@ def save(network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: 
         epoch: Its number, from 1.
         val: Validation scores by name.
         frozen: `frozen_digest` of the network.
+        use: The experiment's name, the transform of its evaluation, and its precision.
     """
     learned = network.parts()[0]
     about = {
         "architecture": asdict(network.architecture),
         "epoch": epoch,
         "val": val,
+        "use": use,
         "frozen": frozen,
         "learned": _digest(learned),
     }
@@ -93,7 +99,7 @@ def load(path: Path) -> Checkpoint:
         )
     if _digest(network.parts()[0]) != about["learned"]:
         raise UserError(f"{path} is damaged (its digest differs); restore it or train again.")
-    return Checkpoint(network.eval(), about["epoch"], about["val"])
+    return Checkpoint(network.eval(), about["epoch"], about["val"], about.get("use", {}))
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

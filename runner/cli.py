@@ -12,7 +12,12 @@ usage: runner VERB [-n PROCESSES] …
 
   train       train an experiment         runner train --config caltech101-pooled --data.root DATA
   search      search its settings         runner search --config caltech101-pooled --space around-baseline --study NAME
-  evaluate    judge a run's checkpoints   runner evaluate RUN [--split test] [--json]
+  evaluate    judge a run, with a report  runner evaluate RUN [--split test] [--json]
+  predict     what is in images           runner predict IMAGE|FOLDER|GLOB… [--model RUN|NAME@ALIAS|CHECKPOINT]
+  explain     where a class is found      runner explain IMAGE… [--method gradcam] [--target predicted]
+  compare     runs side by side           runner compare RUN RUN… | --study NAME [--json]
+  export      a model as ONNX             runner export [MODEL] --onnx FILE
+  reproduce   run it again, and compare   runner reproduce RUN
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
   store       kept features               runner store list | remove NAME…
   bench       measure                     runner bench features [experiment settings]
@@ -75,6 +80,36 @@ def _search(argv: list[str]) -> int:
     return search(argv)
 
 
+def _predict(argv: list[str]) -> int:
+    from runner.predict import main
+
+    return main(argv)
+
+
+def _explain(argv: list[str]) -> int:
+    from runner.explain import main
+
+    return main(argv)
+
+
+def _compare(argv: list[str]) -> int:
+    from runner.compare import main
+
+    return main(argv)
+
+
+def _export(argv: list[str]) -> int:
+    from runner.export import main
+
+    return main(argv)
+
+
+def _reproduce(argv: list[str]) -> int:
+    from runner.reproduce import main
+
+    return main(argv)
+
+
 def _ui(argv: list[str]) -> int:
     from runner.ui import main
 
@@ -97,6 +132,11 @@ VERBS = {
     "train": _train,
     "search": _search,
     "evaluate": _evaluate,
+    "predict": _predict,
+    "explain": _explain,
+    "compare": _compare,
+    "export": _export,
+    "reproduce": _reproduce,
     "ui": _ui,
     "store": _store,
     "bench": _bench,

@@ -107,7 +107,7 @@ class Crew:
                 for place, worker in list(self.workers.items()):
                     if worker.poll() is not None:
                         del self.workers[place]
-                        failed = failed or self._ended(place, worker.returncode, study)
+                        failed = failed or self._ended(place, worker, study)
                 view.look()
             for listener in self.listeners:
                 listener.join(5)
@@ -168,15 +168,17 @@ class Crew:
         while not self.said.empty():
             self.terminal.line(self.said.get())
 
-    def _ended(self, place: int, status: int, study: Study) -> int:
+    def _ended(self, place: int, ended: subprocess.Popen[str], study: Study) -> int:
         """See to a worker that has ended: revive one that died, stop the others behind one that failed."""
+        status = ended.returncode
         if status == 0 or self.stopped:
             return 0
         if status < 0 and self.revivals[place] < REVIVALS:
             self.revivals[place] += 1
             with study.alone():
-                lost = study.sweep()
-            trial = f"; trial {lost[0]} is lost and tried again once" if lost else ""
+                study.sweep()
+            lost = study.lost_by(ended.pid)  # another worker may have swept before
+            trial = f"; trial {lost} is lost and tried again once" if lost is not None else ""
             self.terminal.warn(f"worker {place + 1} was killed by {signal.Signals(-status).name}{trial}")
             self._start(place)
             return 0

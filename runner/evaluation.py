@@ -1,6 +1,6 @@
-"""Judge a run's checkpoints again: the same images, the same counts, on any number of processes.
+"""Judge a run's checkpoints again: the same images, the same counts, on any number of processes; write a report.
 
-./launch.sh evaluate RUN [--split test] [--json]
+./launch.sh evaluate RUN [--split test] [--json] [--no-report] [--faithfulness 100]
 """
 
 import sys
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from runner.experiment import Experiment
     from runner.manifest import Manifest
+    from runner.outcomes import Outcomes
+    from runner.prepared import Prepared
     from runner.terminal import Terminal
 
 CHECKPOINTS = ("best", "last")
@@ -37,9 +39,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object on standard output, and nothing else"
     )
+    parser.add_argument("--no-report", dest="report", action="store_false", help="only the scores")
+    parser.add_argument("--out", metavar="DIR", help="folder for the report, besides MLflow")
+    parser.add_argument(
+        "--faithfulness",
+        type=int,
+        default=0,
+        metavar="N",
+        help="judge the Grad-CAM of N images by ROAD; some seconds each",
+    )
+    parser.add_argument(
+        "--boxes", type=Path, metavar="CSV", help="where objects are: path,left,top,right,bottom in pixels"
+    )
     parser.add_argument("--data.root", dest="root", help="where the images are now, if they have moved")
     parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    if asked.faithfulness == 1 or asked.faithfulness < 0:
+        raise UserError("--faithfulness takes 2 images or more, which an interval needs.")
+    if not asked.report and (asked.out or asked.faithfulness or asked.boxes):
+        raise UserError("--out, --faithfulness and --boxes are of the report; leave --no-report out.")
+    return asked
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,8 +82,10 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="runner-") as name:
         folder = Path(name)
         experiment = read(runs.artifact(client, run, "experiment.yaml", folder))
-        table = runs.artifact(client, run, "manifest.csv", folder).read_text(
-            encoding="utf-8", errors="surrogateescape"
+        table = (
+            runs.artifact(client, run, "manifest.csv", folder)
+            .read_bytes()  # as it is: a name may hold a line end
+            .decode("utf-8", "surrogateescape")
         )
         checkpoints = runs.artifact(client, run, "checkpoints", folder)
         if asked.root:
@@ -76,20 +97,29 @@ def main(argv: Sequence[str]) -> int:
         terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
         with accelerator.local_main_process_first():
             manifest = restore_manifest(experiment, table, terminal)
-        report = {
+        judged = {
+            path.stem: Judged.of(experiment, manifest, path, asked.split, accelerator, terminal)
+            for path in (checkpoints / f"{which}.safetensors" for which in CHECKPOINTS)
+            if path.exists()
+        }
+        said = {
             "run": run.run_id,
             "name": run.name,
             "split": asked.split,
             "images": len(manifest.select(asked.split)),
             "processes": accelerator.num_processes,
-            "checkpoints": {
-                path.stem: judge(experiment, manifest, path, asked.split, accelerator, terminal)
-                for path in (checkpoints / f"{which}.safetensors" for which in CHECKPOINTS)
-                if path.exists()
-            },
+            "checkpoints": {which: each.scores() for which, each in judged.items()},
         }
-    if accelerator.is_main_process:
-        _say(report, asked.json, terminal)
+        if accelerator.is_main_process:
+            _say(said, asked.json, terminal)
+        if asked.report and judged:
+            best = judged.get("best") or judged["last"]
+            val = best.outcomes if asked.split == "val" else best.on("val", accelerator)
+            if accelerator.is_main_process:
+                from runner.evaluation_report import write
+
+                where = write(run, best, val, asked, client, folder / "report", terminal)
+                terminal.line(f"The report is {where}.")
     accelerator.end_training()
     return 0
 
@@ -116,29 +146,62 @@ def restore_manifest(experiment: "Experiment", table: str, terminal: "Terminal")
     return manifest
 
 
-def judge(
-    experiment: "Experiment",
-    manifest: "Manifest",
-    path: Path,
-    split: str,
-    accelerator: "Accelerator",
-    terminal: "Terminal",
-) -> dict[str, Any]:
-    """The scores of a checkpoint on a split, with the epoch it is of."""
-    from runner import checkpoint
-    from runner.fit import evaluate
-    from runner.prepared import assemble, make_loader
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A checkpoint, and what it says of each image of a split."""
+
+    which: str
+    epoch: int
+    split: str
+    ready: "Prepared"
+    outcomes: "Outcomes"
+
+    @classmethod
+    def of(
+        cls,
+        experiment: "Experiment",
+        manifest: "Manifest",
+        path: Path,
+        split: str,
+        accelerator: "Accelerator",
+        terminal: "Terminal",
+    ) -> "Judged":
+        """Judge a checkpoint: all processes together. Raises `UserError` for one of other classes."""
+        from runner import checkpoint
+        from runner.prepared import assemble, make_loader
+
+        kept = checkpoint.load(path)
+        if kept.network.architecture.classes != manifest.classes:
+            raise UserError(f"{path.name} was trained on other classes than the run's manifest holds.")
+        loader = make_loader(experiment, manifest, accelerator)
+        ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal)
+        return cls(path.stem, kept.epoch, split, ready, _outcomes(ready, split, accelerator))
+
+    def on(self, split: str, accelerator: "Accelerator") -> "Outcomes":
+        """What it says of another split's images."""
+        return _outcomes(self.ready, split, accelerator)
+
+    def scores(self) -> dict[str, Any]:
+        """Its scores on the split, with the epoch that it is of."""
+        import torch
+
+        from runner.scores import of_logits
+
+        outcomes = self.outcomes
+        return {
+            "epoch": self.epoch,
+            **of_logits(torch.from_numpy(outcomes.logits), outcomes.labels.tolist()).as_dict(),
+        }
+
+
+def _outcomes(ready: "Prepared", split: str, accelerator: "Accelerator") -> "Outcomes":
+    from runner.judging import outcomes, predict
     from runner.views import CLEAN
 
-    kept = checkpoint.load(path)
-    if kept.network.architecture.classes != manifest.classes:
-        raise UserError(f"{path.name} was trained on other classes than the run's manifest holds.")
-    loader = make_loader(experiment, manifest, accelerator)
-    ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal)
     ready.features.reserve([(split, CLEAN)])
     rows = ready.features.rows(split, CLEAN)
-    scores = evaluate(kept.network, rows, manifest.labels(split), accelerator, ready.chunk)
-    return {"epoch": kept.epoch, **scores.as_dict()}
+    count = len(ready.manifest.select(split))
+    return outcomes(ready.manifest, split, predict(ready.network, rows, count, accelerator, ready.chunk))
 
 
 def _say(report: dict[str, Any], as_json: bool, terminal: "Terminal") -> None:

@@ -276,6 +276,12 @@ class Tracking:
     """Folder of the journal and, unless MLFLOW_TRACKING_URI names a server, of MLflow's database and artifacts"""
     system_metrics: bool = True
     """Record use of processor, memory and GPU every few seconds"""
+    model: bool = True
+    """Log the best checkpoint of a finished run as a model, and register it under the experiment's name"""
+    gallery: NonNegativeInt = 8
+    """Validation images, half of them wrong where there are such, that are shown with their Grad-CAM; 0: none"""
+    gallery_every: NonNegativeInt = 10
+    """Epochs between two pictures of each; 0: at the end only"""
 
 
 @dataclass(frozen=True)

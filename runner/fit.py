@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from runner.errors import UserError
 from runner.experiment import Experiment, Optim
 from runner.experiment import Fit as FitSettings
 from runner.features import Rows
+from runner.judging import judgements
 from runner.network import Network
 from runner.scores import Scores
-from runner.tensors import filled
 from runner.terminal import Terminal
 
 
@@ -45,6 +45,8 @@ class Epoch:
     best: bool
     reduced: bool
     """The learning rate was divided at its end."""
+    judged: Tensor = field(default_factory=lambda: torch.empty(0, 3), repr=False, compare=False)
+    """Of each validation image: n × 3, as `scores.judge` gives it."""
 
     def metrics(self) -> dict[str, float]:
         """Under the names that the records use."""
@@ -111,19 +113,21 @@ def fit(
                 loss, top1 = trainer.epoch(number, rows, advance)
                 trained = time.monotonic()
                 _check_finite("training", loss, number, experiment)
-                judged = evaluate(network, val.rows(number), val.labels, accelerator, chunk)
-                _check_finite("validation", judged.loss, number, experiment)
-                stop, reduced = trainer.validated(judged)
+                judged = judgements(network, val.rows(number), val.labels, accelerator, chunk)
+                val_scores = scores.count(judged, val.labels, len(network.architecture.classes))
+                _check_finite("validation", val_scores.loss, number, experiment)
+                stop, reduced = trainer.validated(val_scores)
                 record = Epoch(
                     number=number + 1,
                     train_loss=loss,
                     train_top1=top1,
-                    val=judged,
+                    val=val_scores,
                     lr=lr,
                     seconds=time.monotonic() - began,
                     images_per_second=len(train.labels) / (trained - ready),
-                    best=all(_score(judged, settings) > _score(epoch.val, settings) for epoch in history),
+                    best=all(_score(val_scores, settings) > _score(epoch.val, settings) for epoch in history),
                     reduced=reduced,
+                    judged=judged,
                 )
                 history.append(record)
                 on_epoch(record)
@@ -220,38 +224,6 @@ class _Trainer:
         self.prepared.step()
         self.prepared.zero_grad()
         self.rule.stepped()
-
-
-def evaluate(
-    network: Network, rows: Rows, labels: Sequence[int], accelerator: Accelerator, chunk: int
-) -> Scores:
-    """Scores of a network on rows: the same counts on any number of processes.
-
-    Args:
-        network: Unwrapped; left in evaluation mode.
-        rows: Of the split, in its order.
-        labels: The class index of each.
-        accelerator: Its processes share the chunks.
-        chunk: Rows judged at once; the last ones are filled up, so that none depends on its batch.
-    """
-    chunks = [range(start, min(start + chunk, len(labels))) for start in range(0, len(labels), chunk)]
-    own = chunks[accelerator.process_index :: accelerator.num_processes]
-    truth = torch.tensor(labels)
-    judged = [torch.zeros(0, 3, dtype=torch.float64, device=accelerator.device)]
-    network.eval()
-    for places, batch in zip(own, rows.batches(own), strict=True):
-        judged.append(
-            scores.judge(infer(network, batch, accelerator, chunk), truth[list(places)].to(batch.device))
-        )
-    places_of_all = [place for chunk_places in own for place in chunk_places]
-    everywhere = scores.gather(places_of_all, torch.cat(judged), len(labels), accelerator)
-    return scores.count(everywhere, labels, len(network.architecture.classes))
-
-
-def infer(network: Network, rows: Tensor, accelerator: Accelerator, chunk: int) -> Tensor:
-    """Logits (n × classes) of at most `chunk` rows of the prefix, which no other row influences."""
-    with torch.no_grad(), accelerator.autocast():
-        return network.run(filled(rows, chunk), network.cut, network.depth)[: len(rows)]
 
 
 def build_optimizer(optim: Optim, network: Network) -> torch.optim.Optimizer:

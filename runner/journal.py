@@ -75,6 +75,8 @@ class Journal:
     def __init__(self, folder: Path, owner: Owner) -> None:
         self.folder = folder
         self.owner = owner
+        self.said: list[str] = []
+        """What a person should hear of its delivery."""
         self._lock = threading.Lock()
 
     @classmethod

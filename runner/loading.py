@@ -16,7 +16,7 @@ from runner.cores import cores
 from runner.errors import UserError
 from runner.keys import digest_bytes
 from runner.manifest import Entry
-from runner.pixels import open_rgb
+from runner.portable.pixels import open_rgb
 from runner.views import Renderer
 
 FEW_IMAGES = 256

@@ -1,18 +1,12 @@
-"""The network: torchvision's VGG, a new head, and the cut between what is frozen and what trains.
-
-Layers bear torchvision's names, so that its weights fit. The network takes uint8 images and normalises them
-itself: a checkpoint carries its own transform.
-"""
+"""The network as it trains: first weights, keyed dropout, what is frozen, and the cut between that and the rest."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from runner import keys
@@ -20,25 +14,7 @@ from runner.dropout import KeyedDropout
 from runner.errors import UserError
 from runner.experiment import Normalisation
 from runner.generator import seeded
-
-CONVOLUTION_CHANNELS = 512
-"""Channels of the last convolution of every VGG (Simonyan & Zisserman 2014, table 1)."""
-
-
-class Normalise(nn.Module):
-    """uint8 images (n × 3 × h × w, 0 to 255) → (value / 255 - mean) / std, float32, channels last."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, normalisation: Normalisation) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        values = images.contiguous(memory_format=torch.channels_last).float()
-        return (values / 255 - self.mean) / self.std
+from runner.portable.network import VGG, build_head, within
 
 
 @dataclass(frozen=True)
@@ -55,8 +31,8 @@ class Architecture:
     normalisation: Normalisation
 
 
-class Network(nn.Module):
-    """normalise → features → avgpool → flatten → classifier, whose last part is the head.
+class Network(VGG):
+    """A VGG with its head, as `runner.portable.network` computes it, made ready to train.
 
     Args:
         architecture: Shape, head and freezing.
@@ -68,61 +44,34 @@ class Network(nn.Module):
     """
 
     def __init__(self, architecture: Architecture, fit_seed: int, random: bool) -> None:
-        super().__init__()
-        self.architecture = architecture
-        with torch.device("meta"):
-            base = torchvision.models.get_model(architecture.arch, weights=None)
         with seeded(keys.seed("head", fit_seed)):
-            head = _head(architecture)
-        self.normalise = Normalise(architecture.normalisation)
-        self.features = cast(nn.Sequential, base.features)
-        self.flatten = nn.Flatten(1)
-        if architecture.head == "report":
-            self.avgpool = base.avgpool
-            self.classifier = cast(nn.Sequential, base.classifier)
-            self.classifier[6] = head
-            self.head_name = "classifier.6"
-        else:
-            self.avgpool = nn.AdaptiveAvgPool2d(architecture.pool)
-            self.classifier = head
-            self.head_name = "classifier"
+            head = build_head(
+                architecture.head,
+                architecture.pool,
+                architecture.width,
+                architecture.dropout,
+                len(architecture.classes),
+            )
+        normalisation = architecture.normalisation
+        super().__init__(
+            architecture.arch,
+            architecture.head,
+            architecture.pool,
+            head,
+            normalisation.mean,
+            normalisation.std,
+        )
+        self.architecture = architecture
         self._fill(random)
         _key_dropouts(self, fit_seed)
-        self._names = [name for name, _ in self.layers()]
-        self._layers = [layer for _, layer in self.layers()]
-        self._head = next(place for place, name in enumerate(self._names) if _within(name, self.head_name))
+        self._index()
         self._freeze()
         self.cut = self._find_cut()
         self.to(memory_format=torch.channels_last)
 
-    def layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Every layer with its name, in the order of the forward pass."""
-        for name in ("normalise", "features", "avgpool", "flatten", "classifier"):
-            yield from _leaves(name, getattr(self, name))
-
-    def forward(self, values: Tensor, start: int = 0) -> Tensor:
-        """Logits: n × classes, float32.
-
-        Args:
-            values: Images (n × 3 × h × w, uint8), or with `start=self.cut` rows of the prefix.
-            start: The layer to begin with.
-        """
-        return self.run(values, start, self.depth)
-
     def prefix(self, images: Tensor) -> Tensor:
         """Rows: what the frozen, deterministic layers make of images (n × 3 × h × w, uint8)."""
         return self.run(images, 0, self.cut)
-
-    def run(self, values: Tensor, start: int, stop: int) -> Tensor:
-        """Layers `start` up to `stop`. The head computes in float32: rounded logits would tie."""
-        for layer in self._layers[start : min(stop, self._head)]:
-            values = layer(values)
-        if stop > self._head:
-            with torch.autocast(values.device.type, enabled=False):
-                values = values.float()
-                for layer in self._layers[max(start, self._head) : stop]:
-                    values = layer(values)
-        return values
 
     def train(self, mode: bool = True) -> Network:
         """As usual, but frozen batch normalisation stays in evaluation: its statistics are frozen too."""
@@ -131,11 +80,6 @@ class Network(nn.Module):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not _trains(layer):
                 layer.eval()
         return self
-
-    @property
-    def depth(self) -> int:
-        """The number of layers."""
-        return len(self._layers)
 
     @property
     def trains_statistics(self) -> bool:
@@ -148,10 +92,6 @@ class Network(nn.Module):
     def cut_name(self) -> str:
         """The last layer of the prefix; empty where there is none worth keeping."""
         return self._names[self.cut - 1] if self.cut else ""
-
-    def name_of(self, place: int) -> str:
-        """The name of a layer, by its place in the forward pass."""
-        return self._names[place]
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
@@ -176,7 +116,7 @@ class Network(nn.Module):
         members: dict[str, list[nn.Parameter]] = {"": [], **{name: [] for name in groups}}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                owner = max((each for each in groups if _within(name, each)), key=len, default="")
+                owner = max((each for each in groups if within(name, each)), key=len, default="")
                 members[owner].append(parameter)
         for name in groups:
             if not members[name]:
@@ -215,7 +155,7 @@ class Network(nn.Module):
         names = [name for name, layer in self.layers() if any(True for _ in layer.parameters())]
         first = 0
         if trainable != "all":
-            inside = [place for place, name in enumerate(names) if _within(name, begin)]
+            inside = [place for place, name in enumerate(names) if within(name, begin)]
             if not inside:
                 from runner.settings import nearest
 
@@ -239,28 +179,6 @@ class Network(nn.Module):
         return cut if any(True for layer in self._layers[:cut] for _ in layer.parameters()) else 0
 
 
-def _head(architecture: Architecture) -> nn.Sequential:
-    """The report's head; in front of it, on pooled convolutions, one more dropout."""
-    inputs = 4096 if architecture.head == "report" else CONVOLUTION_CHANNELS * architecture.pool**2
-    layers: Sequence[nn.Module] = [
-        nn.Linear(inputs, architecture.width),
-        nn.ReLU(),
-        nn.Dropout(architecture.dropout),
-        nn.Linear(architecture.width, len(architecture.classes)),
-    ]
-    if architecture.head == "pooled":
-        layers = [nn.Dropout(architecture.dropout), *layers]
-    return nn.Sequential(*layers)
-
-
-def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
-        for child, layer in module.named_children():
-            yield from _leaves(f"{name}.{child}", layer)
-    else:
-        yield name, module
-
-
 def _key_dropouts(network: nn.Module, fit_seed: int) -> None:
     for name, module in list(network.named_modules()):
         for child, layer in module.named_children():
@@ -270,7 +188,3 @@ def _key_dropouts(network: nn.Module, fit_seed: int) -> None:
 
 def _trains(layer: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in layer.parameters())
-
-
-def _within(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")

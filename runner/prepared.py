@@ -36,6 +36,7 @@ class Prepared:
     manifest: Manifest
     network: Network
     features: Features
+    loader: Loader
     chunk: int
 
 
@@ -157,7 +158,7 @@ def assemble(
         OrderedDict() if held is None else held,
     )
     features = Features(manifest, prefix, loader, accelerator, kept if settings.store else None, terminal)
-    return Prepared(experiment, manifest, network, features, chunk)
+    return Prepared(experiment, manifest, network, features, loader, chunk)
 
 
 def _normalisation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,15 @@ from runner.tracker import Tracker, tracked
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+REPRODUCES = "RUNNER_REPRODUCES"
+"""Holds id and name of the run that a launch reproduces."""
+
+
+def reproduced() -> tuple[str, str]:
+    """Id and name of the run that this launch reproduces; empty where it reproduces none."""
+    run_id, _, name = os.environ.get(REPRODUCES, "").partition(" ")
+    return run_id, name
 
 
 class Records:
@@ -38,4 +48,6 @@ class Records:
         with tracked(
             self.server, self.client, self.experiment.name, name, self.terminal, parent_id, watch
         ) as tracker:
+            if original := reproduced()[0]:
+                tracker.tags({"runner.reproduces": original})
             yield tracker

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from runner import run
 from runner.experiment import Experiment, as_tree, flatten
-from runner.records import Records
+from runner.records import Records, reproduced
 from runner.run import Result
 from runner.scores import Scores
 from runner.terminal import Terminal
@@ -23,7 +23,8 @@ FIGURES = ("top1", "top5", "recall", "loss")
 def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal: Terminal) -> list[Result]:
     """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out."""
     records = Records(experiment, accelerator, terminal)
-    name = time.strftime("%m-%d %H:%M:%S")
+    original = reproduced()[1]
+    name = f"reproduction of {original}" if original else time.strftime("%m-%d %H:%M:%S")
     if times == 1:
         with records.begin(name) as tracker:
             result = run.train(experiment, accelerator, tracker, terminal)

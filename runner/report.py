@@ -12,9 +12,10 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from runner import study_figures
-from runner.confirm import CONFIDENCE, FIGURES, Figures, confirm, paired
+from runner.confirm import FIGURES, Figures, confirm
 from runner.experiment import Experiment, as_yaml
 from runner.files import write_text
+from runner.intervals import CONFIDENCE, paired
 from runner.plan import Plan
 from runner.records import Records
 from runner.space import applied

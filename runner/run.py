@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner import checkpoint, devices, figures, overview, provenance
+from runner import checkpoint, devices, figures, overview, packing, provenance, scores
 from runner.experiment import Experiment, as_tree, as_yaml, flatten
-from runner.fit import Epoch, Inputs, evaluate, fit
+from runner.fit import Epoch, Inputs, fit
+from runner.gallery import Gallery
+from runner.judging import outcomes, predict
 from runner.prepared import Prepared, prepare
 from runner.scores import Scores
 from runner.terminal import Terminal
@@ -49,14 +51,16 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     demand = features.reserve(wanted(experiment))
     overview.say_start(ready, demand, accelerator, terminal)
     frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
+    use = packing.use(ready.experiment)
     best: dict[str, Tensor] = {}
+    gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
 
     def keep(epoch: Epoch, name: str) -> None:
         if accelerator.is_main_process:
             path = tracker.stage(f"checkpoints/{name}.safetensors")
             if not (path.parent / checkpoint.FROZEN).exists():
                 checkpoint.save_frozen(network, path.parent)
-            checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen)
+            checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen, use)
 
     history: list[Epoch] = []
 
@@ -67,18 +71,24 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
             keep(epoch, "best")
         tracker.metrics(epoch.metrics(), epoch.number)
         terminal.line(overview.epoch_line(epoch))
+        if gallery and gallery.due(epoch):
+            gallery.show(epoch, epoch.judged)
 
     try:
         learn(ready, accelerator, on_epoch, terminal)
         keep(history[-1], "last")
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
-    test_rows, test_labels = features.rows("test", CLEAN), manifest.labels("test")
-    last_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
+    rows, labels = features.rows("test", CLEAN), manifest.labels("test")
+    of_last = predict(network, rows, len(labels), accelerator, ready.chunk)
     network.load_state_dict(best, strict=False)
-    best_scores = evaluate(network, test_rows, test_labels, accelerator, ready.chunk)
-    result = Result(tuple(history), best_scores, last_scores)
+    of_best = predict(network, rows, len(labels), accelerator, ready.chunk)
+    result = Result(tuple(history), scores.of_logits(of_best, labels), scores.of_logits(of_last, labels))
     _log_result(ready, result, tracker)
+    if gallery:  # on rank 0
+        tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
+        gallery.show(result.best_epoch, result.best_epoch.judged)
+        packing.publish(ready, result.best_epoch, tracker)
     return result
 
 

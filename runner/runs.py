@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import UserError
+from runner.registry import MODEL_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,6 +54,20 @@ def find(client: MlflowClient, reference: str) -> Found:
             f"{len(matching)} runs match {reference!r}; give the id of one: {matching[0].run_id}, …"
         )
     return matching[0]
+
+
+def newest_trained(client: MlflowClient) -> Found:
+    """The newest finished run that left a model. Raises `UserError` where there is none."""
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(
+        experiments,
+        f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'",
+        max_results=1,
+        order_by=["attributes.start_time DESC"],
+    )
+    if not found:
+        raise UserError("There is no model yet: no finished run has left one; ./launch.sh trains the first.")
+    return Found(found[0].info.run_id, found[0].info.run_name or "", found[0].info.status)
 
 
 def artifact(client: MlflowClient, run: Found, path: str, folder: Path) -> Path:

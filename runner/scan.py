@@ -148,7 +148,7 @@ def _decode(path: Path) -> tuple[str, str | None]:
     """The digest of a file's content and, where Pillow cannot decode it, why."""
     from PIL import UnidentifiedImageError
 
-    from runner.pixels import open_rgb
+    from runner.portable.pixels import open_rgb
 
     try:
         content = path.read_bytes()

@@ -57,11 +57,11 @@ def judge(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def gather(places: Sequence[int], judged: Tensor, total: int, accelerator: Accelerator) -> Tensor:
-    """The judgements of all processes in the order of the split: total × 3, on the CPU.
+    """The rows of all processes in the order of the split, float64, on the CPU: as `judge` gives them, or logits.
 
     Args:
         places: The place in the split of each row of `judged`.
-        judged: This process's rows, as `judge` gives them.
+        judged: This process's rows.
         total: Images of the split.
 
     Raises:
@@ -103,3 +103,8 @@ def count(judged: Tensor, labels: Sequence[int], classes: int) -> Scores:
         hits1=hits1,
         hits5=hits5,
     )
+
+
+def of_logits(logits: Tensor, labels: Sequence[int]) -> Scores:
+    """Scores from the logits (n × classes) of a whole split and its n class indices."""
+    return count(judge(logits, torch.tensor(labels, device=logits.device)), labels, logits.shape[1])

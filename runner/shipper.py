@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from runner.journal import Event, Journal, is_alive, now_ms, this_host
+from runner.registry import deliver as deliver_model
 from runner.server import Server
 from runner.terminal import Terminal
 
@@ -88,6 +90,13 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
     elif event["kind"] == "input":
         dataset = Dataset(event["name"], event["digest"], "local", event["source"], profile=event["profile"])
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    elif event["kind"] == "model":
+        folder = journal.folder / event["folder"]
+        if folder.exists():  # as above
+            lock = journal.folder.parent / ".champion.lock"
+            journal.said.append(deliver_model(client, run_id, folder, event["told"], lock))
+            client.set_tag(run_id, "runner.champion", journal.said[-1])
+            shutil.rmtree(folder)
     elif event["kind"] == "end":
         client.set_terminated(run_id, event["status"], event["time"])
     else:

@@ -200,6 +200,14 @@ class Study:
             with suppress(Exception):  # the next one may get through
                 record(trial._trial_id)
 
+    def lost_by(self, pid: int) -> int | None:
+        """The newest trial that was lost with a process of this host."""
+        host = this_host()
+        for trial in reversed(self.trials()):
+            if trial.user_attrs.get("owner", [])[:2] == [host, pid]:
+                return trial.number if "lost" in trial.user_attrs else None
+        return None
+
     def sweep(self) -> list[int]:
         """Mark trials as failed whose worker died, to be tried again once: their numbers. Call it alone.
 

@@ -55,6 +55,13 @@ class Tracker:
     def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         """The data that the run is about."""
 
+    def model(self, folder: Path, told: dict[str, Any]) -> None:
+        """A model that was written to `folder`, a name under `room`; `told` as `registry.deliver` takes it."""
+
+    def room(self, name: str) -> Path:
+        """Where to write something that is delivered whole. Only for rank 0."""
+        raise NotImplementedError
+
 
 class MlflowTracker(Tracker):
     """Records of a run in a journal, which a thread delivers to MLflow."""
@@ -99,12 +106,21 @@ class MlflowTracker(Tracker):
     def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
         self._record({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})
 
+    def room(self, name: str) -> Path:
+        return self.journal.folder / name
+
+    def model(self, folder: Path, told: dict[str, Any]) -> None:
+        self._record({"kind": "model", "folder": folder.name, "told": {**told, "time": now_ms()}})
+
     def end(self, status: str, reason: str, terminal: Terminal) -> None:
         """Write down how it ended and see it delivered, or say that it will be later."""
         if reason:
             self.tags({"runner.reason": reason})
         self._record({"kind": "end", "status": status, "time": now_ms()})
-        if self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None):
+        delivered = self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None)
+        for line in self.journal.said:
+            terminal.line(line)
+        if delivered:
             self.journal.remove()
         else:
             terminal.warn(

@@ -7,6 +7,7 @@ whatever order: `N = 8` extends `N = 4`, and `fresh` is N without end.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 from runner import keys
 from runner.experiment import Views
 from runner.generator import seeded
+from runner.portable.view import evaluation_view
 
 CLEAN = -1
 """The number of the evaluation view; augmented views count from 0."""
@@ -27,19 +29,18 @@ def view_of(epoch: int, train: str | int) -> int:
     return epoch if train == "fresh" else epoch % int(train)
 
 
+def transform(views: Views) -> dict[str, Any]:
+    """The settings of the evaluation view: a model's transform."""
+    return {"resize": views.resize, "crop": views.crop, "interpolation": views.interpolation}
+
+
 class Renderer:
     """Turns image files into views. Picklable: loader processes take it along."""
 
     def __init__(self, views: Views, view_seed: int) -> None:
         self.views = views
         self.seed = view_seed
-        self.clean = v2.Compose(
-            [
-                v2.Resize(views.resize, interpolation=v2.InterpolationMode(views.interpolation)),
-                v2.CenterCrop(views.crop),
-                v2.PILToTensor(),
-            ]
-        )
+        self.clean = evaluation_view(**transform(views))
         self.augmented = v2.Compose([*_augmentation(views), v2.CenterCrop(views.crop), v2.PILToTensor()])
 
     def __call__(self, image: Image.Image, content: str, view: int) -> Tensor:
@@ -55,10 +56,10 @@ class Renderer:
         with seeded(keys.seed("view", self.seed, content, view)):
             return self.augmented(image)
 
-    def recipe(self, view: int) -> dict[str, object]:
+    def recipe(self, view: int) -> dict[str, Any]:
         """Everything beside content and number that decides the pixels of a view of this kind."""
         views = self.views
-        clean = {"resize": views.resize, "crop": views.crop, "interpolation": views.interpolation}
+        clean = transform(views)
         if view == CLEAN:
             return clean
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")

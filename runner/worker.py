@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from runner import checkpoint, figures, run
+from runner import checkpoint, figures, packing, run
 from runner.cores import cores
 from runner.errors import UserError, sentence
 from runner.experiment import Experiment, as_tree, as_yaml, flatten
@@ -230,7 +230,8 @@ def _keep(ready: Prepared, history: list[Epoch], weights: dict[str, Tensor], tra
     best = next(epoch for epoch in reversed(history) if epoch.best)
     path = tracker.stage("checkpoints/best.safetensors")
     checkpoint.save_frozen(network, path.parent)
-    checkpoint.save(network, path, best.number, best.val.as_dict(), checkpoint.frozen_digest(network))
+    use = packing.use(ready.experiment)
+    checkpoint.save(network, path, best.number, best.val.as_dict(), checkpoint.frozen_digest(network), use)
     for file in (path, path.parent / checkpoint.FROZEN):
         tracker.artifact(file, "checkpoints")
     tracker.text("experiment.yaml", as_yaml(ready.experiment))

@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from runner import settings, storage, study_figures
-from runner.confirm import paired
+from runner.intervals import paired
 from runner.errors import UserError
 from runner.experiment import Experiment
 from runner.plan import Plan, check_sampler
@@ -283,6 +283,8 @@ def test_a_trial_whose_worker_died_is_tried_again_once(plan: Make, tmp_path: Pat
         assert study.sweep() == [1]
         assert study.sweep() == []
     lost = study.trials()[1]
+    assert study.lost_by(lost.user_attrs["owner"][1]) == 1, "whoever swept"
+    assert study.lost_by(os.getpid()) is None
     assert lost.state == TrialState.FAIL
     assert lost.user_attrs["lost"] == "its worker died"
     assert states(study) == ["COMPLETE", "FAIL", "WAITING"]

@@ -24,7 +24,7 @@ from runner.errors import UserError
 from runner.experiment import Experiment, Views
 from runner.loading import Loader
 from runner.manifest import Manifest, build
-from runner.pixels import open_rgb
+from runner.portable.pixels import open_rgb
 from runner.terminal import Terminal
 from runner.views import CLEAN, Renderer, view_of
 
@@ -261,7 +261,7 @@ def test_a_view_does_not_depend_on_where_its_file_lies(tmp_path: Path) -> None:
 def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (
-        "import sys; from runner.pixels import open_rgb; from runner.views import Renderer;"
+        "import sys; from runner.portable.pixels import open_rgb; from runner.views import Renderer;"
         "from runner.experiment import Views;"
         "view = Renderer(Views(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
         "sys.stdout.write(view.numpy().tobytes().hex())"

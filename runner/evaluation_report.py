@@ -1,0 +1,237 @@
+"""The report of an evaluation: statistics, pictures and page, in MLflow beside the run that they are of."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from runner import analysis, cam, evaluation_page, faithfulness, overlay
+from runner.errors import UserError
+from runner.evaluation import Judged
+from runner.faithfulness import Box, Faithfulness
+from runner.files import write_text
+from runner.intervals import CONFIDENCE
+from runner.journal import now_ms
+from runner.outcomes import Outcomes
+from runner.runs import Found
+from runner.terminal import Terminal
+from runner.views import CLEAN
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SHOWN = 12
+"""Images in each gallery."""
+
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""Heading, header, rows."""
+
+
+def write(
+    run: Found,
+    best: Judged,
+    val: Outcomes,
+    asked: argparse.Namespace,
+    client: MlflowClient,
+    folder: Path,
+    terminal: Terminal,
+) -> str:
+    """Write the report of a checkpoint and give it to MLflow: where a person finds it. For rank 0.
+
+    Args:
+        run: Whose it is.
+        best: The checkpoint, judged.
+        val: What it says of the validation split, on which the temperature is found.
+        asked: The command line: faithfulness, boxes, out.
+        client: Of the run's server.
+        folder: To write to.
+        terminal: Shows progress.
+
+    Raises `UserError` for boxes that do not fit.
+    """
+    out = _writable(asked.out)
+    boxes = _boxes(asked.boxes, best) if asked.boxes else {}
+    outcomes = best.outcomes
+    folder.mkdir(parents=True)
+    write_text(folder / "predictions.csv", outcomes.as_csv())
+    galleries = [
+        (
+            "Most confident errors",
+            _gallery(best, analysis.errors_by_confidence(outcomes, SHOWN), folder, terminal),
+        ),
+        ("Least confident hits", _gallery(best, analysis.hits_by_doubt(outcomes, SHOWN), folder, terminal)),
+    ]
+    metrics: dict[str, float] = {}
+    extra: list[Table] = []
+    if asked.faithfulness:
+        measured = _faithfulness(best, asked.faithfulness, terminal)
+        metrics |= measured.metrics()
+        extra.append(_faithfulness_table(measured))
+        _say_faithfulness(measured, terminal)
+    if boxes:
+        table, scores = _pointing(best, boxes, terminal)
+        metrics |= scores
+        extra.append(table)
+    page = folder / "report.html"
+    metrics |= evaluation_page.write(
+        page,
+        title=f"{best.ready.experiment.name}, run {run.run_id[:8]}: {best.split} split",
+        under=f"Run {run.run_id} ({run.name}), {best.which} checkpoint, of epoch {best.epoch}.",
+        test=outcomes,
+        val=val,
+        folder=folder,
+        galleries=[each for each in galleries if each[1]],
+        extra=extra,
+    )
+    _log(run, best, metrics, client, folder)
+    if out is None:
+        return f"in MLflow: run {run.run_id[:8]}, artifact evaluation/{best.split}/{page.name}"
+    shutil.copytree(folder, out, dirs_exist_ok=True)
+    return str(out / page.name)
+
+
+def _writable(name: str | None) -> Path | None:
+    from runner.predict import writable
+
+    return writable(name) if name else None
+
+
+def _log(run: Found, best: Judged, metrics: dict[str, float], client: MlflowClient, folder: Path) -> None:
+    from mlflow.entities import Metric
+
+    client.log_artifacts(run.run_id, str(folder), f"evaluation/{best.split}")
+    time = now_ms()
+    points = [
+        Metric(f"evaluation/{best.split}/{name}", float(value), time, 0)
+        for name, value in metrics.items()
+        if value == value  # MLflow would store another number in place of nan
+    ]
+    client.log_batch(run.run_id, points)
+
+
+def _views(best: Judged, places: Sequence[int]) -> Tensor:
+    entries = best.ready.manifest.select(best.split)
+    batches = best.ready.loader.batches([entries[place] for place in places], CLEAN, [range(len(places))])
+    return next(iter(batches))
+
+
+def _gallery(best: Judged, places: Sequence[int], folder: Path, terminal: Terminal) -> list[tuple[Path, str]]:
+    """Pictures of images of the split with the Grad-CAM of what was predicted, and their captions."""
+    if not len(places):
+        return []
+    outcomes, network = best.outcomes, best.ready.network
+    views = _views(best, places)
+    predicted = [int(outcomes.predicted[place]) for place in places]
+    pictures = []
+    with terminal.progress("explain", len(places)) as advance:
+        for number, place in enumerate(places):
+            found = cam.explain(network, views[number : number + 1], [predicted[number]])[0]
+            said, true = outcomes.classes[predicted[number]], outcomes.classes[outcomes.labels[place]]
+            above = overlay.title(said, float(outcomes.confidence[place]), true)
+            kind = "hit" if outcomes.right[place] else "error"
+            path = folder / "galleries" / f"{kind}-{number + 1:02}.png"
+            overlay.draw(views[number], found, above, f"Grad-CAM for {said}", path)
+            pictures.append((path, outcomes.paths[place]))
+            advance(1)
+    return pictures
+
+
+def sample(digests: Sequence[str], count: int) -> list[int]:
+    """Places of `count` images, the same whenever they are asked for: the first by their contents' digests."""
+    return sorted(sorted(range(len(digests)), key=lambda place: digests[place])[:count])
+
+
+def _faithfulness(best: Judged, count: int, terminal: Terminal) -> Faithfulness:
+    places = sample(best.outcomes.digests, count)
+    digests = [best.outcomes.digests[place] for place in places]
+    with terminal.progress("faithfulness", len(places)) as advance:
+        return faithfulness.measure(best.ready.network, _views(best, places), digests, advance=advance)
+
+
+def _say_faithfulness(measured: Faithfulness, terminal: Terminal) -> None:
+    gain = measured.difference
+    terminal.line(
+        f"Grad-CAM's ROAD score on {measured.images} images: {measured.score:+.4f}, of random maps"
+        f" {measured.random:+.4f}; gain {gain.mean:+.4f}, {CONFIDENCE:.0%} interval {gain.low:+.4f} to {gain.high:+.4f}"
+        f" ({'better than chance' if gain.low > 0 else 'not better than chance for certain'})"
+    )
+
+
+def _faithfulness_table(measured: Faithfulness) -> Table:
+    gain = measured.difference
+    return (
+        f"Does it look at what it says? ROAD on {measured.images} images",
+        ("", "value"),
+        [
+            ("Grad-CAM, last convolution, predicted class", f"{measured.score:+.4f}"),
+            ("random maps of the same resolution", f"{measured.random:+.4f}"),
+            (
+                f"gain ({CONFIDENCE:.0%} interval)",
+                f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})",
+            ),
+            ("images on which Grad-CAM is the better", f"{measured.wins:.0%}"),
+        ],
+    )
+
+
+def _pointing(best: Judged, boxes: dict[int, Box], terminal: Terminal) -> tuple[Table, dict[str, float]]:
+    places = sorted(boxes)
+    views = _views(best, places)
+    predicted = [int(best.outcomes.predicted[place]) for place in places]
+    wanted = [boxes[place] for place in places]
+    with terminal.progress("explain", len(places)) as advance:
+        found = cam.explain(best.ready.network, views, predicted)
+        advance(len(places))
+    area = views.shape[-1] * views.shape[-2]
+    chance = sum((b[2] - b[0]) * (b[3] - b[1]) for b in wanted) / len(wanted) / area
+    scores = {
+        "pointing": faithfulness.pointing(found, wanted),
+        "pointing_energy": faithfulness.energy(found, wanted),
+        "pointing_chance": chance,
+    }
+    rows = [
+        ("maxima of Grad-CAM that lie in the object's box", f"{scores['pointing']:.1%}"),
+        ("share of Grad-CAM that lies in it", f"{scores['pointing_energy']:.1%}"),
+        ("by chance (share of the view that the boxes take)", f"{chance:.1%}"),
+    ]
+    for what, value in rows:
+        terminal.line(f"{what}: {value}")
+    return (f"Does it look at the object? {len(places)} images with boxes", ("", "value"), rows), scores
+
+
+def _boxes(path: Path, best: Judged) -> dict[int, Box]:
+    """The boxes of a CSV file in the views of the split's images. Raises `UserError` where they do not fit."""
+    from PIL import Image
+
+    entries = {entry.path: place for place, entry in enumerate(best.ready.manifest.select(best.split))}
+    views, root = best.ready.experiment.views, best.ready.manifest.root
+    found: dict[int, Box] = {}
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
+        for row in rows:
+            if (place := entries.get(row["path"])) is None:
+                continue
+            box = (float(row["left"]), float(row["top"]), float(row["right"]), float(row["bottom"]))
+            with Image.open(root / row["path"]) as image:
+                width, height = image.size
+            found[place] = faithfulness.in_view(box, width, height, views.resize, views.crop)
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no {path}; --boxes takes a CSV file: path,left,top,right,bottom."
+        ) from None
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{path} is no table path,left,top,right,bottom of boxes in pixels ({' '.join(str(error).split())})."
+        ) from None
+    if not found:
+        raise UserError(
+            f"{path} names no image of the {best.split} split; its paths must be the manifest's, as {next(iter(entries))}."
+        )
+    return found

@@ -1,0 +1,98 @@
+"""A model that can be used: network, classes and transform, from a folder of two files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .network import VGG, build, precision
+from .pixels import open_rgb
+from .view import evaluation_view
+
+FORMAT = "vgg-runner-model-1"
+WEIGHTS = "model.safetensors"
+ABOUT = "model.json"
+CHUNK = 8
+"""Images that go through the network at once; the last ones are filled up, so that none depends on its batch."""
+
+
+class ModelError(Exception):
+    """A model's files are missing, damaged, or another's: one sentence."""
+
+
+class Classifier:
+    """Says what is in an image.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        about: What `model.json` holds: classes, transform (resize, crop, interpolation), precision, …
+        device: Where to compute; None: a GPU, if there is one.
+    """
+
+    def __init__(self, network: VGG, about: dict[str, Any], device: torch.device | str | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.network = network.to(self.device)
+        self.about = about
+        self.classes: tuple[str, ...] = tuple(about["classes"])
+        self.view = evaluation_view(**about["transform"])
+        self.precision = precision(about.get("precision", "no"), self.device)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str | None = None) -> Classifier:
+        """The model in a folder. Raises `ModelError`."""
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            if about["format"] != FORMAT:
+                raise ModelError(f"{folder} holds a model of another version ({about['format']!r}).")
+            with (folder / WEIGHTS).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
+                    raise ModelError(f"{folder / WEIGHTS} is damaged (its digest differs); restore it.")
+            network = build(about["network"], len(about["classes"]), load_file(folder / WEIGHTS))
+            return cls(network, about, device)
+        except FileNotFoundError as error:
+            raise ModelError(f"There is no {error.filename}; a model is {ABOUT} beside {WEIGHTS}.") from None
+        except SafetensorError as error:
+            raise ModelError(f"{folder / WEIGHTS} is damaged ({error}); restore it.") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ModelError(
+                f"{folder} holds no model of this version ({' '.join(str(error).split())[:300]})."
+            ) from None
+
+    def open(self, file: Path | str | BinaryIO) -> Tensor:
+        """The view of an image file: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
+        view: Tensor = self.view(open_rgb(file))
+        return view
+
+    def logits(self, views: Tensor) -> Tensor:
+        """Logits (n × classes, float32, on the CPU) of views (n × 3 × crop × crop, uint8)."""
+        return torch.cat([self._chunk(chunk) for chunk in views.split(CHUNK)])
+
+    def top(self, views: Tensor, count: int) -> list[list[tuple[str, float]]]:
+        """For each view its `count` likeliest classes with their softmax probabilities, the likeliest first."""
+        probabilities = self.logits(views).double().softmax(1)
+        # A stable sort: of equal probabilities the class that comes first, on every device.
+        values, places = probabilities.sort(dim=1, descending=True, stable=True)
+        return [
+            [(self.classes[place], value) for place, value in zip(row, numbers, strict=True)]
+            for row, numbers in zip(places[:, :count].tolist(), values[:, :count].tolist(), strict=True)
+        ]
+
+    def _chunk(self, views: Tensor) -> Tensor:
+        missing = CHUNK - len(views)
+        images = torch.cat([views, views.new_zeros(missing, *views.shape[1:])]) if missing else views
+        with torch.inference_mode(), self._autocast():
+            return self.network(images.to(self.device))[: len(views)].float().cpu()
+
+    def _autocast(self) -> Any:
+        if self.precision == "no":
+            return nullcontext()
+        kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=kind)

@@ -1,0 +1,58 @@
+"""What MLflow loads to serve a model: `mlflow models serve -m models:/NAME@champion --env-manager local`.
+
+A request holds images in base64; the answer, for each, its likeliest classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+TOP = 5
+
+
+class Served(mlflow.pyfunc.PythonModel):
+    """A classifier behind MLflow's interface: a column `image` of base64 in, `top` out."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the model's two files."""
+        from portable.classifier import Classifier  # type: ignore[import-not-found]  # lies beside the model
+
+        self.classifier = Classifier.load(Path(context.artifacts["classifier"]))
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types
+        """For each image `{"top": [{"class": …, "probability": …}, …]}`, the likeliest first."""
+        import torch
+
+        views = [self._view(place, text) for place, text in enumerate(model_input["image"])]
+        if not views:
+            return []
+        count = max(1, int((params or {}).get("top", TOP)))
+        return [
+            {"top": [{"class": name, "probability": value} for name, value in row]}
+            for row in self.classifier.top(torch.stack(views), count)
+        ]
+
+    def _view(self, place: int, text: str) -> Any:
+        try:
+            content = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+            return self.classifier.open(io.BytesIO(content))
+        except binascii.Error:
+            raise MlflowException(
+                f"Image {place} is not base64.", error_code=INVALID_PARAMETER_VALUE
+            ) from None
+        except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
+            raise MlflowException(
+                f"Image {place} cannot be decoded ({' '.join(str(error).split())}).",
+                error_code=INVALID_PARAMETER_VALUE,
+            ) from None
+
+
+mlflow.models.set_model(Served())
