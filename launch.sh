@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prepares the environment, then hands over: `./launch.sh` trains the quickstart, `./launch.sh test` runs the tests,
-# `./launch.sh VERB …` is `runner VERB …` (train, search, evaluate, ui, store, bench). PYTHON names the Python to build with.
+# `./launch.sh VERB …` is `runner VERB …` (runner --help lists them). PYTHON names the Python to build with.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

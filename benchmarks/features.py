@@ -147,7 +147,7 @@ def _naive(experiment: Any, terminal: Any) -> dict[str, float]:
 
     from runner import manifest as manifests
     from runner import weights
-    from runner.pixels import open_rgb
+    from runner.portable.pixels import open_rgb
     from runner.terminal import Terminal
 
     manifest = manifests.build(experiment, Terminal(speaks=False))

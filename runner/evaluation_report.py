@@ -232,6 +232,6 @@ def _boxes(path: Path, best: Judged) -> dict[int, Box]:
         ) from None
     if not found:
         raise UserError(
-            f"{path} names no image of the {best.split} split; its paths must be the manifest's, as {next(iter(entries))}."
+            f"{path} names no image of the {best.split} split; paths are the manifest's, as {next(iter(entries))}."
         )
     return found

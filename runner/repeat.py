@@ -111,4 +111,5 @@ def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> 
     terminal.line(
         f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) is in MLflow: ./launch.sh ui shows it,"
     )
-    terminal.line(f"./launch.sh evaluate {tracker.run_id[:8]} judges its checkpoints again.")
+    run = tracker.run_id[:8]
+    terminal.line(f"./launch.sh evaluate {run} writes a report; ./launch.sh predict IMAGE --model {run} uses it.")
