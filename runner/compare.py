@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from runner.compare_tables import (
 )
 from runner.comparison import Figure, Match, Seen, figures
 from runner.errors import Parser, UserError
-from runner.files import write_text
+from runner.files import writable, write_text
 from runner.keys import digest
 from runner.server import Server, server
 from runner.terminal import Terminal
@@ -85,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     found = figures(seen, falling=("objective",) * (sign < 0), rising=("objective",) * (sign > 0))
     matches = match(client, chosen, seen)
     notes = remarks(seen, matches)
-    folder = writable(Path(asked.out).expanduser() if asked.out else default_folder(store, seen))
+    folder = writable(asked.out or default_folder(store, seen))
     files = write(title, seen, found, matches, notes, folder)
     place = f"comparisons/{joined(seen[1:])}"
     logged = log(client, seen[0], files, place, terminal)
@@ -108,19 +107,6 @@ def joined(runs: Sequence[Seen]) -> str:
 def default_folder(store: Server, runs: Sequence[Seen]) -> Path:
     """Where a comparison goes if nothing is said."""
     return store.root / "comparisons" / joined(runs)
-
-
-def writable(folder: Path) -> Path:
-    """The folder, made where there is none. Raises `UserError` where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is not a folder, or lies in a file; give another with --out.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(
-            f"No permission to write in {folder}; change its mode or give another folder with --out."
-        )
-    return folder
 
 
 def write(

@@ -39,7 +39,9 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     rate = _prefix_rate(ready, crop=experiment.views.crop) * accelerator.num_processes
     steps = options.repeat * epochs * math.ceil(len(manifest.select("train")) / experiment.fit.batch_size)
     seconds = (passes / rate if ready.network.cut else 0) + steps * _step_seconds(ready, accelerator)
-    kept = (0, 0, 1, 0, 1) if experiment.tracking.model else (0, 0, 1)  # best, last, frozen; the model has its own
+    kept = (
+        (0, 0, 1, 0, 1) if experiment.tracking.model else (0, 0, 1)
+    )  # best, last, frozen; the model has its own
     checkpoints = sum(value.nbytes for part in kept for value in ready.network.parts()[part].values())
     cache = Path(experiment.cache).expanduser()
     facts = [

@@ -16,7 +16,7 @@ from runner import analysis, cam, evaluation_page, faithfulness, overlay
 from runner.errors import UserError
 from runner.evaluation import Judged
 from runner.faithfulness import Box, Faithfulness
-from runner.files import write_text
+from runner.files import writable, write_text
 from runner.intervals import CONFIDENCE
 from runner.journal import now_ms
 from runner.outcomes import Outcomes
@@ -56,7 +56,7 @@ def write(
 
     Raises `UserError` for boxes that do not fit.
     """
-    out = _writable(asked.out)
+    out = writable(asked.out) if asked.out else None
     boxes = _boxes(asked.boxes, best) if asked.boxes else {}
     outcomes = best.outcomes
     folder.mkdir(parents=True)
@@ -97,12 +97,6 @@ def write(
     return str(out / page.name)
 
 
-def _writable(name: str | None) -> Path | None:
-    from runner.predict import writable
-
-    return writable(name) if name else None
-
-
 def _log(run: Found, best: Judged, metrics: dict[str, float], client: MlflowClient, folder: Path) -> None:
     from mlflow.entities import Metric
 
@@ -138,7 +132,7 @@ def _gallery(best: Judged, places: Sequence[int], folder: Path, terminal: Termin
             kind = "hit" if outcomes.right[place] else "error"
             path = folder / "galleries" / f"{kind}-{number + 1:02}.png"
             overlay.draw(views[number], found, above, f"Grad-CAM for {said}", path)
-            pictures.append((path, outcomes.paths[place]))
+            pictures.append((path, f"{above} · {outcomes.paths[place]}"))
             advance(1)
     return pictures
 

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 from runner.cam_methods import METHODS
 from runner.errors import Parser, UserError
+from runner.files import writable
 from runner.images import expand
-from runner.predict import PARTLY, add_model, writable
+from runner.models import load_soon
+from runner.predict import PARTLY, add_model
 from runner.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -51,10 +53,8 @@ def main(argv: Sequence[str]) -> int:
     paths = expand(asked.images)
     folder = writable(asked.out)
 
-    from runner.models import load_model
-
     terminal = Terminal()
-    model = load_model(asked.model, asked.tracking)
+    model = load_soon(asked.model, asked.tracking)
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     faults = pictures(model, paths, folder, terminal, asked.method, asked.layer, asked.target)
     for path, fault in faults:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import Parser, UserError
-from runner.files import replacing
-from runner.predict import add_model, writable
+from runner.files import replacing, writable
+from runner.predict import add_model
 from runner.terminal import Terminal, size
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from runner.errors import UserError
+
 _umask = os.umask(0)  # there is no way to read it but to set it, for all threads: once, at import
 os.umask(_umask)
 MODE = 0o666 & ~_umask
@@ -35,6 +37,20 @@ def write_text(path: Path, text: str, mode: int = MODE) -> None:
     """Replace the file at `path` by `text` (UTF-8; file names that are no UTF-8 survive)."""
     with replacing(path, mode) as aside:
         aside.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def writable(name: str | Path) -> Path:
+    """A folder to write results to, made where there is none. Raises `UserError` where it cannot be written."""
+    folder = Path(name).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is not a folder, or lies in a file; name another folder.") from None
+    except PermissionError:
+        raise UserError(f"No permission to make {folder}; name another folder.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"No permission to write in {folder}; change its mode or name another folder.")
+    return folder
 
 
 def free_bytes(path: Path) -> int:

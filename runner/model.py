@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runner.cores import cores
-from runner.portable.classifier import ABOUT, CHUNK, Classifier
+from runner.portable.classifier import CHUNK, Classifier
 from runner.portable.network import VGG
 
 
@@ -127,10 +125,3 @@ class Model:
             return f"cannot be read ({error.strerror or ' '.join(str(error).split())})"
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
             return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
-
-
-def is_model(folder: Path) -> bool:
-    """Whether a folder holds a model's files."""
-    with suppress(OSError, ValueError):
-        return isinstance(json.loads((folder / ABOUT).read_text(encoding="utf-8")), dict)
-    return False

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +17,25 @@ from runner.registry import MODEL_TAG
 if TYPE_CHECKING:
     import torch
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
     from runner.model import Model
 
 PARTS = ("artifacts/classifier", ".")
 """Where in a logged model, or in a folder that somebody gives, the classifier's files may be."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model's files are, and what they are of."""
+
+    path: Path
+    """A folder with the classifier's files, or a checkpoint."""
+    source: str
+    """For a person."""
+    experiment: Path | None = None
+    """The experiment file of a checkpoint from MLflow."""
+    fetched: Path | None = None
+    """A folder to be removed when the model is open."""
 
 
 def load_model(
@@ -35,16 +53,45 @@ def load_model(
 
     Raises `UserError` where there is no such model, or it is damaged, or another version's.
     """
+    return open_model(locate(reference, tracking), device)
+
+
+def load_soon(reference: str | None, tracking: str) -> Model:
+    """`load_model` for a command that has imported neither torch nor MLflow: a second process asks MLflow meanwhile."""
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        located = pool.submit(locate, reference, tracking)
+        importlib.import_module("runner.model")
+        return open_model(located.result())
+
+
+def locate(reference: str | Path | None, tracking: str) -> Located:
+    """Find a model's files, without importing torch. Arguments and errors: `load_model`'s."""
     if reference is not None and (isinstance(reference, Path) or _is_path(reference)):
-        return _from_path(Path(reference).expanduser(), device)
+        return _in_files(Path(reference).expanduser())
     from runner.server import server
 
     store = server(tracking)
     store.check_exists()
     client = store.connect()
     if reference is not None and "@" in reference:
-        return _from_registry(client, reference.removeprefix("models:/"), device)
-    return _from_run(client, reference, device)
+        return _in_registry(client, reference.removeprefix("models:/"))
+    return _of_run(client, reference)
+
+
+def open_model(located: Located, device: torch.device | str | None = None) -> Model:
+    """Load what `locate` found. Raises `UserError` where it is damaged, or another version's."""
+    from runner.model import Model
+    from runner.portable.classifier import Classifier, ModelError
+
+    try:
+        if located.path.is_dir():
+            return Model(Classifier.load(located.path, device), located.source)
+        return _open_checkpoint(located, device)
+    except ModelError as error:
+        raise UserError(str(error)) from None
+    finally:
+        if located.fetched:
+            shutil.rmtree(located.fetched, ignore_errors=True)
 
 
 def _is_path(reference: str) -> bool:
@@ -53,43 +100,31 @@ def _is_path(reference: str) -> bool:
     ) or (Path(reference).exists() and "@" not in reference)  # fmt: skip
 
 
-def _from_path(path: Path, device: torch.device | str | None) -> Model:
-    from runner.model import is_model
-
+def _in_files(path: Path) -> Located:
     if not path.exists():
         raise UserError(f"There is no {path}; give a checkpoint, a model's folder, a run, or NAME@ALIAS.")
     if path.is_dir():
         for part in PARTS:
-            if is_model(path / part):
-                return _open(path / part, str(path), device)
+            if _is_model(path / part):
+                return Located(path / part, str(path))
         if (path / "best.safetensors").exists():
-            return _from_checkpoint(path / "best.safetensors", str(path), device)
+            return Located(path / "best.safetensors", f"checkpoint {path / 'best.safetensors'}")
         raise UserError(f"{path} holds no model (model.json) and no checkpoint (best.safetensors).")
     if path.suffix != ".safetensors":
         raise UserError(
             f"{path} is no checkpoint of this runner, which are .safetensors files; pickled ones are not opened,"
             " since they can run code."
         )
-    if path.name == "model.safetensors" and is_model(path.parent):
-        return _open(path.parent, str(path), device)
-    return _from_checkpoint(path, str(path), device)
+    if path.name == "model.safetensors" and _is_model(path.parent):
+        return Located(path.parent, str(path))
+    return Located(path, f"checkpoint {path}")
 
 
-def _from_checkpoint(path: Path, source: str, device: torch.device | str | None) -> Model:
-    from runner import checkpoint
-    from runner.model import Model
-    from runner.packing import about, classifier
-
-    kept = checkpoint.load(path)
-    if not kept.use:
-        raise UserError(
-            f"{path} was written before checkpoints held their transform; give its run (--model RUN), or train again."
-        )
-    told = about(kept.network, kept.use, epoch=kept.epoch, val=kept.val)
-    return Model(classifier(kept.network, told, device), f"checkpoint {source} (epoch {kept.epoch})")
+def _is_model(folder: Path) -> bool:
+    return (folder / "model.json").exists()
 
 
-def _from_registry(client: MlflowClient, reference: str, device: torch.device | str | None) -> Model:
+def _in_registry(client: MlflowClient, reference: str) -> Located:
     from mlflow.exceptions import MlflowException
 
     from runner.settings import nearest
@@ -112,61 +147,65 @@ def _from_registry(client: MlflowClient, reference: str, device: torch.device | 
             f"The model {name!r} has no {alias!r}; it has the aliases {', '.join(aliases) or 'none'}, and versions"
             " by number."
         ) from None
-    return _open(
-        _fetched(version.source, f"model {name!r}"),
-        f"model {name!r} version {version.version} of run {version.run_id[:8]}",
-        device,
-    )
+    source = f"model {name!r} version {version.version} of run {version.run_id[:8]}"
+    return _fetched(version.source, source)
 
 
-def _from_run(client: MlflowClient, reference: str | None, device: torch.device | str | None) -> Model:
+def _of_run(client: MlflowClient, reference: str | None) -> Located:
     from runner import runs
-    from runner.settings import read
 
     found = runs.find(client, reference) if reference is not None else runs.newest_trained(client)
     run = client.get_run(found.run_id)
-    source = f"run {found.run_id[:8]} ({_experiment(client, run)}, {found.name})"
+    experiment = client.get_experiment(run.info.experiment_id).name
+    source = f"run {found.run_id[:8]} ({experiment}, {found.name})"
     if model_id := run.data.tags.get(MODEL_TAG):
-        return _open(_fetched(client.get_logged_model(model_id).artifact_location, source), source, device)
-    from runner import checkpoint
-    from runner.model import Model
-    from runner.packing import about, classifier, use
-
-    with tempfile.TemporaryDirectory(prefix="runner-") as name:
-        if "checkpoints" not in {each.path for each in client.list_artifacts(found.run_id)}:
-            raise UserError(
-                f"Run {found.run_id[:8]} ({found.name}, {found.status}) has no model and no checkpoint;"
-                " choose another run."
-            )
-        folder = runs.artifact(client, found, "checkpoints", Path(name))
-        kept = checkpoint.load(folder / "best.safetensors")
-        experiment = read(runs.artifact(client, found, "experiment.yaml", Path(name)))
-        told = about(kept.network, use(experiment), epoch=kept.epoch, val=kept.val)
-        return Model(classifier(kept.network, told, device), source)
-
-
-def _experiment(client: MlflowClient, run: Run) -> str:
-    return str(client.get_experiment(run.info.experiment_id).name)
-
-
-def _open(folder: Path, source: str, device: torch.device | str | None) -> Model:
-    from runner.model import Model
-    from runner.portable.classifier import Classifier, ModelError
-
+        return _fetched(client.get_logged_model(model_id).artifact_location, source)
+    if "checkpoints" not in {each.path for each in client.list_artifacts(found.run_id)}:
+        raise UserError(
+            f"Run {found.run_id[:8]} ({found.name}, {found.status}) has no model and no checkpoint; choose another run."
+        )
+    folder = Path(tempfile.mkdtemp(prefix="runner-"))
     try:
-        return Model(Classifier.load(folder, device), source)
-    except ModelError as error:
-        raise UserError(str(error)) from None
+        checkpoints = runs.artifact(client, found, "checkpoints", folder)
+        settings = runs.artifact(client, found, "experiment.yaml", folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Located(checkpoints / "best.safetensors", source, settings, folder)
 
 
-def _fetched(location: str, source: str) -> Path:
+def _fetched(location: str, source: str) -> Located:
     """A logged model's classifier on this machine. Raises `UserError` where it cannot be had."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+    fetched = None
     try:
         repository = get_artifact_repository(location)
-        return Path(repository.download_artifacts(PARTS[0]))
+        if not isinstance(repository, LocalArtifactRepository):  # which uses files where they lie
+            fetched = Path(tempfile.mkdtemp(prefix="runner-"))
+        folder = repository.download_artifacts(PARTS[0], str(fetched) if fetched else None)
     except Exception as error:  # each kind of artifact store raises its own
+        if fetched:
+            shutil.rmtree(fetched, ignore_errors=True)
         raise UserError(
             f"The files of {source} cannot be fetched from {location} ({' '.join(str(error).split())[:200]})."
         ) from None
+    return Located(Path(folder), source, fetched=fetched)
+
+
+def _open_checkpoint(located: Located, device: torch.device | str | None) -> Model:
+    from runner import checkpoint
+    from runner.model import Model
+    from runner.packing import about, classifier, use
+    from runner.settings import read
+
+    kept = checkpoint.load(located.path)
+    needed = use(read(located.experiment)) if located.experiment else kept.use
+    if not needed:
+        raise UserError(
+            f"{located.path} was written before checkpoints held their transform; give its run (--model RUN), or train"
+            " again."
+        )
+    told = about(kept.network, needed, epoch=kept.epoch, val=kept.val)
+    return Model(classifier(kept.network, told, device), f"{located.source}, epoch {kept.epoch}")

@@ -35,7 +35,7 @@ def draw(view: Tensor, found: np.ndarray, above: str, about: str, path: Path) ->
     from matplotlib.figure import Figure
 
     image = view.permute(1, 2, 0).numpy()
-    figure = Figure(figsize=(7.2, 3.7), dpi=100, layout="constrained")
+    figure = Figure(figsize=(6.4, 3.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     left.imshow(image)
@@ -43,7 +43,7 @@ def draw(view: Tensor, found: np.ndarray, above: str, about: str, path: Path) ->
     shade: Any = right.imshow(found, cmap="viridis", vmin=0, vmax=1, alpha=OPACITY)
     for axes in (left, right):
         axes.set_axis_off()
-    figure.suptitle(above, fontsize=12, parse_math=False, wrap=True)
+    figure.suptitle(above, fontsize=15, parse_math=False, wrap=True)
     bar: Any = figure.colorbar(shade, ax=right, shrink=0.85, ticks=[0, 0.5, 1])
     bar.set_label(about, parse_math=False)
     bar.solids.set(alpha=1)

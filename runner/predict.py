@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING
 
 from runner import names
 from runner.errors import Parser, UserError
+from runner.files import writable
 from runner.images import expand
+from runner.models import load_soon
 from runner.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -71,10 +72,8 @@ def main(argv: Sequence[str]) -> int:
     paths = expand(asked.images)
     folder = writable(asked.explain) if asked.explain else None
 
-    from runner.models import load_model
-
     terminal = Terminal(errors=asked.json or asked.csv)
-    model = load_model(asked.model, asked.tracking)
+    model = load_soon(asked.model, asked.tracking)
     called = names.read(asked.lang, model.classes) if asked.lang else {}
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     with terminal.progress("predict", len(paths)) as advance:
@@ -92,18 +91,6 @@ def main(argv: Sequence[str]) -> int:
     if not good:
         raise UserError(f"None of {len(faulty)} files is an image that can be read.")
     return PARTLY if faulty else 0
-
-
-def writable(name: str) -> Path:
-    """A folder that can be written to, made where there is none. Raises `UserError`."""
-    folder = Path(name).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{folder} is a file; name a folder.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"No permission to write into {folder}; change its mode or name another folder.")
-    return folder
 
 
 def _say(

@@ -112,4 +112,6 @@ def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> 
         f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) is in MLflow: ./launch.sh ui shows it,"
     )
     run = tracker.run_id[:8]
-    terminal.line(f"./launch.sh evaluate {run} writes a report; ./launch.sh predict IMAGE --model {run} uses it.")
+    terminal.line(
+        f"./launch.sh evaluate {run} writes a report; ./launch.sh predict IMAGE --model {run} uses it."
+    )

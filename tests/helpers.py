@@ -38,6 +38,7 @@ class Recorder(Tracker):
     name: str = "small"
     points: list[tuple[str, int, float]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.points += [(name, step, value) for name, value in values.items()]
@@ -46,6 +47,13 @@ class Recorder(Tracker):
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def room(self, name: str) -> Path:
+        return self.folder / name
+
+    def model(self, folder: Path, told: dict[str, Any]) -> None:
+        assert (folder / "MLmodel").exists()
+        self.models.append(told)
 
     def text(self, name: str, content: str) -> None:
         assert content
@@ -64,7 +72,7 @@ def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Ne
 
 def comparable(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
     """Everything about epochs but how long they took."""
-    plain = [dataclasses.asdict(epoch) for epoch in epochs]
+    plain = [{**dataclasses.asdict(epoch), "judged": epoch.judged.tolist()} for epoch in epochs]
     return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
 
 
