@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from runner import keys, schedule, scores
+from runner import keys, schedule
 from runner.dropout import announce
 from runner.errors import UserError
 from runner.experiment import Experiment, Optim
@@ -27,7 +27,7 @@ from runner.experiment import Fit as FitSettings
 from runner.features import Rows
 from runner.judging import judgements
 from runner.network import Network
-from runner.scores import Scores
+from runner.scores import Scores, count
 from runner.terminal import Terminal
 
 
@@ -114,7 +114,7 @@ def fit(
                 trained = time.monotonic()
                 _check_finite("training", loss, number, experiment)
                 judged = judgements(network, val.rows(number), val.labels, accelerator, chunk)
-                val_scores = scores.count(judged, val.labels, len(network.architecture.classes))
+                val_scores = count(judged, val.labels, len(network.architecture.classes))
                 _check_finite("validation", val_scores.loss, number, experiment)
                 stop, reduced = trainer.validated(val_scores)
                 record = Epoch(

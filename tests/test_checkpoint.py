@@ -29,12 +29,14 @@ class TestCheckpoint:
     def write(self, network: Network, folder: Path) -> None:
         checkpoint.save_frozen(network, folder)
         frozen = checkpoint.frozen_digest(network)
-        checkpoint.save(network, folder / "best.safetensors", 4, {"top1": 0.5, "hits1": 3}, frozen)
+        checkpoint.save(
+            network, folder / "best.safetensors", 4, {"top1": 0.5, "hits1": 3}, frozen, {"name": "small"}
+        )
 
     def test_comes_back_as_it_was(self, kept: tuple[Network, Path]) -> None:
         network, path = kept
         back = checkpoint.load(path)
-        assert (back.epoch, back.val) == (4, {"top1": 0.5, "hits1": 3})
+        assert (back.epoch, back.val, back.use) == (4, {"top1": 0.5, "hits1": 3}, {"name": "small"})
         assert back.network.architecture == network.architecture
         assert not back.network.training
         state = back.network.state_dict()

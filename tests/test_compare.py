@@ -617,7 +617,6 @@ def test_a_folder_that_cannot_be_written_is_refused(
     for place in ("file", "file/inside"):
         said = refused(command(*runs, "--out", str(tmp_path / place)))
         assert "is not a folder" in said
-        assert "--out" in said
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     said = refused(command(*runs))
     assert f"No permission to write in {tmp_path / 'out'}" in said

@@ -45,10 +45,9 @@ from runner.fit import (
     build_optimizer,
     class_weights,
     epoch_batches,
-    evaluate,
-    infer,
     shares,
 )
+from runner.judging import evaluate, infer
 from runner.network import Architecture, Network
 
 
@@ -381,7 +380,7 @@ class TestRuns:
     def test_records(self, make: Make, train: Callable[..., Any]) -> None:
         result, records = train(make())
         assert set(records.artifacts) == {
-            *("experiment.yaml", "manifest.csv", "environment.json"),
+            *("experiment.yaml", "manifest.csv", "environment.json", "predictions.csv"),
             *(f"checkpoints/{name}.safetensors" for name in ("best", "frozen", "last")),
             *("figures/loss.png", "figures/accuracy.png"),
         }

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from runner import cli, reproduce, train
 from runner.errors import guarded
 from runner.manifest import Entry, Manifest
-from runner.reproduce import Change, Difference, changes, compare, difference
+from runner.reproduce import difference
+from runner.reproduction import Change, Difference, changes, compare
 from runner.server import server
 
 Refused = Callable[..., str]

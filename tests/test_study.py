@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -22,9 +23,9 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from runner import settings, storage, study_figures
-from runner.intervals import paired
 from runner.errors import UserError
 from runner.experiment import Experiment
+from runner.intervals import paired
 from runner.plan import Plan, check_sampler
 from runner.space import Dimension, Space
 from runner.study import FAILURES, Asked, Study, is_baseline, words
