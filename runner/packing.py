@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -109,20 +110,22 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
     write_text(files / ABOUT, json.dumps({**told, "sha256": digest}, indent=1, ensure_ascii=False))
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     guess = Object([Property("class", DataType.string), Property("probability", DataType.double)])
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(PORTABLE / "serve.py"),
-        artifacts={"classifier": str(files)},
-        code_paths=[str(PORTABLE)],
-        signature=ModelSignature(
-            inputs=Schema([ColSpec(DataType.string, "image")]),
-            outputs=Schema([ColSpec(Array(guess), "top")]),
-            params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
-        ),
-        input_example={"image": [_base64(example)]},
-        pip_requirements=[f"{name}=={version(name)}" for name in NEEDED],
-        metadata={"classes": len(told["classes"]), "epoch": told["epoch"]},
-    )
+    with warnings.catch_warnings():  # it wants types on a function that tells them by its signature
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(PORTABLE / "serve.py"),
+            artifacts={"classifier": str(files)},
+            code_paths=[str(PORTABLE)],
+            signature=ModelSignature(
+                inputs=Schema([ColSpec(DataType.string, "image")]),
+                outputs=Schema([ColSpec(Array(guess), "top")]),
+                params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+            ),
+            input_example={"image": [_base64(example)]},
+            pip_requirements=[f"{name}=={version(name)}" for name in NEEDED],
+            metadata={"classes": len(told["classes"]), "epoch": told["epoch"]},
+        )
 
 
 def _base64(view: Tensor) -> str:

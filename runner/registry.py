@@ -67,7 +67,9 @@ def _logged(client: MlflowClient, run: Run, folder: Path, told: dict[str, Any]) 
     if model.status != LoggedModelStatus.READY:
         client.log_model_artifacts(model.model_id, str(folder))
         model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, told["step"])])
+    known_outputs = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in [each.model_id for each in known_outputs]:  # a second time is an error
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, told["step"])])
     points = [
         Metric(name, value, told["time"], told["step"], model_id=model.model_id, run_id=run_id)
         for name, value in told["metrics"].items()

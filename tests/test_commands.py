@@ -86,6 +86,7 @@ def place(
             *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
             *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
             *("--features.compile", "false"),
+            *("--tracking.model", "false", "--tracking.gallery", "0"),
         ]
 
     return build

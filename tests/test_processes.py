@@ -86,6 +86,7 @@ def settings(pictures: Path, place: Path) -> list[str]:
         *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
         *("--fit.epochs", "3", "--fit.batch_size", "7", "--fit.precision", "no", "--features.chunk", "8"),
         *("--schedule.kind", "constant", "--optim.name", "sgd", "--optim.lr", "0.05"),
+        *("--tracking.model", "false", "--tracking.gallery", "0"),
     ]
 
 

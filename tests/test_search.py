@@ -79,6 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             ),
             *("--fit.epochs", "2", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
             *("--features.compile", "false", "--optim.lr", "0.0001"),  # a baseline that can be beaten
+            *("--tracking.model", "false", "--tracking.gallery", "0"),
         ]
 
     return build
