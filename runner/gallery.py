@@ -54,6 +54,8 @@ class Gallery:
         self.layer = cam.default_layer(ready.network)
         self._rows: Tensor | None = None
         self._shown: set[int] = set()
+        wanted = ready.experiment.tracking.gallery > 0
+        self._first = _clone(ready.network.parts()[0]) if wanted else {}
 
     def due(self, epoch: Epoch) -> bool:
         """Whether this epoch's pictures are wanted."""
@@ -61,36 +63,39 @@ class Gallery:
         every = settings.gallery_every
         return bool(settings.gallery and every and epoch.number % every == 0)
 
-    def show(self, epoch: Epoch, judged: Tensor) -> None:
-        """Draw the images as the network sees them now, which is what `judged` (n × 3) is of, at an epoch."""
+    def show(self, epoch: Epoch) -> None:
+        """Draw the images as the network sees them now, which is as it was at the end of an epoch.
+
+        The first call chooses them, and draws them as the network saw them before it was trained, too: step 0,
+        where MLflow's slider begins.
+        """
         settings, network = self.ready.experiment.tracking, self.ready.network
         if not settings.gallery or epoch.number in self._shown:
             return
-        self._shown.add(epoch.number)
-        self.tracker.tags({"mlflow.loggedImages": "True"})
         if not self.places:
-            self.places = choose(self.entries, judged, settings.gallery)
-            self.views = next(
-                self.ready.loader.batches(
-                    [self.entries[place] for place in self.places], CLEAN, [range(len(self.places))]
-                )
-            )
-        predicted = [int(judged[place, 2]) for place in self.places]
+            self.tracker.tags({"mlflow.loggedImages": "True"})
+            self.places = choose(self.entries, epoch.judged, settings.gallery)
+            chosen = [self.entries[place] for place in self.places]
+            self.views = next(self.ready.loader.batches(chosen, CLEAN, [range(len(chosen))]))
+            now = _clone(network.parts()[0])
+            network.load_state_dict(self._first, strict=False)
+            self._draw(0)
+            network.load_state_dict(now, strict=False)
+            self._first = {}
+        self._draw(epoch.number)
+
+    def _draw(self, step: int) -> None:
+        self._shown.add(step)
+        network, classes = self.ready.network, self.ready.manifest.classes
         rows = self._activations()
-        found = cam.upscaled(cam.maps(network, rows, predicted, self.layer), self.views.shape[-2:])
         probabilities = cam.probabilities(network, rows, self.layer)
-        classes = self.ready.manifest.classes
+        predicted = probabilities.argmax(1).tolist()
+        found = cam.upscaled(cam.maps(network, rows, predicted, self.layer), self.views.shape[-2:])
         for number, (place, said) in enumerate(zip(self.places, predicted, strict=True)):
             true = classes[self.labels[place]]
             above = overlay.title(classes[said], float(probabilities[number, said]), true)
-            self._log(
-                f"gallery/{number + 1} {true}",
-                epoch.number,
-                self.views[number],
-                found[number],
-                above,
-                f"Grad-CAM for {classes[said]}",
-            )
+            key = f"gallery/{number + 1} {true}"
+            self._log(key, step, self.views[number], found[number], above, f"Grad-CAM for {classes[said]}")
 
     def _activations(self) -> Tensor:
         """The layer's output of the chosen images; where all in front of it is frozen it stays."""
@@ -110,3 +115,7 @@ class Gallery:
             picture.convert("RGB").save(aside, "webp", quality=85)
         self.tracker.artifact(whole, "images")
         self.tracker.artifact(shown, "images")
+
+
+def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in tensors.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -55,9 +56,9 @@ class Page:
         self._parts.append(f'<div class="wide whole">{image}</div>' if scroll else image)
 
     def gallery(self, pictures: Sequence[tuple[Path, str]]) -> None:
-        """PNG files with captions, side by side."""
+        """PNG files of photographs with captions, side by side; made smaller, for there may be many."""
         figures = "".join(
-            f"<figure>{_image(file, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+            f"<figure>{_photograph(file, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
             for file, caption in pictures
         )
         self._parts.append(f'<div class="gallery">{figures}</div>')
@@ -76,5 +77,18 @@ class Page:
 
 
 def _image(file: Path, alt: str) -> str:
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}" loading="lazy">'
+    return _embedded(file.read_bytes(), "png", alt)
+
+
+def _photograph(file: Path, alt: str) -> str:
+    from PIL import Image
+
+    smaller = io.BytesIO()
+    with Image.open(file) as image:
+        image.convert("RGB").save(smaller, "webp", quality=85)
+    return _embedded(smaller.getvalue(), "webp", alt)
+
+
+def _embedded(content: bytes, kind: str, alt: str) -> str:
+    data = base64.b64encode(content).decode("ascii")
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt, quote=True)}" loading="lazy">'

@@ -72,7 +72,7 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         tracker.metrics(epoch.metrics(), epoch.number)
         terminal.line(overview.epoch_line(epoch))
         if gallery and gallery.due(epoch):
-            gallery.show(epoch, epoch.judged)
+            gallery.show(epoch)
 
     try:
         learn(ready, accelerator, on_epoch, terminal)
@@ -87,7 +87,7 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
     _log_result(ready, result, tracker)
     if gallery:  # on rank 0
         tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
-        gallery.show(result.best_epoch, result.best_epoch.judged)
+        gallery.show(result.best_epoch)
         packing.publish(ready, result.best_epoch, tracker)
     return result
 

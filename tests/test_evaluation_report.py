@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -252,7 +252,7 @@ def test_a_report_tells_whether_the_object_is_looked_at(
     assert f"{100 * found['pointing']:.1f}%" in output.replace("\n", "")
 
 
-def box_table(folder: Path, boxes: dict[str, tuple[float, float, float, float]]) -> Path:
+def box_table(folder: Path, boxes: Mapping[str, tuple[float, float, float, float]]) -> Path:
     path = folder / "boxes.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

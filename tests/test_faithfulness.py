@@ -61,7 +61,7 @@ def objects_words(root: Path, place: Path) -> list[str]:
         *("--network.arch", "vgg11", "--network.trainable", "features.16", "--network.pool", "1"),
         *("--network.width", "32", "--network.dropout", "0", "--views.train", "clean"),
         *("--views.resize", str(SIDE), "--views.crop", str(SIDE), "--schedule.kind", "constant"),
-        *("--optim.name", "adam", "--optim.lr", "0.0005", "--fit.epochs", "12", "--fit.batch_size", "8"),
+        *("--optim.name", "adam", "--optim.lr", "0.0005", "--fit.epochs", "10", "--fit.batch_size", "8"),
         *("--fit.precision", "no", "--features.chunk", "8", "--features.compile", "false"),
     ]
 
@@ -142,7 +142,9 @@ def test_maps_of_the_last_convolution_are_better_than_random_ones_for_certain(le
 
 
 def test_road_tells_the_true_map_from_others(learned: Learned) -> None:
-    true, random_, inverted = [], [], []
+    true: list[float] = []
+    random_: list[float] = []
+    inverted: list[float] = []
     generator = np.random.default_rng(0)
     for place in range(6):
         view, target = learned.views[place : place + 1], learned.labels[place]
