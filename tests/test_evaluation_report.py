@@ -124,7 +124,7 @@ def test_a_run_logs_its_gallery_to_mlflow(kept: Kept) -> None:
     assert len(files) % 4 == 0, "two images, each in two files, at every step"
     steps = {int(name.split("+step+")[1].split("+")[0]) for name in files}
     best = int(kept.metrics("best_")["epoch"])
-    assert steps == {best, 10}
+    assert steps == {0, best, 10}
     assert kept.client.get_run(kept.run_id).data.tags["mlflow.loggedImages"] == "True"
 
 

@@ -21,8 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from runner import cam, overlay, run
+from runner.fit import Epoch
 from runner.gallery import Gallery, choose
 from runner.manifest import Entry
+from runner.network import Network
 from runner.run import Result
 
 Train = Callable[..., tuple[run.Result, Recorder]]
@@ -92,14 +94,14 @@ def test_an_image_that_got_no_answer_is_wrong() -> None:
 # When
 
 
-def test_pictures_are_drawn_at_a_settings_epochs_and_of_the_best(
+def test_pictures_are_drawn_before_training_at_a_settings_epochs_and_of_the_best(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runner.overlay.draw", blank)
     result, _, names = gallery_of(
         "--tracking.gallery", "3", "--tracking.gallery_every", "2", "--fit.epochs", "5"
     )
-    epochs = {2, 4, result.best_epoch.number}
+    epochs = {0, 2, 4, result.best_epoch.number}
     assert {int(each["step"]) for each in names} == epochs
     assert len(names) == 3 * 2 * len(epochs), "none is drawn twice"
     of_step: dict[str, list[str]] = {}
@@ -108,14 +110,14 @@ def test_pictures_are_drawn_at_a_settings_epochs_and_of_the_best(
     assert len({tuple(sorted(each)) for each in of_step.values()}) == 1, "the same images each time"
 
 
-def test_pictures_are_of_the_best_epoch_where_no_other_is_wanted(
+def test_pictures_are_of_the_start_and_the_best_epoch_where_no_other_is_wanted(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runner.overlay.draw", blank)
     result, _, names = gallery_of(
         "--tracking.gallery", "2", "--tracking.gallery_every", "0", "--fit.epochs", "2"
     )
-    assert [each["step"] for each in names] == [str(result.best_epoch.number)] * 4
+    assert [each["step"] for each in names] == ["0"] * 4 + [str(result.best_epoch.number)] * 4
 
 
 def blank(view: Tensor, found: np.ndarray, above: str, about: str, path: Path) -> None:
@@ -142,8 +144,8 @@ def test_pictures_are_pictures_one_to_open_and_one_to_show(
     tags: dict[str, str] = {}
     monkeypatch.setattr(Recorder, "tags", lambda _, values: tags.update(values))
     _, tracker, names = gallery_of("--tracking.gallery", "2", "--fit.epochs", "1")
-    assert sorted(each["end"] for each in names) == ["+compressed.webp"] * 2 + [".png"] * 2
-    assert len({each["unique"] for each in names}) == 2
+    assert sorted(each["end"] for each in names) == ["+compressed.webp"] * 4 + [".png"] * 4
+    assert len({each["unique"] for each in names}) == 4, "of two images at two steps"
     for name in tracker.artifacts:
         if name.startswith("images/"):
             with Image.open(tracker.folder / name) as picture:
@@ -154,9 +156,7 @@ def test_pictures_are_pictures_one_to_open_and_one_to_show(
     assert tags["mlflow.loggedImages"] == "True", "MLflow's page looks for that"
 
 
-def test_pictures_bear_the_names_that_mlflow_gives_its_own(
-    gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_pictures_bear_the_names_that_mlflow_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     names: list[str] = []
@@ -169,7 +169,7 @@ def test_pictures_bear_the_names_that_mlflow_gives_its_own(
     monkeypatch.setattr(MlflowClient, "set_tag", lambda _, run, key, value, *__: tags.append((key, value)))
     picture = io.BytesIO()
     draw("red", 0).save(picture, "png")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'unused.db'}")
+    client = MlflowClient("http://127.0.0.1:1")  # nobody is asked
     client.log_image("r", Image.open(picture), key="gallery/1 red", step=3)
     parts = [NAME.fullmatch(name) for name in names]
     assert [each and (each["number"], each["label"], each["step"]) for each in parts] == [
@@ -181,36 +181,44 @@ def test_pictures_bear_the_names_that_mlflow_gives_its_own(
 def test_titles_say_what_the_network_said(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """True class, predicted class and its probability, as the network is at that epoch."""
+    """True class, predicted class and its probability, as the network was at that step: at step 0 untrained."""
     drawn: list[tuple[Tensor, np.ndarray, str, str]] = []
-    wanted: list[tuple[str, str]] = []
+    steps: list[int] = []
 
     def keep(view: Tensor, found: np.ndarray, above: str, about: str, path: Path) -> None:
         drawn.append((view, found, above, about))
         blank(view, found, above, about, path)
 
-    show = Gallery.show
+    draw_step, show = Gallery._draw, Gallery.show
 
-    def watched(self: Gallery, epoch: Any, judged: Tensor) -> None:
-        already = len(drawn)
-        show(self, epoch, judged)
-        new = drawn[already:]
-        for (view, _, _, _), place in zip(new, self.places if new else (), strict=True):
+    def watched(self: Gallery, step: int) -> None:
+        drawn.clear()
+        draw_step(self, step)
+        steps.append(step)
+        network = self.ready.network.eval()
+        fresh = Network(network.architecture, 0, random=True).state_dict()
+        assert (step == 0) == all(
+            torch.equal(value, fresh[name]) for name, value in network.state_dict().items()
+        )
+        for (view, found, above, about), place in zip(drawn, self.places, strict=True):
             with torch.no_grad():
-                likely = self.ready.network.eval()(view[None]).softmax(1)[0]
+                likely = network(view[None]).softmax(1)[0]
             said, true = CLASSES[int(likely.argmax())], CLASSES[self.labels[place]]
-            assert int(likely.argmax()) == int(judged[place, 2])
-            assert (said == true) == (int(judged[place, 1]) == 0)
-            wanted.append((overlay.title(said, float(likely.max()), true), f"Grad-CAM for {said}"))
+            assert above == overlay.title(said, float(likely.max()), true)
+            assert about == f"Grad-CAM for {said}"
+            assert found.shape == view.shape[-2:] == (32, 32)
+
+    def shown(self: Gallery, epoch: Epoch) -> None:
+        show(self, epoch)
+        if steps[-1] == epoch.number:
+            wrong = [above.startswith("✗") for _, _, above, _ in drawn]
+            assert wrong == [bool(epoch.judged[place, 1] > 0) for place in self.places]
 
     monkeypatch.setattr("runner.overlay.draw", keep)
-    monkeypatch.setattr(Gallery, "show", watched)
+    monkeypatch.setattr(Gallery, "_draw", watched)
+    monkeypatch.setattr(Gallery, "show", shown)
     gallery_of("--tracking.gallery", "9", "--tracking.gallery_every", "1", "--fit.epochs", "2")
-    assert len(drawn) >= 18
-    assert [(above, about) for _, _, above, about in drawn] == wanted
-    for view, found, above, _ in drawn:
-        assert found.shape == view.shape[-2:] == (32, 32)
-        assert above[0] in "✓✗"
+    assert steps == [0, 1, 2]
 
 
 def test_frozen_convolutions_are_run_once(

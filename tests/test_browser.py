@@ -1,0 +1,131 @@
+"""Pages as a browser shows them: the report, and MLflow's page of the run that it is of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import COLOURS, draw
+from helpers import QUIET
+from PIL import Image
+
+from runner import cli
+from runner.repeat import train
+from runner.server import server
+from runner.settings import parse
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="needs Chromium (Debian's package chromium)"),
+]
+
+
+def browse(*words: str) -> str:
+    """What a headless browser says."""
+    assert BROWSER is not None
+    return subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *words],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=True,
+    ).stdout
+
+
+def picture(address: str, path: Path, *words: str) -> np.ndarray:
+    """What a page looks like: height × width × 3."""
+    browse("--window-size=1300,2000", f"--screenshot={path}", *words, address)
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
+    """A folder with a run in mlruns/ and its report in report/."""
+    folder = tmp_path_factory.mktemp("browser")
+    for label in COLOURS:
+        (folder / "pictures" / label).mkdir(parents=True)
+        for number in range(12):
+            draw(label, number).save(folder / "pictures" / label / f"{number:02}.png")
+    words = [
+        *("--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
+        *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
+        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
+        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "clean"),
+        *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--features.compile", "false", "--tracking.gallery", "2"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        train(parse(words)[0], 1, accelerator, QUIET)
+        root = ("--tracking.root", str(folder / "mlruns"))
+        assert cli.main(["evaluate", "latest", *root, "--out", str(folder / "report")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(place: Path) -> Iterator[str]:
+    """`runner ui` on a free port: its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["ui", "--tracking.root", str(place / "mlruns"), "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runner.cli", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 150
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def test_the_report_shows_its_pictures(place: Path, tmp_path: Path) -> None:
+    address = (place / "report" / "report.html").as_uri()
+    text = browse("--dump-dom", address)
+    for heading in ("top-1 accuracy", "Confusion matrix", "Calibration", *COLOURS):
+        assert heading in text
+    shown = picture(address, tmp_path / "report.png")
+    colours = np.unique(shown.reshape(-1, 3)[::7], axis=0)
+    assert len(colours) > 500, "text alone has few colours"
+
+
+def test_mlflows_page_tells_of_model_and_gallery(place: Path, pages: str, tmp_path: Path) -> None:
+    client = server(str(place / "mlruns")).connect()
+    experiment = client.get_experiment_by_name("small").experiment_id
+    (run,) = client.search_runs([experiment])
+    address = f"{pages}/#/experiments/{experiment}/runs/{run.info.run_id}"
+    patient = "--virtual-time-budget=30000"
+    overview = browse(patient, "--dump-dom", address)
+    for text in (run.info.run_name, "Registered models", "test/best/top1", "runner.champion"):
+        assert text in overview
+    charts = browse("--window-size=1300,9000", patient, "--dump-dom", f"{address}/model-metrics")
+    assert "gallery" in charts
+    assert picture(address, tmp_path / "run.png", patient).std() > 5
