@@ -94,7 +94,7 @@ def maps(
     """
     import pytorch_grad_cam  # takes seconds (OpenCV)
 
-    kind = getattr(pytorch_grad_cam, KINDS[method])
+    kind = _eigencam() if method == "eigencam" else getattr(pytorch_grad_cam, KINDS[method])
     focus = _Focus(network, place_of(network, layer))
     rows = rows.to(focus.anchor.device).float()
     return _run(kind, focus, rows, targets)
@@ -108,20 +108,30 @@ def score_maps(network: VGG, images: Tensor, targets: Sequence[int], layer: str)
     import pytorch_grad_cam
 
     focus = _Focus(network, place_of(network, layer), start=1)
-    with torch.no_grad():
-        values = network.run(images.to(focus.anchor.device), 0, 1)  # it masks what is normalised
-    with contextlib.redirect_stderr(io.StringIO()):  # the package shows a bar for every image
-        return _run(pytorch_grad_cam.ScoreCAM, focus, values, targets)
+    found = []
+    for image, target in zip(images.split(1), targets, strict=True):  # it masks each once a channel
+        with torch.no_grad():
+            values = network.run(image.to(focus.anchor.device), 0, 1)  # it masks what is normalised
+        with contextlib.redirect_stderr(io.StringIO()):  # the package shows a bar for every image
+            found.append(_run(pytorch_grad_cam.ScoreCAM, focus, values, [target]))
+    return np.concatenate(found)
 
 
 def explain(
     network: VGG, images: Tensor, targets: Sequence[int], layer: str = "", method: str = "gradcam"
 ) -> np.ndarray:
-    """Maps of images (n × 3 × h × w, uint8) in their own resolution: n × h × w in [0, 1], float32."""
+    """Maps of images (n × 3 × h × w, uint8) in their own resolution: n × h × w in [0, 1], float32.
+
+    Raises `UserError` for an unknown layer, and one whose output is a single pixel.
+    """
     layer = layer or default_layer(network)
     if method == "scorecam":
         return score_maps(network, images, targets, layer)
     rows = activations(network, images, layer)
+    if rows.shape[-2:].numel() == 1:
+        raise UserError(
+            f"The output of {layer} is a single pixel, which says nothing of where; look at an earlier layer."
+        )
     return upscaled(maps(network, rows, targets, layer, method), images.shape[-2:])
 
 
@@ -131,6 +141,23 @@ def upscaled(found: np.ndarray, size: Sequence[int]) -> np.ndarray:
         torch.from_numpy(found)[:, None], size=tuple(size), mode="bilinear", align_corners=False
     )
     return values[:, 0].numpy()
+
+
+def _eigencam() -> type:
+    """The package's EigenCAM, with an SVD that does not take pixels × pixels of memory for an early layer."""
+    from pytorch_grad_cam import EigenCAM
+
+    class Economical(EigenCAM):
+        def get_cam_image(self, input_tensor, target_layer, targets, activations, grads, eigen_smooth):  # type: ignore[no-untyped-def]
+            maps = []
+            for each in activations:
+                channels = each.reshape(len(each), -1).T
+                channels = channels - channels.mean(axis=0)
+                _, _, directions = np.linalg.svd(channels, full_matrices=False)
+                maps.append((channels @ directions[0]).reshape(each.shape[1:]))
+            return np.array(maps, np.float32)
+
+    return Economical
 
 
 class _Focus(nn.Module):

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import Parser, UserError, guarded, interrupt_on_signals
+from runner.files import writable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -58,6 +59,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("--faithfulness takes 2 images or more, which an interval needs.")
     if not asked.report and (asked.out or asked.faithfulness or asked.boxes):
         raise UserError("--out, --faithfulness and --boxes are of the report; leave --no-report out.")
+    if asked.boxes and not asked.boxes.is_file():
+        raise UserError(
+            f"There is no file {asked.boxes}; --boxes takes a CSV file: path,left,top,right,bottom."
+        )
+    if asked.out:
+        writable(asked.out)
     return asked
 
 

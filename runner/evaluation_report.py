@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 from runner import analysis, cam, evaluation_page, faithfulness, overlay
@@ -20,6 +22,7 @@ from runner.files import writable, write_text
 from runner.intervals import CONFIDENCE
 from runner.journal import now_ms
 from runner.outcomes import Outcomes
+from runner.portable.pixels import open_rgb
 from runner.runs import Found
 from runner.terminal import Terminal
 from runner.views import CLEAN
@@ -105,7 +108,7 @@ def _log(run: Found, best: Judged, metrics: dict[str, float], client: MlflowClie
     points = [
         Metric(f"evaluation/{best.split}/{name}", float(value), time, 0)
         for name, value in metrics.items()
-        if value == value  # MLflow would store another number in place of nan
+        if math.isfinite(value)  # MLflow would store another number
     ]
     client.log_batch(run.run_id, points)
 
@@ -180,9 +183,12 @@ def _pointing(best: Judged, boxes: dict[int, Box], terminal: Terminal) -> tuple[
     views = _views(best, places)
     predicted = [int(best.outcomes.predicted[place]) for place in places]
     wanted = [boxes[place] for place in places]
+    parts = []
     with terminal.progress("explain", len(places)) as advance:
-        found = cam.explain(best.ready.network, views, predicted)
-        advance(len(places))
+        for number, target in enumerate(predicted):
+            parts.append(cam.explain(best.ready.network, views[number : number + 1], [target]))
+            advance(1)
+    found = np.concatenate(parts)
     area = views.shape[-1] * views.shape[-2]
     chance = sum((b[2] - b[0]) * (b[3] - b[1]) for b in wanted) / len(wanted) / area
     scores = {
@@ -202,27 +208,24 @@ def _pointing(best: Judged, boxes: dict[int, Box], terminal: Terminal) -> tuple[
 
 def _boxes(path: Path, best: Judged) -> dict[int, Box]:
     """The boxes of a CSV file in the views of the split's images. Raises `UserError` where they do not fit."""
-    from PIL import Image
-
     entries = {entry.path: place for place, entry in enumerate(best.ready.manifest.select(best.split))}
     views, root = best.ready.experiment.views, best.ready.manifest.root
     found: dict[int, Box] = {}
     try:
+        where = "the table"
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
         for row in rows:
             if (place := entries.get(row["path"])) is None:
                 continue
+            where = row["path"]
             box = (float(row["left"]), float(row["top"]), float(row["right"]), float(row["bottom"]))
-            with Image.open(root / row["path"]) as image:
-                width, height = image.size
+            width, height = open_rgb(root / row["path"]).size  # upright, as it is seen
             found[place] = faithfulness.in_view(box, width, height, views.resize, views.crop)
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no {path}; --boxes takes a CSV file: path,left,top,right,bottom."
-        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}: {error.filename}).") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path} is no table path,left,top,right,bottom of boxes in pixels ({' '.join(str(error).split())})."
+            f"{path} is no table path,left,top,right,bottom of pixels ({where}: {' '.join(str(error).split())})."
         ) from None
     if not found:
         raise UserError(

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"runner: {path} {fault}", file=sys.stderr)
     if len(faults) == len(paths):
         raise UserError(f"None of {len(paths)} files is an image that can be read.")
-    terminal.line(f"{len(paths) - len(faults)} pictures are in {folder}")
+    terminal.line(f"pictures in {folder}: {len(paths) - len(faults)}")
     return PARTLY if faults else 0
 
 
@@ -94,11 +94,12 @@ def pictures(
     layer = layer or cam.default_layer(model.network)
     cam.place_of(model.network, layer)
     fixed = _fixed(model, target)
-    if target == TRUE:
+    by_folder = target == TRUE and fixed is None
+    if by_folder:
         for path in paths:
             if _true(model, path) is None:
                 raise UserError(
-                    f"{path} lies in the folder {path.resolve().parent.name!r}, which is none of the model's classes;"
+                    f"{path} lies in the folder {path.absolute().parent.name!r}, which is none of the model's classes;"
                     " name the class with --target."
                 )
     faults: list[tuple[str, str]] = []
@@ -113,7 +114,7 @@ def pictures(
                 predicted = probabilities.argmax(1).tolist()
                 trues = [_true(model, path) for path in good]
                 asked = [
-                    model.classes.index(str(true)) if target == TRUE else fixed if fixed is not None else said
+                    model.classes.index(str(true)) if by_folder else fixed if fixed is not None else said
                     for true, said in zip(trues, predicted, strict=True)
                 ]
                 found = cam.explain(model.network, images, asked, layer, method)
@@ -144,13 +145,13 @@ def _fixed(model: Model, target: str) -> int | None:
 
 
 def _true(model: Model, path: Path) -> str | None:
-    name = path.resolve().parent.name
+    name = path.absolute().parent.name  # of a link, where it lies
     return name if name in model.classes else None
 
 
 def _unique(stem: str, taken: set[str]) -> str:
     """A file name that no other picture has: images of one name may lie in several folders."""
-    stem = re.sub(r"[/\x00]", "_", stem)
+    stem = re.sub(r"[/\x00]", "_", stem).encode(errors="surrogateescape")[-200:].decode(errors="ignore")
     name, number = f"{stem}.png", 2
     while name in taken:
         name, number = f"{stem}.{number}.png", number + 1

@@ -98,6 +98,7 @@ def road(network: VGG, view: Tensor, target: int, found: np.ndarray, content: st
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
     model = _Normalised(network)
+    ranks = _ranked(found, content)
     device = next(network.parameters()).device
     with cam.unchanged(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
         values = network.run(view.to(device), 0, 1)
@@ -106,10 +107,22 @@ def road(network: VGG, view: Tensor, target: int, found: np.ndarray, content: st
             for kind, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):
                 with seeded(keys.seed("road", content, percentile, sign)):
                     after = kind(percentile)(
-                        values, found, [ClassifierOutputSoftmaxTarget(target)], model, return_diff=False
+                        values, ranks, [ClassifierOutputSoftmaxTarget(target)], model, return_diff=False
                     )
                 scores.append(sign * float(after[0]))
     return sum(scores) / len(scores)
+
+
+def _ranked(found: np.ndarray, content: str) -> np.ndarray:
+    """The places of a map's pixels in the order of relevance, 0 to 1: pixels that tie are drawn for.
+
+    Without, a percentile would take away all that tie with it: of a map that is zero outside the object, everything.
+    """
+    generator = np.random.default_rng(keys.seed("ties", content))
+    order = np.lexsort((generator.random(found.size), found.ravel()))
+    ranks = np.empty(found.size, np.float32)
+    ranks[order] = np.linspace(0, 1, found.size, dtype=np.float32)
+    return ranks.reshape(found.shape)
 
 
 def pointing(found: np.ndarray, boxes: Sequence[Box]) -> float:
@@ -145,7 +158,7 @@ def in_view(box: Box, width: int, height: int, resize: int, crop: int) -> Box:
     across, down = round((wide - crop) / 2.0), round((high - crop) / 2.0)
     left, right = (min(max(x * scale - across, 0), crop) for x in (box[0], box[2]))
     top, bottom = (min(max(y * scale - down, 0), crop) for y in (box[1], box[3]))
-    if left >= right or top >= bottom:
+    if not (left < right and top < bottom):  # nan too
         raise ValueError(f"the box {box} lies outside the view")
     return left, top, right, bottom
 

@@ -46,8 +46,8 @@ def writable(name: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{folder} is not a folder, or lies in a file; name another folder.") from None
-    except PermissionError:
-        raise UserError(f"No permission to make {folder}; name another folder.") from None
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be made ({error.strerror}); name another.") from None
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"No permission to write in {folder}; change its mode or name another folder.")
     return folder

@@ -19,6 +19,9 @@ from runner.prepared import Prepared
 from runner.tracker import Tracker
 from runner.views import CLEAN
 
+LONGEST = 80
+"""Characters of a picture's name; a file system takes 255 bytes with the rest."""
+
 
 def choose(entries: Sequence[Entry], judged: Tensor, count: int) -> list[int]:
     """Places of `count` images of a split, half of them wrong where there are so many, in the order of the split.
@@ -79,9 +82,11 @@ class Gallery:
             self.views = next(self.ready.loader.batches(chosen, CLEAN, [range(len(chosen))]))
             now = _clone(network.parts()[0])
             network.load_state_dict(self._first, strict=False)
-            self._draw(0)
-            network.load_state_dict(now, strict=False)
             self._first = {}
+            try:
+                self._draw(0)
+            finally:
+                network.load_state_dict(now, strict=False)
         self._draw(epoch.number)
 
     def _draw(self, step: int) -> None:
@@ -106,7 +111,7 @@ class Gallery:
 
     def _log(self, key: str, step: int, view: Tensor, found: np.ndarray, above: str, about: str) -> None:
         """Give MLflow a picture of a step, under the names that its page looks for: one to open, one to show."""
-        name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")
+        name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
         whole, shown = (self.tracker.stage(f"{stem}{end}") for end in (".png", "+compressed.webp"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,15 @@ def draw(view: Tensor, found: np.ndarray, above: str, about: str, path: Path) ->
     shade: Any = right.imshow(found, cmap="viridis", vmin=0, vmax=1, alpha=OPACITY)
     for axes in (left, right):
         axes.set_axis_off()
-    figure.suptitle(above, fontsize=15, parse_math=False, wrap=True)
+    figure.suptitle(_folded(above, 46), fontsize=15, parse_math=False)
     bar: Any = figure.colorbar(shade, ax=right, shrink=0.85, ticks=[0, 0.5, 1])
-    bar.set_label(about, parse_math=False)
+    bar.set_label(_folded(about, 26), parse_math=False)
     bar.solids.set(alpha=1)
-    with replacing(path) as aside:
+    with replacing(path) as aside, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the font may lack a script: boxes in its place
         figure.savefig(aside, format="png")
+
+
+def _folded(text: str, width: int) -> str:
+    """Text in at most three lines of so many characters."""
+    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …"))

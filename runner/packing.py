@@ -96,7 +96,9 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
         example: A view (3 × crop × crop, uint8) for the input example.
         folder: Becomes an MLflow model.
     """
-    import mlflow.pyfunc
+    with warnings.catch_warnings():  # of its own models' types
+        warnings.simplefilter("ignore")
+        import mlflow.pyfunc
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array, Object, Property
@@ -110,7 +112,7 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
     write_text(files / ABOUT, json.dumps({**told, "sha256": digest}, indent=1, ensure_ascii=False))
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     guess = Object([Property("class", DataType.string), Property("probability", DataType.double)])
-    with warnings.catch_warnings():  # it wants types on a function that tells them by its signature
+    with warnings.catch_warnings():  # it wants types; the signature tells them
         warnings.simplefilter("ignore")
         mlflow.pyfunc.save_model(
             folder,

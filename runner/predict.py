@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
         from runner.explain import pictures
 
         pictures(model, [Path(each.path) for each in good], folder, terminal)
-        terminal.line(f"{len(good)} pictures are in {folder}")
+        terminal.line(f"pictures in {folder}: {len(good)}")
     for each in faulty:
         print(f"runner: {each.path} {each.fault}", file=sys.stderr)
     if not good:

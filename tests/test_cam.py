@@ -165,7 +165,6 @@ def test_eigencam_asks_for_no_class(network: Network) -> None:
     np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.xfail(reason="the package asks for full matrices: pixels × pixels, 10 GB at 224 px", strict=True)
 def test_eigencam_of_an_early_layer_takes_no_memory_of_pixels_by_pixels(network: Network) -> None:
     rows = cam.activations(network, images(1, 48), "features.0")
     pixels = 48 * 48

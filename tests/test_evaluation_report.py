@@ -361,11 +361,7 @@ def test_boxes_may_come_from_a_spreadsheet(photos: Path) -> None:
         (b"path,left,top,right,bottom\n", "cup/square.png"),
         (b"", "cup/square.png"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "is no table"),
-        pytest.param(
-            b"path,left,top,right,bottom\ncup/square.png,nan,2,3,4\n",
-            "nan",
-            marks=pytest.mark.xfail(reason="nan is taken for a box", strict=True),
-        ),
+        (b"path,left,top,right,bottom\ncup/square.png,nan,2,3,4\n", "nan"),
     ],
 )
 def test_boxes_that_do_not_fit_are_refused(photos: Path, content: bytes, said: str) -> None:
@@ -383,13 +379,11 @@ def test_a_table_that_is_not_there_is_refused(photos: Path) -> None:
         _boxes(photos / "none.csv", judged(photos, "cup/square.png"))
 
 
-@pytest.mark.xfail(reason="IsADirectoryError is no FileNotFoundError: a traceback", strict=True)
 def test_a_folder_in_place_of_a_table_is_refused(photos: Path) -> None:
     with pytest.raises(UserError):
         _boxes(photos / "cup", judged(photos, "cup/square.png"))
 
 
-@pytest.mark.xfail(reason="width and height are taken from the file, not from the turned image", strict=True)
 def test_a_box_is_of_the_image_as_a_person_sees_it(tmp_path: Path) -> None:
     """Cameras keep images lying, and say in the file how to turn them."""
     shown = Image.new("RGB", (96, 192))
@@ -581,7 +575,6 @@ def test_a_damaged_file_stops_no_other(
     assert "None of 2 files is an image that can be read." in errors
 
 
-@pytest.mark.xfail(reason="the picture's name is the file's with more behind it: OSError 36", strict=True)
 def test_a_long_file_name_can_be_explained(
     kept: Kept, explain: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

@@ -262,7 +262,6 @@ def test_a_run_with_a_gallery_has_the_numbers_of_one_without(
         assert all(torch.equal(value, others[name]) for name, value in tensors.items())
 
 
-@pytest.mark.xfail(reason="the picture's file name takes the whole class name: OSError 36", strict=True)
 def test_a_long_class_name_stops_no_run(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
@@ -351,7 +350,6 @@ def test_the_title_fits_into_the_picture(drawn: Callable[..., Any], name: str) -
     assert own.y0 >= panel.y1, "it covers no image"
 
 
-@pytest.mark.xfail(reason="the colour bar's label is longer than the bar, and is not wrapped", strict=True)
 @pytest.mark.parametrize("name", NAMES[1:3], ids=len)
 def test_the_colour_bars_label_fits_into_the_picture(drawn: Callable[..., Any], name: str) -> None:
     figure = drawn(overlay.title("lamp", 0.61), f"Grad-CAM for {name}")
@@ -360,7 +358,6 @@ def test_the_colour_bars_label_fits_into_the_picture(drawn: Callable[..., Any], 
     assert not label.get_window_extent().overlaps(figure._suptitle.get_window_extent())
 
 
-@pytest.mark.xfail(reason="a name without a space is not wrapped", strict=True)
 def test_a_long_word_fits_into_the_picture(drawn: Callable[..., Any]) -> None:
     figure = drawn(overlay.title(NAMES[3], 0.61, "lamp"), "Grad-CAM")
     assert outside(figure, figure._suptitle) < 2

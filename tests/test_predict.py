@@ -118,7 +118,10 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(data))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -320,10 +323,10 @@ def test_a_thin_picture_is_no_bomb(model: Model, tmp_path: Path, monkeypatch: py
     [
         (b"", "is empty"),
         (b"hello", "is not an image that Pillow knows"),
-        (b"\x89PNG\r\n\x1a\n", "cannot"),
+        (b"\x89PNG\r\n\x1a\n", "is not an image"),
         (png(30, 30), "cannot"),
         (png(50_000, 50_000), "cannot be decoded (Image size (2500000000 pixels) exceeds limit"),
-        (b"GIF89a" + b"\xff" * 30, "cannot"),
+        (b"GIF89a" + b"\xff" * 30, "is not an image"),
         (b"\xff\xd8\xff\xe0" + b"\0" * 40, "is not an image"),
         (pickle.dumps({"x": 1}), "is not an image"),
     ],
@@ -590,7 +593,7 @@ def test_a_run_without_anything_is_refused(
     [
         ("small@2", "The model 'small' has no '2'; it has the aliases champion, and versions by number."),
         ("small@", "The model 'small' has no ''; it has the aliases champion, and versions by number."),
-        ("models:/smal@champion", "There is no registered model 'smal', did you mean 'small'?"),
+        ("models:/smal@champion", "There is no registered model 'smal' (did you mean 'small'?);"),
         ("@champion", "There is no registered model ''; there are small;"),
         ("zzz", "There is no run 'zzz';"),
         ("nowhere/best.safetensors", "There is no nowhere/best.safetensors;"),
@@ -603,9 +606,7 @@ def test_a_run_without_anything_is_refused(
 def test_models_that_are_not_there(
     command: Command, images: list[Path], reference: str, sentence: str
 ) -> None:
-    assert sentence.replace(", did", "") in refused(
-        command(str(images[0]), "--model", reference)
-    ).replace("; did", "").replace(", did", "")
+    assert sentence in refused(command(str(images[0]), "--model", reference))
 
 
 def test_a_folder_without_a_model_is_refused(command: Command, images: list[Path], tmp_path: Path) -> None:
