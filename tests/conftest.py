@@ -56,6 +56,7 @@ def words(pictures: Path, tmp_path: Path) -> list[str]:
         *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
         *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
         *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--tracking.model", "false", "--tracking.gallery", "0"),
     ]
 
 
