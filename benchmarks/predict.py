@@ -55,7 +55,7 @@ def _measure(paths: list[Path], asked: argparse.Namespace, terminal: object) -> 
     model = load_model(asked.model, asked.tracking)
     views = next(iter(model.views(paths[:CHUNK] * CHUNK)))[1]
     images = torch.stack(views)
-    chunks = len(paths) // len(images)
+    chunks = max(1, len(paths) // len(images))
     model.classifier.logits(images)
     bare, whole = [], []
     for number in range(ROUNDS):

@@ -154,7 +154,9 @@ def _eigencam() -> type:
                 channels = each.reshape(len(each), -1).T
                 channels = channels - channels.mean(axis=0)
                 _, _, directions = np.linalg.svd(channels, full_matrices=False)
-                maps.append((channels @ directions[0]).reshape(each.shape[1:]))
+                found = (channels @ directions[0]).reshape(each.shape[1:])
+                # A direction has no sign of its own: let it point to where the layer is active.
+                maps.append(found if (found * each.mean(axis=0)).sum() >= 0 else -found)
             return np.array(maps, np.float32)
 
     return Economical

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from runner.errors import UserError, guarded
 
@@ -16,7 +17,7 @@ usage: runner VERB [-n PROCESSES] …
   predict     what is in images           runner predict IMAGE|FOLDER|GLOB… [--model RUN|NAME@ALIAS|CHECKPOINT]
   explain     where a class is found      runner explain IMAGE… [--method gradcam] [--target predicted]
   compare     runs side by side           runner compare RUN RUN… | --study NAME [--json]
-  export      a model as ONNX             runner export [MODEL] --onnx FILE
+  export      a model as ONNX             runner export [--model MODEL] --onnx FILE
   reproduce   run it again, and compare   runner reproduce RUN
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
   store       kept features               runner store list | remove NAME…
@@ -30,6 +31,8 @@ runner VERB --help tells more; runner --version the version.
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script. Exit status 2 after one sentence for a failure that the user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be text
     return guarded(lambda: _run(words))
 
 

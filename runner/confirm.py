@@ -23,6 +23,12 @@ Figures = dict[str, float]
 """`val/top1`, `test/loss`, … → value of one training."""
 
 
+def _lean(experiment: Experiment) -> Experiment:
+    """Without model and gallery: these runs are there to be compared, and the luckiest seed is no champion."""
+    tracking = dataclasses.replace(experiment.tracking, model=False, gallery=0)
+    return dataclasses.replace(experiment, tracking=tracking)
+
+
 def confirm(
     best: Experiment,
     baseline: Experiment,
@@ -60,7 +66,7 @@ def confirm(
                 if figures is None:
                     with records.begin(f"confirm {name}, seed {seed}", parent, works=False) as tracker:
                         tracker.tags({"runner.study": parent.name, "runner.confirms": name})
-                        result = run.train(seeded, accelerator, tracker, Terminal(speaks=False))
+                        result = run.train(_lean(seeded), accelerator, tracker, Terminal(speaks=False))
                     figures = {**_figures("val", result.best_epoch.val), **_figures("test", result.best)}
                     if study is not None:
                         study.optuna.set_user_attr(key, figures)

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from runner.experiment import Experiment
+    from runner.features import Held
     from runner.manifest import Manifest
     from runner.outcomes import Outcomes
     from runner.prepared import Prepared
@@ -104,8 +106,9 @@ def main(argv: Sequence[str]) -> int:
         terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
         with accelerator.local_main_process_first():
             manifest = restore_manifest(experiment, table, terminal)
+        held: Held = OrderedDict()  # both checkpoints read the same rows
         judged = {
-            path.stem: Judged.of(experiment, manifest, path, asked.split, accelerator, terminal)
+            path.stem: Judged.of(experiment, manifest, path, asked.split, accelerator, terminal, held)
             for path in (checkpoints / f"{which}.safetensors" for which in CHECKPOINTS)
             if path.exists()
         }
@@ -172,6 +175,7 @@ class Judged:
         split: str,
         accelerator: "Accelerator",
         terminal: "Terminal",
+        held: "Held",
     ) -> "Judged":
         """Judge a checkpoint: all processes together. Raises `UserError` for one of other classes."""
         from runner import checkpoint
@@ -181,7 +185,7 @@ class Judged:
         if kept.network.architecture.classes != manifest.classes:
             raise UserError(f"{path.name} was trained on other classes than the run's manifest holds.")
         loader = make_loader(experiment, manifest, accelerator)
-        ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal)
+        ready = assemble(experiment, manifest, kept.network, loader, accelerator, terminal, held)
         return cls(path.stem, kept.epoch, split, ready, _outcomes(ready, split, accelerator))
 
     def on(self, split: str, accelerator: "Accelerator") -> "Outcomes":

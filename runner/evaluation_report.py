@@ -24,6 +24,7 @@ from runner.journal import now_ms
 from runner.outcomes import Outcomes
 from runner.portable.pixels import open_rgb
 from runner.runs import Found
+from runner.server import server
 from runner.terminal import Terminal
 from runner.views import CLEAN
 
@@ -60,7 +61,7 @@ def write(
     Raises `UserError` for boxes that do not fit.
     """
     out = writable(asked.out) if asked.out else None
-    boxes = _boxes(asked.boxes, best) if asked.boxes else {}
+    boxes = _boxes(asked.boxes, best, terminal) if asked.boxes else {}
     outcomes = best.outcomes
     folder.mkdir(parents=True)
     write_text(folder / "predictions.csv", outcomes.as_csv())
@@ -93,10 +94,17 @@ def write(
         galleries=[each for each in galleries if each[1]],
         extra=extra,
     )
-    _log(run, best, metrics, client, folder)
+    if out is not None:
+        shutil.copytree(folder, out, dirs_exist_ok=True)
+    try:
+        _log(run, best, metrics, client, folder)
+    except Exception as error:  # each kind of artifact store raises its own; what was computed is kept
+        terminal.warn(f"MLflow did not take the report ({' '.join(str(error).split())[:200]})")
+        if out is None:
+            out = writable(server(asked.tracking).root / "reports" / f"{run.run_id}-{best.split}")
+            shutil.copytree(folder, out, dirs_exist_ok=True)
     if out is None:
         return f"in MLflow: run {run.run_id[:8]}, artifact evaluation/{best.split}/{page.name}"
-    shutil.copytree(folder, out, dirs_exist_ok=True)
     return str(out / page.name)
 
 
@@ -206,29 +214,42 @@ def _pointing(best: Judged, boxes: dict[int, Box], terminal: Terminal) -> tuple[
     return (f"Does it look at the object? {len(places)} images with boxes", ("", "value"), rows), scores
 
 
-def _boxes(path: Path, best: Judged) -> dict[int, Box]:
+def _boxes(path: Path, best: Judged, terminal: Terminal) -> dict[int, Box]:
     """The boxes of a CSV file in the views of the split's images. Raises `UserError` where they do not fit."""
     entries = {entry.path: place for place, entry in enumerate(best.ready.manifest.select(best.split))}
     views, root = best.ready.experiment.views, best.ready.manifest.root
     found: dict[int, Box] = {}
+    outside = 0
+    where = "the table"
     try:
-        where = "the table"
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
-        for row in rows:
-            if (place := entries.get(row["path"])) is None:
-                continue
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")):
             where = row["path"]
+            if (place := entries.get(where)) is None:
+                continue
+            if place in found:
+                raise ValueError("has two boxes; one is needed")
             box = (float(row["left"]), float(row["top"]), float(row["right"]), float(row["bottom"]))
-            width, height = open_rgb(root / row["path"]).size  # upright, as it is seen
-            found[place] = faithfulness.in_view(box, width, height, views.resize, views.crop)
+            if not (box[0] < box[2] and box[1] < box[3]):  # nan too
+                raise ValueError(f"the box {box} is empty")
+            width, height = open_rgb(root / where).size  # upright, as it is seen
+            seen = faithfulness.in_view(box, width, height, views.resize, views.crop)
+            if seen is None:
+                outside += 1
+            else:
+                found[place] = seen
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}: {error.filename}).") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} is no table path,left,top,right,bottom of pixels ({where}: {' '.join(str(error).split())})."
         ) from None
+    if outside:
+        terminal.warn(
+            f"{outside} objects of {path} lie outside the view, which is cut from the image's centre"
+        )
     if not found:
         raise UserError(
-            f"{path} names no image of the {best.split} split; paths are the manifest's, as {next(iter(entries))}."
+            f"{path} has no box in the view of an image of the {best.split} split; its paths must be the manifest's,"
+            f" as {next(iter(entries))}."
         )
     return found

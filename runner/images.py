@@ -40,7 +40,9 @@ def expand(words: Sequence[str]) -> list[Path]:
         path = Path(word).expanduser()
         if path.is_dir():
             inside = [
-                each for each in sorted(path.rglob("*")) if each.suffix.lower() in SUFFIXES and each.is_file()
+                each
+                for each in sorted(path.rglob("*"))
+                if each.suffix.lower() in SUFFIXES and not _hidden(each.relative_to(path)) and each.is_file()
             ]
             if not inside:
                 raise UserError(f"The folder {path} holds no images ({', '.join(sorted(SUFFIXES))}).")
@@ -56,3 +58,8 @@ def expand(words: Sequence[str]) -> list[Path]:
             raise UserError(f"There is no {word}; give an image, a folder or a pattern.")
         found.update(dict.fromkeys(inside))
     return list(found)
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a path leads through a name with a dot in front: what systems leave beside one's files."""
+    return any(part.startswith(".") for part in path.parts)

@@ -65,17 +65,19 @@ class Model:
 
     def predict(
         self,
-        paths: Sequence[Path | str],
+        paths: Sequence[Path | str] | Path | str,
         top: int = 5,
         advance: Callable[[int], None] = lambda count: None,
     ) -> list[Prediction]:
         """What is in image files, in their order; a file that is no image is told so, and stops no other.
 
         Args:
-            paths: The files; as many as you like.
+            paths: The files, or one; as many as you like.
             top: Classes to tell of each.
             advance: Is told how many more files are done.
         """
+        if isinstance(paths, (str, Path)):
+            paths = [paths]
         found: list[Prediction] = []
         for names, views, faults in self.views(paths):
             said = iter(self.classifier.top(torch.stack(views), top) if views else [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def load_model(
 
 def load_soon(reference: str | None, tracking: str) -> Model:
     """`load_model` for a command that has imported neither torch nor MLflow: a second process asks MLflow meanwhile."""
-    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+    with ProcessPoolExecutor(1, get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         located = pool.submit(locate, reference, tracking)
         importlib.import_module("runner.model")
         return open_model(located.result())
@@ -66,6 +67,8 @@ def load_soon(reference: str | None, tracking: str) -> Model:
 
 def locate(reference: str | Path | None, tracking: str) -> Located:
     """Find a model's files, without importing torch. Arguments and errors: `load_model`'s."""
+    if isinstance(reference, str):
+        reference = _plain(reference)
     if reference is not None and (isinstance(reference, Path) or _is_path(reference)):
         return _in_files(Path(reference).expanduser())
     from runner.server import server
@@ -74,7 +77,9 @@ def locate(reference: str | Path | None, tracking: str) -> Located:
     store.check_exists()
     client = store.connect()
     if reference is not None and "@" in reference:
-        return _in_registry(client, reference.removeprefix("models:/"))
+        return _in_registry(client, reference)
+    if reference is not None and reference.startswith("m-"):
+        return _logged(client, reference)
     return _of_run(client, reference)
 
 
@@ -94,8 +99,16 @@ def open_model(located: Located, device: torch.device | str | None = None) -> Mo
             shutil.rmtree(located.fetched, ignore_errors=True)
 
 
+def _plain(reference: str) -> str:
+    """MLflow's own way of naming a model, in ours: models:/NAME/3 → NAME@3, models:/m-…, runs:/ID/… → ID."""
+    if reference.startswith("models:/"):
+        name = reference.removeprefix("models:/").strip("/")
+        return name if "@" in name or "/" not in name else "@".join(name.rsplit("/", 1))
+    return reference.removeprefix("runs:/").split("/")[0] if reference.startswith("runs:/") else reference
+
+
 def _is_path(reference: str) -> bool:
-    return "/" in reference.removeprefix("models:/") or reference.endswith(
+    return "/" in reference or reference.endswith(
         (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
     ) or (Path(reference).exists() and "@" not in reference)  # fmt: skip
 
@@ -149,6 +162,16 @@ def _in_registry(client: MlflowClient, reference: str) -> Located:
         ) from None
     source = f"model {name!r} version {version.version} of run {version.run_id[:8]}"
     return _fetched(version.source, source)
+
+
+def _logged(client: MlflowClient, model_id: str) -> Located:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_logged_model(model_id)
+    except MlflowException:
+        raise UserError(f"There is no logged model {model_id!r}.") from None
+    return _fetched(model.artifact_location, f"model {model_id} of run {(model.source_run_id or '')[:8]}")
 
 
 def _of_run(client: MlflowClient, reference: str | None) -> Located:

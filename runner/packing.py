@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import shutil
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -128,6 +129,7 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
             pip_requirements=[f"{name}=={version(name)}" for name in NEEDED],
             metadata={"classes": len(told["classes"]), "epoch": told["epoch"]},
         )
+    shutil.rmtree(files)  # it was copied
 
 
 def _base64(view: Tensor) -> str:

@@ -103,7 +103,8 @@ def _say(
         told = [each.as_dict() for each in predictions]
         for row in told:
             for entry in row["top"]:
-                entry["class"] = name(entry["class"])
+                if called:
+                    entry["name"] = name(entry["class"])
         print(json.dumps(told, ensure_ascii=False))
         return
     if asked.csv:

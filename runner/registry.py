@@ -88,8 +88,9 @@ def _registered(client: MlflowClient, run: Run, model: LoggedModel, told: dict[s
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"name = '{name}' and run_id = '{run.info.run_id}'"):
-        return version
+    for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):  # a name may hold a quote
+        if version.name == name:
+            return version
     return client.create_model_version(
         name,
         model.artifact_location,
@@ -117,11 +118,13 @@ def _crowned(client: MlflowClient, mine: ModelVersion, told: dict[str, Any]) -> 
         return f"{who} is the champion, as the first ({score} {value:.4f})"
     if champion.version == mine.version:
         return f"{who} is the champion ({score} {value:.4f})"
-    text = champion.tags.get(score)
-    held = float(text) if text is not None else float("-inf")
-    against = f"{score} {value:.4f} against {held:.4f} of version {champion.version}"
+    stays = f"{who} is registered; the champion stays: version {champion.version}"
     if champion.tags.get("runner.manifest") != told["manifest"]:
-        against += ", judged on other images"
+        return f"{stays} was judged on other images, so that scores cannot be compared (move the alias in MLflow)"
+    if (text := champion.tags.get(score)) is None:
+        return f"{stays} has no {score} to compare with (move the alias in MLflow)"
+    held = float(text)
+    against = f"{score} {value:.4f} against {held:.4f} of version {champion.version}"
     if value <= held:
         return f"{who} is registered; the champion stays ({against})"
     client.set_registered_model_alias(name, CHAMPION, mine.version)

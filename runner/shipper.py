@@ -54,7 +54,10 @@ def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        _request(events, journal, client)
+        if events[0]["kind"] == "model":
+            _send_model(events[0], journal, client)
+        else:
+            _request(events, journal, client)
     except MlflowException as error:
         if error.error_code not in PERMANENT:
             raise
@@ -63,6 +66,32 @@ def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
                 _send([event], journal, client)
         elif not _is_gone(journal.owner.run_id, client):
             client.set_tag(journal.owner.run_id, "runner.refused", str(error)[:5000])
+
+
+def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
+    """Log and register a model. A server that takes none must not keep the run from ending."""
+    run_id, folder = journal.owner.run_id, journal.folder / event["folder"]
+    if not folder.exists():  # it goes only after delivery, so a missing one was delivered
+        return
+    lock = journal.folder.parent / ".champion.lock"
+    try:
+        said = deliver_model(client, run_id, folder, event["told"], lock)
+    except Exception as error:
+        if not _refuses(error):
+            raise
+        said = f"the model was not logged: the server refuses it ({' '.join(str(error).split())[:300]})"
+        client.set_tag(run_id, "runner.refused", said)
+    else:
+        client.set_tag(run_id, "runner.champion", said)
+    journal.said.append(said)
+    shutil.rmtree(folder)
+
+
+def _refuses(error: Exception) -> bool:
+    """Whether asking again would be in vain: artifact stores answer in HTTP, MLflow with codes of its own."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    code = getattr(error, "error_code", None)
+    return code in {*PERMANENT, "ENDPOINT_NOT_FOUND"} or (status is not None and 400 <= status < 500)
 
 
 def _is_gone(run_id: str, client: MlflowClient) -> bool:
@@ -90,13 +119,6 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
     elif event["kind"] == "input":
         dataset = Dataset(event["name"], event["digest"], "local", event["source"], profile=event["profile"])
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
-    elif event["kind"] == "model":
-        folder = journal.folder / event["folder"]
-        if folder.exists():  # as above
-            lock = journal.folder.parent / ".champion.lock"
-            journal.said.append(deliver_model(client, run_id, folder, event["told"], lock))
-            client.set_tag(run_id, "runner.champion", journal.said[-1])
-            shutil.rmtree(folder)
     elif event["kind"] == "end":
         client.set_terminated(run_id, event["status"], event["time"])
     else:
@@ -147,10 +169,25 @@ class Shipper(threading.Thread):
                 return
 
     def close(self, patience: float | None = None) -> bool:
-        """Wait for the end to be delivered, at most `patience` s; False where that was not enough."""
+        """Wait for the end to be delivered; False where that was not enough.
+
+        Args:
+            patience: Seconds at most; None: as long as something gets through, and a while from the last fault on.
+        """
         self._closing.set()
         self.wake()
-        self.join(LAST_PATIENCE if patience is None else patience)
+        if patience is not None:
+            self.join(patience)
+            return not self.is_alive()
+        until = None
+        while self.is_alive():
+            self.join(0.1)
+            if self.fault is None:
+                until = None
+            elif until is None:
+                until = time.monotonic() + LAST_PATIENCE
+            elif time.monotonic() > until:
+                break
         return not self.is_alive()
 
 
@@ -188,6 +225,8 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
     except Exception as error:
         terminal.warn(f"the records of run {journal.owner.run_id} could not be delivered yet ({error})")
     else:
+        for line in journal.said:
+            terminal.line(line)
         journal.remove()
 
 

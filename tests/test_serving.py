@@ -135,7 +135,15 @@ def test_a_bad_image_is_named(address: str, some: list[Path], image: str, senten
     bad = {"bomb": _bomb, "cut": lambda: text_of(some[0])[:400]}.get(image, lambda: image)()
     status, said = asked(address, {"inputs": {"image": [text_of(some[0]), bad]}})
     assert status == 400
-    assert json.loads(said)["message"].startswith(sentence) or sentence in said
+    assert sentence in json.loads(said)["message"]
+
+
+@pytest.mark.xfail(reason=FAULT, strict=True)
+def test_the_sentence_is_all_that_is_said(address: str, some: list[Path]) -> None:
+    """MLflow puts the whole request, megabytes of base64, in front of it."""
+    status, said = asked(address, {"inputs": {"image": [text_of(some[0]), "no base64!"]}})
+    assert status == 400
+    assert json.loads(said)["message"] == "Image 1 is not base64."
 
 
 @pytest.mark.xfail(reason=FAULT, strict=True)

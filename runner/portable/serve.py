@@ -42,7 +42,8 @@ class Served(mlflow.pyfunc.PythonModel):
 
     def _view(self, place: int, text: str) -> Any:
         try:
-            content = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+            packed = "".join((text.partition("base64,")[2] or text).split())  # base64 files have lines
+            content = base64.b64decode(packed, validate=True)
             return self.classifier.open(io.BytesIO(content))
         except binascii.Error:
             raise MlflowException(
