@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from runner.cam_methods import METHODS
 from runner.errors import Parser, UserError
 from runner.files import writable
-from runner.images import expand
+from runner.images import expand, shown
 from runner.models import load_soon
 from runner.predict import PARTLY, add_model
 from runner.terminal import Terminal
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     faults = pictures(model, paths, folder, terminal, asked.method, asked.layer, asked.target)
     for path, fault in faults:
-        print(f"runner: {path} {fault}", file=sys.stderr)
+        print(f"runner: {shown(path)} {fault}", file=sys.stderr)
     if len(faults) == len(paths):
         raise UserError(f"None of {len(paths)} files is an image that can be read.")
     terminal.line(f"pictures in {folder}: {len(paths) - len(faults)}")

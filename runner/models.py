@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import UserError
+from runner.images import given_path
 from runner.registry import MODEL_TAG
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def locate(reference: str | Path | None, tracking: str) -> Located:
     if isinstance(reference, str):
         reference = _plain(reference)
     if reference is not None and (isinstance(reference, Path) or _is_path(reference)):
-        return _in_files(Path(reference).expanduser())
+        return _in_files(given_path(str(reference)))
     from runner.server import server
 
     store = server(tracking)
@@ -110,11 +112,11 @@ def _plain(reference: str) -> str:
 def _is_path(reference: str) -> bool:
     return "/" in reference or reference.endswith(
         (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
-    ) or (Path(reference).exists() and "@" not in reference)  # fmt: skip
+    ) or ("@" not in reference and os.path.exists(reference))  # fmt: skip
 
 
 def _in_files(path: Path) -> Located:
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"There is no {path}; give a checkpoint, a model's folder, a run, or NAME@ALIAS.")
     if path.is_dir():
         for part in PARTS:
@@ -225,7 +227,7 @@ def _open_checkpoint(located: Located, device: torch.device | str | None) -> Mod
 
     kept = checkpoint.load(located.path)
     needed = use(read(located.experiment)) if located.experiment else kept.use
-    if not needed:
+    if not {"name", "transform", "precision"} <= set(needed):
         raise UserError(
             f"{located.path} was written before checkpoints held their transform; give its run (--model RUN), or train"
             " again."

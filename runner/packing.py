@@ -22,7 +22,7 @@ from runner.experiment import Experiment
 from runner.files import write_text
 from runner.fit import Epoch
 from runner.network import Network
-from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, Classifier
+from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, Classifier, seal
 from runner.portable.network import build
 from runner.prepared import Prepared
 from runner.registry import registered_name
@@ -110,7 +110,9 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
     write(state, files / WEIGHTS, {"format": told["format"]}, folder / WEIGHTS)
     with (files / WEIGHTS).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_text(files / ABOUT, json.dumps({**told, "sha256": digest}, indent=1, ensure_ascii=False))
+    told = json.loads(json.dumps({**told, "sha256": digest}))  # as it will be read
+    told["digest"] = seal(told)
+    write_text(files / ABOUT, json.dumps(told, indent=1, ensure_ascii=False))
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     guess = Object([Property("class", DataType.string), Property("probability", DataType.double)])
     with warnings.catch_warnings():  # it wants types; the signature tells them

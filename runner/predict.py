@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from runner import names
 from runner.errors import Parser, UserError
 from runner.files import writable
-from runner.images import expand
+from runner.images import expand, shown
 from runner.models import load_soon
 from runner.terminal import Terminal
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         pictures(model, [Path(each.path) for each in good], folder, terminal)
         terminal.line(f"pictures in {folder}: {len(good)}")
     for each in faulty:
-        print(f"runner: {each.path} {each.fault}", file=sys.stderr)
+        print(f"runner: {shown(each.path)} {each.fault}", file=sys.stderr)
     if not good:
         raise UserError(f"None of {len(faulty)} files is an image that can be read.")
     return PARTLY if faulty else 0
@@ -117,6 +117,6 @@ def _say(
             )
         return
     for each in predictions:
-        terminal.line(f"\n{each.path}", style="bold")
+        terminal.line(f"\n{shown(each.path)}", style="bold")
         for guess in each.top:
             terminal.line(f"  {100 * guess.probability:6.2f} %  {name(guess.name)}")

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from runner import checkpoint, cli, load_model, packing, registry
 from runner.errors import UserError
 from runner.model import Model
-from runner.portable.classifier import CHUNK, Classifier, ModelError
+from runner.portable.classifier import CHUNK, Classifier, ModelError, seal
 from runner.repeat import train as train_all
 from runner.server import server
 from runner.settings import parse
@@ -310,30 +310,18 @@ def test_names_in_other_languages(command: Command, some: list[Path], tmp_path: 
     assert "must have the header class,name" in refused(command("predict", str(some[0]), "--lang", str(own)))
 
 
-def test_chinese_names_are_whole() -> None:
-    from runner import names
-
-    text = (names.FOLDER / "zh.csv").read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text)))
-    known = {row["class"]: row["name"] for row in rows}
-    assert len(known) == len(rows) == len(set(known.values())) == 102, "101 and the background, none twice"
-    assert known["watch"] == "手表"
-    assert all(name and not name.isascii() for name in known.values())
-    assert names.read("zh", ["watch", "my own"]) == {"watch": "手表", "my own": "my own"}
-
-
 def test_pictures_go_along(command: Command, some: list[Path], tmp_path: Path) -> None:
     status, out, _ = command("predict", *map(str, some), "--explain", str(tmp_path / "out"))
     assert status == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 3, "of one name, in three folders"
-    assert "3 pictures" in out
+    assert out.endswith(f"pictures in {tmp_path / 'out'}: 3\n")
 
 
 @pytest.mark.parametrize(
     ("rest", "sentence"),
     [
         (["nothing.png"], "There is no nothing.png"),
-        (["*.nothing"], "matches no file"),
+        (["*.nothing"], "matches no image"),
         (["--top", "0", "x.png"], "whole number from 1"),
         (["--json", "--csv", "x.png"], "not allowed with"),
         ([str(Path(__file__).parent.parent / "experiments")], "holds no images"),
@@ -380,7 +368,8 @@ def copy(logged: Path, tmp_path: Path) -> Path:
 
 def edited(copy: Path, **changes: Any) -> None:
     about = json.loads((copy / "model.json").read_text())
-    (copy / "model.json").write_text(json.dumps({**about, **changes}))
+    about |= changes
+    (copy / "model.json").write_text(json.dumps({**about, "digest": seal(about)}))
 
 
 def digest(path: Path) -> str:
@@ -413,6 +402,12 @@ def tamper_tensors(copy: Path) -> None:
     edited(copy, sha256=digest(copy / "model.safetensors"))
 
 
+def swap(copy: Path) -> None:
+    about = json.loads((copy / "model.json").read_text())
+    about["classes"].reverse()
+    (copy / "model.json").write_text(json.dumps(about))
+
+
 @pytest.mark.parametrize(
     ("tamper", "sentence"),
     [
@@ -424,6 +419,7 @@ def tamper_tensors(copy: Path) -> None:
         (lambda copy: (copy / "model.json").write_text("{"), "holds no model of this version"),
         (lambda copy: (copy / "model.json").write_text("[]"), "holds no model of this version"),
         (lambda copy: edited(copy, format="other"), "another version"),
+        (swap, "its digest differs"),
         (lambda copy: edited(copy, classes=["a", "b"]), "holds no model of this version"),
         (lambda copy: edited(copy, network={"arch": "resnet18"}), "holds no model of this version"),
         (lambda copy: edited(copy, transform={"resize": 1}), "holds no model of this version"),
@@ -477,68 +473,6 @@ def tiny(tmp_path: Path) -> Path:
     (folder / "artifacts" / "classifier").mkdir(parents=True)
     (folder / "MLmodel").write_text("flavors: {}\n")
     return folder
-
-
-def test_the_champion_moves_only_for_a_better_one(tmp_path: Path, tiny: Path) -> None:
-    store = server(str(tmp_path / "mlruns"))
-    client = store.connect()
-
-    def deliver(value: float, manifest: str = "m") -> str:
-        return registry.deliver(
-            client, new_run(client, store), tiny, told(value, manifest), tmp_path / "lock"
-        )
-
-    def champion() -> int:
-        return int(client.get_model_version_by_alias("crown", "champion").version)
-
-    assert "version 1 is the champion, as the first (val/top1 0.5000)" in deliver(0.5)
-    said = deliver(0.4)
-    assert "version 2 is registered; the champion stays (val/top1 0.4000 against 0.5000 of version 1)" in said
-    assert champion() == 1
-    assert "the champion stays" in deliver(0.5), "as good is not better"
-    assert "version 4 is the new champion (val/top1 0.6000 against 0.5000 of version 1)" in deliver(0.6)
-    assert champion() == 4
-    assert "judged on other images" in deliver(0.7, "other")
-    assert champion() == 4
-
-
-@pytest.mark.parametrize(
-    "step",
-    [
-        "create_logged_model",
-        "log_model_artifacts",
-        "finalize_logged_model",
-        "log_outputs",
-        "log_batch",
-        "set_tag",
-        "create_registered_model",
-        "create_model_version",
-        "set_registered_model_alias",
-    ],
-)
-def test_a_delivery_that_broke_off_is_done_once(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    store = server(str(tmp_path / "mlruns"))
-    client = store.connect()
-    run_id = new_run(client, store)
-    whole = getattr(client, step)
-
-    def broken(*args: Any, **kwargs: Any) -> None:
-        whole(*args, **kwargs)  # it was done, and the answer got lost
-        raise ConnectionError(step)
-
-    monkeypatch.setattr(client, step, broken)
-    with pytest.raises(ConnectionError):
-        registry.deliver(client, run_id, tiny, told(0.5), tmp_path / "lock")
-    monkeypatch.undo()
-    said = registry.deliver(client, run_id, tiny, told(0.5), tmp_path / "lock")
-    assert "version 1 is the champion" in said
-    experiment = client.get_run(run_id).info.experiment_id
-    (found,) = client.search_logged_models([experiment])
-    assert found.status == "READY"
-    assert len(client.search_model_versions("name = 'crown'")) == 1
-    assert {metric.key: metric.value for metric in found.metrics} == told(0.5)["metrics"]
 
 
 def test_names_that_mlflow_does_not_take_are_changed() -> None:

@@ -32,7 +32,6 @@ from runner.portable.network import precision
 from runner.portable.view import evaluation_view
 from runner.views import CLEAN, Renderer
 
-FAULT = "a fault of runner/, reported; remove the mark when it is mended"
 USE = {
     "name": "small",
     "transform": {"resize": 36, "crop": 32, "interpolation": "bilinear"},
@@ -262,7 +261,6 @@ def test_mlflow_loads_it_where_there_is_no_runner(
     assert [[tuple(pair) for pair in row] for row in plain] == wanted
 
 
-@pytest.mark.xfail(reason=FAULT, strict=True)
 def test_it_takes_its_own_input_example(told_alone: tuple[list[Path], Any, list[str]]) -> None:
     _, (_, _, said, _), _ = told_alone
     assert [set(row) for row in said] == [{"top"}], said
@@ -390,10 +388,7 @@ ODD = {
     "change",
     [
         *(pytest.param(change, id=name) for name, change in REFUSED.items()),
-        *(
-            pytest.param(change, id=name, marks=pytest.mark.xfail(reason=FAULT, strict=True))
-            for name, change in ODD.items()
-        ),
+        *(pytest.param(change, id=name) for name, change in ODD.items()),
     ],
 )
 def test_a_model_that_is_not_whole_is_refused_when_it_is_opened(copied: Path, change: Change) -> None:

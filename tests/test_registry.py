@@ -25,7 +25,6 @@ from runner.shipper import recover
 from runner.terminal import Terminal
 from runner.tracker import tracked
 
-FAULT = "a fault of runner/, reported; remove the mark when it is mended"
 STEPS = (
     *("get_run", "search_logged_models", "create_logged_model", "log_model_artifacts"),
     *("finalize_logged_model", "log_outputs", "log_batch", "set_tag", "create_registered_model"),
@@ -133,11 +132,11 @@ def test_other_images_are_noted_only_where_they_are_other(deliver: Callable[...,
     assert "judged on other images" not in deliver(told(0.6, "a"))
 
 
-def test_a_champion_without_a_score_is_beaten(store: tuple[Server, Any], deliver: Callable[..., str]) -> None:
+def test_a_champion_without_a_score_stays(store: tuple[Server, Any], deliver: Callable[..., str]) -> None:
     deliver(told(0.5))
     store[1].delete_model_version_tag("crown", "1", "val/top1")
-    assert "is the new champion" in deliver(told(0.1))
-    assert champion(store[1]) == 2
+    assert "has no val/top1 to compare with" in deliver(told(0.9))
+    assert champion(store[1]) == 1
 
 
 def test_a_crown_that_was_taken_away_is_given_again(
@@ -169,7 +168,7 @@ def test_experiments_have_champions_of_their_own(
     "name",
     [
         *("two words", "ünïcode 猫", "100 %", "a=b and c", "a@b", "a;b", 'say "it"', "x" * 200),
-        pytest.param("it's", marks=pytest.mark.xfail(reason=FAULT, strict=True)),
+        "it's",
     ],
 )
 def test_an_experiment_may_be_called_anything(
@@ -375,7 +374,6 @@ def test_a_finished_run_hands_over_one_model(
     assert train(make(*more, "--tracking.model", "false"))[1].models == []
 
 
-@pytest.mark.xfail(reason=FAULT, strict=True)
 def test_a_refused_model_is_told_to_whom_it_concerns(
     store: tuple[Server, Any],
     tiny: Path,

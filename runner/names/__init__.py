@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import UserError
+from runner.images import given_path
 
 FOLDER = Path(__file__).parent
 HEADER = ["class", "name"]
@@ -28,7 +29,7 @@ def read(language: str, classes: Sequence[str]) -> dict[str, str]:
     Raises `UserError` where there is no such language or file, or it names none of the classes.
     """
     own = FOLDER / f"{language}.csv"
-    path = own if language in languages() else Path(language).expanduser()
+    path = own if language in languages() else given_path(language)
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except FileNotFoundError:
@@ -36,8 +37,10 @@ def read(language: str, classes: Sequence[str]) -> dict[str, str]:
             f"There are no names in {language!r}; give {' or '.join(languages())}, or a CSV file with the header"
             f" {','.join(HEADER)}."
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError):
+    except UnicodeDecodeError:
         raise UserError(f"{path} is no CSV file in UTF-8; save it as one.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a CSV file.") from None
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:

@@ -52,6 +52,8 @@ class Classifier:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
                 raise ModelError(f"{folder} holds a model of another version ({about['format']!r}).")
+            if about["digest"] != seal(about):
+                raise ModelError(f"{folder / ABOUT} is damaged (its digest differs); restore it.")
             with (folder / WEIGHTS).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                     raise ModelError(f"{folder / WEIGHTS} is damaged (its digest differs); restore it.")
@@ -59,6 +61,8 @@ class Classifier:
             return cls(network, about, device)
         except FileNotFoundError as error:
             raise ModelError(f"There is no {error.filename}; a model is {ABOUT} beside {WEIGHTS}.") from None
+        except OSError as error:
+            raise ModelError(f"{error.filename} cannot be read ({error.strerror}).") from None
         except SafetensorError as error:
             raise ModelError(f"{folder / WEIGHTS} is damaged ({error}); restore it.") from None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -96,3 +100,9 @@ class Classifier:
             return nullcontext()
         kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=kind)
+
+
+def seal(about: dict[str, Any]) -> str:
+    """The digest of a description, all of it but this very digest."""
+    rest = {name: value for name, value in about.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
+THIN = 256
+"""Greatest ratio of an image's sides: a thin one takes gigabytes when its shorter side is brought to the network's."""
+
 
 def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
     """Decode an image into 8-bit RGB, upright.
@@ -20,6 +23,8 @@ def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
             image.
     """
     with Image.open(file) as image:
+        if max(image.size) > THIN * min(image.size):
+            raise ValueError(f"it is {image.width} × {image.height} pixels, too thin")
         image.load()
         return _rgb(ImageOps.exif_transpose(image))
 

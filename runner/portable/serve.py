@@ -14,8 +14,20 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from PIL import UnidentifiedImageError
 
 TOP = 5
+
+
+class Refusal(MlflowException):
+    """A request that cannot be answered: HTTP 400 with one sentence, where MLflow would add the whole request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "message" or "message" not in self.__dict__:
+            super().__setattr__(name, value)
 
 
 class Served(mlflow.pyfunc.PythonModel):
@@ -31,7 +43,9 @@ class Served(mlflow.pyfunc.PythonModel):
         """For each image `{"top": [{"class": …, "probability": …}, …]}`, the likeliest first."""
         import torch
 
-        views = [self._view(place, text) for place, text in enumerate(model_input["image"])]
+        cells = list(model_input["image"])
+        texts = [text for cell in cells for text in ([cell] if isinstance(cell, str) else cell)]
+        views = [self._view(place, text) for place, text in enumerate(texts)]
         if not views:
             return []
         count = max(1, int((params or {}).get("top", TOP)))
@@ -46,14 +60,11 @@ class Served(mlflow.pyfunc.PythonModel):
             content = base64.b64decode(packed, validate=True)
             return self.classifier.open(io.BytesIO(content))
         except binascii.Error:
-            raise MlflowException(
-                f"Image {place} is not base64.", error_code=INVALID_PARAMETER_VALUE
-            ) from None
+            raise Refusal(f"Image {place} is not base64.") from None
+        except UnidentifiedImageError:
+            raise Refusal(f"Image {place} is not an image that Pillow knows.") from None
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-            raise MlflowException(
-                f"Image {place} cannot be decoded ({' '.join(str(error).split())}).",
-                error_code=INVALID_PARAMETER_VALUE,
-            ) from None
+            raise Refusal(f"Image {place} cannot be decoded ({' '.join(str(error).split())}).") from None
 
 
 mlflow.models.set_model(Served())
