@@ -444,11 +444,6 @@ def test_a_checkpoint_without_its_transform_is_refused(tmp_path: Path) -> None:
 # The registry
 
 
-@pytest.fixture(scope="module")
-def packed(logged: Path) -> Path:
-    return logged
-
-
 def new_run(client: Any, store: Any) -> str:
     run = client.create_run(store.experiment_id(client, "crown"))
     return str(run.info.run_id)
@@ -464,15 +459,6 @@ def told(value: float, manifest: str = "m", name: str = "crown") -> dict[str, An
         "step": 3,
         "time": 1_700_000_000_000,
     }
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """A folder that stands for a packed model."""
-    folder = tmp_path / "tiny"
-    (folder / "artifacts" / "classifier").mkdir(parents=True)
-    (folder / "MLmodel").write_text("flavors: {}\n")
-    return folder
 
 
 def test_names_that_mlflow_does_not_take_are_changed() -> None:
