@@ -116,7 +116,7 @@ class TestCheckpoint:
         network, path = kept
         other = small_network(arch="vgg11_bn", trainable="features.25", width=8)
         description = checkpoint.frozen_digest(network)
-        checkpoint.save(network, path, 1, {}, description)
+        checkpoint.save(network, path, 1, {}, description, {})
         tensors = {
             **load_file(path),
             **{n: v for n, v in other.parts()[0].items() if n.startswith("classifier.")},

@@ -224,7 +224,8 @@ def test_a_run_holds_its_files(finished: tuple[Path, list[str], Any, Any]) -> No
     def names(folder: str | None = None) -> set[str]:
         return {each.path for each in client.list_artifacts(run.info.run_id, folder)}
 
-    assert names() == {"experiment.yaml", "manifest.csv", "environment.json", "figures", "checkpoints"}
+    tables = {"manifest.csv", "predictions.csv"}
+    assert names() == {"experiment.yaml", "environment.json", "figures", "checkpoints", *tables}
     assert names("figures") == {"figures/loss.png", "figures/accuracy.png"}
     assert names("checkpoints") == {f"checkpoints/{name}.safetensors" for name in ("best", "last", "frozen")}
 

@@ -289,6 +289,7 @@ def test_the_best_experiment_can_be_trained(finished: Finished) -> None:
     assert found == {**wanted, **best.params}
 
 
+@pytest.mark.slow
 def test_a_study_that_is_done_does_nothing_more(finished: Finished) -> None:
     folder, words, _ = finished
     before = {run.info.run_id: run.info.end_time for run in family(folder)[1]}
@@ -476,6 +477,7 @@ def test_a_study_that_is_stopped_goes_on(place: Place, tmp_path: Path) -> None:
     assert list((tmp_path / "mlruns" / "journals").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_commands_share_a_study(place: Place, tmp_path: Path) -> None:
     words = [*place(tmp_path), "--trials", "6", "--confirm", "1"]
     both = [begun(words, tmp_path) for _ in range(2)]
