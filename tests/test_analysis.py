@@ -466,7 +466,9 @@ class TestPage:
         tags = Tags(text)
         assert not {"script", "link", "b", "small", "iframe"} & set(tags.names)
         assert tags.names.count("img") == 5
-        assert all(each.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for each in tags.addresses)
+        assert all(
+            each.startswith(("data:image/png;base64,", "data:image/webp;base64,")) for each in tags.addresses
+        )
         assert not re.search(r"https?://|url\(|@import", text)
         assert "&lt;b&gt;$x_1$&lt;/b&gt;" in text
         for said in ("run <1>", "Surest errors", "<b>$x_1$</b> taken for a,b", "By size", "<small>"):

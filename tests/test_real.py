@@ -76,7 +76,7 @@ def test_pretrained_convolutions_tell_real_categories_apart(
             shutil.copy(path, root / label)
     words = ["--config", "caltech101-pooled", "--data.kind", "folder", "--data.root", str(root)]
     words += ["--network.weights", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--fit.epochs", "12"]
-        words += ["--tracking.model", "false", "--tracking.gallery", "0"]
+    words += ["--tracking.model", "false", "--tracking.gallery", "0"]
     experiment = parse(
         [*words, "--split.by", "count", "--split.train", "6", "--split.val", "3", "--split.test", "6"]
     )[0]
