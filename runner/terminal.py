@@ -83,7 +83,7 @@ class Terminal:
         """A table whose first column is text and whose others are numbers."""
         table = Table(title=Text(title), title_justify="left", title_style="bold")
         for number, name in enumerate(header):
-            table.add_column(name, justify="right" if number else "left", no_wrap=True)
+            table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)
