@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import QUIET
 from PIL import Image, ImageDraw
 from test_faithfulness import OBJECTS, SIDE, SIZE, objects_words, write_objects
 
@@ -334,9 +335,9 @@ def test_boxes_are_those_of_the_splits_images_in_their_views(photos: Path) -> No
             "cup/of another split.png": (0, 0, 1, 1),
         },
     )
-    found = _boxes(table, judged(photos, "cup/square.png", "cup/wide.png"))
+    found = _boxes(table, judged(photos, "cup/square.png", "cup/wide.png"), QUIET)
     assert found == {1: (0, 0, 32, 32), 0: (8, 16, 24, 32)}
-    assert _boxes(table, judged(photos, "cup/square.png")) == {0: (8, 16, 24, 32)}
+    assert _boxes(table, judged(photos, "cup/square.png"), QUIET) == {0: (8, 16, 24, 32)}
 
 
 def test_boxes_may_come_from_a_spreadsheet(photos: Path) -> None:
@@ -345,7 +346,7 @@ def test_boxes_may_come_from_a_spreadsheet(photos: Path) -> None:
     table.write_bytes(
         "path,note,left,top,right,bottom\r\ncup/square.png,ü,1,2.5,30,40\r\n".encode("utf-8-sig")
     )
-    assert _boxes(table, judged(photos, "cup/square.png")) == {0: (1, 2.5, 30, 40)}
+    assert _boxes(table, judged(photos, "cup/square.png"), QUIET) == {0: (1, 2.5, 30, 40)}
 
 
 @pytest.mark.parametrize(
@@ -355,9 +356,9 @@ def test_boxes_may_come_from_a_spreadsheet(photos: Path) -> None:
         (b"file,x,y,w,h\ncup/square.png,1,2,3,4\n", "path,left,top,right,bottom"),
         (b"path,left,top,right,bottom\ncup/square.png,1,2,three,4\n", "three"),
         (b"path,left,top,right,bottom\ncup/square.png,1,2\n", "path,left,top,right,bottom"),
-        (b"path,left,top,right,bottom\ncup/square.png,70,70,90,90\n", "outside the view"),
-        (b"path,left,top,right,bottom\ncup/square.png,9,9,9,20\n", "outside the view"),
-        (b"path,left,top,right,bottom\ncup/none.png,1,2,3,4\n", "names no image of the test split"),
+        (b"path,left,top,right,bottom\ncup/square.png,70,70,90,90\n", "has no box in the view"),
+        (b"path,left,top,right,bottom\ncup/square.png,9,9,9,20\n", "is empty"),
+        (b"path,left,top,right,bottom\ncup/none.png,1,2,3,4\n", "of an image of the test split"),
         (b"path,left,top,right,bottom\n", "cup/square.png"),
         (b"", "cup/square.png"),
         (b"\x89PNG\r\n\x1a\n\xff\xfe\x00", "is no table"),
@@ -368,7 +369,7 @@ def test_boxes_that_do_not_fit_are_refused(photos: Path, content: bytes, said: s
     table = photos / "b.csv"
     table.write_bytes(content)
     with pytest.raises(UserError) as refusal:
-        _boxes(table, judged(photos, "cup/square.png"))
+        _boxes(table, judged(photos, "cup/square.png"), QUIET)
     assert said in str(refusal.value)
     assert str(table) in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -376,12 +377,12 @@ def test_boxes_that_do_not_fit_are_refused(photos: Path, content: bytes, said: s
 
 def test_a_table_that_is_not_there_is_refused(photos: Path) -> None:
     with pytest.raises(UserError, match=r"none\.csv cannot be read"):
-        _boxes(photos / "none.csv", judged(photos, "cup/square.png"))
+        _boxes(photos / "none.csv", judged(photos, "cup/square.png"), QUIET)
 
 
 def test_a_folder_in_place_of_a_table_is_refused(photos: Path) -> None:
     with pytest.raises(UserError):
-        _boxes(photos / "cup", judged(photos, "cup/square.png"))
+        _boxes(photos / "cup", judged(photos, "cup/square.png"), QUIET)
 
 
 def test_a_box_is_of_the_image_as_a_person_sees_it(tmp_path: Path) -> None:
@@ -394,7 +395,7 @@ def test_a_box_is_of_the_image_as_a_person_sees_it(tmp_path: Path) -> None:
     view = evaluation_view(64, 64, "bilinear")(open_rgb(tmp_path / "a.png"))
     white = (view[0] > 127).nonzero()
     (top, left), (bottom, right) = white.amin(0).tolist(), white.amax(0).tolist()
-    found = _boxes(box_table(tmp_path, {"a.png": (20, 80, 60, 110)}), judged(tmp_path, "a.png"))
+    found = _boxes(box_table(tmp_path, {"a.png": (20, 80, 60, 110)}), judged(tmp_path, "a.png"), QUIET)
     assert found[0] == pytest.approx((left, top, right + 1, bottom + 1), abs=1.5)
 
 

@@ -305,9 +305,8 @@ def test_a_box_lies_in_the_view_where_its_object_does(
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill="white")
     view = evaluation_view(resize, crop, "bilinear")(image)
     shown = (view[0] > 127).nonzero()
-    try:
-        box = faithfulness.in_view((left, top, right, bottom), width, height, resize, crop)
-    except ValueError:
+    box = faithfulness.in_view((left, top, right, bottom), width, height, resize, crop)
+    if box is None:
         assert not len(shown) or min(np.ptp(shown.numpy(), axis=0)) <= 1.5
         return
     if not len(shown):
@@ -331,14 +330,12 @@ def test_where_nothing_is_cut_off_a_box_is_scaled() -> None:
 @pytest.mark.parametrize(
     "box", [(0, 0, 10, 10), (90, 90, 100, 100), (40, 40, 40, 60), (60, 40, 40, 60), (200, 0, 300, 90)]
 )
-def test_a_box_of_which_nothing_is_left_is_refused(box: Box) -> None:
-    with pytest.raises(ValueError, match="outside the view"):
-        faithfulness.in_view(box, 100, 100, 100, 60)
+def test_a_box_of_which_nothing_is_left_is_none(box: Box) -> None:
+    assert faithfulness.in_view(box, 100, 100, 100, 60) is None
 
 
 @pytest.mark.parametrize("place", range(4))
-def test_a_box_that_is_no_number_is_refused(place: int) -> None:
+def test_a_box_that_is_no_number_is_none(place: int) -> None:
     box = [10.0, 10.0, 50.0, 50.0]
     box[place] = float("nan")
-    with pytest.raises(ValueError, match="view"):
-        faithfulness.in_view(tuple(box), 100, 100, 64, 64)  # type: ignore[arg-type]
+    assert faithfulness.in_view(tuple(box), 100, 100, 64, 64) is None  # type: ignore[arg-type]
