@@ -402,6 +402,7 @@ def test_a_report_can_be_written_anew(place: Place, tmp_path: Path, accelerator:
 # Studies that are disturbed
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_one_trial(place: Place, tmp_path: Path) -> None:
     process = begun([*place(tmp_path), *LONG, "--trials", "4", "--workers", "2"], tmp_path)
     while True:  # hold it in mid-trial, and only then kill it
@@ -575,6 +576,7 @@ def test_workers_are_not_for_a_launch(place: Place, tmp_path: Path) -> None:
     assert list((tmp_path / "mlruns").iterdir()) == [tmp_path / "mlruns" / "mlflow.db"]
 
 
+@pytest.mark.slow
 def test_one_process_without_workers_does_a_study(place: Place, tmp_path: Path) -> None:
     words = [*place(tmp_path), "--trials", "2", "--confirm", "0"]
     outcome = command([sys.executable, str(ROOT / "runner" / "search.py"), *words])
