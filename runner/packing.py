@@ -115,8 +115,8 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
     write_text(files / ABOUT, json.dumps(told, indent=1, ensure_ascii=False))
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     guess = Object([Property("class", DataType.string), Property("probability", DataType.double)])
-    with warnings.catch_warnings():  # it wants types; the signature tells them
-        warnings.simplefilter("ignore")
+    # It wants types, which the signature tells; recorded, since it changes the filters itself.
+    with warnings.catch_warnings(record=True):
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(PORTABLE / "serve.py"),
