@@ -77,7 +77,10 @@ def measure(
     for view, content in zip(views.split(1), digests, strict=True):
         rows = cam.activations(network, view, layer)
         target = int(cam.probabilities(network, rows, layer).argmax())
-        found = cam.explain(network, view, [target], layer, method)
+        if method == "scorecam":  # of images, not of rows
+            found = cam.score_maps(network, view, [target], layer)
+        else:
+            found = cam.upscaled(cam.maps(network, rows, [target], layer, method), size)
         with seeded(keys.seed("random map", content)):
             noise = cam.upscaled(torch.rand(1, *rows.shape[-2:]).numpy(), size)
         of_maps.append(road(network, view, target, found, content))

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,3 +150,48 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Seq
         )
 
     monkeypatch.setattr(runner.fit, "count", say)
+
+
+@contextmanager
+def listening(
+    words: Sequence[str], path: str, said: Path, environment: dict[str, str] | None = None
+) -> Iterator[str]:
+    """A server as a process of its own, on a free port that `{port}` stands for in its words: its address.
+
+    Args:
+        words: The command.
+        path: What answers when the server is ready.
+        said: Takes what it says.
+        environment: Of the process; None: this one's.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [word.replace("{port}", str(port)) for word in words],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 200
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}{path}", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < until, said.read_text()
+                time.sleep(0.3)
+        yield address
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import COLOURS, draw
-from helpers import QUIET
+from helpers import QUIET, listening
 from PIL import Image
 
 from runner import cli
@@ -80,31 +75,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
 @pytest.fixture(scope="module")
 def pages(place: Path) -> Iterator[str]:
     """`runner ui` on a free port: its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = ["ui", "--tracking.root", str(place / "mlruns"), "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "runner.cli", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 150
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < until
-                time.sleep(0.5)
+    words = ["ui", "--tracking.root", str(place / "mlruns"), "--port", "{port}"]
+    with listening([sys.executable, "-m", "runner.cli", *words], "/health", place / "said.txt") as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 def test_the_report_shows_its_pictures(place: Path, tmp_path: Path) -> None:

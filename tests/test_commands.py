@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
 import os
 import pickle
@@ -597,68 +596,6 @@ def test_a_failure_behind_the_launch_has_the_same_status(
     outcome = command([sys.executable, "-m", "runner.cli", *words])
     assert outcome.returncode == 2
     assert "features.0.bias holds NaN" in one_sentence(outcome.stderr)
-
-
-# The console script
-
-
-def test_help_imports_nothing_heavy() -> None:
-    heavy = ("torch", "mlflow", "jsonargparse", "numpy", "rich")
-    code = (
-        f"import sys; from runner.cli import main; status = main(['--help']);"
-        f"print(status, [name for name in {heavy} if name in sys.modules])"
-    )
-    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert outcome.stdout.startswith("usage: runner VERB")
-    assert outcome.stdout.splitlines()[-1] == "0 []"
-
-
-def test_checks_before_the_launch_import_neither_torch_nor_mlflow(words: list[str]) -> None:
-    code = (
-        "import sys; import runner.launch; runner.launch.launch = lambda *_: 7;"
-        "from runner.cli import main; status = main(sys.argv[1:]);"
-        "print(status, [name for name in ('torch', 'mlflow') if name in sys.modules])"
-    )
-    outcome = subprocess.run(
-        [sys.executable, "-c", code, "train", *words], env=environment(), capture_output=True, text=True
-    )
-    assert outcome.stdout.splitlines()[-1] == "7 []", outcome.stderr
-
-
-def test_usage_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
-    usage = capfd.readouterr().out
-    for verb in cli.VERBS:
-        assert f"runner {verb}" in usage
-    assert cli.main(["--version"]) == 0
-    assert capfd.readouterr().out.strip()[0].isdigit()
-
-
-MODULES = sorted(path.stem for path in RUNNER.glob("*.py") if path.stem != "__init__")
-
-
-@pytest.mark.parametrize("name", MODULES)
-def test_no_module_bears_the_name_of_another_package(name: str) -> None:
-    """`accelerate launch runner/train.py` puts runner/ on the module path."""
-    assert str(RUNNER) not in sys.path
-    assert importlib.util.find_spec(name) is None
-
-
-@pytest.mark.parametrize("script", ["train.py", "evaluation.py"])
-def test_a_script_takes_its_folder_off_the_module_path(script: str) -> None:
-    code = (
-        "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2]);"
-        "print(sys.argv[1] in sys.path)"
-    )
-    words = [sys.executable, "-c", code, str(RUNNER), str(RUNNER / script)]
-    outcome = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert outcome.stdout == "False\n"
-
-
-def test_launch_sh_is_whole() -> None:
-    outcome = subprocess.run(["bash", "-n", str(ROOT / "launch.sh")], capture_output=True, text=True)
-    assert (outcome.returncode, outcome.stderr) == (0, "")
-    assert os.access(ROOT / "launch.sh", os.X_OK)
 
 
 # The pages

@@ -7,23 +7,20 @@ import io
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import COLOURS, draw
-from helpers import QUIET, small_network
+from helpers import QUIET, listening, small_network
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -481,40 +478,15 @@ def test_a_run_logs_no_model_where_that_is_not_wanted(
 @contextmanager
 def served(place: Path, reference: str) -> Iterator[str]:
     """`mlflow models serve` on a free port: its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlruns' / 'mlflow.db'}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # as in an activated environment
     }
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "models", "serve", "-m", reference),
-            *("--env-manager", "local", "--port", str(port), "--workers", "1"),
-        ],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=(place / "served.txt").open("w"),
-        start_new_session=True,
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 200
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, (place / "served.txt").read_text()
-                assert time.monotonic() < until, (place / "served.txt").read_text()
-                time.sleep(0.3)
+    words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", reference]
+    words += ["--env-manager", "local", "--port", "{port}", "--workers", "1"]
+    with listening(words, "/ping", place / "served.txt", environment) as address:
         yield address
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def asked(address: str, body: dict[str, Any]) -> tuple[int, Any]:
