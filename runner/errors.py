@@ -61,6 +61,53 @@ def interrupt_on_signals() -> None:
         signal.signal(each, raise_interrupted)
 
 
+class Held:
+    """Signals to stop, held back: `number` is that of the one that came, if any did."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Callable[[int, FrameType | None], object]] = {}
+
+    def stop(self, number: int) -> None:
+        """Let a signal count now, whether it came to this process or to a peer. Raises what its handler raises."""
+        self._release()
+        handler = self._before.get(number)
+        if handler is not None:
+            handler(number, None)
+        raise Interrupted(number)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+
+    def _take(self) -> None:
+        for each in stopping_signals():
+            if callable(handler := signal.getsignal(each)):
+                self._before[each] = handler
+                signal.signal(each, self._note)
+
+    def _release(self) -> None:
+        for each, handler in self._before.items():
+            if signal.getsignal(each) == self._note:
+                signal.signal(each, handler)
+
+
+@contextmanager
+def held() -> Iterator[Held]:
+    """Within the block a signal to stop is only noted, so that what is half done is done; it counts at the end.
+
+    For the main thread; a signal that ends the process at once, for want of a handler, still does.
+    """
+    noted = Held()
+    if threading.current_thread() is threading.main_thread():
+        noted._take()
+    try:
+        yield noted
+    finally:
+        noted._release()
+    if noted.number is not None:
+        noted.stop(noted.number)
+
+
 def sentence(error: BaseException) -> str | None:
     """The one sentence for a failure that a user can mend; None for a fault of ours."""
     if isinstance(error, UserError):

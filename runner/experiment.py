@@ -248,12 +248,26 @@ class Fit:
     """Of the network without its head, which stays in float32; auto: bf16 or fp16 where the device is fast at it"""
     best: Literal["top1", "recall"] = "top1"
     """Validation score that chooses the best checkpoint: top-1 or mean class recall"""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """When loss or gradient of a step is not a finite number: stop, or leave the step out (train/skipped counts)"""
 
     def __post_init__(self) -> None:
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"fit.accumulate ({self.accumulate}) is greater than fit.batch_size ({self.batch_size})"
             )
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The states that an interrupted run goes on from (--resume); the best and last network are kept anyway."""
+
+    minutes: Literal["auto", "never"] | NonNegativeFloat = "auto"
+    """Minutes between two, in mid-epoch too; auto: 10 s or more, so that writing takes a hundredth of the time"""
+    epochs: NonNegativeInt = 0
+    """Epochs between two, beside those by time; 0: none"""
+    keep: PositiveInt = 2
+    """So many are kept, so that a damaged one has a predecessor"""
 
 
 @dataclass(frozen=True)
@@ -298,6 +312,7 @@ class Experiment:
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
     fit: Fit = field(default_factory=Fit)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
     seed: Seed = field(default_factory=Seed)
     tracking: Tracking = field(default_factory=Tracking)
     cache: str = "~/.cache/vgg-runner"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runner.errors import UserError
@@ -29,8 +29,19 @@ def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
             os.fsync(written.fileno())
         aside.chmod(mode)
         aside.replace(path)
+        _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """See that a new name in a folder outlives a loss of power, where the file system can promise it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str, mode: int = MODE) -> None:

@@ -1,34 +1,34 @@
-"""The training loop: the tail of a network on rows, wherever they come from.
+"""The training loop: the tail of a network on rows, wherever they come from, epoch after epoch.
 
-The global batch, its order, its dropout masks and its gradient are the same on any number of processes: each
-takes its share of every batch, and gradients are sums over the batch divided by its count.
+It stands still between two steps whenever it is asked to: to be kept on disk, or because the process is to stop.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from runner import keys, schedule
-from runner.dropout import announce
-from runner.errors import UserError
-from runner.experiment import Experiment, Optim
+from runner.errors import Held, UserError, held
+from runner.experiment import Experiment
 from runner.experiment import Fit as FitSettings
 from runner.features import Rows
 from runner.judging import judgements
 from runner.network import Network
 from runner.scores import Scores, count
+from runner.snapshot import Snapshot
 from runner.terminal import Terminal
+from runner.trainer import Trainer
+
+MEETING = 0.5
+"""Seconds between two moments at which all processes agree on whether to go on."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Epoch:
     best: bool
     reduced: bool
     """The learning rate was divided at its end."""
+    skipped: int = 0
+    """Steps that were left out since the fit began."""
     judged: Tensor = field(default_factory=lambda: torch.empty(0, 3), repr=False, compare=False)
     """Of each validation image: n × 3, as `scores.judge` gives it."""
 
@@ -57,15 +59,18 @@ class Epoch:
             "lr": self.lr,
             "images_per_second": self.images_per_second,
             "epoch_seconds": self.seconds,
+            **({"train/skipped": self.skipped} if self.skipped else {}),
         }
 
+    def as_json(self) -> dict[str, Any]:
+        """All but what was judged of each image."""
+        return {**asdict(replace(self, judged=torch.empty(0, 3))), "judged": None}
 
-@dataclass(frozen=True)
-class Part:
-    """What one process computes at once of a batch: `rows` of it; `last` before the optimiser steps."""
-
-    rows: slice
-    last: bool
+    @classmethod
+    def from_json(cls, told: dict[str, Any], judged: Tensor | None = None) -> Epoch:
+        """What `as_json` gave. Raises KeyError or TypeError where it did not."""
+        nothing = torch.empty(0, 3)
+        return cls(**{**told, "val": Scores(**told["val"]), "judged": nothing if judged is None else judged})
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,21 @@ class Inputs:
 
     rows: Callable[[int], Rows]
     labels: Sequence[int]
+
+
+class Keeper(Protocol):
+    """Takes snapshots of a fit to disk, and knows the one to go on from."""
+
+    resumed: Snapshot | None
+    """To go on from; None: from the beginning. The same on every process."""
+    changed: bool
+    """It is of another experiment."""
+
+    def due(self, ended: int) -> bool:
+        """Whether it is time for one, `ended` epochs having ended since the fit began; False beyond rank 0."""
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write one. Only for rank 0. Raises OSError."""
 
 
 def fit(
@@ -85,6 +105,7 @@ def fit(
     chunk: int,
     on_epoch: Callable[[Epoch], None],
     terminal: Terminal,
+    keeper: Keeper | None = None,
 ) -> list[Epoch]:
     """Train a network's tail; `on_epoch` hears of each epoch while the network is as it was then.
 
@@ -97,45 +118,164 @@ def fit(
         chunk: Rows that are judged at once.
         on_epoch: Called on every process.
         terminal: Shows progress.
+        keeper: Takes snapshots, and may have one to go on from; its epochs come first in what is returned.
 
     Raises `UserError` when the loss is no longer a number.
     """
-    settings = experiment.fit
-    trainer = _Trainer(experiment, network, torch.tensor(train.labels), accelerator)
-    history: list[Epoch] = []
+    fitting = _Fitting(experiment, network, train, accelerator, keeper)
     try:
-        with terminal.progress("train", settings.epochs * len(train.labels)) as advance:
-            for number in range(settings.epochs):
-                began = time.monotonic()
-                rows = train.rows(number)
-                lr = trainer.lr
-                ready = time.monotonic()
-                loss, top1 = trainer.epoch(number, rows, advance)
-                trained = time.monotonic()
-                _check_finite("training", loss, number, experiment)
-                judged = judgements(network, val.rows(number), val.labels, accelerator, chunk)
-                val_scores = count(judged, val.labels, len(network.architecture.classes))
-                _check_finite("validation", val_scores.loss, number, experiment)
-                stop, reduced = trainer.validated(val_scores)
-                record = Epoch(
-                    number=number + 1,
-                    train_loss=loss,
-                    train_top1=top1,
-                    val=val_scores,
-                    lr=lr,
-                    seconds=time.monotonic() - began,
-                    images_per_second=len(train.labels) / (trained - ready),
-                    best=all(_score(val_scores, settings) > _score(epoch.val, settings) for epoch in history),
-                    reduced=reduced,
-                    judged=judged,
-                )
-                history.append(record)
-                on_epoch(record)
-                if stop:
-                    break
+        fitting.run(val, chunk, on_epoch, terminal)
+    except BaseException:
+        fitting.keep_what_there_is()
+        raise
     finally:  # a process may fit again, whatever became of this one
-        accelerator.free_memory()
-    return history
+        fitting.trainer.close()
+    return fitting.history
+
+
+class _Fitting:
+    """One call of `fit`."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        network: Network,
+        train: Inputs,
+        accelerator: Accelerator,
+        keeper: Keeper | None,
+    ) -> None:
+        self.experiment = experiment
+        self.network = network
+        self.train = train
+        self.accelerator = accelerator
+        self.keeper = keeper
+        self.trainer = Trainer(experiment, network, torch.tensor(train.labels), accelerator)
+        self.history: list[Epoch] = []
+        self.over = False
+        self.spent = 0.0
+        """Seconds that the epoch took before it was interrupted."""
+        if keeper is not None and keeper.resumed is not None:
+            self._resume(keeper.resumed, keeper.changed)
+        self._began = time.monotonic()
+        self._kept = (-1, -1)
+        """Epoch and batch of the last snapshot."""
+        self._stride, self._since, self._met = 1, 0, time.monotonic()
+
+    def run(self, val: Inputs, chunk: int, on_epoch: Callable[[Epoch], None], terminal: Terminal) -> None:
+        """Train until the epochs are over, or the schedule says so."""
+        trainer, images = self.trainer, len(self.train.labels)
+        settings = self.experiment.fit
+        with terminal.progress("train", settings.epochs * images) as advance:
+            if trainer.step:
+                advance(min(trainer.step * settings.batch_size, settings.epochs * images))
+            while trainer.number < settings.epochs and not self.over:
+                number, lr = trainer.number, trainer.epoch_lr
+                self._began = time.monotonic()
+                fresh = images - min(images, trainer.done * settings.batch_size)
+                rows = self.train.rows(number) if fresh else _NoRows()
+                ready = time.monotonic()
+                with held() as signals:
+                    loss, top1 = trainer.epoch(rows, lambda count: self._between(count, signals, advance))
+                trained = time.monotonic()
+                _check_finite("training", loss, number, self.experiment)
+                judged = judgements(self.network, val.rows(number), val.labels, self.accelerator, chunk)
+                scores = count(judged, val.labels, len(self.network.architecture.classes))
+                _check_finite("validation", scores.loss, number, self.experiment)
+                with held() as signals:
+                    self.over, reduced = trainer.ended(scores)
+                    epoch = Epoch(
+                        number=number + 1,
+                        train_loss=loss,
+                        train_top1=top1,
+                        val=scores,
+                        lr=lr,
+                        seconds=self.spent + time.monotonic() - self._began,
+                        images_per_second=fresh / (trained - ready),
+                        best=all(
+                            _score(scores, settings) > _score(each.val, settings) for each in self.history
+                        ),
+                        reduced=reduced,
+                        skipped=trainer.skipped,
+                        judged=judged,
+                    )
+                    self.history.append(epoch)
+                    self.spent, self._began = 0.0, time.monotonic()
+                    on_epoch(epoch)
+                    last = self.over or trainer.number == settings.epochs
+                    if self.keeper is not None:
+                        self._meet(signals, last, ended=trainer.number)
+
+    def keep_what_there_is(self) -> None:
+        """Keep the fit as it stands, if it stands between two steps: something has ended it."""
+        if self.keeper is None or not self.accelerator.is_main_process:
+            return
+        snapshot = self._snapshot()
+        if snapshot is not None and (snapshot.epoch, snapshot.batch) != self._kept:
+            try:
+                self.keeper.keep(snapshot)
+            except OSError:  # an earlier one is there; what ended the fit is the news
+                return
+
+    def _resume(self, snapshot: Snapshot, changed: bool) -> None:
+        told = snapshot.about
+        judged = snapshot.tensors.get("judged")
+        epochs = [Epoch.from_json(each) for each in told["history"]]
+        best = max((epoch.number for epoch in epochs if epoch.best), default=0)
+        self.history = [
+            replace(each, judged=judged) if each.number == best and judged is not None else each
+            for each in epochs
+        ]
+        self.trainer.restore(snapshot, changed)
+        self.over = told["over"] and not changed
+        self.spent = 0.0 if changed else told["seconds"]
+
+    def _between(self, count: int, signals: Held, advance: Callable[[int], None]) -> None:
+        """Between two steps: at times all processes agree on whether to keep a snapshot, and whether to stop."""
+        advance(count)
+        self._since += 1
+        if self._since < self._stride:
+            return
+        now = time.monotonic()
+        if self.accelerator.num_processes > 1 or self.accelerator.device.type != "cpu":
+            each = max((now - self._met) / self._since, 1e-6)
+            self._stride = max(1, min(1000, int(MEETING / each)))
+        self._since, self._met = 0, now
+        self._meet(signals)
+
+    def _meet(self, signals: Held, must: bool = False, ended: int = 0) -> None:
+        self.trainer.check()
+        due = must or (self.keeper is not None and self.keeper.due(ended))
+        told = gather_object([(signals.number, due, self._stride)])
+        self._stride = told[0][2]  # rank 0's, so that they meet again
+        stop = next((number for number, _, _ in told if number is not None), None)
+        if self.keeper is not None and (told[0][1] or stop is not None):
+            self.trainer.meet()
+            if self.accelerator.is_main_process and (snapshot := self._snapshot()) is not None:
+                self.keeper.keep(snapshot)
+                self._kept = (snapshot.epoch, snapshot.batch)
+        if stop is not None:
+            signals.stop(stop)
+
+    def _snapshot(self) -> Snapshot | None:
+        snapshot = self.trainer.capture()
+        if snapshot is None or not snapshot.finite:  # the next loss will say so
+            return None
+        best = [epoch for epoch in self.history if epoch.best]
+        if best:
+            snapshot.tensors["judged"] = best[-1].judged
+        snapshot.about.update(
+            history=[epoch.as_json() for epoch in self.history],
+            over=self.over,
+            seconds=self.spent + time.monotonic() - self._began,
+        )
+        return snapshot
+
+
+class _NoRows:
+    """Of an epoch whose batches are all done."""
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Any:
+        return iter(())
 
 
 def _check_finite(which: str, loss: float, number: int, experiment: Experiment) -> None:
@@ -148,118 +288,3 @@ def _check_finite(which: str, loss: float, number: int, experiment: Experiment) 
 
 def _score(scores: Scores, settings: FitSettings) -> float:
     return scores.top1 if settings.best == "top1" else scores.recall
-
-
-class _Trainer:
-    """The optimiser and what it needs, over the epochs of one fit."""
-
-    def __init__(
-        self, experiment: Experiment, network: Network, labels: Tensor, accelerator: Accelerator
-    ) -> None:
-        self.settings = experiment.fit
-        self.seed = experiment.seed.fit
-        self.network = network
-        self.labels = labels
-        self.accelerator = accelerator
-        classes = len(network.architecture.classes)
-        self.weights = class_weights(labels, classes) if self.settings.class_weights else torch.ones(classes)
-        self.optimizer = build_optimizer(experiment.optim, network)
-        self.batches = math.ceil(len(labels) / self.settings.batch_size)
-        self.rule = schedule.build(experiment.schedule, self.optimizer, self.settings.epochs * self.batches)
-        self.model, self.prepared = accelerator.prepare(network, self.optimizer)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate in force, of the first group."""
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def epoch(self, number: int, rows: Rows, advance: Callable[[int], None]) -> tuple[float, float]:
-        """Train on every batch of an epoch (from 0): mean loss and top-1, as trained, over all processes."""
-        settings, accelerator = self.settings, self.accelerator
-        batches = list(epoch_batches(self.labels, settings.batch_size, settings.sampling, self.seed, number))
-        parts = [
-            (place, part)
-            for place, batch in enumerate(batches)
-            for part in shares(len(batch), settings.accumulate, accelerator)
-        ]
-        incoming = rows.batches([batches[place][part.rows].tolist() for place, part in parts])
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
-        self.network.train()
-        for (place, part), values in zip(parts, incoming, strict=True):
-            announce(self.network.modules(), number * len(batches) + place, part.rows, len(batches[place]))
-            sums += self._part(values, batches[place], part)
-            if part.last:
-                self._step()
-                advance(len(batches[place]))
-        loss, hits = accelerator.reduce(sums, "sum").tolist()
-        return loss / len(self.labels), hits / len(self.labels)
-
-    def validated(self, val: Scores) -> tuple[bool, bool]:
-        """Tell the schedule: whether to stop, and whether the learning rate was divided; rank 0's word counts."""
-        before = self.lr
-        stop = self.rule.validated(val.hits1)
-        return broadcast_object_list([(stop, self.lr < before)])[0]
-
-    def _part(self, values: Tensor, batch: np.ndarray, part: Part) -> Tensor:
-        """Forward and backward of this process's part of a batch: its share of summed loss, and its hits."""
-        target = self.labels[batch[part.rows]].to(values.device)
-        with nullcontext() if part.last else self.accelerator.no_sync(self.model):
-            logits = self.model(values, start=self.network.cut)
-            summed = F.cross_entropy(
-                logits,
-                target,
-                self.weights.to(logits.device),
-                reduction="sum",
-                label_smoothing=self.settings.label_smoothing,
-            )
-            loss = summed / self.weights[self.labels[batch]].sum().item()
-            # The wrapper averages gradients over processes; what is wanted is their sum.
-            self.accelerator.backward(loss * self.accelerator.num_processes)
-        hits = (logits.detach().argmax(1) == target).sum()
-        return torch.stack([loss.detach() * len(batch), hits])
-
-    def _step(self) -> None:
-        if self.settings.clip:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.prepared.step()
-        self.prepared.zero_grad()
-        self.rule.stepped()
-
-
-def build_optimizer(optim: Optim, network: Network) -> torch.optim.Optimizer:
-    """The optimiser over what trains; fused: one pass over each tensor, a fifth of a pooled head's epoch."""
-    groups = network.parameter_groups(optim.lr, optim.groups)
-    if optim.name == "sgd":
-        return torch.optim.SGD(
-            groups, optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
-        )
-    kind = torch.optim.AdamW if optim.name == "adamw" else torch.optim.Adam
-    return kind(groups, optim.lr, weight_decay=optim.weight_decay, fused=True)
-
-
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Inverse class frequencies, of mean 1 over the images: n / (classes · count), as scikit-learn's "balanced"."""
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return len(labels) / (classes * counts)
-
-
-def epoch_batches(
-    labels: Tensor, batch_size: int, sampling: str, fit_seed: int, epoch: int
-) -> Iterator[np.ndarray]:
-    """The batches of an epoch, as places in the split: a function of (fit seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(keys.seed("order", fit_seed, epoch))
-    if sampling == "balanced":
-        weights = class_weights(labels, int(labels.max()) + 1)[labels]
-        order = torch.multinomial(weights.double(), len(labels), replacement=True, generator=generator)
-    else:
-        order = torch.randperm(len(labels), generator=generator)
-    return (each.numpy() for each in order.split(batch_size))
-
-
-def shares(count: int, accumulate: int, accelerator: Accelerator) -> Iterator[Part]:
-    """This process's parts of a batch of `count` images: contiguous, as even as can be, possibly empty."""
-    pieces = accumulate * accelerator.num_processes
-    bounds = [count * piece // pieces for piece in range(pieces + 1)]
-    for number in range(accumulate):
-        piece = number * accelerator.num_processes + accelerator.process_index
-        yield Part(slice(bounds[piece], bounds[piece + 1]), number == accumulate - 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
@@ -19,6 +20,15 @@ class Rule(Protocol):
 
     def validated(self, hits: int) -> bool:
         """An epoch ended with so many validation hits; whether training should stop."""
+
+    def state(self) -> dict[str, Any]:
+        """What going on takes beside the optimiser's own learning rates, as JSON-like values."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave; the optimiser has its learning rates already."""
+
+    def forward(self, steps: int, state: dict[str, Any]) -> None:
+        """Stand where a rule of other settings stood, which had given `state` after so many steps."""
 
 
 @dataclass
@@ -48,6 +58,21 @@ class ReportRule:
             self.reduced_at.append(len(self._history) - 1)
         return len(self.reduced_at) >= self.reductions
 
+    def state(self) -> dict[str, Any]:
+        """Validation hits so far, and where the rate was divided."""
+        return {"history": list(self._history), "reduced_at": list(self.reduced_at)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take both over."""
+        self._history, self.reduced_at = list(state["history"]), list(state["reduced_at"])
+
+    def forward(self, steps: int, state: dict[str, Any]) -> None:
+        """Take both over, where the other rule had them, and divide as often."""
+        if "reduced_at" in state:
+            self.restore(state)
+            for group in self.optimizer.param_groups:
+                group["lr"] /= self.factor ** len(self.reduced_at)
+
 
 @dataclass
 class TorchRule:
@@ -63,6 +88,22 @@ class TorchRule:
     def validated(self, hits: int) -> bool:
         """These end with the epochs."""
         return False
+
+    def state(self) -> dict[str, Any]:
+        """torch's own."""
+        return self.scheduler.state_dict() if self.scheduler is not None else {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Give it back to torch."""
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state)
+
+    def forward(self, steps: int, state: dict[str, Any]) -> None:
+        """Step as often."""
+        with warnings.catch_warnings():  # the optimiser has taken those steps in another run
+            warnings.simplefilter("ignore")
+            for _ in range(steps):
+                self.stepped()
 
 
 def build(schedule: Schedule, optimizer: Optimizer, steps: int) -> Rule:

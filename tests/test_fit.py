@@ -41,14 +41,9 @@ from runner import checkpoint, prepared, run
 from runner.dropout import KeyedDropout, announce
 from runner.errors import UserError
 from runner.experiment import Optim
-from runner.fit import (
-    build_optimizer,
-    class_weights,
-    epoch_batches,
-    shares,
-)
 from runner.judging import evaluate, infer
 from runner.network import Architecture, Network
+from runner.trainer import build_optimizer, class_weights, epoch_batches, shares
 
 
 @pytest.fixture(autouse=True, scope="class")

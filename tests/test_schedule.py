@@ -21,9 +21,7 @@ from torch import nn
 
 from runner import schedule
 from runner.experiment import Optim, Schedule
-from runner.fit import (
-    build_optimizer,
-)
+from runner.trainer import build_optimizer
 
 
 class TestReportRule:
