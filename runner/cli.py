@@ -59,11 +59,15 @@ def _train(argv: list[str]) -> int:
     from runner.server import ask, server
     from runner.settings import parse
     from runner.terminal import Terminal
+    from runner.unfinished import asked_for, words
 
     processes, rest = take_processes(argv)
-    experiment, options = parse(rest)
+    experiment, options = parse(words(rest))
+    place = server(experiment.tracking.root)
     if not options.dry_run:
-        ask(server(experiment.tracking.root).uri)
+        ask(place.uri)
+    if options.resume is not None:
+        asked_for(place, experiment, options.resume, options.repeat, options.branch)
     check(experiment, Terminal())
     return launch("train.py", rest, processes)
 

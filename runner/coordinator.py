@@ -20,6 +20,7 @@ from runner.errors import COMMAND, STATUS_FILE, Interrupted, UserError, stopping
 from runner.launch import HERE, die_with_parent, gpu_count
 from runner.plan import check_sampler
 from runner.records import Records
+from runner.redaction import redacted
 from runner.search import STOP, WORKER, make_plan, parse
 from runner.server import ask, server
 from runner.shipper import recover
@@ -66,7 +67,7 @@ def search(argv: Sequence[str]) -> int:
         status = "FAILED" if returned else "FINISHED"
         return returned
     finally:
-        assert records.client is not None
+        assert records.client is not None  # noqa: S101 (for types: it was begun without peers)
         recover(records.server, records.client, terminal)  # the runs of workers that were killed
         close_parent(study, records, parent, status)
 
@@ -130,7 +131,7 @@ class Crew:
         worker = self._spawn(f"{place}/{self.count}", place, capture=True)
         self.workers[place] = worker
         for stream in (worker.stdout, worker.stderr):
-            assert stream is not None
+            assert stream is not None  # noqa: S101 (for types: both are captured)
             listener = threading.Thread(target=self._listen, args=(place, stream), daemon=True)
             self.listeners.append(listener)
             listener.start()
@@ -146,7 +147,7 @@ class Crew:
                 visible[place % self.gpus] if role != "finish" else visible[0]
             )
         pipe = subprocess.PIPE if capture else None
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
             [sys.executable, str(HERE / "search.py"), *self.argv],
             env=environment,
             stdout=pipe,
@@ -158,7 +159,7 @@ class Crew:
         )
 
     def _listen(self, place: int, stream: IO[str]) -> None:
-        for line in stream:
+        for line in map(redacted, stream):
             if line.startswith("runner: "):  # its last word, which becomes ours
                 self.reason = self.reason or line.removeprefix("runner: ").rstrip()
             else:

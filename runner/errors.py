@@ -27,6 +27,10 @@ class UserError(Exception):
     """A failure that its user caused or can mend: one sentence that says what, where and how to mend it."""
 
 
+class Diverged(UserError):  # noqa: N818 (it says what happened)
+    """Training led to something that is not a number: to go on from there with the same settings is in vain."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are `UserError`s."""
 

@@ -88,7 +88,7 @@ def export(model: Model, path: Path) -> None:
             )
     finally:
         quiet.setLevel(before)
-    assert program is not None
+    assert program is not None  # noqa: S101 (for types: torch says so)
     proto = program.model_proto
     about = model.classifier.about
     for name in ("classes", "transform"):

@@ -270,7 +270,7 @@ class Features:
 
     def _held(self, key: tuple[Path, str, int], store: Store, keys: Sequence[str]) -> Rows:
         """Rows from memory where they fit into it, else from the map."""
-        assert self.kept is not None
+        assert self.kept is not None  # noqa: S101 (for types: rows are kept)
         device = self.accelerator.device
         if key not in self._memory:
             shape, dtype = self.row_shape()
@@ -286,7 +286,7 @@ class Features:
         recipe = self.loader.renderer.recipe(view)
         name = (stage, digest(recipe))
         if name not in self._stores:
-            assert self.kept is not None
+            assert self.kept is not None  # noqa: S101 (for types: rows are kept)
             self._stores[name] = Store(
                 self.kept.root,
                 {"view": recipe, **self.prefix.recipe(stage), **_libraries()},

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from runner.errors import Held, UserError, held
+from runner.errors import Diverged, Held, held
 from runner.experiment import Experiment
 from runner.experiment import Fit as FitSettings
 from runner.features import Rows
@@ -67,10 +67,9 @@ class Epoch:
         return {**asdict(replace(self, judged=torch.empty(0, 3))), "judged": None}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any], judged: Tensor | None = None) -> Epoch:
+    def from_json(cls, told: dict[str, Any]) -> Epoch:
         """What `as_json` gave. Raises KeyError or TypeError where it did not."""
-        nothing = torch.empty(0, 3)
-        return cls(**{**told, "val": Scores(**told["val"]), "judged": nothing if judged is None else judged})
+        return cls(**{**told, "val": Scores(**told["val"]), "judged": torch.empty(0, 3)})
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def fit(
         terminal: Shows progress.
         keeper: Takes snapshots, and may have one to go on from; its epochs come first in what is returned.
 
-    Raises `UserError` when the loss is no longer a number.
+    Raises `Diverged` when the loss is no longer a number.
     """
     fitting = _Fitting(experiment, network, train, accelerator, keeper)
     try:
@@ -218,13 +217,7 @@ class _Fitting:
 
     def _resume(self, snapshot: Snapshot, changed: bool) -> None:
         told = snapshot.about
-        judged = snapshot.tensors.get("judged")
-        epochs = [Epoch.from_json(each) for each in told["history"]]
-        best = max((epoch.number for epoch in epochs if epoch.best), default=0)
-        self.history = [
-            replace(each, judged=judged) if each.number == best and judged is not None else each
-            for each in epochs
-        ]
+        self.history = epochs_of(snapshot)
         self.trainer.restore(snapshot, changed)
         self.over = told["over"] and not changed
         self.spent = 0.0 if changed else told["seconds"]
@@ -271,6 +264,14 @@ class _Fitting:
         return snapshot
 
 
+def epochs_of(snapshot: Snapshot) -> list[Epoch]:
+    """The epochs that had ended when a snapshot was taken; the best one with what was judged of each image."""
+    epochs = [Epoch.from_json(each) for each in snapshot.about["history"]]
+    best = max((epoch.number for epoch in epochs if epoch.best), default=0)
+    judged = snapshot.tensors.get("judged", torch.empty(0, 3))
+    return [replace(each, judged=judged) if each.number == best else each for each in epochs]
+
+
 class _NoRows:
     """Of an epoch whose batches are all done."""
 
@@ -280,7 +281,7 @@ class _NoRows:
 
 def _check_finite(which: str, loss: float, number: int, experiment: Experiment) -> None:
     if not math.isfinite(loss):
-        raise UserError(
+        raise Diverged(
             f"The {which} loss is {loss} in epoch {number + 1}: training diverged;"
             f" lower optim.lr ({experiment.optim.lr:g}) or set fit.clip."
         )

@@ -77,9 +77,7 @@ class Gallery:
             return
         if not self.places:
             self.tracker.tags({"mlflow.loggedImages": "True"})
-            self.places = choose(self.entries, epoch.judged, settings.gallery)
-            chosen = [self.entries[place] for place in self.places]
-            self.views = next(self.ready.loader.batches(chosen, CLEAN, [range(len(chosen))]))
+            self.choose(choose(self.entries, epoch.judged, settings.gallery))
             now = _clone(network.parts()[0])
             network.load_state_dict(self._first, strict=False)
             self._first = {}
@@ -88,6 +86,13 @@ class Gallery:
             finally:
                 network.load_state_dict(now, strict=False)
         self._draw(epoch.number)
+
+    def choose(self, places: list[int]) -> None:
+        """Show the images at these places of the validation split; none: they are chosen when first shown."""
+        self.places = places
+        if places:
+            chosen = [self.entries[place] for place in places]
+            self.views = next(self.ready.loader.batches(chosen, CLEAN, [range(len(chosen))]))
 
     def _draw(self, step: int) -> None:
         self._shown.add(step)
@@ -112,6 +117,10 @@ class Gallery:
     def _log(self, key: str, step: int, view: Tensor, found: np.ndarray, above: str, about: str) -> None:
         """Give MLflow a picture of a step, under the names that its page looks for: one to open, one to show."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
+        if self.tracker.recorded(
+            "artifact", f"images/{name}+step+{step}+", ".webp"
+        ):  # before it was interrupted
+            return
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
         whole, shown = (self.tracker.stage(f"{stem}{end}") for end in (".png", "+compressed.webp"))

@@ -1,7 +1,8 @@
 """The journal: what a run records, on local disk first, in order.
 
 A journal is a folder: `owner.json` says whose run it is, `events.jsonl` holds one event a line, `files/` the
-artifacts, `sent` how many bytes of the events have been delivered. It goes when all is delivered.
+artifacts, `sent` how many bytes of the events have been delivered. It goes when all is delivered, unless the run
+may go on some day: then `state/` holds what that takes, and the journal what was recorded already.
 """
 
 from __future__ import annotations
@@ -18,10 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from runner.files import write_text
 
 Event = dict[str, Any]
+PULSE = 10.0
+"""Seconds between two signs of life, for other hosts."""
+SILENCE = 60.0
+"""Seconds without one after which a process of another host is taken to be dead by who wants to go on with its run."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Journal:
         self.said: list[str] = []
         """What a person should hear of its delivery."""
         self._lock = threading.Lock()
+        self._time = 0
 
     @classmethod
     def create(cls, root: Path, owner: Owner) -> Journal:
@@ -86,6 +93,48 @@ class Journal:
         (folder / "files").mkdir(parents=True, exist_ok=True)
         write_text(folder / "owner.json", json.dumps(asdict(owner)), 0o600)  # an address may hold a password
         return cls(folder, owner)
+
+    @classmethod
+    def claim(cls, root: Path, owner: Owner) -> Journal:
+        """The journal of an interrupted run, taken over from its dead owner; made anew where it is gone.
+
+        Raises FileExistsError where somebody works on that run.
+        """
+        with FileLock(f"{root / owner.run_id}.lock"):
+            for known in cls.find(root):
+                if known.owner.run_id == owner.run_id and known.alive:
+                    raise FileExistsError(str(known.folder))
+            journal = cls.create(root, owner)
+            journal.mend()
+            journal._time = max((event.get("time", 0) for event in journal.events()), default=0)
+        Path(f"{journal.folder}.lock").unlink(missing_ok=True)
+        return journal
+
+    @property
+    def alive(self) -> bool:
+        """Whether its owner lives, as far as can be told: one of another host by its pulse."""
+        if self.owner.host == this_host():
+            return self.owner.alive
+        mark = self.folder / ".now"
+        try:
+            mark.touch()  # the file system's clock, not this host's
+            age = mark.stat().st_mtime - (self.folder / "owner.json").stat().st_mtime
+            mark.unlink(missing_ok=True)
+        except OSError:
+            return True
+        return age < SILENCE
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        with suppress(OSError):
+            os.utime(self.folder / "owner.json")
+
+    @property
+    def stays(self) -> bool:
+        """Whether its run was interrupted and may go on."""
+        events = self.events()
+        finished = bool(events) and events[-1]["kind"] == "end" and events[-1]["status"] == "FINISHED"
+        return not finished and (self.folder / "state" / "run.json").exists()
 
     @classmethod
     def find(cls, root: Path) -> list[Journal]:
@@ -97,6 +146,11 @@ class Journal:
             except (OSError, ValueError, TypeError):
                 continue
         return found
+
+    def now_ms(self) -> int:
+        """The time as MLflow counts it, ms since 1970; it never goes back, whatever the clock does."""
+        self._time = max(self._time, now_ms())
+        return self._time
 
     def append(self, event: Event) -> None:
         """Write an event; it is on disk when this returns."""
@@ -129,7 +183,8 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             sent += len(line)
-            events.append((sent, json.loads(line)))
+            if (event := _event(line)) is not None:
+                events.append((sent, event))
         return events
 
     def mark_sent(self, position: int) -> None:
@@ -146,7 +201,7 @@ class Journal:
 
     def unannounced(self) -> list[tuple[str, str]]:
         """Name and folder of whole files that no event speaks of: what a dying process had saved."""
-        spoken = {event["file"] for event in self._events() if event["kind"] == "artifact"}
+        spoken = {event["file"] for event in self.events() if event["kind"] == "artifact"}
         names = [
             path.relative_to(self.folder / "files")
             for path in (self.folder / "files").rglob("*")
@@ -161,22 +216,33 @@ class Journal:
     @property
     def ended(self) -> bool:
         """Whether its run's end is written down, or already delivered."""
-        events = self._events()
+        events = self.events()
         return bool(events) and events[-1]["kind"] == "end"
 
     def remove(self) -> None:
         """All is delivered."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _events(self) -> list[Event]:
+    def events(self) -> list[Event]:
+        """All of them, delivered or not."""
         path = self.folder / "events.jsonl"
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        return [event for event in map(_event, lines) if event is not None]
 
     def _sent(self) -> int:
         try:
             return int((self.folder / "sent").read_text())
         except (FileNotFoundError, ValueError):
             return 0
+
+
+def _event(line: bytes) -> Event | None:
+    """The event of a line; None where a damaged disk has left something else."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
 
 
 def now_ms() -> int:

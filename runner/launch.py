@@ -24,6 +24,7 @@ import psutil
 
 from runner.cores import cores
 from runner.errors import COMMAND, PROCESSES, STATUS_FILE, UserError, left_status, stopping_signals
+from runner.redaction import redacted
 
 HERE = Path(__file__).resolve().parent
 
@@ -112,7 +113,7 @@ def _accelerate(count: int, gpus: int) -> list[str]:
 
 def _supervise(command: list[str], environment: dict[str, str], status_file: Path) -> int:
     """Run a launcher; pass signals on to what it launched, and its errors on until ours has been said."""
-    launcher = subprocess.Popen(
+    launcher = subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
         command,
         env=environment,
         stderr=subprocess.PIPE,
@@ -121,7 +122,7 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
         text=True,
         errors="replace",
     )
-    assert launcher.stderr is not None
+    assert launcher.stderr is not None  # noqa: S101 (for types: it is captured)
     stopped: list[int] = []
     relay = threading.Thread(target=_relay, args=(launcher.stderr, status_file, stopped), daemon=True)
     relay.start()
@@ -144,7 +145,7 @@ def _relay(errors: IO[str], status_file: Path, stopped: list[int]) -> None:
     """Once a process has said why it ends, the launcher's own traceback about that adds nothing."""
     for line in errors:
         if line.startswith("runner: ") or not (stopped or status_file.exists()):
-            sys.stderr.write(line)
+            sys.stderr.write(redacted(line))
             sys.stderr.flush()
 
 

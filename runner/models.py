@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import UserError
 from runner.images import given_path
+from runner.redaction import redacted
 from runner.registry import MODEL_TAG
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def _fetched(location: str, source: str) -> Located:
         if fetched:
             shutil.rmtree(fetched, ignore_errors=True)
         raise UserError(
-            f"The files of {source} cannot be fetched from {location} ({' '.join(str(error).split())[:200]})."
+            f"The files of {source} cannot be fetched from {redacted(location)}"
+            f" ({redacted(' '.join(str(error).split()))[:200]})."
         ) from None
     return Located(Path(folder), source, fetched=fetched)
 

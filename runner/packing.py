@@ -55,7 +55,7 @@ def about(network: Network, use: dict[str, Any], **more: Any) -> dict[str, Any]:
 def publish(ready: Prepared, best: Epoch, tracker: Tracker) -> None:
     """Log and register a run's best network, which `ready` holds, with the epoch that it is of."""
     experiment, network, manifest = ready.experiment, ready.network, ready.manifest
-    if not experiment.tracking.model:
+    if not experiment.tracking.model or tracker.recorded("model"):
         return
     told = about(
         network, use(experiment), epoch=best.number, val=best.val.as_dict(), run=tracker.run_id,
@@ -64,6 +64,7 @@ def publish(ready: Prepared, best: Epoch, tracker: Tracker) -> None:
     first = manifest.select("val")[:1]
     example = next(ready.loader.batches(first, CLEAN, [[0]]))[0]
     folder = tracker.room("model")
+    shutil.rmtree(folder, ignore_errors=True)  # half a one of an interrupted run
     pack(network, told, example, folder)
     metrics = best.val.metrics("val")
     score = f"val/{experiment.fit.best}"

@@ -138,7 +138,8 @@ def _works(compiler: str) -> bool:
     words = ["-fopenmp", f"-I{sysconfig.get_path('include')}", "-include", "Python.h", "-include", "omp.h"]
     command = [compiler, *words, "-fsyntax-only", "-x", "c++", os.devnull]
     try:
-        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+        done = subprocess.run(command, capture_output=True, timeout=60)  # noqa: S603 (torch's compiler, no shell)
+        return done.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 

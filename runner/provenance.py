@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from runner.errors import COMMAND
+from runner.redaction import redacted
 
 PACKAGES = ("torch", "torchvision", "accelerate", "mlflow", "numpy", "pillow", "scikit-learn", "safetensors")
 
@@ -25,7 +26,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     """Versions, git commit and whether the tree was dirty, host, device, threads, processes, launch command."""
     cuda = accelerator.device.type == "cuda"
     return {
-        "command": os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redacted(os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in ("vgg-runner", *PACKAGES)},
         **git_state(),
@@ -52,7 +53,8 @@ def git_state() -> dict[str, Any]:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 (no shell)
+        return told.stdout.strip()
 
     try:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}

@@ -38,15 +38,34 @@ class Records:
             recover(self.server, self.client, terminal)
 
     @contextmanager
-    def begin(self, name: str, parent: Tracker | None = None, works: bool = True) -> Iterator[Tracker]:
-        """A run called `name`; `works` says whether the system's use is worth recording with it."""
+    def begin(
+        self, name: str, parent: Tracker | None = None, works: bool = True, again: str = ""
+    ) -> Iterator[Tracker]:
+        """A run called `name`.
+
+        Args:
+            name: Of the run.
+            parent: The run that it is a child of.
+            works: Whether the system's use is worth recording with it.
+            again: Id of an interrupted run, which goes on.
+
+        Raises FileExistsError where somebody else works on a run that is to go on.
+        """
         if self.client is None:
             yield Tracker()
             return
         watch = works and self.experiment.tracking.system_metrics
         parent_id = parent.run_id if parent else None
         with tracked(
-            self.server, self.client, self.experiment.name, name, self.terminal, parent_id, watch
+            self.server,
+            self.client,
+            self.experiment.name,
+            name,
+            self.terminal,
+            parent_id,
+            watch,
+            again or None,
+            bool(again),
         ) as tracker:
             if original := reproduced()[0]:
                 tracker.tags({"runner.reproduces": original})

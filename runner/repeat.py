@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from runner import run
+from runner import resuming, run, unfinished
 from runner.experiment import Experiment, as_tree, flatten
+from runner.files import write_text
 from runner.records import Records, reproduced
+from runner.resuming import Start
 from runner.run import Result
 from runner.scores import Scores
 from runner.terminal import Terminal
@@ -20,28 +26,36 @@ from runner.tracker import Tracker
 FIGURES = ("top1", "top5", "recall", "loss")
 
 
-def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal: Terminal) -> list[Result]:
-    """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out."""
+def train(
+    experiment: Experiment,
+    times: int,
+    accelerator: Accelerator,
+    terminal: Terminal,
+    start: Start | None = None,
+) -> list[Result]:
+    """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out.
+
+    Args:
+        experiment: What to train.
+        times: Fit seeds.
+        accelerator: Device and peers.
+        terminal: Shows progress.
+        start: Where an interrupted run goes on; None: from the beginning.
+
+    Raises `UserError` as `run.train` does, and where somebody else goes on with the same run.
+    """
+    start = start or Start(as_tree(experiment))
     records = Records(experiment, accelerator, terminal)
     original = reproduced()[1]
-    name = f"reproduction of {original}" if original else time.strftime("%m-%d %H:%M:%S")
+    name = f"reproduction of {original}" if original else start.name or time.strftime("%m-%d %H:%M:%S")
     if times == 1:
-        with records.begin(name) as tracker:
-            result = run.train(experiment, accelerator, tracker, terminal)
+        with records.begin(name, again=start.run_id) as tracker:
+            result = run.train(experiment, accelerator, tracker, terminal, start)
         _say(result, terminal)
         _say_where(experiment, tracker, terminal)
         return [result]
-    results: list[Result] = []
-    children: list[Tracker] = []
-    with records.begin(name, works=False) as parent:
-        parent.params(flatten(as_tree(experiment)))
-        for seed in range(experiment.seed.fit, experiment.seed.fit + times):
-            seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
-            terminal.line(f"fit seed {seed}", style="bold")
-            with records.begin(f"seed {seed} of {name}", parent) as tracker:
-                results.append(run.train(seeded, accelerator, tracker, terminal))
-            children.append(tracker)
-            _say(results[-1], terminal)
+    with records.begin(name, works=False, again=start.run_id) as parent:
+        results, children = _seeds(experiment, times, accelerator, terminal, records, parent, start)
         summary = {
             f"test/{which}/{figure}{'' if name == 'mean' else '_sd'}": value  # as the children's, to compare
             for which in ("best", "last")
@@ -53,6 +67,54 @@ def train(experiment: Experiment, times: int, accelerator: Accelerator, terminal
     _say_spread(results, terminal)
     _say_where(experiment, max(zip(results, children, strict=True), key=_val)[1], terminal)
     return results
+
+
+def _seeds(
+    experiment: Experiment,
+    times: int,
+    accelerator: Accelerator,
+    terminal: Terminal,
+    records: Records,
+    parent: Tracker,
+    start: Start,
+) -> tuple[list[Result], list[Tracker]]:
+    """Train fit seed after fit seed as children of a run; those that had finished before it was interrupted stay."""
+    parent.params(flatten(as_tree(experiment)))
+    state = parent.room("state") if accelerator.is_main_process else None
+    if state is not None:
+        unfinished.describe(state, parent.name, start.asked, experiment, repeat=times)
+    results: list[Result] = []
+    children: list[Tracker] = []
+    for seed in range(experiment.seed.fit, experiment.seed.fit + times):
+        seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
+        name = f"seed {seed} of {parent.name}"
+        terminal.line(f"fit seed {seed}", style="bold")
+        done = broadcast_object_list([_finished(state, seed) if state is not None else None])[0]
+        if done is not None:
+            child = Tracker()
+            child.run_id, child.name, result = done["run_id"], name, Result.from_json(done["result"])
+            terminal.line(f"run {child.run_id[:8]} has finished before")
+        else:
+            seeded, going = resuming.child(seeded, start.asked, parent.run_id, accelerator, terminal)
+            with records.begin(name, parent, again=going.run_id) as child:
+                result = run.train(seeded, accelerator, child, terminal, going, parent.run_id)
+            if state is not None:
+                told = {"run_id": child.run_id, "result": result.as_json()}
+                write_text(state / f"seed-{seed}.json", json.dumps(told))
+        results.append(result)
+        children.append(child)
+        _say(result, terminal)
+    return results, children
+
+
+def _finished(state: Path, seed: int) -> dict[str, Any] | None:
+    """What was kept of a fit seed that has finished."""
+    try:
+        told: dict[str, Any] = json.loads((state / f"seed-{seed}.json").read_text(encoding="utf-8"))
+        Result.from_json(told["result"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return told
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

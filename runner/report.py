@@ -119,7 +119,7 @@ def _record(
 ) -> None:
     """Put pictures, tables, the best experiment and the comparison into the study's run."""
     plan, client = study.plan, records.client
-    assert client is not None
+    assert client is not None  # noqa: S101 (for types: rank 0 has one)
     folder = records.server.root / "studies" / plan.name
     header = (
         f"# The best of study {plan.name}: trial {study.best.number} of {len(study.trials())}.\n"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner import checkpoint, devices, figures, overview, packing, provenance, scores
+from runner import checkpoint, devices, figures, overview, packing, provenance, scores, unfinished
+from runner.errors import Diverged
 from runner.experiment import Experiment, as_tree, as_yaml, flatten
-from runner.fit import Epoch, Inputs, fit
+from runner.features import Account
+from runner.fit import Epoch, Inputs, Keeper, epochs_of, fit
 from runner.gallery import Gallery
 from runner.judging import outcomes, predict
+from runner.keeping import Keeping
 from runner.prepared import Prepared, prepare
+from runner.resuming import Start, check_same, identity_of
 from runner.scores import Scores
+from runner.snapshot import Snapshot
 from runner.terminal import Terminal
 from runner.tracker import Tracker
 from runner.views import CLEAN, view_of
@@ -37,23 +44,52 @@ class Result:
         """The epoch that the best checkpoint is of."""
         return [epoch for epoch in self.history if epoch.best][-1]
 
+    def as_json(self) -> dict[str, Any]:
+        """All but what was judged of each image."""
+        history = [epoch.as_json() for epoch in self.history]
+        return {"history": history, "best": self.best.as_dict(), "last": self.last.as_dict()}
 
-def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, terminal: Terminal) -> Result:
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Result:
+        """What `as_json` gave. Raises KeyError or TypeError where it did not."""
+        history = tuple(Epoch.from_json(each) for each in told["history"])
+        return cls(history, Scores(**told["best"]), Scores(**told["last"]))
+
+
+def train(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    terminal: Terminal,
+    start: Start | None = None,
+    parent: str = "",
+) -> Result:
     """Run an experiment: train, keep the best and the last checkpoint, and judge both on the test split, once.
 
     Every process calls it; `tracker` and `terminal` do nothing on ranks beyond the first.
 
-    Raises `UserError` as `prepare` and `fit` do.
+    Args:
+        experiment: What to run.
+        accelerator: Device and peers.
+        tracker: Hears of every step.
+        terminal: Shows progress.
+        start: Where an interrupted run goes on; None: from the beginning.
+        parent: Id of the run that this one is a child of.
+
+    Raises `UserError` as `prepare` and `fit` do, and where a run cannot go on with these images or weights.
     """
+    start = start or Start(as_tree(experiment))
     ready = prepare(experiment, accelerator, terminal)
     network, manifest, features = ready.network, ready.manifest, ready.features
-    _log_start(ready, accelerator, tracker)
+    _log_start(ready, start, accelerator, tracker)
     demand = features.reserve(wanted(experiment))
     overview.say_start(ready, demand, accelerator, terminal)
     frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
+    identity = identity_of(ready, frozen, accelerator)
     use = packing.use(ready.experiment)
     best: dict[str, Tensor] = {}
     gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
+    state = tracker.room("state") if accelerator.is_main_process else None
 
     def keep(epoch: Epoch, name: str) -> None:
         if accelerator.is_main_process:
@@ -62,7 +98,25 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
                 checkpoint.save_frozen(network, path.parent)
             checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen, use)
 
+    def more() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        account = dataclasses.asdict(features.account)
+        told = {
+            "gallery": gallery.places if gallery else [],
+            "account": account,
+            **identity,
+        }
+        return {f"best/{name}": value for name, value in best.items()}, told
+
+    keeping = Keeping(state, experiment.checkpoints, more, start.snapshot, bool(start.branch))
     history: list[Epoch] = []
+    if state is not None:
+        unfinished.describe(state, tracker.name, start.asked, ready.experiment, parent)
+    if start.snapshot is not None:
+        if accelerator.is_main_process:
+            check_same(start, ready, identity, terminal)
+        history += _take_up(start.snapshot, ready, best, gallery, keep)
+        for epoch in history:  # what was recorded is not recorded twice
+            tracker.metrics(epoch.metrics(), epoch.number)
 
     def on_epoch(epoch: Epoch) -> None:
         history.append(epoch)
@@ -75,8 +129,12 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
             gallery.show(epoch)
 
     try:
-        learn(ready, accelerator, on_epoch, terminal)
+        learn(ready, accelerator, on_epoch, terminal, keeping)
         keep(history[-1], "last")
+    except Diverged:
+        if state is not None:
+            unfinished.describe(state, tracker.name, start.asked, ready.experiment, parent, diverged=True)
+        raise
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
     rows, labels = features.rows("test", CLEAN), manifest.labels("test")
@@ -89,11 +147,35 @@ def train(experiment: Experiment, accelerator: Accelerator, tracker: Tracker, te
         tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
         gallery.show(result.best_epoch)
         packing.publish(ready, result.best_epoch, tracker)
+        tracker.metrics(keeping.metrics())
     return result
 
 
+def _take_up(
+    kept: Snapshot,
+    ready: Prepared,
+    best: dict[str, Tensor],
+    gallery: Gallery | None,
+    keep: Callable[[Epoch, str], None],
+) -> list[Epoch]:
+    """Stand where an interrupted run stood, but for its fit: best checkpoint, pictures, account; its epochs."""
+    epochs = epochs_of(kept)
+    best.update(kept.part("best"))
+    if best:
+        ready.network.load_state_dict(best, strict=False)
+        keep([epoch for epoch in epochs if epoch.best][-1], "best")
+    if gallery is not None:
+        gallery.choose(kept.about["gallery"])
+    ready.features.account = Account(**kept.about["account"])
+    return epochs
+
+
 def learn(
-    ready: Prepared, accelerator: Accelerator, on_epoch: Callable[[Epoch], None], terminal: Terminal
+    ready: Prepared,
+    accelerator: Accelerator,
+    on_epoch: Callable[[Epoch], None],
+    terminal: Terminal,
+    keeper: Keeper | None = None,
 ) -> list[Epoch]:
     """Train on the training split and judge each epoch on validation; the test split is not read.
 
@@ -109,6 +191,7 @@ def learn(
         ready.chunk,
         on_epoch,
         terminal,
+        keeper,
     )
 
 
@@ -119,7 +202,7 @@ def wanted(experiment: Experiment) -> list[tuple[str, int]]:
     return [*(("train", view) for view in views), ("val", CLEAN), ("test", CLEAN)]
 
 
-def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> None:
+def _log_start(ready: Prepared, start: Start, accelerator: Accelerator, tracker: Tracker) -> None:
     experiment, manifest = ready.experiment, ready.manifest
     tracker.params(flatten(as_tree(experiment)))
     if not accelerator.is_main_process:
@@ -129,6 +212,8 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
         {
             "runner.manifest": manifest.digest,
             "runner.device": devices.describe(accelerator),
+            **({"runner.resumed": _where(start)} if start.run_id else {}),
+            **({"runner.branch_of": f"{start.branch} at {_where(start)}"} if start.branch else {}),
             "mlflow.user": environment["user"],
             "mlflow.source.name": environment["command"].split()[0],
             "mlflow.source.type": "LOCAL",
@@ -147,6 +232,10 @@ def _log_start(ready: Prepared, accelerator: Accelerator, tracker: Tracker) -> N
     if manifest.rejected:
         tracker.text("unreadable.csv", manifest.rejected_as_csv())
     tracker.text("environment.json", json.dumps(environment, indent=1))
+
+
+def _where(start: Start) -> str:
+    return f"step {start.snapshot.step}" if start.snapshot else "the beginning"
 
 
 def _log_learned(ready: Prepared, history: list[Epoch], accelerator: Accelerator, tracker: Tracker) -> None:

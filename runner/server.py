@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from runner.errors import UserError
+from runner.redaction import redacted, without_login
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,10 +24,11 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would print a password of the address with it
 }
-"""Set before MLflow is imported: no telemetry, no pickles, and our own patience in place of its minutes."""
+"""Set before MLflow is imported, whatever they were: no telemetry, no pickles, no words of its own."""
+PATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""Our own patience in place of MLflow's minutes, where the environment says nothing else."""
 PATIENCE = 10.0
 """Seconds that a tracking server has for its first answer."""
 
@@ -56,17 +58,16 @@ class Server:
     def connect(self) -> MlflowClient:
         """A client, after making sure that the store answers; creates a sqlite database where there is none.
 
-        Raises `UserError` where the server does not answer.
+        Raises `UserError` where the server does not answer, or refuses.
         """
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+        quieten()
         ask(self.uri)
         for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
         if not self.uri.startswith("sqlite:///"):
-            return MlflowClient(self.uri)
+            return _let_in(self.uri)
         # Several processes that create one sqlite database at once corrupt it; without WAL readers block writers.
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
@@ -99,13 +100,38 @@ class Server:
         return str(found.experiment_id)
 
 
+def quieten() -> None:
+    """Set what MLflow reads from the environment; to be called before it is imported."""
+    os.environ.update(QUIET)
+    for name, value in PATIENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _let_in(uri: str) -> MlflowClient:
+    """A client of a server or database that answers a first question. Raises `UserError` where it does not."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
+        reason = redacted(" ".join(str(getattr(error, "orig", None) or error).split()))[:300]
+        raise UserError(
+            f"The tracking store {redacted(uri)} cannot be used ({reason}); mend it, its login, or"
+            " MLFLOW_TRACKING_URI."
+        ) from None
+    return client
+
+
 def server(root: str) -> Server:
     """The store that MLFLOW_TRACKING_URI names, else the embedded one under `root`."""
     folder = Path(root).expanduser().resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(folder)
     if uri.startswith("file:") or ("://" not in uri and not uri.startswith("databricks")):
         raise UserError(
-            f"MLFLOW_TRACKING_URI is {uri!r}, a folder; MLflow keeps its records in a database now:"
+            f"MLFLOW_TRACKING_URI is {_as_folder(uri)!r}, a folder; MLflow keeps its records in a database now:"
             " use sqlite:////path/mlflow.db, a server's http:// address, or unset it."
         )
     return Server(uri.rstrip("/"), folder)
@@ -113,6 +139,11 @@ def server(root: str) -> Server:
 
 def _database_uri(root: Path) -> str:
     return f"sqlite:///{root / 'mlflow.db'}"
+
+
+def _as_folder(uri: str) -> str:
+    """What was taken for a folder, fit to be said: it may be an address that lacks only its scheme."""
+    return redacted(f"x://{uri}").removeprefix("x://")
 
 
 def ask(uri: str) -> None:
@@ -123,11 +154,12 @@ def ask(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        urllib.request.urlopen(f"{uri}/health", timeout=PATIENCE).close()
+        address = f"{without_login(uri)}/health"
+        urllib.request.urlopen(address, timeout=PATIENCE).close()  # noqa: S310 (http or https, see above)
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        reason = redacted(str(getattr(error, "reason", error)))
         raise UserError(
-            f"The tracking server {uri} does not answer ({reason}); start it, or mend or unset MLFLOW_TRACKING_URI."
+            f"The tracking server {redacted(uri)} does not answer ({reason}); start it, or mend or unset MLFLOW_TRACKING_URI."
         ) from None

@@ -47,6 +47,11 @@ class Options:
     """Train so many fit seeds, counted up from seed.fit, as child runs, and report mean ± sd"""
     dry_run: bool = False
     """Say what would happen (images, store size, estimated time, disk) and stop; also --dry-run"""
+    resume: str | None = None
+    """Go on with an interrupted run: its id, the first characters of it, or its name; auto: the newest one of this
+    very experiment, or a new run where there is none"""
+    branch: bool = False
+    """Go on from that run's state as a new run, with changed settings; an epoch that was interrupted begins again"""
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -135,6 +140,10 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             configured = True
         elif word == "--print_config":
             words.append("--print_config=comments")
+        elif word == "--resume":
+            words.append(f"--resume={next(rest, None) or 'auto'}")
+        elif word == "--branch":
+            words.append("--branch=true")
         elif word in ("--dry-run", "--dry_run") or word.startswith("--dry-run="):
             words.append(f"--dry_run={word.partition('=')[2] or 'true'}")
         elif word.startswith("-") or (words and words[-1].startswith("--") and "=" not in words[-1]):
@@ -180,7 +189,10 @@ def parse(
         experiment = Experiment(**{name: tree[name] for name in names})
     except ValueError as error:
         raise UserError(f"{error}.") from None
-    return experiment, Options(repeat=tree["repeat"], dry_run=tree["dry_run"])
+    options = Options(**{name: tree[name] for name in Options.__dataclass_fields__})
+    if options.branch and options.resume is None:
+        raise UserError("--branch needs the run to go on from: --resume RUN.")
+    return experiment, options
 
 
 def read(path: Path) -> Experiment:

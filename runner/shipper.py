@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from runner.journal import Event, Journal, is_alive, now_ms, this_host
+from runner.journal import Event, Journal, is_alive, this_host
 from runner.registry import deliver as deliver_model
 from runner.server import Server
 from runner.terminal import Terminal
@@ -45,7 +45,7 @@ def deliver(journal: Journal, client: MlflowClient) -> bool:
             while pending and len(batch) < BATCH and pending[0][1]["kind"] in ("metrics", "params", "tags"):
                 batch.append(pending.pop(0))
         _send([event for _, event in batch], journal, client)
-        ended = ended or head == "end"
+        ended = head == "end" or (ended and head != "begin")
         journal.mark_sent(batch[-1][0])
     return ended
 
@@ -119,6 +119,8 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
     elif event["kind"] == "input":
         dataset = Dataset(event["name"], event["digest"], "local", event["source"], profile=event["profile"])
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    elif event["kind"] == "begin":
+        _begin_again(run_id, client)
     elif event["kind"] == "end":
         client.set_terminated(run_id, event["status"], event["time"])
     else:
@@ -132,6 +134,13 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
             else:
                 tags += [RunTag(name, value) for name, value in values]
         client.log_batch(run_id, metrics, params, tags)
+
+
+def _begin_again(run_id: str, client: MlflowClient) -> None:
+    """A run that had ended goes on: what was said of that end holds no longer."""
+    client.update_run(run_id, status="RUNNING")
+    if "runner.reason" in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, "runner.reason")
 
 
 class Shipper(threading.Thread):
@@ -218,7 +227,7 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
             journal.append({"kind": "artifact", "file": name, "folder": folder})
         reason = "its process died without a word"
         journal.append({"kind": "tags", "values": {"runner.reason": reason}})
-        journal.append({"kind": "end", "status": "KILLED", "time": now_ms()})
+        journal.append({"kind": "end", "status": "KILLED", "time": journal.now_ms()})
         terminal.warn(f"closed run {journal.owner.run_id} as KILLED: {reason}")
     try:
         deliver(journal, client)
@@ -227,7 +236,8 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
     else:
         for line in journal.said:
             terminal.line(line)
-        journal.remove()
+        if not journal.stays:
+            journal.remove()
 
 
 def _sweep(client: MlflowClient, journals: set[str], terminal: Terminal) -> None:

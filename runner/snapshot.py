@@ -94,7 +94,7 @@ def load(path: Path) -> Snapshot:
 
 def newest(folder: Path) -> tuple[Snapshot | None, list[str]]:
     """The furthest whole snapshot in a folder, and what is wrong with those that are not whole."""
-    faults = []
+    faults: list[str] = []
     for path in paths(folder):
         try:
             return load(path), faults

@@ -37,7 +37,7 @@ def locate(data: Data, cache: Path, terminal: Terminal) -> Source:
     """
     if data.kind == "digits":
         return Source(_unpack_digits(cache))
-    assert data.root is not None  # the experiment's own check
+    assert data.root is not None  # noqa: S101 (for types: the experiment checks it)
     root = Path(data.root).expanduser()
     if data.kind == "caltech101":
         return _caltech101(root, data, terminal)

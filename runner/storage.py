@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import optuna
 import psutil
@@ -19,6 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from runner.errors import UserError
+from runner.redaction import redacted
 
 JOURNAL = "studies.journal"
 """The default storage's name, in the folder of the records."""
@@ -58,12 +57,7 @@ def on_network(path: Path) -> str | None:
 
 def hidden(storage: str) -> str:
     """An address without its password."""
-    try:
-        password = urlsplit(storage).password
-    except ValueError:
-        password = None
-    shown = storage.replace(f":{password}@", ":…@") if password else storage
-    return re.sub(r"(password=)[^&]*", r"\1…", shown)
+    return redacted(storage)
 
 
 def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseStorage:
@@ -156,7 +150,7 @@ def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage
                 )
         except ImportError as error:
             raise UserError(
-                f"The storage {hidden(storage)} needs a driver that is not installed ({error});"
+                f"The storage {hidden(storage)} needs a driver that is not installed ({redacted(str(error))});"
                 " for PostgreSQL: pip install 'vgg-runner[postgresql]'."
             ) from None
         except SQLAlchemyError as error:
@@ -165,11 +159,11 @@ def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage
                 continue
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise UserError(
-                f"The storage {hidden(storage)} cannot be reached ({reason}); start it, or mend --storage."
+                f"The storage {hidden(storage)} cannot be reached ({redacted(reason)}); start it, or mend --storage."
             ) from None
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"The storage {hidden(storage)} cannot be used ({error}); mend --storage."
+                f"The storage {hidden(storage)} cannot be used ({redacted(str(error))}); mend --storage."
             ) from None
     raise UserError(f"The tables of {hidden(storage)} cannot be made; another process keeps making them.")
 

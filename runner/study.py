@@ -21,6 +21,7 @@ from runner.experiment import Experiment, as_tree, flatten
 from runner.journal import is_alive, me, this_host
 from runner.keys import digest
 from runner.plan import OBJECTIVES, Plan
+from runner.redaction import redacted
 from runner.samplers import Keyed, build_pruner, distribution
 from runner.space import Dimension, Value, applied
 
@@ -160,7 +161,7 @@ class Study:
 
     def report(self, step: int, value: float) -> bool:
         """Tell an intermediate value of the running trial; True where it should be given up."""
-        assert self._trial is not None
+        assert self._trial is not None  # noqa: S101 (for types: asked for before)
         try:
             self._trial.report(value, step)
         except optuna.exceptions.UpdateFinishedTrialError:
@@ -169,14 +170,14 @@ class Study:
 
     def note(self, **attributes: Any) -> None:
         """Write down something about the running trial."""
-        assert self._trial is not None
+        assert self._trial is not None  # noqa: S101 (for types: asked for before)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead
             for name, value in attributes.items():
-                self._trial.set_user_attr(name, value)
+                self._trial.set_user_attr(name, redacted(value) if isinstance(value, str) else value)
 
     def tell(self, state: str, value: float | None = None) -> None:
         """End the running trial: complete, with a value; pruned; or failed."""
-        assert self._trial is not None
+        assert self._trial is not None  # noqa: S101 (for types: asked for before)
         kinds = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
         try:
             self.optuna.tell(self._trial, value, kinds[state])
@@ -238,7 +239,7 @@ class Study:
 
     def _lose(self, trial: FrozenTrial, reason: str, stopped: bool) -> None:
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(trial._trial_id, "lost", reason)
+            self.storage.set_trial_user_attr(trial._trial_id, "lost", redacted(reason))
             self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
             _retry(self.optuna, trial, stopped)
 

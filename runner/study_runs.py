@@ -10,6 +10,7 @@ from runner.experiment import as_tree, as_yaml, flatten
 from runner.journal import is_alive, me, this_host
 from runner.plan import Plan
 from runner.records import Records
+from runner.redaction import redacted
 from runner.study import Study
 from runner.tracker import Tracker, tracked
 
@@ -30,7 +31,7 @@ def open_parent(study: Study, records: Records, owns: bool = True) -> Parent:
     Raises `UserError` where the study's records are kept elsewhere.
     """
     plan, server, client = study.plan, records.server, records.client
-    assert client is not None
+    assert client is not None  # noqa: S101 (for types: rank 0 has one)
     with study.alone():
         kept = study.optuna.user_attrs
         _check_same_records(plan, kept.get("records"), server.uri, server.embedded)
@@ -58,7 +59,7 @@ def open_parent(study: Study, records: Records, owns: bool = True) -> Parent:
             )
             tracker.text("baseline.yaml", as_yaml(plan.baseline))
         client.update_run(tracker.run_id, status="RUNNING")
-        study.optuna.set_user_attr("records", [server.uri, this_host()])
+        study.optuna.set_user_attr("records", [redacted(server.uri), this_host()])
         study.optuna.set_user_attr("run", tracker.run_id)
         return Parent(tracker.run_id, plan.name)
 
@@ -66,7 +67,7 @@ def open_parent(study: Study, records: Records, owns: bool = True) -> Parent:
 def close_parent(study: Study, records: Records, parent: Parent, status: str) -> None:
     """End the study's run, unless others still work on the study: then it is theirs."""
     client = records.client
-    assert client is not None
+    assert client is not None  # noqa: S101 (for types: rank 0 has one)
     with study.alone():
         study.sweep()
         for trial in study.trials():
@@ -82,7 +83,7 @@ def close_parent(study: Study, records: Records, parent: Parent, status: str) ->
 def _is_there(run_id: str, records: Records) -> bool:
     from mlflow.exceptions import MlflowException
 
-    assert records.client is not None
+    assert records.client is not None  # noqa: S101 (for types: rank 0 has one)
     try:
         return str(records.client.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException as error:
@@ -94,7 +95,8 @@ def _is_there(run_id: str, records: Records) -> bool:
 def _check_same_records(plan: Plan, kept: list[str] | None, uri: str, embedded: bool) -> None:
     if kept is None:
         return
-    stored, host = kept
+    stored, host = redacted(kept[0]), kept[1]  # all who can read the storage can read it
+    uri = redacted(uri)
     if embedded and host != this_host() and not storages.is_local(plan.storage):
         raise UserError(
             f"The records of the study {plan.name!r} are in a database file on {host}; several hosts need an MLflow"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Interrupted, failed_elsewhere, sentence, undisturbed
 from runner.files import write_text
-from runner.journal import Journal, me, now_ms
+from runner.journal import PULSE, Journal, me
 from runner.server import Server
 from runner.shipper import STOPPED_PATIENCE, Shipper
 from runner.terminal import Terminal
@@ -59,23 +59,65 @@ class Tracker:
         """A model that was written to `folder`, a name under `room`; `told` as `registry.deliver` takes it."""
 
     def room(self, name: str) -> Path:
-        """Where to write something that is delivered whole. Only for rank 0."""
+        """Where to write something that is delivered whole, or stays with the run. Only for rank 0."""
         raise NotImplementedError
+
+    def recorded(self, kind: str, beginning: str = "", ending: str = "") -> bool:
+        """Whether this run, before it was interrupted, recorded such an event: artifacts are told by their name."""
+        return False
 
 
 class MlflowTracker(Tracker):
-    """Records of a run in a journal, which a thread delivers to MLflow."""
+    """Records of a run in a journal, which a thread delivers to MLflow.
 
-    def __init__(self, server: Server, client: MlflowClient, run_id: str, name: str) -> None:
+    Args:
+        server: Where the journal lies.
+        client: Of that server.
+        run_id: The run.
+        name: Its name.
+        again: It was interrupted and goes on: what it recorded before is not recorded twice.
+
+    Raises FileExistsError where somebody else works on a run that is to go on.
+    """
+
+    def __init__(
+        self, server: Server, client: MlflowClient, run_id: str, name: str, again: bool = False
+    ) -> None:
         self.run_id = run_id
         self.name = name
-        self.journal = Journal.create(server.root / "journals", me(server.uri, run_id))
+        root, owner = server.root / "journals", me(server.uri, run_id)
+        self.journal = Journal.claim(root, owner) if again else Journal.create(root, owner)
+        self._before = self.journal.events() if again else []
+        self._points = {
+            (name, event["step"])
+            for event in self._before
+            if event["kind"] == "metrics"
+            for name in event["values"]
+        }
+        self._params = {
+            name for event in self._before if event["kind"] == "params" for name in event["values"]
+        }
+        if self._before and self.journal.ended:
+            self.journal.append({"kind": "begin"})
         self.shipper = Shipper(self.journal, client)
         self.shipper.start()
+        self._pulse = Pulse(self.journal)
+        self._pulse.start()
+
+    def recorded(self, kind: str, beginning: str = "", ending: str = "") -> bool:
+        names = [event.get("file", "") for event in self._before if event["kind"] == kind]
+        return any(name.startswith(beginning) and name.endswith(ending) for name in names)
+
+    def last_step(self, beginning: str) -> int:
+        """The last step of the metrics whose names begin so, before the run was interrupted; -1: there is none."""
+        return max((step for name, step in self._points if name.startswith(beginning)), default=-1)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        values = {name: value for name, value in values.items() if (name, step) not in self._points}
+        if not values:
+            return
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        self._record({"kind": "metrics", "step": step, "time": now_ms(), "values": finite})
+        self._record({"kind": "metrics", "step": step, "time": self.journal.now_ms(), "values": finite})
         if odd := {
             f"runner.{name}": f"{value} at step {step}"
             for name, value in values.items()
@@ -84,9 +126,8 @@ class MlflowTracker(Tracker):
             self.tags(odd)  # MLflow would store another number
 
     def params(self, values: dict[str, Any]) -> None:
-        self._record(
-            {"kind": "params", "values": {name: str(value)[:6000] for name, value in values.items()}}
-        )
+        said = {name: str(value)[:6000] for name, value in values.items() if name not in self._params}
+        self._record({"kind": "params", "values": said})
 
     def tags(self, values: dict[str, str]) -> None:
         self._record({"kind": "tags", "values": {name: value[:5000] for name, value in values.items()}})
@@ -104,29 +145,37 @@ class MlflowTracker(Tracker):
         self._record({"kind": "artifact", "file": name, "folder": folder})
 
     def dataset(self, name: str, digest: str, source: str, profile: str) -> None:
+        if self.recorded("input"):
+            return
         self._record({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})
 
     def room(self, name: str) -> Path:
         return self.journal.folder / name
 
     def model(self, folder: Path, told: dict[str, Any]) -> None:
-        self._record({"kind": "model", "folder": folder.name, "told": {**told, "time": now_ms()}})
+        self._record(
+            {"kind": "model", "folder": folder.name, "told": {**told, "time": self.journal.now_ms()}}
+        )
 
     def end(self, status: str, reason: str, terminal: Terminal) -> None:
         """Write down how it ended and see it delivered, or say that it will be later."""
         if reason:
             self.tags({"runner.reason": reason})
-        self._record({"kind": "end", "status": status, "time": now_ms()})
+        self._record({"kind": "end", "status": status, "time": self.journal.now_ms()})
         delivered = self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None)
+        self._pulse.stop()
         for line in self.journal.said:
             terminal.line(line)
-        if delivered:
+        stays = self.journal.stays
+        if delivered and not stays:
             self.journal.remove()
-        else:
+        if not delivered:
             terminal.warn(
                 f"the records could not all be delivered yet ({self.shipper.fault or 'it takes long'}); they wait in"
-                f" {self.journal.folder} until the next run starts"
+                f" {self.journal.folder} until ./launch.sh sync, or the next run, delivers them"
             )
+        if stays:
+            terminal.warn(f"./launch.sh train --resume {self.run_id[:8]} goes on with this run")
 
     def _record(self, event: dict[str, Any]) -> None:
         self.journal.append(event)
@@ -143,6 +192,7 @@ def tracked(
     parent: str | None = None,
     system_metrics: bool = False,
     run_id: str | None = None,
+    again: bool = False,
 ) -> Iterator[MlflowTracker]:
     """A run that is FINISHED when the block ends, FAILED with the reason after an error, KILLED when stopped.
 
@@ -155,6 +205,9 @@ def tracked(
         parent: Id of the run that it is a child of.
         system_metrics: Record the use of processor, memory and GPU.
         run_id: Of a run that is there already, to go on with.
+        again: It was interrupted, and its journal is taken over.
+
+    Raises FileExistsError where somebody else works on a run that is to go on.
     """
     owner = me(server.uri, "")
     tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
@@ -164,13 +217,15 @@ def tracked(
         run_id = str(
             client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
         )
-    tracker: MlflowTracker | None = None
+    tracker = MlflowTracker(server, client, run_id, name, again) if again else None
+    if tracker is not None:
+        tracker.tags(tags)
     watch: SystemWatch | None = None
     status, reason = "FAILED", ""
     try:
-        tracker = MlflowTracker(server, client, run_id, name)
+        tracker = tracker or MlflowTracker(server, client, run_id, name)
         if system_metrics:
-            watch = SystemWatch(tracker)
+            watch = SystemWatch(tracker, tracker.last_step("system/") + 1)
             watch.start()
         yield tracker
         status = "FINISHED"
@@ -208,9 +263,10 @@ def _how(error: BaseException) -> tuple[str, str]:
 class SystemWatch(threading.Thread):
     """Samples the system's use with MLflow's own monitors, into the journal."""
 
-    def __init__(self, tracker: Tracker) -> None:
+    def __init__(self, tracker: Tracker, step: int = 0) -> None:
         super().__init__(name="system metrics", daemon=True)
         self.tracker = tracker
+        self.step = step
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
@@ -221,17 +277,35 @@ class SystemWatch(threading.Thread):
         monitors = [CPUMonitor()]
         with suppress(Exception):  # no NVIDIA driver
             monitors.append(GPUMonitor())
-        step = 0
-        while not self._stop_asked.wait(SYSTEM_INTERVAL if step else 0.5):
+        wait = 0.5
+        while not self._stop_asked.wait(wait):
             for monitor in monitors:
                 monitor.collect_metrics()
                 values = {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                 monitor.clear_metrics()
-                self.tracker.metrics(values, step)
-            step += 1
+                self.tracker.metrics(values, self.step)
+            self.step, wait = self.step + 1, SYSTEM_INTERVAL
 
     def stop(self) -> None:
         """End the thread, if it was started."""
         self._stop_asked.set()
         if self.is_alive():
             self.join()
+
+
+class Pulse(threading.Thread):
+    """Says every few seconds, to other hosts, that this run's process lives."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self.journal = journal
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        while not self._over.wait(PULSE):
+            self.journal.beat()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._over.set()

@@ -3,6 +3,7 @@
     accelerate launch runner/train.py                                   the quickstart: no download, a minute
     accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --network.weights FILE
     runner train -n 2 --config caltech101-pooled …                      the same on two processes, checked first
+    runner train --config caltech101-pooled … --resume auto             goes on with what was interrupted, if anything
 
 Settings are dotted overrides of the experiment's (`--help` lists them with unit and default). The defaults are
 those of an empty experiment file, which is the published report's; without `--config` it is the quickstart's file
@@ -19,22 +20,25 @@ from collections.abc import Sequence
 
 from runner.errors import guarded, interrupt_on_signals
 from runner.settings import parse
+from runner.unfinished import words
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says. Raises `UserError` for what its user can mend."""
-    experiment, options = parse(argv, description=__doc__)
+    experiment, options = parse(words(argv), description=__doc__)
 
-    from runner import devices, dry_run, repeat
+    from runner import devices, dry_run, repeat, resuming
     from runner.terminal import Terminal
 
     devices.die_with_launcher()
+    state = devices.join()
+    terminal = Terminal(speaks=state.is_main_process)
+    experiment, start = resuming.agree(experiment, options, state, terminal)
     accelerator = devices.start(experiment)
-    terminal = Terminal(speaks=accelerator.is_main_process)
     if options.dry_run:
         dry_run.tell(experiment, options, accelerator, terminal)
     else:
-        repeat.train(experiment, options.repeat, accelerator, terminal)
+        repeat.train(experiment, options.repeat, accelerator, terminal, start)
     accelerator.end_training()
     return 0
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from runner import keys, schedule
 from runner.dropout import announce
-from runner.errors import UserError
+from runner.errors import Diverged, UserError
 from runner.experiment import Experiment, Optim
 from runner.features import Rows
 from runner.network import Network
@@ -138,14 +138,14 @@ class Trainer:
     def check(self) -> None:
         """See that no loss was anything but a number; all processes ask together.
 
-        Raises `UserError` with the step where one was not.
+        Raises `Diverged` with the step where one was not.
         """
         failed = int(self.accelerator.gather(self._failed[None]).min())
         if failed == NEVER:
             return
         self._whole = False
         optim = self.experiment.optim
-        raise UserError(
+        raise Diverged(
             f"The training loss is not a number at step {failed} (epoch {failed // self.batches + 1}, batch"
             f" {failed % self.batches + 1} of {self.batches}): training diverged; lower optim.lr ({optim.lr:g}), set"
             " fit.clip, or leave such steps out with fit.nonfinite=skip."

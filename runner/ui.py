@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from runner.errors import Parser, UserError
-from runner.server import QUIET, server
+from runner.redaction import redacted
+from runner.server import quieten, server
 
 HOST = "127.0.0.1"
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--port {asked.port} is no port; give one from 1 to 65535.")
     store = server(asked.tracking)
     if not store.embedded:
-        raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {store.uri}.")
+        raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {redacted(store.uri)}.")
     store.check_exists()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,8 +33,9 @@ def main(argv: Sequence[str]) -> int:
         except OSError:
             raise UserError(f"Port {asked.port} of {HOST} is taken; give another with --port.") from None
     print(f"MLflow opens at http://{HOST}:{asked.port} in some seconds; Ctrl-C ends it.", flush=True)
-    environment = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    os.environ.update(environment)
+    quieten()
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     words = ["--backend-store-uri", store.uri, "--host", HOST, "--port", str(asked.port), "--workers", "1"]
     words += ["--default-artifact-root", (store.root / "artifacts").as_uri()]
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *words])
+    command = [sys.executable, "-m", "mlflow", "server", *words]
+    os.execv(sys.executable, command)  # noqa: S606 (words of ours, and no shell)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import statistics
+import sys
 import threading
 import time
 import traceback
@@ -29,6 +30,7 @@ from runner.fit import Epoch
 from runner.plan import Plan
 from runner.prepared import Prepared, Shared, prepare
 from runner.records import Records
+from runner.redaction import redacted
 from runner.scores import Scores
 from runner.space import Value, applied
 from runner.storage import HEARTBEAT
@@ -85,7 +87,7 @@ class Worker:
 
     def _ask(self) -> Asked | None:
         def choose() -> tuple[int, dict[str, Value], bool] | None:
-            assert self.study is not None
+            assert self.study is not None  # noqa: S101 (for types: rank 0 has one)
             if self.stopping():
                 return None
             while True:
@@ -124,7 +126,7 @@ class Worker:
                 raise
             text = sentence(error) or f"{type(error).__name__}: {error}"
             if sentence(error) is None:
-                traceback.print_exc()
+                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
             self._fail(text)
             return
         self._tell("complete", value, fitted, began)
@@ -149,7 +151,7 @@ class Worker:
                 self._report(place, objective(best[-1], self.plan.objective), f"after fit {place + 1}")
         values = [objective(scores, self.plan.objective) for scores in best]
         value = statistics.fmean(values)
-        assert first is not None
+        assert first is not None  # noqa: S101 (for types: there is a fit at least)
         ready, history, weights = first
         spread = {"objective_sd": statistics.stdev(values)} if len(values) > 1 else {}
         tracker.metrics({"objective": value, **spread, **best[0].metrics("val/best")})

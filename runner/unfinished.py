@@ -1,0 +1,225 @@
+"""Runs that were interrupted: which there are, whether one is of this experiment, and what it takes to go on.
+
+What a run needs for that lies in its journal's folder, under `state/`: `run.json` says what it was asked to do, the
+snapshots beside it where it was. It goes with the journal once the run has finished. No torch is needed to find one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.errors import UserError
+from runner.experiment import Experiment, as_tree, dump, flatten
+from runner.files import write_text
+from runner.journal import Journal
+from runner.server import Server, server
+
+STATE = "state"
+AUTO = "auto"
+HARMLESS = (
+    "data.root",
+    "data.download",
+    "data.workers",
+    "features.store",
+    "features.memory",
+    "features.cap",
+    "checkpoints.",
+    "tracking.",
+    "cache",
+)
+"""Settings that decide no figure: a run may go on with others. The images themselves are compared by content."""
+DECIDED = ("fit.precision", "features.chunk", "features.compile")
+"""Settings that were left to the device, and stay as it had decided."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An interrupted run, as `run.json` tells of it."""
+
+    journal: Journal
+    name: str
+    asked: dict[str, Any]
+    """The experiment's tree, as it was asked for."""
+    decided: dict[str, Any]
+    """What was left to the device, by dotted name."""
+    diverged: bool
+    parent: str
+    """Id of the run that it is a child of; empty: it is none."""
+    repeat: int
+    """Fit seeds that it trains as its children; 1: it is trained itself."""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self.journal.owner.run_id
+
+    @property
+    def state(self) -> Path:
+        """The folder of its snapshots."""
+        return self.journal.folder / STATE
+
+    @property
+    def called(self) -> str:
+        """For a person."""
+        return f"{self.run_id[:8]} ({self.name})"
+
+
+def describe(
+    state: Path,
+    name: str,
+    asked: dict[str, Any],
+    decided: Experiment,
+    parent: str = "",
+    repeat: int = 1,
+    diverged: bool = False,
+) -> None:
+    """Write `run.json` into a run's state folder; the arguments are as in `Unfinished`."""
+    tree = flatten(as_tree(decided))
+    told = {
+        "name": name,
+        "asked": asked,
+        "decided": {name: tree[name] for name in DECIDED},
+        "parent": parent,
+        "repeat": repeat,
+        "diverged": diverged,
+    }
+    write_text(state / "run.json", json.dumps(told))
+
+
+def all_of(place: Server) -> list[Unfinished]:
+    """The interrupted runs with a state under a server's root, the newest first; living ones are among them."""
+    found = []
+    for journal in Journal.find(place.root / "journals"):
+        path = journal.folder / STATE / "run.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            each = Unfinished(
+                journal,
+                str(told["name"]),
+                dict(told["asked"]),
+                dict(told["decided"]),
+                bool(told["diverged"]),
+                str(told["parent"]),
+                int(told["repeat"]),
+            )
+            found.append((path.stat().st_mtime, each))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # it did not come so far
+    return [each for _, each in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def find(place: Server, reference: str) -> Unfinished:
+    """The interrupted run that a person calls so: id, beginning of an id, or name.
+
+    Raises `UserError` where there is none, more than one, or it still runs.
+    """
+    known = all_of(place)
+    matching = [each for each in known if reference in (each.run_id, each.name)]
+    if not matching and len(reference) >= 4:
+        matching = [each for each in known if each.run_id.startswith(reference)]
+    if len(matching) != 1:
+        names = ", ".join(each.called for each in (matching or known)[:5]) or "none"
+        what = "no interrupted run" if not matching else f"more than one interrupted run ({len(matching)})"
+        raise UserError(f"There is {what} {reference!r} in {place.root / 'journals'}; there are: {names}.")
+    check_over(matching[0])
+    return matching[0]
+
+
+def check_over(run: Unfinished) -> None:
+    """See that nobody works on a run. Raises `UserError` where somebody does."""
+    if run.journal.alive:
+        owner = run.journal.owner
+        raise UserError(
+            f"Run {run.called} still runs: process {owner.pid} on {owner.host}; stop it first, or wait."
+        )
+
+
+def newest(place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = "") -> Unfinished | None:
+    """The newest interrupted run of this very experiment on which nobody works; None: there is none.
+
+    One that diverged is passed over: it would diverge again.
+    """
+    for each in all_of(place):
+        fits = (each.parent, each.repeat, each.diverged) == (parent, repeat, False)
+        fits = fits and not differences(each, asked)
+        if fits and each.journal.owner.uri == place.uri and not each.journal.alive:
+            return each
+    return None
+
+
+def differences(run: Unfinished, asked: dict[str, Any]) -> list[str]:
+    """The settings that differ and decide figures, in words."""
+    then, now = flatten(run.asked), flatten(asked)
+    names = [name for name in {**then, **now} if not name.startswith(HARMLESS)]
+    return [
+        f"{name} is {now.get(name, 'not set')}, was {then.get(name, 'not set')}"
+        for name in names
+        if then.get(name) != now.get(name)
+    ]
+
+
+def asked_for(
+    place: Server, experiment: Experiment, reference: str, repeat: int, branch: bool
+) -> Unfinished | None:
+    """The interrupted run that `--resume` means; None: there is none, which only `auto` allows.
+
+    Raises `UserError` where there is none of that name, it still runs, or it is of another experiment, unless it is
+    to branch.
+    """
+    if reference == AUTO:
+        if branch:
+            raise UserError("--branch needs a run to go on from: --resume RUN, not auto.")
+        return newest(place, as_tree(experiment), repeat)
+    run = find(place, reference)
+    if run.journal.owner.uri != place.uri:
+        raise UserError(
+            f"The records of run {run.called} are in another store; set MLFLOW_TRACKING_URI as it was then."
+        )
+    if branch:
+        if repeat != 1 or run.repeat != 1:
+            raise UserError("--branch goes on from one run; it does not go with --repeat.")
+        return run
+    if run.repeat != repeat:
+        raise UserError(
+            f"Run {run.called} was begun with --repeat {run.repeat}; give the same to go on with it."
+        )
+    if differing := differences(run, as_tree(experiment)):
+        raise UserError(
+            f"The experiment is not that of run {run.called}: {'; '.join(differing)}; give the same settings, or"
+            " --branch to go on from its state as a new run."
+        )
+    if run.diverged:
+        raise UserError(
+            f"Run {run.called} diverged, and would again; change settings (--optim.lr …) and add --branch to go on from"
+            " its last good state as a new run."
+        )
+    return run
+
+
+def words(argv: Sequence[str]) -> list[str]:
+    """A command line with the experiment of the run that it goes on with, where it names that run and no experiment.
+
+    Raises `UserError` as `find` does.
+    """
+    reference = value_of(argv, "--resume")
+    named = any(word == "--config" or word.startswith("--config=") for word in argv)
+    if not reference or reference == AUTO or reference.startswith("-") or named:
+        return list(argv)
+    run = find(server(value_of(argv, "--tracking.root") or "mlruns"), reference)
+    path = run.state / "experiment.yaml"
+    write_text(path, dump(run.asked))
+    return ["--config", str(path), *argv]
+
+
+def value_of(argv: Sequence[str], option: str) -> str | None:
+    """The last value that a command line gives an option; None: it gives none."""
+    found = None
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name == option:
+            found = value if equals else next(iter(argv[place + 1 : place + 2]), "")
+    return found
