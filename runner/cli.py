@@ -11,7 +11,7 @@ from runner.errors import UserError, guarded
 USAGE = """\
 usage: runner VERB [-n PROCESSES] …
 
-  train       train an experiment         runner train --config caltech101-pooled --data.root DATA
+  train       train an experiment         runner train --config caltech101-pooled --data.root DATA [--resume auto]
   search      search its settings         runner search --config caltech101-pooled --space around-baseline --study NAME
   evaluate    judge a run, with a report  runner evaluate RUN [--split test] [--json]
   predict     what is in images           runner predict IMAGE|FOLDER|GLOB… [--model RUN|NAME@ALIAS|CHECKPOINT]
@@ -20,6 +20,8 @@ usage: runner VERB [-n PROCESSES] …
   export      a model as ONNX             runner export [--model MODEL] --onnx FILE
   reproduce   run it again, and compare   runner reproduce RUN
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
+  sync        deliver what waits      runner sync
+  doctor      is all true? mend it    runner doctor [--check]
   store       kept features               runner store list | remove NAME…
   bench       measure                     runner bench features [experiment settings]
 
@@ -55,7 +57,7 @@ def _run(words: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     from runner.checks import check
-    from runner.launch import launch, take_processes
+    from runner.launch import KILLED, launch, take_processes
     from runner.server import ask, server
     from runner.settings import parse
     from runner.terminal import Terminal
@@ -69,7 +71,12 @@ def _train(argv: list[str]) -> int:
     if options.resume is not None:
         asked_for(place, experiment, options.resume, options.repeat, options.branch)
     check(experiment, Terminal())
-    return launch("train.py", rest, processes)
+    status = launch("train.py", rest, processes)
+    if status == KILLED:
+        from runner.sync import close_the_dead
+
+        close_the_dead(place, Terminal())
+    return status
 
 
 def _evaluate(argv: list[str]) -> int:
@@ -123,6 +130,18 @@ def _ui(argv: list[str]) -> int:
     return main(argv)
 
 
+def _sync(argv: list[str]) -> int:
+    from runner.sync import main
+
+    return main(argv)
+
+
+def _doctor(argv: list[str]) -> int:
+    from runner.doctor import main
+
+    return main(argv)
+
+
 def _store(argv: list[str]) -> int:
     from runner.stores import main
 
@@ -145,6 +164,8 @@ VERBS = {
     "export": _export,
     "reproduce": _reproduce,
     "ui": _ui,
+    "sync": _sync,
+    "doctor": _doctor,
     "store": _store,
     "bench": _bench,
 }

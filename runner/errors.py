@@ -23,6 +23,14 @@ STATUS_FILE = "RUNNER_STATUS_FILE"
 """Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
 
 
+STOPPED = ".stopped"
+"""Ends the name of the file, beside that one, which is there once our launcher has passed a signal on."""
+BEREFT = (
+    "Another process of this launch has ended without a word (killed, perhaps for want of memory), and the others end"
+    " with it; the same command with --resume auto goes on."
+)
+
+
 class UserError(Exception):
     """A failure that its user caused or can mend: one sentence that says what, where and how to mend it."""
 
@@ -43,7 +51,16 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number)
-        super().__init__(f"stopped by {self.signal.name}")
+        self.bereft = number == signal.SIGTERM and _launcher_stops_us()
+        """It was the launcher's word, since a peer has died: nobody wanted this process to stop."""
+        super().__init__(BEREFT if self.bereft else f"stopped by {self.signal.name}")
+
+
+def _launcher_stops_us() -> bool:
+    """Whether torch's launcher ends this process because of another one: ours would have said that it passes on."""
+    file = os.environ.get(STATUS_FILE)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and bool(file) and os.getppid() != 1 and not Path(f"{file}{STOPPED}").exists()
 
 
 def stopping_signals() -> list[signal.Signals]:
@@ -138,6 +155,8 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
     except (Interrupted, KeyboardInterrupt) as stop:
         number = stop.signal if isinstance(stop, Interrupted) else signal.SIGINT
         status, said = 128 + number, f"stopped by {signal.Signals(number).name}"
+        if isinstance(stop, Interrupted) and stop.bereft:
+            status, said = 2, str(stop)
     except BrokenPipeError:  # `runner … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE

@@ -66,7 +66,7 @@ class Keeping:
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write one. Raises OSError."""
-        assert self.folder is not None
+        assert self.folder is not None  # noqa: S101 (for types: it is rank 0's)
         began = time.monotonic()
         tensors, about = self.more()
         whole = replace(snapshot, tensors={**snapshot.tensors, **tensors}, about={**snapshot.about, **about})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,10 +24,15 @@ from typing import IO
 import psutil
 
 from runner.cores import cores
-from runner.errors import COMMAND, PROCESSES, STATUS_FILE, UserError, left_status, stopping_signals
-from runner.redaction import redacted
+from runner.errors import COMMAND, PROCESSES, STATUS_FILE, STOPPED, UserError, left_status, stopping_signals
 
 HERE = Path(__file__).resolve().parent
+KILLED = 128 + signal.SIGKILL
+"""Exit status where a launched process was killed."""
+DIED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
+"""How launchers tell of a process that a signal ended."""
+ELASTIC = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
+"""How torch's launcher begins to tell of an end."""
 
 
 def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -122,16 +128,28 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
         text=True,
         errors="replace",
     )
-    assert launcher.stderr is not None  # noqa: S101 (for types: it is captured)
     stopped: list[int] = []
-    relay = threading.Thread(target=_relay, args=(launcher.stderr, status_file, stopped), daemon=True)
+    relay = _Relay(launcher.stderr, status_file, stopped)
     relay.start()
-    with _passing_signals_to(launcher, stopped):
+    with _passing_signals_to(launcher, stopped, status_file):
         status = launcher.wait()
     relay.join(5)
     if stopped:
         return 128 + stopped[0]
+    if relay.died and not status_file.exists():
+        print(f"runner: {_killed(relay.died)}", file=sys.stderr)
+        return 128 + signal.Signals[relay.died]
     return status if status >= 0 else 128 - status
+
+
+def _killed(name: str) -> str:
+    why = (
+        "by the system for want of memory, or by somebody" if name == "SIGKILL" else "by a fault in a library"
+    )
+    return (
+        f"A process of this launch was ended by {name}, {why}; what it had come to is kept: the same command with"
+        " --resume auto goes on (a lower fit.batch_size, features.chunk or features.memory takes less memory)."
+    )
 
 
 def die_with_parent() -> None:
@@ -141,20 +159,62 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
 
 
-def _relay(errors: IO[str], status_file: Path, stopped: list[int]) -> None:
-    """Once a process has said why it ends, the launcher's own traceback about that adds nothing."""
-    for line in errors:
-        if line.startswith("runner: ") or not (stopped or status_file.exists()):
-            sys.stderr.write(redacted(line))
-            sys.stderr.flush()
+class _Relay(threading.Thread):
+    """Passes a launcher's errors on. Once a process has said why it ends, its own traceback about that adds nothing.
+
+    Args:
+        errors: Of the launcher.
+        status_file: There once a process has said so.
+        stopped: Holds the signals that were passed on.
+    """
+
+    def __init__(self, errors: IO[str] | None, status_file: Path, stopped: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.errors = errors
+        self.status_file = status_file
+        self.stopped = stopped
+        self.died = ""
+        """Name of the signal that ended a launched process."""
+
+    def run(self) -> None:
+        """Relay until the launcher ends; its words about the end wait until it is known whether they are needed."""
+        ending: list[str] = []
+        begun = ""  # a traceback's first line: the second one tells whose it is
+        for line in self.errors or ():
+            said = DIED.search(line)
+            if said and not self.died:
+                self.died = said[1] or said[2]
+            if line.startswith("runner: "):
+                self._pass_on([line])
+            elif ending or ELASTIC.match(line) or (begun and "<frozen runpy>" in line):
+                ending += [begun, line]
+                begun = ""
+            elif line.startswith("Traceback"):
+                begun = line
+            else:
+                self._pass_on([begun, line])
+                begun = ""
+        self._pass_on([begun, *([] if self.died else ending)])
+
+    @property
+    def _told(self) -> bool:
+        return bool(self.stopped) or self.status_file.exists()
+
+    def _pass_on(self, lines: Sequence[str]) -> None:
+        sys.stderr.writelines(line for line in lines if line.startswith("runner: ") or not self._told)
+        sys.stderr.flush()
 
 
 @contextmanager
-def _passing_signals_to(launcher: subprocess.Popen[str], stopped: list[int]) -> Iterator[None]:
+def _passing_signals_to(
+    launcher: subprocess.Popen[str], stopped: list[int], status_file: Path
+) -> Iterator[None]:
     """Signals go to the launched processes, which close their records and end; to the launcher before it has any."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         stopped.append(number)
+        with suppress(OSError):
+            Path(f"{status_file}{STOPPED}").touch()
         try:
             ranks = psutil.Process(launcher.pid).children()
         except psutil.NoSuchProcess:

@@ -129,7 +129,7 @@ def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Ter
 
     Raises `UserError` where they are not.
     """
-    assert start.snapshot is not None
+    assert start.snapshot is not None  # noqa: S101 (for types: asked for before)
     then, whose = start.snapshot.about, f"run {start.run_id[:8]}"
     if not start.branch and then["manifest"] != now["manifest"]:
         raise UserError(

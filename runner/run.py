@@ -20,6 +20,7 @@ from runner.fit import Epoch, Inputs, Keeper, epochs_of, fit
 from runner.gallery import Gallery
 from runner.judging import outcomes, predict
 from runner.keeping import Keeping
+from runner.mishaps import explained
 from runner.prepared import Prepared, prepare
 from runner.resuming import Start, check_same, identity_of
 from runner.scores import Scores
@@ -78,7 +79,18 @@ def train(
 
     Raises `UserError` as `prepare` and `fit` do, and where a run cannot go on with these images or weights.
     """
-    start = start or Start(as_tree(experiment))
+    with explained(experiment, accelerator):
+        return _train(experiment, accelerator, tracker, terminal, start or Start(as_tree(experiment)), parent)
+
+
+def _train(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    terminal: Terminal,
+    start: Start,
+    parent: str,
+) -> Result:
     ready = prepare(experiment, accelerator, terminal)
     network, manifest, features = ready.network, ready.manifest, ready.features
     _log_start(ready, start, accelerator, tracker)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -72,6 +73,8 @@ class Store:
         self._damaged: set[str] = set()
         """Files that were dropped; they are still there where they could not be removed."""
         self._maps: OrderedDict[str, Tensor] = OrderedDict()
+        self._row: tuple[torch.Size, torch.dtype] | None = None
+        """Shape and type of a row, as the first file that was checked has them."""
         self._use: int | None = None
 
     def refresh(self) -> None:
@@ -84,9 +87,13 @@ class Store:
                 with safe_open(self.folder / name, "pt") as file:
                     said = file.metadata()
                 keys, seconds = json.loads(said["keys"]), float(said["seconds"])
+                if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+                    raise ValueError(keys)
+                if not 0 <= seconds < math.inf:
+                    raise ValueError(seconds)
             except FileNotFoundError:
                 continue
-            except (SafetensorError, KeyError, ValueError, TypeError):
+            except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
                 self._drop(name)
                 continue
             self._keys[name] = keys
@@ -104,7 +111,7 @@ class Store:
     def verify(self, keys: Sequence[str]) -> list[str]:
         """Check the files that hold `keys`, each once in a process; drop the damaged ones and name them."""
         names = {self._places[key][0] for key in keys if key in self._places} - self._checked
-        damaged = sorted(name for name in names if not self._is_whole(name))
+        damaged = sorted(name for name in names if not (is_whole(self.folder / name) and self._alike(name)))
         self._checked |= names - set(damaged)
         for name in damaged:
             self._drop(name)
@@ -167,15 +174,11 @@ class Store:
         self._maps.move_to_end(name)
         return self._maps[name]
 
-    def _is_whole(self, name: str) -> bool:
-        try:
-            with safe_open(self.folder / name, "pt") as file:
-                said, rows = file.metadata(), file.get_tensor("rows")
-            return len(rows) == len(self._keys[name]) and said["checksum"] == _checksum(
-                self._keys[name], rows
-            )
-        except (SafetensorError, FileNotFoundError, KeyError):
-            return False
+    def _alike(self, name: str) -> bool:
+        """Whether a file's rows are of the others' shape and type: else they could not be read together."""
+        rows = self._map(name)
+        self._row = self._row or (rows.shape[1:], rows.dtype)
+        return (rows.shape[1:], rows.dtype) == self._row
 
     def _drop(self, name: str) -> None:
         self.on_damage(self.folder / name)
@@ -292,6 +295,17 @@ class Writer:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of rows is one, with the checksum that it was written with."""
+    try:
+        with safe_open(path, "pt") as file:
+            said, rows = file.metadata(), file.get_tensor("rows")
+        keys = json.loads(said["keys"])
+        return len(rows) == len(keys) and said["checksum"] == _checksum(keys, rows)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _checksum(keys: Sequence[str], rows: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from runner.plan import OBJECTIVES, Plan
 from runner.redaction import redacted
 from runner.samplers import Keyed, build_pruner, distribution
 from runner.space import Dimension, Value, applied
+from runner.yamlfile import brief
 
 FAILURES = 5
 """Trials that may fail one after the other before the study stops: what makes them fail will not go by itself."""
@@ -238,10 +240,7 @@ class Study:
         return [trial.number for trial in dead]
 
     def _lose(self, trial: FrozenTrial, reason: str, stopped: bool) -> None:
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self.storage.set_trial_user_attr(trial._trial_id, "lost", redacted(reason))
-            self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-            _retry(self.optuna, trial, stopped)
+        _lose(self.optuna, trial, reason, stopped)
 
     def _silence(self) -> float:
         path = Path(self.plan.storage.removeprefix("sqlite:///")).expanduser()
@@ -267,6 +266,16 @@ class Study:
         while not self.trials() and time.monotonic() < until:
             time.sleep(0.1)
 
+    def _check_trials(self) -> None:
+        """Raises `UserError` where the storage was damaged so that it can still be read."""
+        broken = [each.number for each in self.trials() if not _is_sound(each)]
+        if broken or len(self.optuna.directions) != 1:
+            what = f"trial {broken[0]}" if broken else "its direction"
+            raise UserError(
+                f"The study {self.plan.name!r} in {storages.hidden(self.plan.storage)} is damaged ({what}); restore the"
+                " storage, or choose another --study."
+            )
+
     def _claim_name(self) -> None:
         """Write down what the study is, and its baseline as trial 0; or see that it is the same one."""
         wanted = self.plan.identity()
@@ -285,11 +294,30 @@ class Study:
                 f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --study name,"
                 " or give what it was made with."
             )
+        self._check_trials()
         if not self.trials():  # new, or its maker died here
             settings = flatten(as_tree(self.plan.baseline))
             values = self.plan.space.pick(settings, lambda each: settings[each.setting])
             self.optuna.set_metric_names([f"validation {self.plan.objective}"])
             self.optuna.enqueue_trial(values, user_attrs={"baseline": True})
+
+
+def _is_sound(trial: FrozenTrial) -> bool:
+    """Whether a trial tells what its state and its owner must."""
+    values = trial.values or []
+    if trial.state == TrialState.COMPLETE and not (
+        len(values) == 1 and type(values[0]) in (int, float) and math.isfinite(values[0])
+    ):
+        return False
+    if "owner" not in trial.user_attrs:
+        return True
+    owner = trial.user_attrs["owner"]
+    return (
+        isinstance(owner, list)
+        and [type(each) for each in owner[:2]] == [str, int]
+        and len(owner) == 3
+        and type(owner[2]) in (int, float)
+    )
 
 
 def is_baseline(trial: FrozenTrial) -> bool:
@@ -306,6 +334,33 @@ def suggest(trial: Trial, dimension: Dimension) -> Value:
     """A dimension's value in a trial."""
     value: Value = trial._suggest(dimension.setting, distribution(dimension))
     return value
+
+
+def abandoned(journal: str) -> list[tuple[optuna.Study, FrozenTrial]]:
+    """The trials in a journal file that are RUNNING, of workers of this host that are dead.
+
+    Raises `UserError` where the file is no journal of studies.
+    """
+    storage, found = storages.connect(journal), []
+    for name in optuna.get_all_study_names(storage):
+        study = optuna.load_study(study_name=name, storage=storage)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            host, pid, started = trial.user_attrs.get("owner", [this_host(), 0, 0.0])
+            if host == this_host() and not is_alive(pid, started):
+                found.append((study, trial))
+    return found
+
+
+def give_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Mark an abandoned trial as failed, to be tried again once."""
+    _lose(study, trial, "its worker died", stopped=False)
+
+
+def _lose(study: optuna.Study, trial: FrozenTrial, reason: str, stopped: bool) -> None:
+    with suppress(optuna.exceptions.UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial._trial_id, "lost", redacted(reason))
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        _retry(study, trial, stopped)
 
 
 def _retry(study: optuna.Study, trial: FrozenTrial, stopped: bool = False) -> None:
@@ -330,7 +385,7 @@ def _age(trial: FrozenTrial) -> float:
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     one, other = flatten(stored), flatten(wanted)
     return [
-        f"{name} was {one.get(name, 'not there')!r} and is {other.get(name, 'not there')!r} now"
+        brief(f"{name} was {one.get(name, 'not there')!r} and is {other.get(name, 'not there')!r} now", 300)
         for name in sorted({*one, *other})
         if one.get(name, "not there") != other.get(name, "not there")
     ]

@@ -255,6 +255,8 @@ def _how(error: BaseException) -> tuple[str, str]:
         return "FAILED", elsewhere
     if isinstance(error, Pruned):
         return "KILLED", str(error)
+    if isinstance(error, Interrupted) and error.bereft:
+        return "FAILED", str(error)
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", sentence(error) or f"{type(error).__name__}: {error}"

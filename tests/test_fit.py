@@ -368,7 +368,13 @@ class TestRuns:
             assert mine[1] == other[1]
             assert mine[0].keys() == other[0].keys()
             assert all(torch.equal(value, other[0][key]) for key, value in mine[0].items())
-        timed = ("epoch_seconds", "images_per_second", "features/images_per_second", "features/saved_seconds")
+        timed = (
+            "epoch_seconds",
+            "images_per_second",
+            "features/images_per_second",
+            "features/saved_seconds",
+            "checkpoints/seconds",
+        )
         points = [[point for point in each.points if point[0] not in timed] for each in (first, second)]
         assert points[0] == points[1]
 

@@ -439,7 +439,7 @@ def test_a_value_too_many_is_refused() -> None:
 def test_help_tells_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "--help")
     squeezed = "".join(text.split())
-    assert helps().keys() == {*flatten(DEFAULTS), "repeat", "dry_run"}
+    assert helps().keys() == {*flatten(DEFAULTS), "repeat", "dry_run", "resume", "branch"}
     for name, told in helps().items():
         assert f"--{name}" in text
         assert "".join(told.split()) in squeezed, name

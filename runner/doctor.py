@@ -1,0 +1,311 @@
+"""`runner doctor`: is what lies on disk, in MLflow and in the studies true? What is not is mended, and told.
+
+./launch.sh doctor [--tracking.root FOLDER] [--cache FOLDER] [--check] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from runner.errors import Parser, UserError
+from runner.experiment import Experiment
+from runner.journal import Journal, is_alive, this_host
+from runner.redaction import redacted
+from runner.server import Server, server
+from runner.stores import REMOVED, root_of
+from runner.stores import stores as feature_stores
+from runner.terminal import Terminal
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+HOUR = 3600.0
+"""Seconds after which a file that is being written counts as left behind, where its writer cannot be told."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that was not as it should be."""
+
+    where: str
+    what: str
+    done: str
+    """What was done about it; empty: nothing could be, or was to be."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """What is looked at.
+
+    Args:
+        place: The tracking store and the folder of its journals.
+        client: Of it; None: it does not answer.
+        cache: Of what is computed once.
+        mend: Do what can be done, rather than tell only.
+        terminal: Shows progress.
+    """
+
+    place: Server
+    client: MlflowClient | None
+    cache: Path
+    mend: bool
+    terminal: Terminal
+
+    def found(self, where: str | Path, what: str, act: Callable[[], object] | None, done: str) -> Finding:
+        """A finding, mended by `act` if it may be; `act` may find that it cannot."""
+        if not self.mend or act is None:
+            return Finding(str(where), what, "")
+        try:
+            act()
+        except Exception as error:  # whatever refuses: the user is to hear of it
+            return Finding(str(where), f"{what}; mending failed: {' '.join(str(error).split())}", "")
+        return Finding(str(where), what, done)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look, mend and tell: 0 where nothing is left to do, 1 where something is. Raises `UserError`."""
+    parser = Parser(
+        prog="runner doctor",
+        description="Look for runs and trials that say RUNNING and do not run, records that wait, files that are half"
+        " written, damaged or belong to nothing; mend what can be mended and say what was done. Exit status 0: all is"
+        " well now; 1: something is left.",
+    )
+    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    parser.add_argument("--cache", default=Experiment.cache, help=f"default: {Experiment.cache}")
+    parser.add_argument("--check", action="store_true", help="only look: change nothing")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, and nothing else"
+    )
+    asked = parser.parse_args(argv)
+    terminal = Terminal(errors=asked.json)
+    findings = examine(server(asked.tracking), Path(asked.cache).expanduser(), not asked.check, terminal)
+    left = sum(not each.done for each in findings)
+    if asked.json:
+        print(json.dumps({"findings": [asdict(each) for each in findings], "left": left}))
+        return 1 if left else 0
+    for each in findings:
+        terminal.line(f"{each.where}: {each.what}" + (f" – {each.done}" if each.done else ""))
+    mended = len(findings) - left
+    said = [f"{mended} mended"] * bool(mended) + [f"{left} left to do"] * bool(left)
+    terminal.line(", ".join(said) + "." if said else "All is well.", style="bold")
+    return 1 if left else 0
+
+
+def examine(place: Server, cache: Path, mend: bool, terminal: Terminal) -> list[Finding]:
+    """All that is not as it should be in a tracking store, its journals and studies, and a cache."""
+    client, findings = None, []
+    if place.embedded and not (place.root / "mlflow.db").exists():
+        terminal.line(f"There are no records in {place.root}.")
+    else:
+        try:
+            client = place.connect()
+        except UserError as error:
+            findings.append(Finding(redacted(place.uri), str(error), ""))
+        except Exception as error:  # a damaged database, in the words of whichever library met it
+            findings.append(
+                Finding(redacted(place.uri), f"cannot be opened: {' '.join(str(error).split())[:300]}", "")
+            )
+    patient = Patient(place, client, cache, mend, terminal)
+    for look in (database, journals, runs, states, studies, leftovers, stores):
+        findings += look(patient)
+    return findings
+
+
+def database(patient: Patient) -> Iterator[Finding]:
+    """The embedded database, as sqlite sees it."""
+    path = patient.place.root / "mlflow.db"
+    if patient.place.embedded and path.exists():
+        try:
+            with closing(sqlite3.connect(path)) as connection:
+                said = connection.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            said = str(error)
+        if said != "ok":
+            yield Finding(str(path), f"the database is damaged ({said}); restore it from a copy", "")
+
+
+def journals(patient: Patient) -> Iterator[Finding]:
+    """Records that wait for delivery, and journals of other hosts that have fallen silent."""
+    for journal in Journal.find(patient.place.root / "journals"):
+        elsewhere = journal.owner.host != this_host()
+        if journal.alive or (not journal.pending() and journal.ended):
+            continue
+        what = f"{len(journal.pending())} records of run {journal.owner.run_id[:8]} wait"
+        if journal.owner.uri != patient.place.uri:
+            where = redacted(journal.owner.uri)
+            yield Finding(str(journal.folder), f"{what} for {where}; ./launch.sh sync delivers them", "")
+        elif elsewhere:
+            yield Finding(str(journal.folder), f"{what}; its process on {journal.owner.host} is silent, and"
+                          " ./launch.sh train --resume there or here goes on with it", "")  # fmt: skip
+        elif patient.client is None:
+            yield Finding(str(journal.folder), f"{what} for a store that does not answer", "")
+        else:
+            ended = journal.ended
+            yield patient.found(
+                journal.folder,
+                what if ended else f"run {journal.owner.run_id[:8]} says RUNNING, and its process is dead",
+                partial(_deliver, patient, journal),
+                "delivered" if ended else "closed as KILLED, its records delivered",
+            )
+
+
+def _deliver(patient: Patient, journal: Journal) -> None:
+    from runner.shipper import recover
+
+    assert patient.client is not None  # noqa: S101 (for types: asked for before)
+    recover(patient.place, patient.client, Terminal(speaks=False))
+    if journal.folder.exists() and (journal.pending() or not journal.ended):
+        raise UserError("the store did not take them; try again")
+
+
+def runs(patient: Patient) -> Iterator[Finding]:
+    """Runs that are RUNNING in MLflow, of processes of this host that do not."""
+    if patient.client is None:
+        return
+    client = patient.client
+    journals = {journal.owner.run_id for journal in Journal.find(patient.place.root / "journals")}
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000):
+        tags, run_id = run.data.tags, run.info.run_id
+        if run_id in journals or tags.get("runner.host") != this_host():
+            continue
+        if not is_alive(int(tags["runner.pid"]), float(tags["runner.started"])):
+            yield patient.found(
+                f"run {run_id[:8]}",
+                "says RUNNING, and its process is dead",
+                partial(client.set_terminated, run_id, "KILLED"),
+                "closed as KILLED",
+            )
+
+
+def states(patient: Patient) -> Iterator[Finding]:
+    """What interrupted runs would go on from: damaged snapshots, and states of runs that are gone from MLflow."""
+    from runner import snapshot
+
+    for journal in Journal.find(patient.place.root / "journals"):
+        state = journal.folder / "state"
+        if journal.alive or not state.is_dir():
+            continue
+        for path in snapshot.paths(state):
+            try:
+                snapshot.load(path)
+            except ValueError as error:
+                yield patient.found(path, f"is damaged ({error})", path.unlink, "removed")
+        if patient.client is not None and journal.owner.uri == patient.place.uri:
+            gone = _fate(patient.client, journal.owner.run_id)
+            if gone:
+                yield patient.found(
+                    journal.folder, f"is the state of a run that {gone}", journal.remove, "removed"
+                )
+
+
+def _fate(client: MlflowClient, run_id: str) -> str:
+    """Why a run will never go on; empty: it may."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        return "is not in MLflow any more" if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ""
+    if info.lifecycle_stage != "active":
+        return "was deleted in MLflow"
+    return "has finished" if info.status == "FINISHED" else ""
+
+
+def studies(patient: Patient) -> Iterator[Finding]:
+    """Trials of the default storage that are RUNNING, and whose worker is dead."""
+    from runner.storage import default
+
+    path = Path(default(patient.place.root))
+    if not path.exists():
+        return
+    from runner.study import abandoned, give_back
+
+    try:
+        found = abandoned(str(path))
+    except UserError as error:
+        yield Finding(str(path), str(error), "")
+        return
+    for study, trial in found:
+        yield patient.found(
+            f"study {study.study_name}",
+            f"trial {trial.number} says RUNNING, and its worker is dead",
+            partial(give_back, study, trial),
+            "marked as failed, to be tried again",
+        )
+
+
+def leftovers(patient: Patient) -> Iterator[Finding]:
+    """Files that a killed process was writing, journals that hold nothing, locks that nobody holds."""
+    root = patient.place.root
+    owned = {journal.folder: journal for journal in Journal.find(root / "journals")}
+    for folder in (root, patient.cache):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.rglob(".*.partial")):
+            journal = next((each for at, each in owned.items() if path.is_relative_to(at)), None)
+            if (journal is not None and not journal.alive) or _age(path) > HOUR:
+                yield patient.found(path, "was left half written", path.unlink, "removed")
+    if not (root / "journals").is_dir():
+        return
+    for path in sorted((root / "journals").iterdir()):
+        if path.is_dir() and path not in owned and _age(path) > HOUR:
+            yield patient.found(path, "is no journal", partial(shutil.rmtree, path), "removed")
+        elif (
+            path.name.endswith(".lock")
+            and path.name != ".champion.lock"
+            and _is_free(path)
+            and _age(path) > HOUR
+        ):
+            yield patient.found(path, "is a lock that nobody holds", path.unlink, "removed")
+
+
+def stores(patient: Patient) -> Iterator[Finding]:
+    """Feature stores: every file's checksum; what a killed removal left."""
+    root = root_of(patient.cache)
+    if not root.is_dir():
+        return
+    for path in sorted(root.glob(f"{REMOVED}*")):
+        yield patient.found(path, "was being removed", partial(shutil.rmtree, path), "removed")
+    found = feature_stores(root)
+    if not found:
+        return
+    from runner.store import is_whole
+
+    with patient.terminal.progress(
+        "check feature stores", sum(each.bytes for each in found) >> 20, "MiB"
+    ) as advance:
+        for store in found:
+            for path in sorted(store.folder.glob("*.safetensors")):
+                size = path.stat().st_size
+                if not is_whole(path):
+                    act = path.unlink
+                    yield patient.found(
+                        path, "is damaged", act, "removed: its rows are computed again when needed"
+                    )
+                advance(size >> 20)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return True
+    except (Timeout, OSError):
+        return False
+
+
+def _age(path: Path) -> float:
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime
+    return 0.0
