@@ -15,11 +15,11 @@ prepare() {
   local python
   for python in "${PYTHON:-}" python3.14 python3.13 python3.12 python3.11 python3 python; do
     [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 || continue
-    "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
+    "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null && break
     python=
   done
-  [ -n "$python" ] || { say "needs Python 3.11 or newer with its venv module; install it, or name it in PYTHON."; exit 2; }
-  if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  [ -n "$python" ] || { say "needs Python 3.11.4 or newer with its venv module; install it, or name it in PYTHON."; exit 2; }
+  if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; then
     say "bringing $venv up to date: its requirements have changed, or it was not finished …"
   else
     say "preparing $venv with $("$python" -V) (once; the packages are some GB, which takes minutes) …"

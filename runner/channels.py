@@ -19,7 +19,7 @@ from runner.terminal import Terminal
 from runner.views import CLEAN
 
 BATCH = 64
-STATISTICS_VERSION = [1, PIL.__version__, torchvision.__version__]
+STATISTICS_VERSION = [2, PIL.__version__, torchvision.__version__]
 """Part of what is kept: raise the number when decoding or the definition changes."""
 
 
@@ -47,7 +47,7 @@ def statistics(entries: Sequence[Entry], loader: Loader, cache: Path, terminal: 
             stds += std.sum(0, dtype=torch.float64)
             advance(len(views))
     found = Normalisation(_triple(means / len(entries)), _triple(stds / len(entries)))
-    write_text(memory, json.dumps({"mean": found.mean, "std": found.std}))
+    write_text(memory, sealed(found))
     return found
 
 
@@ -57,9 +57,20 @@ def _triple(values: torch.Tensor) -> Triple:
     return red, green, blue
 
 
+def sealed(found: Normalisation) -> str:
+    """What is kept: with a digest, since another digit would be a number like any other."""
+    numbers = {"mean": list(found.mean), "std": list(found.std)}
+    return json.dumps({**numbers, "digest": digest(numbers)})
+
+
 def _recall(memory: Path) -> Normalisation | None:
     try:
         kept = json.loads(memory.read_text())
-        return Normalisation(tuple(kept["mean"]), tuple(kept["std"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+        mean, std = kept["mean"], kept["std"]
+        whole = kept["digest"] == digest({"mean": mean, "std": std})
+        numbers = all(type(each) is float and 0 <= each <= 1 for each in (*mean, *std))
+        if whole and numbers and len(mean) == len(std) == 3:
+            return Normalisation(tuple(mean), tuple(std))
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        pass  # never computed, or damaged: compute it again
+    return None

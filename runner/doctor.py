@@ -113,13 +113,16 @@ def examine(place: Server, cache: Path, mend: bool, terminal: Terminal) -> list[
         except UserError as error:
             findings.append(Finding(redacted(place.uri), str(error), ""))
         except Exception as error:  # a damaged database, in the words of whichever library met it
-            findings.append(
-                Finding(redacted(place.uri), f"cannot be opened: {' '.join(str(error).split())[:300]}", "")
-            )
+            findings.append(Finding(redacted(place.uri), f"cannot be opened: {_words(error)}", ""))
     patient = Patient(place, client, cache, mend, terminal)
-    for look in (database, journals, runs, states, studies, leftovers, stores):
+    # Runs before journals: delivering one closes the others' runs, too, without a word.
+    for look in (database, runs, journals, states, studies, leftovers, stores):
         findings += look(patient)
     return findings
+
+
+def _words(error: Exception) -> str:
+    return redacted(" ".join(str(error).split()))[:300]
 
 
 def database(patient: Patient) -> Iterator[Finding]:
@@ -139,10 +142,16 @@ def journals(patient: Patient) -> Iterator[Finding]:
     """Records that wait for delivery, and journals of other hosts that have fallen silent."""
     for journal in Journal.find(patient.place.root / "journals"):
         elsewhere = journal.owner.host != this_host()
-        if journal.alive or (not journal.pending() and journal.ended):
+        if journal.alive:
+            continue
+        if not journal.pending() and journal.ended:
+            if not (journal.folder / "state").is_dir():
+                yield patient.found(
+                    journal.folder, "holds nothing that was not delivered", journal.remove, "removed"
+                )
             continue
         what = f"{len(journal.pending())} records of run {journal.owner.run_id[:8]} wait"
-        if journal.owner.uri != patient.place.uri:
+        if redacted(journal.owner.uri) != redacted(patient.place.uri):
             where = redacted(journal.owner.uri)
             yield Finding(str(journal.folder), f"{what} for {where}; ./launch.sh sync delivers them", "")
         elif elsewhere:
@@ -173,10 +182,17 @@ def runs(patient: Patient) -> Iterator[Finding]:
     """Runs that are RUNNING in MLflow, of processes of this host that do not."""
     if patient.client is None:
         return
+    from mlflow.exceptions import MlflowException
+
     client = patient.client
     journals = {journal.owner.run_id for journal in Journal.find(patient.place.root / "journals")}
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    for run in client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000):
+    try:
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        found = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
+    except MlflowException as error:  # it answered at first: a table is damaged, or the server went away
+        yield Finding(redacted(patient.place.uri), f"cannot be read: {_words(error)}", "")
+        return
+    for run in found:
         tags, run_id = run.data.tags, run.info.run_id
         if run_id in journals or tags.get("runner.host") != this_host():
             continue
@@ -184,9 +200,14 @@ def runs(patient: Patient) -> Iterator[Finding]:
             yield patient.found(
                 f"run {run_id[:8]}",
                 "says RUNNING, and its process is dead",
-                partial(client.set_terminated, run_id, "KILLED"),
+                partial(_close, client, run_id),
                 "closed as KILLED",
             )
+
+
+def _close(client: MlflowClient, run_id: str) -> None:
+    client.set_tag(run_id, "runner.reason", "its process died without a word")
+    client.set_terminated(run_id, "KILLED")
 
 
 def states(patient: Patient) -> Iterator[Finding]:
@@ -202,7 +223,7 @@ def states(patient: Patient) -> Iterator[Finding]:
                 snapshot.load(path)
             except ValueError as error:
                 yield patient.found(path, f"is damaged ({error})", path.unlink, "removed")
-        if patient.client is not None and journal.owner.uri == patient.place.uri:
+        if patient.client is not None and redacted(journal.owner.uri) == redacted(patient.place.uri):
             gone = _fate(patient.client, journal.owner.run_id)
             if gone:
                 yield patient.found(
@@ -278,7 +299,7 @@ def stores(patient: Patient) -> Iterator[Finding]:
         return
     for path in sorted(root.glob(f"{REMOVED}*")):
         yield patient.found(path, "was being removed", partial(shutil.rmtree, path), "removed")
-    found = feature_stores(root)
+    found = feature_stores(root, tidy=patient.mend)
     if not found:
         return
     from runner.store import is_whole

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from runner.redaction import redacted
+
 PROCESSES = "RUNNER_PROCESSES"
 """Names the number of processes that a launcher was asked for."""
 COMMAND = "RUNNER_COMMAND"
@@ -32,7 +34,13 @@ BEREFT = (
 
 
 class UserError(Exception):
-    """A failure that its user caused or can mend: one sentence that says what, where and how to mend it."""
+    """A failure that its user caused or can mend: one sentence that says what, where and how to mend it.
+
+    Passwords in it are hidden, whoever raises it.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redacted(sentence))
 
 
 class Diverged(UserError):  # noqa: N818 (it says what happened)
@@ -163,8 +171,8 @@ def guarded(main: Callable[[], int | None], speaks: Callable[[], bool] = lambda:
     except Exception as error:
         text = sentence(error)
         if text is None:
-            traceback.print_exc()
-            _claim(1, f"{type(error).__name__}: {error}")
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+            _claim(1, redacted(f"{type(error).__name__}: {error}"))
             return 1
         status, said = 2, text
     if status and said:

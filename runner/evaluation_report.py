@@ -27,6 +27,7 @@ from runner.runs import Found
 from runner.server import server
 from runner.terminal import Terminal
 from runner.views import CLEAN
+from runner.yamlfile import brief
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -229,7 +230,9 @@ def _boxes(path: Path, best: Judged, terminal: Terminal) -> dict[int, Box]:
             if place in found:
                 raise ValueError("has two boxes; one is needed")
             box = (float(row["left"]), float(row["top"]), float(row["right"]), float(row["bottom"]))
-            if not (box[0] < box[2] and box[1] < box[3]):  # nan too
+            if not all(map(math.isfinite, box)):
+                raise ValueError(f"the box {box} has no end")
+            if not (box[0] < box[2] and box[1] < box[3]):
                 raise ValueError(f"the box {box} is empty")
             width, height = open_rgb(root / where).size  # upright, as it is seen
             seen = faithfulness.in_view(box, width, height, views.resize, views.crop)
@@ -241,7 +244,7 @@ def _boxes(path: Path, best: Judged, terminal: Terminal) -> dict[int, Box]:
         raise UserError(f"{path} cannot be read ({error.strerror}: {error.filename}).") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path} is no table path,left,top,right,bottom of pixels ({where}: {' '.join(str(error).split())})."
+            f"{path} is no table path,left,top,right,bottom of pixels ({brief(f'{where}: {error}', 300)})."
         ) from None
     if outside:
         terminal.warn(

@@ -30,6 +30,9 @@ def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
         aside.chmod(mode)
         aside.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write does not tell where
+        raise
     finally:
         aside.unlink(missing_ok=True)
 

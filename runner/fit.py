@@ -23,7 +23,7 @@ from runner.features import Rows
 from runner.judging import judgements
 from runner.network import Network
 from runner.scores import Scores, count
-from runner.snapshot import Snapshot
+from runner.snapshot import Snapshot, taking_up
 from runner.terminal import Terminal
 from runner.trainer import Trainer
 
@@ -217,10 +217,11 @@ class _Fitting:
 
     def _resume(self, snapshot: Snapshot, changed: bool) -> None:
         told = snapshot.about
-        self.history = epochs_of(snapshot)
-        self.trainer.restore(snapshot, changed)
-        self.over = told["over"] and not changed
-        self.spent = 0.0 if changed else told["seconds"]
+        with taking_up():
+            self.history = epochs_of(snapshot)
+            self.trainer.restore(snapshot, changed)
+            self.over = bool(told["over"]) and not changed
+            self.spent = 0.0 if changed else float(told["seconds"])
 
     def _between(self, count: int, signals: Held, advance: Callable[[int], None]) -> None:
         """Between two steps: at times all processes agree on whether to keep a snapshot, and whether to stop."""

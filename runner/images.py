@@ -1,4 +1,8 @@
-"""Image files by what a person names: files, folders, patterns."""
+"""Image files by what a person names: files, folders, patterns.
+
+A link to a file stands for the file, since pictures are only looked at; what a link to a folder holds is taken where
+the link itself is named, not where it lies in a named folder or beneath `**`: a folder's links may lead anywhere.
+"""
 
 from __future__ import annotations
 
@@ -54,11 +58,33 @@ def _named(word: str) -> list[Path]:
         raise UserError(
             f"There is no {shown(word) or 'image without a name'}; give an image, a folder or a pattern."
         )
-    matches = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]
+    matches = [Path(each) for each in sorted(_matching(path))]
     files = [file for each in matches for file in (_inside(each) if each.is_dir() else [each])]
     if not files:
         raise UserError(f"The pattern {shown(word)!r} matches no image.")
     return files
+
+
+def _matching(pattern: Path) -> list[str]:
+    """The files and folders that a pattern matches; `**` goes into no linked folders, which may lead in circles."""
+    if "**" not in pattern.parts:
+        return glob.glob(str(pattern))
+    place = pattern.parts.index("**")
+    starts = glob.glob(str(Path(*pattern.parts[:place]))) if place else ["."]
+    rest = "/".join(pattern.parts[place:])
+    found = ((Path(start), each) for start in starts for each in Path(start).glob(rest))
+    return [
+        str(each)
+        for start, each in found
+        if not _hidden(each.relative_to(start)) and not _through_link(start, each)
+    ]
+
+
+def _through_link(start: Path, path: Path) -> bool:
+    """Whether a path is, or leads through, a linked folder behind `start`."""
+    inner = path.relative_to(start)
+    folders = [start / each for each in inner.parents if each.parts]
+    return any(each.is_symlink() for each in folders) or (path.is_symlink() and path.is_dir())
 
 
 def _inside(folder: Path) -> list[Path]:

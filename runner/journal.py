@@ -161,8 +161,9 @@ class Journal:
                 while line:
                     line = line[file.write(line) :]
                 os.fsync(file.fileno())
-            except OSError:  # half a line would spoil the next one
+            except OSError as error:  # half a line would spoil the next one
                 os.ftruncate(file.fileno(), whole)
+                error.filename = str(self.folder)
                 raise
 
     def stage(self, name: str) -> Path:

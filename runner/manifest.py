@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,12 +104,32 @@ def read_csv(text: str, root: Path) -> Manifest:
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         if tuple(header) != COLUMNS:
             raise ValueError(header)
-        entries = tuple(
-            Entry(path, label, split, int(size), content) for path, label, split, size, content in rows
-        )
     except (ValueError, csv.Error):
         raise UserError("The manifest is not one that the runner wrote.") from None
-    return Manifest(root, entries)
+    entries = []
+    for number, row in enumerate(rows, 1):
+        if fault := _fault(row):
+            raise UserError(f"The manifest is not one that the runner wrote: {fault} in its row {number}.")
+        path, label, split, size, content = row
+        entries.append(Entry(path, label, split, int(size), content))
+    if any(one.path >= two.path for one, two in itertools.pairwise(entries)):
+        raise UserError("The manifest is not one that the runner wrote: its paths are not sorted, each once.")
+    return Manifest(root, tuple(entries))
+
+
+def _fault(row: Sequence[str]) -> str | None:
+    """What of a row of a manifest cannot be; None where it is sound."""
+    if len(row) != len(COLUMNS):
+        return f"{len(row)} cells"
+    path, label, split, size, content = row
+    parts = path.split("/")
+    if parts[0] != label or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\0" in path:
+        return "a path that does not lie in its class"
+    if split not in SPLITS:
+        return "a split of another name"
+    if not re.fullmatch("0|[1-9][0-9]{0,17}", size):
+        return "a size that is no number of bytes"
+    return None if re.fullmatch("[0-9a-f]{40}", content) else "a digest that is none"
 
 
 def build(experiment: Experiment, terminal: Terminal) -> Manifest:

@@ -15,6 +15,7 @@ from runner.errors import UserError
 from runner.experiment import Normalisation
 from runner.generator import seeded
 from runner.portable.network import VGG, build_head, within
+from runner.yamlfile import brief
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ class Network(VGG):
                 from runner.settings import nearest
 
                 raise UserError(
-                    f"network.trainable is {trainable!r}, which names no layer with weights{nearest(begin, names)};"
+                    f"network.trainable is {brief(trainable, 100)!r}, which names no layer with weights"
+                    f"{nearest(begin[:100], names)};"
                     f" it takes head, all, or a layer such as {names[len(names) // 2]}."
                 )
             first = inside[0]

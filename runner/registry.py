@@ -71,12 +71,25 @@ def _logged(client: MlflowClient, run: Run, folder: Path, told: dict[str, Any]) 
     if model.model_id not in [each.model_id for each in known_outputs]:  # a second time is an error
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, told["step"])])
     points = [
-        Metric(name, value, told["time"], told["step"], model_id=model.model_id, run_id=run_id)
+        Metric(
+            name,
+            value,
+            _when(client, run_id, name, told),
+            told["step"],
+            model_id=model.model_id,
+            run_id=run_id,
+        )
         for name, value in told["metrics"].items()
     ]
     client.log_batch(run_id, points)
     client.set_tag(run_id, MODEL_TAG, model.model_id)
     return model
+
+
+def _when(client: MlflowClient, run_id: str, name: str, told: dict[str, Any]) -> int:
+    """The time of the run's own point: MLflow gives the run the model's points too, and keeps equal ones once."""
+    times = [each.timestamp for each in client.get_metric_history(run_id, name) if each.step == told["step"]]
+    return min(times, default=told["time"])
 
 
 def _registered(client: MlflowClient, run: Run, model: LoggedModel, told: dict[str, Any]) -> ModelVersion:

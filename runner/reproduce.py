@@ -25,7 +25,15 @@ from runner.experiment import Experiment
 from runner.launch import launch, take_processes
 from runner.manifest import Manifest, build, read_csv
 from runner.records import REPRODUCES
-from runner.reproduction import Change, Verdict, changes, compare, figures
+from runner.reproduction import (
+    Change,
+    Verdict,
+    changes,
+    compare,
+    figures,
+    is_environment,
+    processes_of,
+)
 from runner.runs import Found
 from runner.server import server
 from runner.settings import parse as parse_settings
@@ -88,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
         _say_changes(said, terminal)
         before = set(_reproductions(client, run))
         with _reproducing(run), _output_on_errors() if asked.json else nullcontext():
-            status = launch("train.py", words, asked.processes or int(then.get("processes", 1)))
+            status = launch("train.py", words, asked.processes or processes_of(then))
         if status:
             return status
         new = _trained(client, run, before)
@@ -187,9 +195,9 @@ def _environment(client: MlflowClient, run: Found, folder: Path) -> dict[str, An
     folder.mkdir(exist_ok=True)
     try:
         told = json.loads(runs.artifact(client, run, "environment.json", folder).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         told = None
-    if not isinstance(told, dict):
+    if not is_environment(told):
         raise UserError(f"The environment.json of run {_called(run)} is not one that the runner wrote.")
     return told
 
@@ -200,7 +208,7 @@ def _present(then: Mapping[str, Any]) -> dict[str, Any]:
     for name in then.get("packages", {}):
         try:
             packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+        except (importlib.metadata.PackageNotFoundError, ValueError):  # no name that a package could have
             packages[name] = "not installed"
     return {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
 

@@ -21,6 +21,11 @@ TOLERANCE = 1e-5
 WATCHED = ("python", "platform", "device", "processes", "threads", "precision")
 """What of environment.json may change last bits, beside packages and code."""
 
+LONGEST = 500
+"""Characters of a word of environment.json."""
+MOST = 1024
+"""Processes or threads that a run can have had."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -29,6 +34,24 @@ class Change:
     what: str
     then: str
     now: str
+
+
+def is_environment(told: Any) -> bool:
+    """Whether something read from environment.json is what the runner writes, as far as it is looked at."""
+    if not isinstance(told, dict) or not isinstance(told.get("packages", {}), dict):
+        return False
+    words = [told[name] for name in ("python", "platform", "device", "precision") if name in told]
+    words += [told["git_commit"]] if told.get("git_commit") is not None else []
+    words += [*told.get("packages", {}), *told.get("packages", {}).values()]
+    counts = [told[name] for name in ("processes", "threads") if name in told]
+    return all(
+        isinstance(word, str) and word.isprintable() and len(word) < LONGEST for word in words
+    ) and all(type(count) is int and 0 < count <= MOST for count in counts)
+
+
+def processes_of(then: Mapping[str, Any]) -> int:
+    """The processes that a run was trained on, by its environment."""
+    return int(then.get("processes", 1))
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

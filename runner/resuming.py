@@ -131,19 +131,19 @@ def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Ter
     """
     assert start.snapshot is not None  # noqa: S101 (for types: asked for before)
     then, whose = start.snapshot.about, f"run {start.run_id[:8]}"
-    if not start.branch and then["manifest"] != now["manifest"]:
+    if not start.branch and then.get("manifest") != now["manifest"]:
         raise UserError(
             f"The images in {ready.manifest.root} are not those that {whose} was interrupted on; make the folder what"
             " it was, name it with --data.root, or begin a new run."
         )
-    if not start.branch and then["frozen"] != now["frozen"]:
+    if not start.branch and then.get("frozen") != now["frozen"]:
         raise UserError(
             f"The frozen weights are not those of {whose}: the file that network.weights names has changed; restore"
             " it, or begin a new run."
         )
     for name in ("processes", "threads"):
-        if then[name] != now[name]:
+        if then.get(name) != now[name]:
             terminal.warn(
-                f"{then[name]} {name} before, {now[name]} now: sums are taken in another order, and may differ in"
+                f"{then.get(name)} {name} before, {now[name]} now: sums are taken in another order, and may differ in"
                 " their last digits"
             )

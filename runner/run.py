@@ -24,7 +24,7 @@ from runner.mishaps import explained
 from runner.prepared import Prepared, prepare
 from runner.resuming import Start, check_same, identity_of
 from runner.scores import Scores
-from runner.snapshot import Snapshot
+from runner.snapshot import Snapshot, taking_up
 from runner.terminal import Terminal
 from runner.tracker import Tracker
 from runner.views import CLEAN, view_of
@@ -171,14 +171,15 @@ def _take_up(
     keep: Callable[[Epoch, str], None],
 ) -> list[Epoch]:
     """Stand where an interrupted run stood, but for its fit: best checkpoint, pictures, account; its epochs."""
-    epochs = epochs_of(kept)
-    best.update(kept.part("best"))
-    if best:
-        ready.network.load_state_dict(best, strict=False)
-        keep([epoch for epoch in epochs if epoch.best][-1], "best")
-    if gallery is not None:
-        gallery.choose(kept.about["gallery"])
-    ready.features.account = Account(**kept.about["account"])
+    with taking_up():
+        epochs = epochs_of(kept)
+        best.update(kept.part("best"))
+        if best:
+            ready.network.load_state_dict(best, strict=False)
+            keep([epoch for epoch in epochs if epoch.best][-1], "best")
+        if gallery is not None:
+            gallery.choose(kept.about["gallery"])
+        ready.features.account = Account(**kept.about["account"])
     return epochs
 
 

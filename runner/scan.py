@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from runner.cores import cores
 from runner.errors import UserError
 from runner.files import write_text
+from runner.images import shown
 from runner.keys import digest, digest_bytes
 from runner.sources import Source
 from runner.terminal import Terminal
 
 LITTER = frozenset({"Thumbs.db", "desktop.ini"})
 """Files that desktops leave in folders; hidden files are passed over too."""
-SCAN_VERSION = 1
-"""Part of the cache's name: raise it when decoding or the digest changes."""
+SCAN_VERSION = 2
+"""Part of the cache's name: raise it when decoding, the digest or the form of the memory changes."""
+LONGEST = 300
+"""Characters of Pillow's reason why a file is no image."""
 
 Stamp = tuple[int, int, int, int]
 """Size in bytes, modification and change time in ns, inode: a file with the same stamp was not rewritten."""
@@ -55,7 +59,7 @@ def scan(source: Source, cache: Path, follow_links: bool, terminal: Terminal) ->
                 known[path] = (stamps[path], *outcome)
         finally:  # an interrupted scan goes on where it was
             write_text(
-                memory, json.dumps({path: known[path] for path in found if path in known and known[path][1]})
+                memory, sealed({path: known[path] for path in found if path in known and known[path][1]})
             )
     return [
         ImageFile(path, path.split("/", 1)[0], known[path][0][0], known[path][1], known[path][2])
@@ -119,10 +123,27 @@ def _stamp(path: Path) -> Stamp:
 
 def _recall(memory: Path) -> dict[str, tuple[Stamp, str, str | None]]:
     try:
-        rows = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
-        return {path: (tuple(stamp), content, fault) for path, (stamp, content, fault) in rows.items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        kept = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
+        rows = kept["files"]
+        if kept["digest"] != digest(rows):
+            return {}
+        return {path: _row(*row) for path, row in rows.items()}
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return {}  # never scanned, or a damaged memory: scan again
+
+
+def sealed(rows: Mapping[str, Any]) -> str:
+    """What is remembered: with a digest, since a damaged digest of an image would be taken for the image's."""
+    return json.dumps({"digest": digest(rows), "files": rows})
+
+
+def _row(stamp: Any, content: Any, fault: Any) -> tuple[Stamp, str, str | None]:
+    """A file's memory. Raises ValueError where that is not what it is."""
+    size, modified, changed, inode = stamp
+    whole = all(type(number) is int for number in stamp)
+    if not (whole and isinstance(content, str) and isinstance(fault, str | None)):
+        raise ValueError(stamp)
+    return (size, modified, changed, inode), content, fault
 
 
 def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, tuple[str, str | None]]]:
@@ -161,7 +182,6 @@ def _decode(path: Path) -> tuple[str, str | None]:
     except UnidentifiedImageError:
         return digest_bytes(content), "is not an image that Pillow knows"
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        return digest_bytes(
-            content
-        ), f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}"
+        reason = shown(" ".join(str(error).split()))[:LONGEST] or type(error).__name__
+        return digest_bytes(content), f"cannot be decoded: {reason}"
     return digest_bytes(content), None

@@ -62,8 +62,10 @@ class Server:
         """
         quieten()
         ask(self.uri)
-        for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+        for name in ("alembic", "mlflow.tracking"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It logs a traceback of every fault that it also raises: a full disk is told in a sentence.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
         if not self.uri.startswith("sqlite:///"):
@@ -111,9 +113,13 @@ def _let_in(uri: str) -> MlflowClient:
     """A client of a server or database that answers a first question. Raises `UserError` where it does not."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
+            create_engine(uri).connect().close()  # MLflow would ask again for minutes
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
@@ -161,5 +167,6 @@ def ask(uri: str) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = redacted(str(getattr(error, "reason", error)))
         raise UserError(
-            f"The tracking server {redacted(uri)} does not answer ({reason}); start it, or mend or unset MLFLOW_TRACKING_URI."
+            f"The tracking server {redacted(uri)} does not answer ({reason}); start it, or mend or unset"
+            " MLFLOW_TRACKING_URI."
         ) from None

@@ -16,6 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from runner.errors import UserError
 from runner.experiment import Data, Experiment, as_tree, dump, flatten
+from runner.yamlfile import read_yaml
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = next(path for path in (HERE.parent / "experiments", HERE / "experiments") if path.is_dir())
@@ -36,7 +37,11 @@ KINDS = {
 DEFAULTS = as_tree(Experiment(data=Data(root=".")))
 """The tree of all settings, for their names."""
 
-jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+jsonargparse.set_parsing_settings(
+    docstring_parse_attribute_docstrings=True,
+    import_path_denylist=["*"],  # the parser would import what a file calls a class_path
+    import_path_allowlist=["runner.experiment.Normalisation"],  # which is an alternative to a word
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Parser(jsonargparse.ArgumentParser):
 def explain(message: str) -> str:
     """The parser's report, in one sentence for a user."""
     known = ["config", "print_config", *Options.__dataclass_fields__, *flatten(DEFAULTS)]
+    if denied := re.search(r"Importing '(.+?)' is not allowed", message):
+        return f"{denied[1]!r} names code, which no setting takes; --help shows what each takes."
     if unknown := re.match(r"unrecognized arguments: (?:--)?([^\s=]+)", message):
         name = unknown[1]
         return f"There is no setting {name!r}{nearest(name, known)}; --help lists them all."
@@ -155,7 +162,7 @@ def _normalised(argv: Sequence[str]) -> list[str]:
 
 def _checked_yaml(path: Path) -> Path:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_yaml(path))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
     if not isinstance(tree, dict):
@@ -179,9 +186,11 @@ def parse(
             work, no such file.
     """
     parser = build_parser(prog, description)
-    values = parser.parse_args(_normalised(argv))
     try:
+        values = parser.parse_args(_normalised(argv))
         tree = parser.instantiate(values)
+    except ImportError as error:
+        raise UserError(explain(str(error))) from None
     except (ValueError, TypeError) as error:
         raise UserError(f"{error}.") from None
     names = Experiment.__dataclass_fields__

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from runner.journal import Event, Journal, is_alive, this_host
+from runner.redaction import redacted
 from runner.registry import deliver as deliver_model
 from runner.server import Server
 from runner.terminal import Terminal
@@ -65,7 +66,7 @@ def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
             for event in events:
                 _send([event], journal, client)
         elif not _is_gone(journal.owner.run_id, client):
-            client.set_tag(journal.owner.run_id, "runner.refused", str(error)[:5000])
+            client.set_tag(journal.owner.run_id, "runner.refused", redacted(str(error))[:5000])
 
 
 def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
@@ -79,7 +80,7 @@ def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
     except Exception as error:
         if not _refuses(error):
             raise
-        said = f"the model was not logged: the server refuses it ({' '.join(str(error).split())[:300]})"
+        said = f"the model was not logged: the server refuses it ({redacted(' '.join(str(error).split()))[:300]})"
         client.set_tag(run_id, "runner.refused", said)
     else:
         client.set_tag(run_id, "runner.champion", said)
@@ -92,6 +93,11 @@ def _refuses(error: Exception) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
     code = getattr(error, "error_code", None)
     return code in {*PERMANENT, "ENDPOINT_NOT_FOUND"} or (status is not None and 400 <= status < 500)
+
+
+def briefly(fault: Exception) -> str:
+    """What a library says of a fault, without what it would have done and where to read more."""
+    return redacted(str(fault).strip().split("\n", 1)[0])[:300]
 
 
 def _is_gone(run_id: str, client: MlflowClient) -> bool:
@@ -206,7 +212,7 @@ def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
     Nothing stays RUNNING that does not run.
     """
     for journal in Journal.find(server.root / "journals"):
-        if journal.owner.alive or journal.owner.uri != server.uri:
+        if journal.owner.alive or redacted(journal.owner.uri) != redacted(server.uri):
             continue
         try:
             with FileLock(f"{journal.folder}.lock", timeout=0):
@@ -232,7 +238,9 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
     try:
         deliver(journal, client)
     except Exception as error:
-        terminal.warn(f"the records of run {journal.owner.run_id} could not be delivered yet ({error})")
+        terminal.warn(
+            f"the records of run {journal.owner.run_id} could not be delivered yet ({briefly(error)})"
+        )
     else:
         for line in journal.said:
             terminal.line(line)

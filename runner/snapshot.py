@@ -8,6 +8,8 @@ and its predecessor stays until it is whole.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from runner.errors import UserError
 from runner.files import replacing
 from runner.keys import digest
 from runner.tensors import fingerprint, write
@@ -90,6 +93,18 @@ def load(path: Path) -> Snapshot:
         return Snapshot(int(told["epoch"]), int(told["batch"]), int(told["step"]), tensors, told["about"])
     except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError("it is of another version") from None
+
+
+@contextmanager
+def taking_up() -> Iterator[None]:
+    """Within the block a whole snapshot is taken up. Raises `UserError` where its content is another version's."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            "The state of the run to go on from is not one that this version wrote"
+            f" ({' '.join(str(error).split())[:200]}); begin a new run."
+        ) from None
 
 
 def newest(folder: Path) -> tuple[Snapshot | None, list[str]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import http.client
 import os
 import shutil
+import tarfile
 import tempfile
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,8 +69,21 @@ def _caltech101(root: Path, data: Data, terminal: Terminal) -> Source:
 
 
 def _download_caltech101(root: Path, terminal: Terminal) -> None:
-    """Download and unpack aside, then rename: an interrupted download leaves nothing that looks whole."""
+    """Download and unpack aside, then rename: an interrupted download leaves nothing that looks whole.
+
+    Archives are unpacked with Python's filter for data, which keeps names and links that lead out of the folder from
+    being written; Python's first releases of 3.11 had none.
+    """
     from torchvision.datasets import Caltech101
+
+    by_hand = (
+        f"fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}), unpack it and its 101_ObjectCategories.tar.gz, and put the"
+        f" folder 101_ObjectCategories at {root / 'caltech101' / '101_ObjectCategories'}"
+    )
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(
+            f"This Python does not check where an archive's files go; use 3.11.4 or newer, or {by_hand}."
+        )
 
     root.mkdir(parents=True, exist_ok=True)
     with (
@@ -80,12 +96,13 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
         try:
             with impatient():
                 Caltech101(aside, target_type="category", download=True)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError) as error:
             raise UserError(
-                f"Caltech-101 could not be downloaded ({error}); fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}),"
-                f" unpack it and its 101_ObjectCategories.tar.gz, and put the folder 101_ObjectCategories at"
-                f" {root / 'caltech101' / '101_ObjectCategories'}."
+                f"The archive of Caltech-101 is damaged, or would write outside its folder ({error}), and was not"
+                f" used; {by_hand}."
             ) from None
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise UserError(f"Caltech-101 could not be downloaded ({error}); {by_hand}.") from None
         (root / "caltech101").mkdir(exist_ok=True)
         categories = Path("caltech101") / "101_ObjectCategories"
         os.replace(aside / categories, root / categories)

@@ -20,11 +20,14 @@ from ruamel.yaml.error import YAMLError
 from runner.errors import UserError
 from runner.experiment import Experiment, as_tree, flatten
 from runner.settings import EXPERIMENTS, check_setting, nearest
+from runner.yamlfile import brief, read_yaml
 
 Value: TypeAlias = bool | int | float | str | None
 Suggest: TypeAlias = Callable[["Dimension"], Value]
 
 SPACES = EXPERIMENTS / "spaces"
+MOST = 1e300
+"""What a number must be less than: not infinite, nor an integer that no floating-point number comes near."""
 FIXED = {
     "name": "it names the records",
     "data": "trials would be judged on other images",
@@ -158,9 +161,21 @@ def read(path: Path, baseline: Experiment, checked: bool = False) -> Space:
     take, or does not hold the baseline.
     """
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+        return _read(path, read_yaml(path), baseline, checked)
+    except UserError as error:
+        raise UserError(brief(str(error))) from None  # it may hold a value as it stands in the file
+
+
+def _read(path: Path, text: str, baseline: Experiment, checked: bool) -> Space:
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except (
+        YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # ValueError: of a value that is said to be a date
+        raise UserError(f"{path} is not a YAML file: {brief(str(error), 300)}.") from None
     if not tree:
         raise UserError(
             f"The space {path} is empty; name settings, as optim.lr: {{low: 1e-4, high: 1e-2, log: true}}."
@@ -208,9 +223,21 @@ def _conditions(where: str, words: Any) -> tuple[tuple[str, tuple[Value, ...]], 
         raise UserError(
             f"{where}: when must name settings and values, as {{optim.name: sgd}}; it is {words!r}."
         )
+    if empty := [name for name, value in words.items() if value == []]:
+        raise UserError(f"{where}: when names no value of {empty[0]}; name one or more.")
+    values = [each for value in words.values() for each in (value if isinstance(value, list) else [value])]
+    if not all(map(_is_value, values)):
+        raise UserError(f"{where}: when must name values that a setting can have; it is {words!r}.")
     return tuple(
         (str(name), tuple(value) if isinstance(value, list) else (value,)) for name, value in words.items()
     )
+
+
+def _is_value(value: object) -> bool:
+    """Whether a setting could have a value: a single one, and of numbers a finite one."""
+    if isinstance(value, (int, float)):
+        return abs(value) < MOST
+    return value is None or isinstance(value, str)
 
 
 def _categories(
@@ -221,8 +248,12 @@ def _categories(
         raise UserError(f"{where} needs two values or more to choose from; it has {choices!r}.")
     if extra := [word for word in ("low", "high", "log", "step") if word in words]:
         raise UserError(f"{where} has both choices and {extra[0]}; a setting has categories or a range.")
-    if not all(choice is None or isinstance(choice, (bool, int, float, str)) for choice in choices):
+    if any(isinstance(choice, (list, dict)) for choice in choices):
         raise UserError(f"{where}: a category must be one value; {choices!r} holds lists or groups.")
+    if not all(map(_is_value, choices)):
+        raise UserError(
+            f"{where}: a category must be a word, true, false, null or a finite number; it has {choices!r}."
+        )
     if any(same(one, other) for place, one in enumerate(choices) for other in choices[:place]):
         raise UserError(f"{where} names a value twice: {choices!r}.")
     for choice in () if checked else choices:
@@ -241,7 +272,7 @@ def _range(where: str, name: str, words: Any, when: Any, baseline: Experiment, c
     low, high, step = words["low"], words["high"], words.get("step")
     log = words.get("log", False)
     for word, value in (("low", low), ("high", high), ("step", 1 if step is None else step)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value - value != 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < MOST:
             raise UserError(f"{where}: {word} must be a number; it is {value!r}.")
         if kind is int and int(value) != value:
             raise UserError(f"{where} takes whole numbers; {word} is {value}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -94,14 +95,20 @@ def _journal(path: Path) -> BaseStorage:
         finally:
             lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-    except (ValueError, KeyError, TypeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # Optuna raises nearly anything on lines that it did not write
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is not a journal of studies ({error}); give --storage another path."
+            f"{path} is not a journal of studies, or is damaged ({reason}); give --storage another path."
         ) from None
 
 
 def _mend(path: Path) -> None:
-    """Cut off a last line that a dying process left half written: the next one would be lost with it."""
+    """Cut off a last line that a dying process left half written: the next one would be lost with it.
+
+    Raises ValueError where the last line is whole, but not of a journal.
+    """
     with path.open("ab+") as file:
         end = file.tell()
         back = min(end, 1 << 20)
@@ -109,6 +116,10 @@ def _mend(path: Path) -> None:
         tail = file.read()
         if tail and not tail.endswith(b"\n"):
             file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
+            tail = tail[: tail.rfind(b"\n") + 1]
+    _, newline, last = tail[:-1].rpartition(b"\n")
+    if newline:  # of a last line that is none, Optuna would tell at the next one only
+        json.loads(last)
 
 
 class KernelLock:

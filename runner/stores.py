@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from runner.errors import Parser, UserError
 from runner.files import free_bytes
+from runner.images import shown
 from runner.terminal import Terminal, duration, size
 
 RECIPE = "recipe.json"
@@ -25,6 +25,8 @@ IN_USE = "in-use"
 REMOVED = ".removed-"
 """Begins the name of what is being removed."""
 HOUR, DAY = 3600.0, 86400.0
+LONGEST = 200
+"""Characters of what a recipe says of itself that are shown."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Found:
     """A store on disk."""
 
     folder: Path
-    about: dict[str, Any]
+    about: dict[str, str]
     bytes: int
     used: float
     """When last, in seconds since the epoch."""
@@ -48,15 +50,21 @@ def root_of(cache: str | Path) -> Path:
     return Path(cache).expanduser() / "features"
 
 
-def stores(root: Path) -> list[Found]:
-    """Every store under a root, the one that was used last first. What a killed removal left is cleared away."""
+def stores(root: Path, tidy: bool = True) -> list[Found]:
+    """Every store under a root, the one that was used last first.
+
+    Args:
+        root: Of a cache.
+        tidy: Clear away what killed processes have left.
+    """
     found = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.name.startswith(REMOVED):
-            shutil.rmtree(folder, ignore_errors=True)
+            if tidy:
+                shutil.rmtree(folder, ignore_errors=True)
         elif folder.is_dir():
             with suppress(FileNotFoundError):  # gone meanwhile
-                found.append(_look(folder))
+                found.append(_look(folder, tidy))
     return sorted(found, key=lambda each: -each.used)
 
 
@@ -129,16 +137,17 @@ def make_room(root: Path, needed: int, cap: float, terminal: Terminal) -> None:
             )
 
 
-def _look(folder: Path) -> Found:
+def _look(folder: Path, tidy: bool) -> Found:
     recipe = folder / RECIPE
-    for path in folder.glob(".*.partial"):  # of a killed process; a living one is done in seconds
+    for path in folder.glob(".*.partial") if tidy else ():  # of a killed process; a living one takes seconds
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > HOUR:
                 path.unlink()
     try:
-        about = json.loads(recipe.read_text())["about"]
-    except (OSError, ValueError, KeyError, TypeError):
-        about = {}
+        told = json.loads(recipe.read_text(encoding="utf-8"))["about"].items()
+        about = {name: shown(words)[:LONGEST] for name, words in told if isinstance(words, str)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        about = {}  # of another version, or damaged
     stamp = (recipe if recipe.exists() else folder).stat().st_mtime
     return Found(folder, about, sum(_bytes(path) for path in folder.iterdir()), stamp)
 
@@ -174,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
 def _list(present: Sequence[Found], root: Path, as_json: bool) -> None:
     if as_json:
         facts = [
-            {"name": s.name, **s.about, "bytes": s.bytes, "used": s.used, "folder": str(s.folder)}
+            {**s.about, "name": s.name, "bytes": s.bytes, "used": s.used, "folder": str(s.folder)}
             for s in present
         ]
         print(json.dumps(facts))

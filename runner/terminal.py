@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from runner.redaction import redacted
+
 PLAIN_INTERVAL = 10.0
 """Seconds between two lines of progress where there is no terminal."""
 RECENT = 50
@@ -61,8 +63,8 @@ class Terminal:
         self._bars: Progress | None = None
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """One line, not wrapped; `text` is taken as it is, without markup."""
-        self.console.print(Text(text, style=style or ""), soft_wrap=True)
+        """One line, not wrapped; `text` is taken as it is, without markup, but for passwords in it."""
+        self.console.print(Text(redacted(text), style=style or ""), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line that should not be missed."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from runner.errors import Interrupted, failed_elsewhere, sentence, undisturbed
 from runner.files import write_text
 from runner.journal import PULSE, Journal, me
+from runner.redaction import redacted
 from runner.server import Server
-from runner.shipper import STOPPED_PATIENCE, Shipper
+from runner.shipper import STOPPED_PATIENCE, Shipper, briefly
 from runner.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -126,11 +127,15 @@ class MlflowTracker(Tracker):
             self.tags(odd)  # MLflow would store another number
 
     def params(self, values: dict[str, Any]) -> None:
-        said = {name: str(value)[:6000] for name, value in values.items() if name not in self._params}
+        said = {
+            name: redacted(str(value))[:6000] for name, value in values.items() if name not in self._params
+        }
         self._record({"kind": "params", "values": said})
 
     def tags(self, values: dict[str, str]) -> None:
-        self._record({"kind": "tags", "values": {name: value[:5000] for name, value in values.items()}})
+        self._record(
+            {"kind": "tags", "values": {name: redacted(value)[:5000] for name, value in values.items()}}
+        )
 
     def text(self, name: str, content: str) -> None:
         path = self.stage(name)
@@ -157,8 +162,8 @@ class MlflowTracker(Tracker):
             {"kind": "model", "folder": folder.name, "told": {**told, "time": self.journal.now_ms()}}
         )
 
-    def end(self, status: str, reason: str, terminal: Terminal) -> None:
-        """Write down how it ended and see it delivered, or say that it will be later."""
+    def end(self, status: str, reason: str, terminal: Terminal) -> bool:
+        """Write down how it ended and see it delivered, or say that it will be later: whether it is."""
         if reason:
             self.tags({"runner.reason": reason})
         self._record({"kind": "end", "status": status, "time": self.journal.now_ms()})
@@ -170,12 +175,14 @@ class MlflowTracker(Tracker):
         if delivered and not stays:
             self.journal.remove()
         if not delivered:
+            why = briefly(self.shipper.fault) if self.shipper.fault else "it takes long"
             terminal.warn(
-                f"the records could not all be delivered yet ({self.shipper.fault or 'it takes long'}); they wait in"
+                f"the records could not all be delivered yet ({why}); they wait in"
                 f" {self.journal.folder} until ./launch.sh sync, or the next run, delivers them"
             )
         if stays:
             terminal.warn(f"./launch.sh train --resume {self.run_id[:8]} goes on with this run")
+        return delivered
 
     def _record(self, event: dict[str, Any]) -> None:
         self.journal.append(event)
@@ -239,8 +246,8 @@ def tracked(
             try:
                 if tracker is None:
                     raise OSError("there is no journal")
-                tracker.end(status, reason, terminal)
-                if status != "FINISHED":
+                delivered = tracker.end(status, reason, terminal)
+                if delivered and status != "FINISHED":
                     terminal.warn(
                         f"run {run_id[:8]} is {status} in MLflow; what it had come to is kept there"
                     )

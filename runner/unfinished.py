@@ -16,6 +16,7 @@ from runner.errors import UserError
 from runner.experiment import Experiment, as_tree, dump, flatten
 from runner.files import write_text
 from runner.journal import Journal
+from runner.redaction import redacted
 from runner.server import Server, server
 
 STATE = "state"
@@ -146,7 +147,7 @@ def newest(place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = 
     for each in all_of(place):
         fits = (each.parent, each.repeat, each.diverged) == (parent, repeat, False)
         fits = fits and not differences(each, asked)
-        if fits and each.journal.owner.uri == place.uri and not each.journal.alive:
+        if fits and redacted(each.journal.owner.uri) == redacted(place.uri) and not each.journal.alive:
             return each
     return None
 
@@ -175,7 +176,7 @@ def asked_for(
             raise UserError("--branch needs a run to go on from: --resume RUN, not auto.")
         return newest(place, as_tree(experiment), repeat)
     run = find(place, reference)
-    if run.journal.owner.uri != place.uri:
+    if redacted(run.journal.owner.uri) != redacted(place.uri):
         raise UserError(
             f"The records of run {run.called} are in another store; set MLFLOW_TRACKING_URI as it was then."
         )

@@ -20,6 +20,7 @@ from runner.downloads import impatient
 from runner.errors import UserError
 from runner.experiment import NetworkSettings, Normalisation
 from runner.network import Network
+from runner.yamlfile import brief
 
 NORMALISATION_KEY = "normalisation"
 """Metadata key under which a .safetensors file may say, as JSON {"mean": […], "std": […]}, what it expects."""
@@ -86,6 +87,14 @@ def load(network: Network, weights: Weights) -> None:
                 f"{weights.source}: {name} has the shape {list(value.shape)}, but {network.architecture.arch} needs"
                 f" {list(wanted[name].shape)}; set network.arch to the network that the weights are of."
             )
+        real = (
+            value.is_floating_point() == wanted[name].is_floating_point()
+        )  # batch normalisation counts in integers
+        if not real or value.layout != torch.strided or value.is_meta:
+            raise UserError(
+                f"{weights.source}: {name} is a tensor of another kind ({_kind(value)}); save it as plain numbers,"
+                " best as .safetensors."
+            )
         if not torch.isfinite(value).all():
             raise UserError(f"{weights.source}: {name} holds NaN or infinite numbers; use other weights.")
     network.load_state_dict({**own, **given}, strict=False)
@@ -131,12 +140,12 @@ def _from_safetensors(path: Path) -> Weights:
         with safetensors.safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get(NORMALISATION_KEY)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a whole .safetensors file ({error}).") from None
+        raise UserError(f"{path} is not a whole .safetensors file ({brief(str(error), 300)}).") from None
     normalisation = None
     if said is not None:
         try:
             normalisation = _numbers(json.loads(said))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise UserError(
                 f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}"
                 " of three numbers each, std above 0."
@@ -159,8 +168,9 @@ def _from_pickle(path: Path) -> Weights:
             f"{path} is no PyTorch file, or holds more than tensors (pickled code or objects), and was not loaded;"
             " save its state_dict alone, best as .safetensors."
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError) as error:
-        raise UserError(f"{path} is not a whole PyTorch file ({' '.join(str(error).split())}).") from None
+    except Exception as error:  # what somebody has made up is opened too, and raises nearly anything
+        reason = brief(str(error), 300) or type(error).__name__
+        raise UserError(f"{path} is not a whole PyTorch file ({reason}).") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -170,6 +180,10 @@ def _from_pickle(path: Path) -> Weights:
     return Weights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
 
 
+def _kind(value: Tensor) -> str:
+    return "without values" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
+
+
 def _some(names: Collection[str]) -> str:
-    first = ", ".join(list(names)[:3])
+    first = ", ".join(brief(name, 80) for name in list(names)[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")

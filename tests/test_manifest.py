@@ -723,16 +723,17 @@ def test_a_manifest_is_read_back_from_its_table(make: Make, silent: Terminal) ->
 @given(
     st.lists(
         st.builds(
-            Entry,
-            path=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+            lambda label, name, **rest: Entry(f"{label}/{name}", label, **rest),
             label=st.text(st.sampled_from("ab ,\"'\n\ré"), min_size=1),
+            name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0./"), min_size=1),
             split=st.sampled_from(SPLITS),
             size=st.integers(0, 2**40),
-            digest=st.text("0123456789abcdef", min_size=1),
+            digest=st.text("0123456789abcdef", min_size=40, max_size=40),
         ),
         min_size=1,
         max_size=5,
-    )
+        unique_by=lambda entry: entry.path,
+    ).map(lambda entries: sorted(entries, key=lambda entry: entry.path))
 )
 def test_any_names_survive_the_table(entries: list[Entry]) -> None:
     manifest = Manifest(Path("root"), tuple(entries))

@@ -159,9 +159,9 @@ class TestDamage:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-        checks: list[str] = []
-        check = Store._is_whole
-        monkeypatch.setattr(Store, "_is_whole", lambda self, name: checks.append(name) or check(self, name))
+        checks: list[Path] = []
+        check = store_module.is_whole
+        monkeypatch.setattr(store_module, "is_whole", lambda path: checks.append(path) or check(path))
         assert not self.whole(store)
         assert not self.whole(store)
         assert damaged == [path]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import UserError
-from runner.images import given_path
+from runner.images import given_path, shown
 
 FOLDER = Path(__file__).parent
 HEADER = ["class", "name"]
+NO_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of control characters, halves of characters, and ends of lines."""
 
 
 def languages() -> list[str]:
@@ -49,7 +52,12 @@ def read(language: str, classes: Sequence[str]) -> dict[str, str]:
         raise UserError(
             f"{path} must have the header {','.join(HEADER)} and two columns: a class of the model, and its name."
         )
-    known = {label.strip(): name.strip() for label, name in rows[1:] if name.strip()}
+    known: dict[str, str] = {}
+    for label, name in ((label.strip(), name.strip()) for label, name in rows[1:]):
+        if any(unicodedata.category(each) in NO_TEXT for each in name):
+            raise UserError(f"{path}: the name {shown(name)[:80]!r} holds a line end or control character.")
+        if name and known.setdefault(label, name) != name:
+            raise UserError(f"{path} names the class {shown(label)[:80]!r} twice; one name is needed.")
     if not known.keys() & set(classes):
         raise UserError(f"{path} names none of the model's classes ({', '.join(classes[:3])}, …).")
     return {label: known.get(label, label) for label in classes}

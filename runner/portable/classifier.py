@@ -51,24 +51,23 @@ class Classifier:
         try:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
-                raise ModelError(f"{folder} holds a model of another version ({about['format']!r}).")
+                raise ModelError(f"{folder} holds a model of another version ({_brief(about['format'])}).")
             if about["digest"] != seal(about):
                 raise ModelError(f"{folder / ABOUT} is damaged (its digest differs); restore it.")
             with (folder / WEIGHTS).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
                     raise ModelError(f"{folder / WEIGHTS} is damaged (its digest differs); restore it.")
-            network = build(about["network"], len(about["classes"]), load_file(folder / WEIGHTS))
+            network = build(about["network"], len(_classes(about)), _finite(load_file(folder / WEIGHTS)))
+            _check_view(about)
             return cls(network, about, device)
         except FileNotFoundError as error:
             raise ModelError(f"There is no {error.filename}; a model is {ABOUT} beside {WEIGHTS}.") from None
         except OSError as error:
             raise ModelError(f"{error.filename} cannot be read ({error.strerror}).") from None
         except SafetensorError as error:
-            raise ModelError(f"{folder / WEIGHTS} is damaged ({error}); restore it.") from None
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise ModelError(
-                f"{folder} holds no model of this version ({' '.join(str(error).split())[:300]})."
-            ) from None
+            raise ModelError(f"{folder / WEIGHTS} is damaged ({_brief(error)}); restore it.") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+            raise ModelError(f"{folder} holds no model of this version ({_brief(error)}).") from None
 
     def open(self, file: Path | str | BinaryIO) -> Tensor:
         """The view of an image file: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
@@ -100,6 +99,43 @@ class Classifier:
             return nullcontext()
         kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
         return torch.autocast(self.device.type, dtype=kind)
+
+
+def _classes(about: dict[str, Any]) -> list[str]:
+    """The classes' names. Raises ValueError where they are no list of different names."""
+    names = about["classes"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its classes are no names")
+    if len(set(names)) != len(names):
+        raise ValueError("two of its classes have the same name")
+    return names
+
+
+def _check_view(about: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where the views are none that the network can see."""
+    resize, crop, pool = (
+        *(about["transform"][name] for name in ("resize", "crop")),
+        about["network"]["pool"],
+    )
+    if not all(type(number) is int for number in (resize, crop, pool)):
+        raise TypeError("the sizes of its views are no whole numbers")
+    if not (32 <= crop <= resize <= 10_000 and pool >= 1):
+        raise ValueError(f"its views cannot be cut to {crop} of {resize} pixels and pooled to {pool}")
+
+
+def _finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors. Raises ValueError where they are none to compute with."""
+    for name, value in state.items():
+        counts = name.endswith("num_batches_tracked")
+        if not counts and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
+            raise ValueError(f"{name} is not made of finite numbers in float32")
+    return state
+
+
+def _brief(what: object) -> str:
+    """In a message: on one line, and not too long."""
+    line = "".join(each if each.isprintable() else " " for each in str(what)[:1000])
+    return " ".join(line.split())[:300]
 
 
 def seal(about: dict[str, Any]) -> str:

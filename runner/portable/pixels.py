@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,6 +11,11 @@ from PIL import Image, ImageOps
 
 THIN = 256
 """Greatest ratio of an image's sides: a thin one takes gigabytes when its shorter side is brought to the network's."""
+STRIP = 2**20
+"""Pixels that are scaled at once: a large image as float64, several times over, would take gigabytes."""
+
+# A photograph may have so many pixels; from twice its limit on Pillow refuses.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
@@ -42,8 +48,15 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
     """Values of a 16-bit (0 to 65535) or floating-point (0 to 1, else 0 to 255) gray image as uint8."""
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
     greatest = 65535.0
     if image.mode == "F":
+        if np.isnan(values).any():
+            raise ValueError("some of its pixels are no numbers")
         greatest = 1.0 if values.max(initial=0) <= 1 else 255.0
-    return np.clip(np.rint(values * (255 / greatest)), 0, 255).astype(np.uint8)
+    found = np.empty(values.shape, np.uint8)
+    rows = max(1, STRIP // values.shape[1])
+    for top in range(0, len(values), rows):
+        scaled = values[top : top + rows].astype(np.float64) * (255 / greatest)
+        found[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
+    return found
