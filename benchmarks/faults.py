@@ -441,7 +441,7 @@ def _fuzz(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str, An
     cases = faults = 0
     with terminal.progress("hostile files", len(FORMATS), "formats") as advance:
         for name in FORMATS:
-            report = fuzz(name, asked.cases, place / "fuzz")
+            report = fuzz(name, asked.cases, place)
             bad = [*report.tracebacks, *report.wrong, *report.slow]
             cases += report.cases
             faults += len(bad)

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +23,7 @@ from runner.files import replacing
 from runner.keys import digest
 from runner.network import Architecture, Network
 from runner.tensors import fingerprint, write
+from runner.yamlfile import brief
 
 FORMAT = "vgg-runner-checkpoint-1"
 FROZEN = "frozen.safetensors"
@@ -70,7 +72,8 @@ def save(
         "frozen": frozen,
         "learned": _digest(learned),
     }
-    _save(path, learned, {"format": FORMAT, "about": json.dumps(about)})
+    text = json.dumps(about)
+    _save(path, learned, {"format": FORMAT, "about": text, "seal": seal(text)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -81,7 +84,12 @@ def load(path: Path) -> Checkpoint:
     learned, metadata = _load(path)
     frozen, _ = _load(path.parent / FROZEN)
     try:
+        if metadata.get("seal", seal(metadata["about"])) != seal(metadata["about"]):  # older ones have none
+            raise UserError(
+                f"{path} is damaged (its description's digest differs); restore it or train again."
+            )
         about = json.loads(metadata["about"])
+        _check(about)
         fields = about["architecture"]
         normalisation = Normalisation(*(tuple(fields["normalisation"][name]) for name in ("mean", "std")))
         architecture = Architecture(
@@ -89,17 +97,33 @@ def load(path: Path) -> Checkpoint:
         )
         network = Network(architecture, fit_seed=0, random=False)
         network.load_state_dict({**frozen, **learned}, strict=True)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint of this version ({' '.join(str(error).split())})."
-        ) from None
+    except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} is not a checkpoint of this version ({brief(str(error), 300)}).") from None
     if frozen_digest(network) != about["frozen"]:
         raise UserError(
             f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one."
         )
     if _digest(network.parts()[0]) != about["learned"]:
         raise UserError(f"{path} is damaged (its digest differs); restore it or train again.")
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise UserError(f"{path} holds NaN or infinite weights; use another checkpoint, or train again.")
     return Checkpoint(network.eval(), about["epoch"], about["val"], about.get("use", {}))
+
+
+def seal(about: str) -> str:
+    """The digest of a description: another class name or score would be one like any other."""
+    return digest("about", about)
+
+
+def _check(about: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where a description is not what `save` writes."""
+    classes, epoch = about["architecture"]["classes"], about["epoch"]
+    if not all(isinstance(each, str) for each in classes) or not 1 < len(set(classes)) == len(classes):
+        raise ValueError("its classes are no list of different names")
+    if type(epoch) is not int or epoch < 1:
+        raise ValueError("its epoch is no number from 1")
+    if not isinstance(about["val"], dict) or not isinstance(about.get("use", {}), dict):
+        raise TypeError("its scores or its use are no groups")
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -120,7 +144,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"There is no {path}; a checkpoint needs {FROZEN} beside it.") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error}); restore it or train again.") from None
+        raise UserError(f"{path} is damaged ({brief(str(error), 300)}); restore it or train again.") from None
     if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} is no checkpoint of this runner (its format is {metadata.get('format')!r}).")
+        said = brief(repr(metadata.get("format")), 100)
+        raise UserError(f"{path} is no checkpoint of this runner (its format is {said}).")
     return tensors, metadata

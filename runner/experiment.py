@@ -321,7 +321,7 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.data.kind != "digits" and self.data.root is None:
             raise ValueError(f"data.kind={self.data.kind} needs data.root, the folder of the images")
-        if not self.name.strip() or "/" in self.name:
+        if not isinstance(self.name, str) or not self.name.strip() or "/" in self.name:
             raise ValueError(f"name must be a word or more without a slash; it is {self.name!r}")
 
 

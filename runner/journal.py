@@ -237,13 +237,32 @@ class Journal:
             return 0
 
 
+SHAPES: dict[str, dict[str, type]] = {
+    "metrics": {"step": int, "time": int, "values": dict},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "artifact": {"file": str, "folder": str},
+    "input": {"name": str, "digest": str, "source": str, "profile": str},
+    "model": {"folder": str, "told": dict},
+    "begin": {},
+    "end": {"status": str, "time": int},
+}
+"""What an event of each kind holds."""
+
+
 def _event(line: bytes) -> Event | None:
-    """The event of a line; None where a damaged disk has left something else."""
+    """The event of a line; None where a damaged disk, or somebody, has left something else."""
     try:
         event = json.loads(line)
-    except (ValueError, RecursionError):
+        shape = SHAPES[event["kind"]]
+        fits = all(isinstance(event[name], kind) for name, kind in shape.items())
+        kind = (int, float) if event["kind"] == "metrics" else str
+        fits = fits and all(isinstance(value, kind) for value in event.get("values", {}).values())
+        names = [event.get(name, "") for name in ("file", "folder")]
+        inside = all(not name.startswith("/") and ".." not in name.split("/") for name in names)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None
+    return event if fits and inside else None
 
 
 def now_ms() -> int:

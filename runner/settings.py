@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 
 from runner.errors import UserError
 from runner.experiment import Data, Experiment, as_tree, dump, flatten
-from runner.yamlfile import read_yaml
+from runner.yamlfile import brief, read_yaml
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = next(path for path in (HERE.parent / "experiments", HERE / "experiments") if path.is_dir())
@@ -63,7 +63,7 @@ class Parser(jsonargparse.ArgumentParser):
     """Reports a mistake as a `UserError`, with the nearest setting where a name is unknown."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(explain(message))
+        raise UserError(brief(explain(message)))  # it may hold a value as it stands in a file
 
 
 def explain(message: str) -> str:
@@ -163,13 +163,17 @@ def _normalised(argv: Sequence[str]) -> list[str]:
 def _checked_yaml(path: Path) -> Path:
     try:
         tree = yaml.safe_load(read_yaml(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML file: {' '.join(str(error).split())}.") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+    ) as error:  # ValueError: of a value that is said to be a date
+        raise UserError(f"{path} is not a YAML file: {brief(str(error), 300)}.") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds no settings; see experiments/quickstart.yaml for the form.")
     for name, value in tree.items():
         if isinstance(DEFAULTS.get(name), dict) and not isinstance(value, dict):
-            raise UserError(f"{path}: {name} must be a group of settings, not {value!r}.")
+            raise UserError(f"{path}: {name} must be a group of settings, not {brief(repr(value), 200)}.")
     return path
 
 
@@ -190,14 +194,14 @@ def parse(
         values = parser.parse_args(_normalised(argv))
         tree = parser.instantiate(values)
     except ImportError as error:
-        raise UserError(explain(str(error))) from None
+        raise UserError(brief(explain(str(error)))) from None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{error}.") from None
+        raise UserError(f"{brief(str(error))}.") from None
     names = Experiment.__dataclass_fields__
     try:
         experiment = Experiment(**{name: tree[name] for name in names})
     except ValueError as error:
-        raise UserError(f"{error}.") from None
+        raise UserError(f"{brief(str(error))}.") from None
     options = Options(**{name: tree[name] for name in Options.__dataclass_fields__})
     if options.branch and options.resume is None:
         raise UserError("--branch needs the run to go on from: --resume RUN.")

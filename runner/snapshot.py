@@ -22,6 +22,7 @@ from runner.errors import UserError
 from runner.files import replacing
 from runner.keys import digest
 from runner.tensors import fingerprint, write
+from runner.yamlfile import brief
 
 FORMAT = "vgg-runner-snapshot-1"
 
@@ -82,10 +83,10 @@ def load(path: Path) -> Snapshot:
         with safe_open(path, "pt") as file:
             said = file.metadata() or {}
             if said.get("format") != FORMAT:
-                raise ValueError(f"its format is {said.get('format')!r}, not {FORMAT!r}")
+                raise ValueError(f"its format is {brief(said.get('format', 'none'), 50)}, not {FORMAT}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(brief(str(error), 300)) from None
     if said.get("digest") != _seal(tensors, said.get("about", "")):
         raise ValueError("its digest differs")
     try:
@@ -103,7 +104,7 @@ def taking_up() -> Iterator[None]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise UserError(
             "The state of the run to go on from is not one that this version wrote"
-            f" ({' '.join(str(error).split())[:200]}); begin a new run."
+            f" ({brief(str(error), 200)}); begin a new run."
         ) from None
 
 

@@ -18,6 +18,7 @@ from runner.files import write_text
 from runner.journal import Journal
 from runner.redaction import redacted
 from runner.server import Server, server
+from runner.yamlfile import brief
 
 STATE = "state"
 AUTO = "auto"
@@ -66,7 +67,7 @@ class Unfinished:
     @property
     def called(self) -> str:
         """For a person."""
-        return f"{self.run_id[:8]} ({self.name})"
+        return f"{self.run_id[:8]} ({brief(self.name, 100)})"
 
 
 def describe(
@@ -108,7 +109,7 @@ def all_of(place: Server) -> list[Unfinished]:
                 int(told["repeat"]),
             )
             found.append((path.stat().st_mtime, each))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue  # it did not come so far
     return [each for _, each in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
@@ -157,7 +158,7 @@ def differences(run: Unfinished, asked: dict[str, Any]) -> list[str]:
     then, now = flatten(run.asked), flatten(asked)
     names = [name for name in {**then, **now} if not name.startswith(HARMLESS)]
     return [
-        f"{name} is {now.get(name, 'not set')}, was {then.get(name, 'not set')}"
+        f"{name} is {now.get(name, 'not set')}, was {brief(str(then.get(name, 'not set')), 100)}"
         for name in names
         if then.get(name) != now.get(name)
     ]

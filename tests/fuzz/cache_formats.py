@@ -1,0 +1,200 @@
+"""What is kept between runs: rows of features, their recipes, scans, channel statistics. Damage costs time alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import safetensors.torch
+import torch
+from PIL import Image
+
+from fuzz import tensorfile
+from fuzz.damage import bent, bent_json, damaged
+from fuzz.target import Target, check
+from runner import channels, stores
+from runner import scan as scans
+from runner.keys import digest_bytes
+from runner.sources import Source
+from runner.store import Store, _checksum
+from runner.terminal import Terminal
+
+QUIET = Terminal(speaks=False)
+
+
+class StoreFile(Target):
+    """A file of feature rows: its rows are what was written, or they are missing. One that is sealed anew is not
+    known to be damaged, and must do no harm."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.keys = [f"{digest_bytes(bytes([n]))}:-1" for n in range(8)]
+        self.rows = torch.arange(8 * 4, dtype=torch.float32).reshape(8, 4) / 7
+        self.files = [self._file(self.keys[:4], self.rows[:4]), self._file(self.keys[4:], self.rows[4:])]
+        self.store = Store(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        self.store.write(self.keys[:1], self.rows[:1])
+
+    @staticmethod
+    def _file(keys: list[str], rows: torch.Tensor) -> bytes:
+        said = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": _checksum(keys, rows)}
+        return safetensors.torch.save({"rows": rows}, said)
+
+    def make(self, random: Random) -> bytes:
+        if random.random() < 0.7:
+            return b"0" + tensorfile.hostile(random, *self.files)
+        keys: Any = bent(random, self.keys[:4])
+        rows = random.choice(
+            (
+                self.rows[:4],
+                self.rows[:4, :3],
+                self.rows[:3],
+                self.rows[:0],
+                self.rows[0, 0],
+                self.rows[:4].long(),
+                self.rows[:4].half(),
+                self.rows[:4].reshape(4, 2, 2),
+                torch.zeros(4, 0),
+            )
+        ).contiguous()
+        try:
+            said = {"keys": json.dumps(keys), "seconds": random.choice(("0.5", "nan", "-1", "1e999", "x"))}
+            said["checksum"] = _checksum(keys, rows)
+        except (TypeError, UnicodeEncodeError):
+            said["checksum"] = "00000000"
+        return b"1" + safetensors.torch.save({"rows": rows}, said)
+
+    def read(self, content: bytes) -> None:
+        folder = self.store.folder
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        (folder / f"{1:032}.safetensors").write_bytes(self.files[1])
+        (folder / f"{0:032}.safetensors").write_bytes(content[1:])
+        store = Store(self.folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        store.refresh()
+        for _ in range(3):
+            present = [place for place in range(8) if place not in store.missing(self.keys)]
+            if not store.verify([self.keys[place] for place in present]):
+                break
+        seconds = store.seconds(self.keys)
+        check(math.isfinite(seconds) and seconds >= 0, f"rows cost {seconds} s")
+        if content[:1] == b"0":
+            check(set(present) >= {4, 5, 6, 7}, "rows of another file were lost")
+        if present:
+            rows = store.read([self.keys[place] for place in present])
+            check(len(rows) == len(present), "some rows are not there")
+            if content[:1] == b"0":
+                check(torch.equal(rows, self.rows[present]), "other rows come back")
+        store.release()
+
+
+class Recipe(Target):
+    """recipe.json of a store, as `runner store list` shows it."""
+
+    TOLD: ClassVar[dict[str, Any]] = {
+        "about": {"layer": "vgg11 avgpool", "view": "clean, 32 px", "computed": "no, cpu"},
+        "recipe": {"chunk": 8, "libraries": ["torch 2.15.0"], "view": {"crop": 32}},
+    }
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.store = Store(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        self.store.write(["a"], torch.zeros(1, 2))
+        self.store.release()
+
+    def make(self, random: Random) -> bytes:
+        content = json.dumps(self.TOLD, indent=1).encode()
+        if random.random() < 0.4:
+            return damaged(random, content, content)
+        return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
+
+    def read(self, content: bytes) -> None:
+        (self.store.folder / stores.RECIPE).write_bytes(content)
+        (found,) = stores.stores(self.store.folder.parent)
+        size = sum(path.stat().st_size for path in self.store.folder.iterdir())
+        check(found.folder == self.store.folder and found.bytes == size, "another store is found")
+        for words in (["list", "--json"], ["list"]):
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                stores.main([*words, "--cache", str(self.folder)])
+            text = said.getvalue()
+            check("\x1b" not in text and "\0" not in text, "what is shown steers the terminal")
+            check(len(text) < 10_000, f"{len(text):,} characters are shown")
+            if "--json" in words:
+                (told,) = json.loads(text, parse_constant=_refuse)
+                check(told["name"] == found.name and told["bytes"] == size, f"told is {text[:300]}")
+
+
+def _refuse(word: str) -> None:
+    check(False, f"JSON has no {word}")
+
+
+class Scan(Target):
+    """What a scan remembered: the scan finds what it would without. Sealed anew, it must do no harm."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.root = folder / "images"
+        for label in ("cat", "dog"):
+            (self.root / label).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (4 + number, 4), "red" if label == "cat" else "blue").save(
+                    self.root / label / f"{number}.png"
+                )
+        (self.root / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n")
+        scans._stamp = lambda path: (path.stat().st_size, 10**18, 10**18, 77)  # the same in every run
+        self.found = self._scan()
+        (self.memory,) = (folder / "cache" / "scans").iterdir()
+        self.seed = self.memory.read_bytes()
+
+    def _scan(self) -> list[scans.ImageFile]:
+        return scans.scan(Source(self.root), self.folder / "cache", False, QUIET)
+
+    def make(self, random: Random) -> bytes:
+        kind = random.random()
+        if kind < 0.5:
+            return b"0" + damaged(random, self.seed, self.seed)
+        told = json.loads(self.seed)
+        if kind < 0.75:
+            return b"0" + bent_json(random, told).encode("utf-8", "surrogatepass")
+        return b"1" + scans.sealed(bent(random, told["files"])).encode("utf-8", "surrogatepass")
+
+    def read(self, content: bytes) -> None:
+        self.memory.write_bytes(content[1:])
+        found = self._scan()
+        if content[:1] == b"0":
+            check(found == self.found, f"something else is found: {found}"[:900])
+        check([each.path for each in found] == [each.path for each in self.found], "other files are found")
+        for each in found:
+            check(type(each.size) is int and type(each.digest) is str, f"found is {each}"[:900])
+            check(each.fault is None or type(each.fault) is str, f"found is {each}"[:900])
+
+
+class Statistics(Target):
+    """Channel statistics that were kept: three numbers that an image can have, or none."""
+
+    TOLD: ClassVar[dict[str, Any]] = {"mean": [0.485123, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+    def make(self, random: Random) -> bytes:
+        content = json.dumps(self.TOLD).encode()
+        if random.random() < 0.4:
+            return damaged(random, content, content)
+        return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
+
+    def read(self, content: bytes) -> None:
+        path = self.folder / "statistics.json"
+        path.write_bytes(content)
+        found = channels._recall(path)
+        if found is None:
+            return
+        for numbers in (found.mean, found.std):
+            check(len(numbers) == 3, f"{len(numbers)} numbers")
+            check(
+                all(type(number) is float and 0 <= number <= 1 for number in numbers),
+                f"the numbers {numbers}",
+            )
+        check(min(found.std) > 0, f"the deviations {found.std}")

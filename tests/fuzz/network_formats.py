@@ -1,0 +1,366 @@
+"""What holds a network: checkpoints, models, and files of weights, pickled ones among them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fuzz import tensorfile
+from fuzz.damage import bent, bent_json, damaged
+from fuzz.target import Target, check
+from runner import checkpoint, models, weights
+from runner.experiment import NetworkSettings, Normalisation
+from runner.network import Architecture, Network
+from runner.packing import about
+from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, seal
+from runner.portable.pixels import open_rgb
+
+CLASSES = ("blue", "green", "red")
+USE = {
+    "name": "small",
+    "transform": {"resize": 36, "crop": 32, "interpolation": "bilinear"},
+    "precision": "no",
+}
+VAL = {"top1": 0.5, "hits1": 3}
+MARK = "tests-fuzz-was-here"
+
+
+def small(seed: int = 0) -> Network:
+    """A VGG with next to no channels and a pooled head."""
+    numbers = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    shape = Architecture("vgg11_bn", "pooled", 1, 4, 0.4, "features.16", CLASSES, numbers)
+    return Network(shape, seed, True).eval()
+
+
+def finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether all numbers are numbers."""
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())
+
+
+def spoilt(random: Random, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which one is gone, of another type or shape, or holds what is no number."""
+    tensors = {
+        name: value.contiguous().clone(memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+    name = random.choice(sorted(tensors))
+    value = tensors[name]
+    kind = random.randrange(7)
+    if kind == 0:
+        del tensors[name]
+    elif kind == 1:
+        tensors[f"{name}x"] = tensors.pop(name)
+    elif kind == 2:
+        tensors[name] = value.to(
+            random.choice((torch.float16, torch.float64, torch.int64, torch.complex64, torch.bool))
+        )
+    elif kind == 3:
+        tensors[name] = random.choice((value.flatten(), value.flatten()[:0], value[None], torch.zeros(())))
+    elif kind < 6 and value.is_floating_point():
+        value.view(-1)[random.randrange(value.numel())] = random.choice(
+            (float("nan"), float("inf"), -float("inf"))
+        )
+    else:
+        tensors["extra"] = torch.zeros(2)
+    return tensors
+
+
+class CheckpointFiles(Target):
+    """best.safetensors beside frozen.safetensors: all comes back as it was. Sealed anew, it is sound at least."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.network = small()
+        self.best, self.frozen = folder / "best.safetensors", folder / checkpoint.FROZEN
+        checkpoint.save_frozen(self.network, folder)
+        checkpoint.save(self.network, self.best, 4, VAL, checkpoint.frozen_digest(self.network), USE)
+        self.files = {path: path.read_bytes() for path in (self.best, self.frozen)}
+        self.state = self.network.state_dict()
+
+    def make(self, random: Random) -> bytes:
+        kind = random.random()
+        if kind < 0.45:
+            return b"b" + tensorfile.hostile(random, *self.files.values())
+        if kind < 0.65:
+            return b"f" + tensorfile.hostile(random, self.files[self.frozen], self.files[self.best])
+        header, _ = tensorfile.parts(self.files[self.best])
+        said = header["__metadata__"]
+        told = json.loads(said["about"])
+        learned = self.network.parts()[0]
+        if kind < 0.9:
+            told["architecture" if random.random() < 0.7 else "val"] = bent(random, told["architecture"])
+        else:
+            learned = spoilt(random, learned)
+            told["learned"] = checkpoint._digest(learned)
+        plain = {name: value.contiguous() for name, value in learned.items()}
+        return b"s" + safetensors.torch.save(plain, _resealed(said, told))
+
+    def read(self, content: bytes) -> None:
+        which = self.frozen if content[:1] == b"f" else self.best
+        for path, kept in self.files.items():
+            path.write_bytes(content[1:] if path == which else kept)
+        found = checkpoint.load(self.best)
+        state = found.network.state_dict()
+        check(finite(state), "a weight is no number")
+        check(set(state) == set(self.state), "other tensors come back")
+        shape = found.network.architecture
+        check(all(type(each) is str for each in shape.classes), f"the classes {shape.classes}"[:500])
+        check(len(set(shape.classes)) == len(shape.classes) > 1, f"the classes {shape.classes}"[:500])
+        check(type(found.epoch) is int and found.epoch > 0, f"epoch {found.epoch!r}")
+        check(type(found.val) is dict and type(found.use) is dict, "scores or use are no groups")
+        if content[:1] != b"s":
+            check(all(torch.equal(value, self.state[name]) for name, value in state.items()), "other weights")
+            check(shape == self.network.architecture, f"another architecture: {shape}"[:500])
+            check((found.epoch, found.val, found.use) == (4, VAL, USE), "other scores, epoch or use")
+
+
+def _resealed(said: dict[str, str], told: dict[str, Any]) -> dict[str, str]:
+    """Metadata of a checkpoint that says other things, with the digest of those."""
+    text = json.dumps(told)
+    return {**said, "about": text} | ({"seal": checkpoint.seal(text)} if "seal" in said else {})
+
+
+class ModelFolder(Target):
+    """model.json beside model.safetensors, as `--model FOLDER` opens them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        network = small()
+        self.place = folder / "model"
+        self.place.mkdir()
+        self.tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+        self.weights = safetensors.torch.save(self.tensors, {"format": FORMAT})
+        told = about(network, USE, epoch=4, val=VAL, run="0123", manifest="4567")
+        self.told = json.loads(json.dumps(told))
+        self.about = self._sealed(self.told, self.weights)
+        picture = io.BytesIO()
+        from PIL import Image
+
+        Image.new("RGB", (40, 36), "red").save(picture, "PNG")
+        self.image = open_rgb(picture)
+
+    @staticmethod
+    def _sealed(told: Any, tensors: bytes) -> bytes:
+        if isinstance(told, dict):
+            told = {**told, "sha256": hashlib.sha256(tensors).hexdigest()}
+            told["digest"] = seal(told)
+        return json.dumps(told, indent=1).encode("utf-8", "surrogatepass")
+
+    def make(self, random: Random) -> bytes:
+        """Length of model.json, model.json, model.safetensors."""
+        told, tensors, kind = self.about, self.weights, random.random()
+        mark = b"s"
+        if kind < 0.2:
+            mark, told = b"r", damaged(random, told, told)
+        elif kind < 0.3:
+            mark, told = b"r", bent_json(random, json.loads(told)).encode("utf-8", "surrogatepass")
+        elif kind < 0.45:
+            mark, tensors = b"r", tensorfile.hostile(random, tensors, tensors)
+        elif kind < 0.75:
+            told = self._sealed(bent(random, self.told), tensors)
+        elif kind < 0.85:
+            tensors = tensorfile.hostile(random, tensors, tensors)
+            told = self._sealed(self.told, tensors)
+        else:
+            tensors = safetensors.torch.save(spoilt(random, self.tensors), {"format": FORMAT})
+            told = self._sealed(self.told, tensors)
+        return mark + struct.pack("<Q", len(told)) + told + tensors
+
+    def read(self, content: bytes) -> None:
+        (length,) = struct.unpack("<Q", content[1:9])
+        (self.place / ABOUT).write_bytes(content[9 : 9 + length])
+        (self.place / WEIGHTS).write_bytes(content[9 + length :])
+        model = models.open_model(models.locate(self.place, "mlruns"), "cpu")
+        found = model.classifier
+        check(all(type(each) is str for each in found.classes), f"the classes {found.classes}"[:500])
+        check(len(set(found.classes)) == len(found.classes) > 1, f"the classes {found.classes}"[:500])
+        check(finite(found.network.state_dict()), "a weight is no number")
+        if content[:1] == b"r":
+            check(
+                found.classes == CLASSES and found.about["network"] == self.told["network"],
+                "another model comes back",
+            )
+            state = found.network.state_dict()
+            check(
+                all(torch.equal(value, state[name]) for name, value in self.tensors.items()), "other weights"
+            )
+        (top,) = found.top(found.view(self.image)[None], 3)
+        check(
+            abs(sum(share for _, share in top) - 1) < 1e-6 or len(found.classes) > 3, f"it says {top}"[:500]
+        )
+
+
+class WeightsFile(Target):
+    """network.weights as .safetensors: what gets into a network is finite, and what the file holds."""
+
+    suffix = ".safetensors"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        os.chdir(folder)
+        self.network = small()
+        self.tensors = {
+            name: value.contiguous()
+            for name, value in small(1).state_dict().items()
+            if name.startswith("features.")
+        }
+        self.path = folder / f"weights{self.suffix}"
+        self.settings = NetworkSettings(
+            arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4
+        )
+        numbers = json.dumps({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]})
+        self.file = safetensors.torch.save(self.tensors, {weights.NORMALISATION_KEY: numbers})
+
+    def make(self, random: Random) -> bytes:
+        if random.random() < 0.75:
+            return tensorfile.hostile(random, self.file, self.file)
+        return safetensors.torch.save(spoilt(random, self.tensors))
+
+    def read(self, content: bytes) -> None:
+        self.path.write_bytes(content)
+        try:
+            found = weights.read(self.settings)
+        finally:
+            check(not Path(MARK).exists(), "code in the file was run")
+        assert found is not None
+        weights.load(self.network, found)
+        state = self.network.state_dict()
+        check(finite(state), "a weight is no number")
+        for name, value in found.tensors.items():
+            if name in self.tensors:
+                check(
+                    torch.equal(state[name], value.to(state[name].dtype)), f"{name} is another in the network"
+                )
+        if found.normalisation is not None:
+            numbers = [*found.normalisation.mean, *found.normalisation.std]
+            check(all(type(each) is float for each in numbers), f"normalisation {numbers}")
+
+
+class PickleFile(WeightsFile):
+    """network.weights as .pth: the same; and nothing in it is ever run."""
+
+    suffix = ".pth"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.objects: tuple[Any, ...] = (
+            self.tensors,
+            OrderedDict(self.tensors),
+            {"state_dict": self.tensors, "epoch": 3},
+            {f"module.{name}": value for name, value in self.tensors.items()},
+        )
+        self.zips = [_saved(each) for each in self.objects]
+        self.legacy = _saved(self.tensors, legacy=True)
+
+    def make(self, random: Random) -> bytes:
+        kind = random.random()
+        content = random.choice((*self.zips, self.legacy))
+        if kind < 0.25:
+            return damaged(random, content, self.legacy)
+        if kind < 0.45:
+            return _rezipped(random.choice(self.zips), lambda told: damaged(random, told, told))
+        if kind < 0.6:
+            evil = _evil(random)
+            return random.choice(
+                (evil, _rezipped(self.zips[0], lambda _: evil), self.legacy[: len(self.legacy) // 2] + evil)
+            )
+        if kind < 0.8:
+            return _saved(spoilt(random, self.tensors), legacy=random.random() < 0.3)
+        return _saved(self._strange(random), legacy=random.random() < 0.3)
+
+    def _strange(self, random: Random) -> Any:
+        name = random.choice(
+            [each for each in sorted(self.tensors) if self.tensors[each].is_floating_point()]
+        )
+        value = self.tensors[name]
+        odd = random.choice(
+            (
+                None,
+                3,
+                "text",
+                [value],
+                {"a": value},
+                value.to_sparse(),
+                torch.empty(value.shape, device="meta"),
+                torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+                value.reshape(-1)[:1].expand(2**20, 2**10),
+                torch.nn.Parameter(value),
+                value.to(torch.bfloat16),
+                value.to(torch.float8_e4m3fn),
+                torch.complex(value, value),
+            )
+        )
+        state: Any = {**self.tensors, name: odd}
+        return random.choice(
+            (
+                state,
+                {**self.tensors, 5: value},
+                [state],
+                odd,
+                {"state_dict": {"model": state}},
+                {},
+                {"model": {}},
+                {None: {}},
+            )
+        )
+
+
+def _saved(content: Any, legacy: bool = False) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    return file.getvalue()
+
+
+def _rezipped(content: bytes, change: Any) -> bytes:
+    """The archive with another pickle in it, and right check sums."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
+        for each in old.infolist():
+            inside = old.read(each)
+            new.writestr(each.filename, change(inside) if each.filename.endswith("data.pkl") else inside)
+    return file.getvalue()
+
+
+class _Call:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def _evil(random: Random) -> bytes:
+    """A pickle that leaves a mark if it is trusted, or takes what memory there is."""
+    touch = f"touch {MARK}"
+    code = f"open({MARK!r}, 'w')"
+    return random.choice(
+        (
+            pickle.dumps(_Call(os.system, touch), 2),
+            pickle.dumps({"features.0.weight": _Call(os.system, touch)}, 2),
+            pickle.dumps(OrderedDict(a=_Call(eval, code)), 2),
+            pickle.dumps(_Call(exec, code), 4),
+            f"cos\nsystem\n(S'{touch}'\ntR.".encode(),
+            f"cposix\nsystem\n(S'{touch}'\ntR.".encode(),
+            f"(S'{touch}'\nios\nsystem\n.".encode(),
+            f"c__builtin__\ngetattr\n(cos\npath\nS'os'\ntRS'{touch}'\n.".encode(),
+            pickle.dumps(_Call(bytearray, 2**45), 2),
+            pickle.dumps(_Call(torch.empty, (2**20, 2**20)), 2),
+            b"\x80\x02" + b"(" * 300_000 + b".",
+            b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",
+        )
+    )

@@ -1,0 +1,124 @@
+"""What an interrupted run leaves for itself: journals, `run.json`, snapshots."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from random import Random
+
+import torch
+
+from fuzz import tensorfile
+from fuzz.damage import bent_json, damaged
+from fuzz.target import Target, check
+from runner import snapshot, unfinished
+from runner.errors import UserError
+from runner.experiment import Data, Experiment, as_tree
+from runner.journal import Journal, Owner
+from runner.server import Server
+from runner.snapshot import Snapshot
+
+
+class JournalFile(Target):
+    """A journal's events: those of whole lines come back as they were written, the rest is passed over."""
+
+    EVENTS = (
+        {
+            "kind": "metrics",
+            "step": 3,
+            "time": 1700000000000,
+            "values": {"train/loss": 0.25, "val/top1": 0.5},
+        },
+        {"kind": "artifact", "file": "figures/loss.png", "folder": "figures"},
+        {"kind": "end", "status": "KILLED", "time": 1700000000001},
+    )
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.lines = b"".join(json.dumps(event).encode() + b"\n" for event in self.EVENTS)
+
+    def make(self, random: Random) -> bytes:
+        if random.random() < 0.6:
+            return damaged(random, self.lines, self.lines)
+        return b"".join(
+            bent_json(random, copy.deepcopy(event)).encode("utf-8", "replace") + b"\n"
+            for event in self.EVENTS
+        )
+
+    def read(self, content: bytes) -> None:
+        root = self.folder / "journals"
+        shutil.rmtree(root, ignore_errors=True)
+        journal = Journal.create(root, Owner("sqlite:///x", "run", "elsewhere", 1, 1.0))
+        (journal.folder / "events.jsonl").write_bytes(content)
+        journal.mend()
+        whole = set(content.split(b"\n")[:-1])
+        for event in journal.events():
+            check(isinstance(event["kind"], str), "an event without a kind")
+        said = [json.dumps(event).encode() for event in journal.events()]
+        kept = [json.dumps(event).encode() for event in self.EVENTS]
+        check(all(line in said for line in kept if line in whole), "a whole line was lost")
+        check(len(journal.pending()) <= content.count(b"\n"), "there are more events than lines")
+        _ = journal.ended, journal.stays, journal.unannounced()
+
+
+class RunFile(Target):
+    """`run.json`: the run is found as it was described, or passed over."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.experiment = Experiment(data=Data(kind="digits"))
+        self.place = Server("sqlite:///x", folder)
+        self.journal = Journal.create(
+            folder / "journals", Owner("sqlite:///x", "a" * 32, "elsewhere", 1, 1.0)
+        )
+        os.utime(self.journal.folder / "owner.json", (0, 0))  # its host fell silent long ago
+        self.state = self.journal.folder / "state"
+        unfinished.describe(self.state, "name", as_tree(self.experiment), self.experiment)
+        self.content = (self.state / "run.json").read_bytes()
+
+    def make(self, random: Random) -> bytes:
+        if random.random() < 0.5:
+            return damaged(random, self.content, self.content)
+        return bent_json(random, json.loads(self.content)).encode("utf-8", "replace")
+
+    def read(self, content: bytes) -> None:
+        (self.state / "run.json").write_bytes(content)
+        for each in unfinished.all_of(self.place):
+            check(isinstance(each.asked, dict), "the experiment is no tree")
+            unfinished.differences(each, as_tree(self.experiment))
+        try:
+            unfinished.asked_for(self.place, self.experiment, "aaaaaaaa", 1, False)
+        except UserError as error:
+            check("\n" not in str(error), "a sentence of several lines")
+            raise
+
+
+class SnapshotFile(Target):
+    """A snapshot: what loads is what was saved, to the bit, unless it was sealed anew."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.tensors = {"learned/w": torch.arange(6.0).reshape(2, 3), "optimizer/0/step": torch.tensor(3.0)}
+        paths = [
+            Snapshot(1, place, 7, self.tensors, {"rule": {}}).save(folder / "made", 9) for place in (2, 3)
+        ]
+        self.files = [path.read_bytes() for path in paths]
+
+    def make(self, random: Random) -> bytes:
+        return tensorfile.hostile(random, *self.files)
+
+    def read(self, content: bytes) -> None:
+        path = self.folder / "000001-00000002.safetensors"
+        path.write_bytes(content)
+        try:
+            found = snapshot.load(path)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        check((found.epoch, found.step, found.about) == (1, 7, {"rule": {}}), "another position loads")
+        same = found.tensors.keys() == self.tensors.keys() and all(
+            torch.equal(value, self.tensors[name]) for name, value in found.tensors.items()
+        )
+        check(same, "other numbers load")
