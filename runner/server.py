@@ -8,6 +8,7 @@ import os
 import sqlite3
 import urllib.error
 import urllib.request
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,17 +67,13 @@ class Server:
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs a traceback of every fault that it also raises: a full disk is told in a sentence.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        from mlflow import MlflowClient
 
         if not self.uri.startswith("sqlite:///"):
             return _let_in(self.uri)
         # Several processes that create one sqlite database at once corrupt it; without WAL readers block writers.
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
-            client = MlflowClient(self.uri)
-            client.search_experiments(max_results=1)
-            with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
+            client = _opened(self.uri)
         return client
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
@@ -100,6 +97,27 @@ class Server:
                     f"The MLflow experiment {name!r} was deleted and cannot be restored ({error})."
                 ) from None
         return str(found.experiment_id)
+
+
+def _opened(uri: str) -> MlflowClient:
+    """A client of a sqlite database. Raises `UserError` where it cannot be made or opened."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    path = uri.removeprefix("sqlite:///")
+    try:
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        reason = str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0][:300]
+        raise UserError(
+            f"The database {path} cannot be used ({reason}); free some space if its disk is full, else mend its mode or"
+            " restore it from a copy."
+        ) from None
+    return client
 
 
 def quieten() -> None:

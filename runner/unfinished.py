@@ -34,6 +34,8 @@ HARMLESS = (
     "cache",
 )
 """Settings that decide no figure: a run may go on with others. The images themselves are compared by content."""
+SHOWN = 8
+"""Differences that a sentence names."""
 DECIDED = ("fit.precision", "features.chunk", "features.compile")
 """Settings that were left to the device, and stay as it had decided."""
 
@@ -157,11 +159,12 @@ def differences(run: Unfinished, asked: dict[str, Any]) -> list[str]:
     """The settings that differ and decide figures, in words."""
     then, now = flatten(run.asked), flatten(asked)
     names = [name for name in {**then, **now} if not name.startswith(HARMLESS)]
-    return [
-        f"{name} is {now.get(name, 'not set')}, was {brief(str(then.get(name, 'not set')), 100)}"
-        for name in names
-        if then.get(name) != now.get(name)
+    differing = [name for name in names if then.get(name) != now.get(name)]
+    said = [
+        f"{brief(name, 60)} is {now.get(name, 'not set')}, was {brief(str(then.get(name, 'not set')), 80)}"
+        for name in differing[:SHOWN]
     ]
+    return [*said, f"and {len(differing) - SHOWN} more"] if len(differing) > SHOWN else said
 
 
 def asked_for(

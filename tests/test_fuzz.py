@@ -28,7 +28,7 @@ def test_hostile_files(name: str, tmp_path: Path) -> None:
     assert report.cases == report.accepted + report.refused == FEW
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_hostile_files(name: str, tmp_path: Path) -> None:
     report = fuzz(name, MANY, tmp_path, first=FEW)

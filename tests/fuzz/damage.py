@@ -165,7 +165,7 @@ def _near(random: Random, value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
-        return random.choice((value + 1, value - 1, -value, value * 2, value * 1_000_003, value + 0.5))
+        return random.choice((value + 1, value - 1, -value, value * 2, value * 1_000_003, 0.5))
     if isinstance(value, str) and value:
         place = random.randrange(len(value))
         return value[:place] + random.choice("0aZ/ .\n,é\ud800") + value[place + random.randint(0, 1) :]
