@@ -227,12 +227,15 @@ class _Fitting:
         """Between two steps: at times all processes agree on whether to keep a snapshot, and whether to stop."""
         advance(count)
         self._since += 1
-        if self._since < self._stride:
+        if self.accelerator.num_processes == 1:  # it has nobody to ask
+            due = self.keeper is not None and self.keeper.due(0)
+            if not (due or signals.number is not None) and self._since < self._stride:
+                return
+        elif self._since < self._stride:
             return
         now = time.monotonic()
-        if self.accelerator.num_processes > 1 or self.accelerator.device.type != "cpu":
-            each = max((now - self._met) / self._since, 1e-6)
-            self._stride = max(1, min(1000, int(MEETING / each)))
+        each = max((now - self._met) / self._since, 1e-6)
+        self._stride = max(1, min(1000, int(MEETING / each)))
         self._since, self._met = 0, now
         self._meet(signals)
 

@@ -75,7 +75,7 @@ class Trainer:
         """Steps that were left out since the fit began."""
         self.shares: list[list[float]] | None = [[0.0, 0.0, 0.0]] * accelerator.num_processes
         """Each process's sums, where all of them are known here."""
-        self._sums = self._zeros()
+        self._sums, self._counted = self._zeros(), 0.0
         self._failed = torch.full((), NEVER, dtype=torch.int64, device=accelerator.device)
         self._whole = True
 
@@ -119,7 +119,8 @@ class Trainer:
                     self._whole = True
                     between(len(batches[place]))
         self.check()
-        loss, hits, counted = accelerator.reduce(self._sums, "sum").tolist()
+        own = torch.tensor(self._share(), dtype=torch.float64, device=accelerator.device)
+        loss, hits, counted = accelerator.reduce(own, "sum").tolist()
         self.shares = [[loss, hits, counted], *[[0.0, 0.0, 0.0]] * (accelerator.num_processes - 1)]
         return loss / max(counted, 1), hits / len(self.labels)
 
@@ -131,7 +132,7 @@ class Trainer:
         before = self.lr
         stop = self.rule.validated(val.hits1)
         self.number, self.done, self.epoch_lr = self.number + 1, 0, self.lr
-        self._sums = self._zeros()
+        self._sums, self._counted = self._zeros(), 0.0
         self.shares = [[0.0, 0.0, 0.0]] * self.accelerator.num_processes
         return broadcast_object_list([(stop, self.lr < before)])[0]
 
@@ -153,12 +154,12 @@ class Trainer:
 
     def meet(self) -> None:
         """Let every process know the sums of all, so that `capture` can hold them; all processes ask together."""
-        self.shares = gather_object([self._sums.tolist()])
+        self.shares = gather_object([self._share()])
 
     def capture(self) -> Snapshot | None:
         """The fit as it stands; None in mid-step, or where other processes' sums are not known here."""
         if self.accelerator.num_processes == 1:
-            self.shares = [self._sums.tolist()]
+            self.shares = [self._share()]
         if not self._whole or self.shares is None:
             return None
         tensors = {f"learned/{name}": value for name, value in self.network.parts()[0].items()}
@@ -202,7 +203,8 @@ class Trainer:
             if self.accelerator.scaler is not None and about["scaler"]:
                 self.accelerator.scaler.load_state_dict(about["scaler"])
             self.done, self.epoch_lr = snapshot.batch, about["epoch_lr"]
-            self._sums = self._restored_sums(about["shares"])
+            *sums, self._counted = self._restored(about["shares"])
+            self._sums = torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)
             self.shares = about["shares"] if len(about["shares"]) == self.accelerator.num_processes else None
             return
         own = self.optimizer.state_dict()["param_groups"]
@@ -222,23 +224,29 @@ class Trainer:
     def _restore_optimizer(self, snapshot: Snapshot, groups: list[dict[str, Any]]) -> None:
         state: dict[int, dict[str, Any]] = {}
         kept = {**snapshot.part("optimizer"), **snapshot.about["optimizer"]["plain"]}
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
         for key, value in kept.items():
             place, _, name = key.partition("/")
+            owner = parameters[int(place)]
+            if isinstance(value, Tensor) and value.shape == owner.shape:
+                # A fused optimiser walks through memory: moments must lie in it as their parameter does.
+                value = torch.empty_like(owner, dtype=value.dtype).copy_(value)
             state.setdefault(int(place), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def _restored_sums(self, kept: list[list[float]]) -> Tensor:
-        """This process's sums; on another number of processes the first one takes them all."""
+    def _restored(self, kept: list[list[float]]) -> list[float]:
+        """This process's share of sums; on another number of processes the first one takes them all."""
         mine = self.accelerator.process_index
         if len(kept) == self.accelerator.num_processes:
-            values = kept[mine]
-        else:
-            values = [math.fsum(each) for each in zip(*kept, strict=True)] if mine == 0 else [0.0] * 3
-        return torch.tensor(values, dtype=torch.float64, device=self.accelerator.device)
+            return kept[mine]
+        return [math.fsum(each) for each in zip(*kept, strict=True)] if mine == 0 else [0.0] * 3
+
+    def _share(self) -> list[float]:
+        """Sums of the epoch on this process: loss, hits, and images whose loss was counted."""
+        return [*self._sums.tolist(), float(self._counted)]
 
     def _zeros(self) -> Tensor:
-        """Sums of an epoch, on this process: loss, hits, and images whose loss was counted."""
-        return torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
+        return torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
 
     def _part(self, values: Tensor, batch: np.ndarray, part: Part) -> None:
         """Forward and backward of this process's part of a batch; adds to the sums."""
@@ -256,14 +264,19 @@ class Trainer:
             # The wrapper averages gradients over processes; what is wanted is their sum.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         hits = (logits.detach().argmax(1) == target).sum()
-        counted = torch.tensor(len(target), device=loss.device)
-        said = torch.stack([loss.detach() * len(batch), hits, counted]).double()
-        fine = torch.isfinite(loss.detach())
-        if self.settings.nonfinite == "skip":
-            said = torch.where(fine, said, torch.zeros_like(said))
+        value = loss.detach()
+        said = torch.stack([value * len(batch), hits])
+        skips = self.settings.nonfinite == "skip"
+        if skips or value.device.type == "cpu":  # elsewhere to ask is to wait for the device
+            if math.isfinite(value.item()):
+                self._sums += said
+                self._counted += len(target)
+            elif not skips:
+                self._failed.clamp_(max=self.step)
         else:
-            self._failed = torch.minimum(self._failed, torch.where(fine, NEVER, self.step))
-        self._sums += said
+            self._sums += said
+            self._counted += len(target)
+            self._failed = torch.minimum(self._failed, torch.where(torch.isfinite(value), NEVER, self.step))
 
     def _step(self) -> None:
         norm = None
