@@ -118,7 +118,7 @@ def _kills(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str, A
                 killed = _child(words, at)
             _child(words)
             found, states = _points(place, name), _states(place, name)
-            fine = found == wanted and states == ["FINISHED"]
+            fine = found == wanted and states[-1] == "FINISHED" and "RUNNING" not in states
             identical += fine
             if not fine:
                 terminal.warn(f"{name}, killed at {at}: {states}, {_different(wanted, found)}")

@@ -140,17 +140,18 @@ def database(patient: Patient) -> Iterator[Finding]:
 
 def journals(patient: Patient) -> Iterator[Finding]:
     """Records that wait for delivery, and journals of other hosts that have fallen silent."""
-    for journal in Journal.find(patient.place.root / "journals"):
+    # All are looked at before the first is mended: delivering one delivers the others, too.
+    known = Journal.find(patient.place.root / "journals")
+    dead = [(each, len(each.pending()), each.ended) for each in known if not each.alive]
+    for journal, waiting, ended in dead:
         elsewhere = journal.owner.host != this_host()
-        if journal.alive:
-            continue
-        if not journal.pending() and journal.ended:
-            if not (journal.folder / "state").is_dir():
+        if not waiting and ended:
+            if not journal.stays:
                 yield patient.found(
                     journal.folder, "holds nothing that was not delivered", journal.remove, "removed"
                 )
             continue
-        what = f"{len(journal.pending())} records of run {journal.owner.run_id[:8]} wait"
+        what = f"{waiting} records of run {journal.owner.run_id[:8]} wait"
         if redacted(journal.owner.uri) != redacted(patient.place.uri):
             where = redacted(journal.owner.uri)
             yield Finding(str(journal.folder), f"{what} for {where}; ./launch.sh sync delivers them", "")
@@ -160,7 +161,6 @@ def journals(patient: Patient) -> Iterator[Finding]:
         elif patient.client is None:
             yield Finding(str(journal.folder), f"{what} for a store that does not answer", "")
         else:
-            ended = journal.ended
             yield patient.found(
                 journal.folder,
                 what if ended else f"run {journal.owner.run_id[:8]} says RUNNING, and its process is dead",
@@ -216,7 +216,7 @@ def states(patient: Patient) -> Iterator[Finding]:
 
     for journal in Journal.find(patient.place.root / "journals"):
         state = journal.folder / "state"
-        if journal.alive or not state.is_dir():
+        if journal.alive or not journal.stays:
             continue
         for path in snapshot.paths(state):
             try:

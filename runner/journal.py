@@ -29,6 +29,9 @@ PULSE = 10.0
 SILENCE = 60.0
 """Seconds without one after which a process of another host is taken to be dead by who wants to go on with its run."""
 
+GONE = ".gone"
+"""Ends the name of a journal's folder that is being removed."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -141,6 +144,8 @@ class Journal:
         """All journals under `root`; a folder that is not whole yet is passed over."""
         found = []
         for path in sorted(root.glob("*/owner.json")):
+            if path.parent.name.endswith(GONE):
+                continue
             try:
                 found.append(cls(path.parent, Owner(**json.loads(path.read_text()))))
             except (OSError, ValueError, TypeError):
@@ -221,8 +226,12 @@ class Journal:
         return bool(events) and events[-1]["kind"] == "end"
 
     def remove(self) -> None:
-        """All is delivered."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """All is delivered. It goes at once: what a dying process leaves of it is no journal, but rubbish."""
+        gone = self.folder.with_name(f"{self.folder.name}{GONE}")
+        with suppress(OSError):
+            self.folder.rename(gone)
+        for each in (gone, self.folder):
+            shutil.rmtree(each, ignore_errors=True)
 
     def events(self) -> list[Event]:
         """All of them, delivered or not."""

@@ -49,7 +49,7 @@ class Records:
             works: Whether the system's use is worth recording with it.
             again: Id of an interrupted run, which goes on.
 
-        Raises FileExistsError where somebody else works on a run that is to go on.
+        Raises `UserError` where somebody else works on a run that is to go on.
         """
         if self.client is None:
             yield Tracker()

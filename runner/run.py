@@ -91,6 +91,9 @@ def _train(
     start: Start,
     parent: str,
 ) -> Result:
+    state = tracker.room("state") if accelerator.is_main_process else None
+    if state is not None:  # killed from here on, it goes on as this run
+        unfinished.describe(state, tracker.name, start.asked, None, parent)
     ready = prepare(experiment, accelerator, terminal)
     network, manifest, features = ready.network, ready.manifest, ready.features
     _log_start(ready, start, accelerator, tracker)
@@ -101,7 +104,6 @@ def _train(
     use = packing.use(ready.experiment)
     best: dict[str, Tensor] = {}
     gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
-    state = tracker.room("state") if accelerator.is_main_process else None
 
     def keep(epoch: Epoch, name: str) -> None:
         if accelerator.is_main_process:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from runner.errors import UserError
+from runner.files import replacing
 from runner.redaction import redacted, without_login
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ class Server:
         # Several processes that create one sqlite database at once corrupt it; without WAL readers block writers.
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
-            client = _opened(self.uri)
-        return client
+            return _opened(self.uri)
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
         """The id of the MLflow experiment called `name`, which is created where there is none."""
@@ -99,14 +99,29 @@ class Server:
         return str(found.experiment_id)
 
 
+def _make(path: Path) -> None:
+    """Make a database, whole or not at all: MLflow cannot go on from tables of which only some were made."""
+    from mlflow.store.db.utils import _initialize_tables
+    from sqlalchemy import create_engine
+
+    with replacing(path) as aside:
+        engine = create_engine(f"sqlite:///{aside}")
+        try:
+            _initialize_tables(engine)
+        finally:
+            engine.dispose()
+
+
 def _opened(uri: str) -> MlflowClient:
     """A client of a sqlite database. Raises `UserError` where it cannot be made or opened."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    path = uri.removeprefix("sqlite:///")
+    path = Path(uri.removeprefix("sqlite:///"))
     try:
+        if not path.exists():
+            _make(path)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
         with closing(sqlite3.connect(path)) as connection:

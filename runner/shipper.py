@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from runner.journal import Event, Journal, is_alive, this_host
+from runner.journal import GONE, Event, Journal, is_alive, this_host
 from runner.redaction import redacted
 from runner.registry import deliver as deliver_model
 from runner.server import Server
@@ -220,6 +220,8 @@ def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
         except Timeout:
             continue  # another process is at it
         Path(f"{journal.folder}.lock").unlink(missing_ok=True)
+    for rubbish in (server.root / "journals").glob(f"*{GONE}"):
+        shutil.rmtree(rubbish, ignore_errors=True)
     waiting = {journal.owner.run_id for journal in Journal.find(server.root / "journals")}
     _sweep(client, waiting, terminal)
 

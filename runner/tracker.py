@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Interrupted, failed_elsewhere, sentence, undisturbed
+from runner.errors import Interrupted, UserError, failed_elsewhere, sentence, undisturbed
 from runner.files import write_text
 from runner.journal import PULSE, Journal, me
 from runner.redaction import redacted
@@ -214,7 +214,7 @@ def tracked(
         run_id: Of a run that is there already, to go on with.
         again: It was interrupted, and its journal is taken over.
 
-    Raises FileExistsError where somebody else works on a run that is to go on.
+    Raises `UserError` where somebody else works on a run that is to go on.
     """
     owner = me(server.uri, "")
     tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
@@ -224,7 +224,12 @@ def tracked(
         run_id = str(
             client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
         )
-    tracker = MlflowTracker(server, client, run_id, name, again) if again else None
+    try:
+        tracker = MlflowTracker(server, client, run_id, name, again) if again else None
+    except FileExistsError:
+        raise UserError(
+            f"Run {run_id[:8]} goes on in another process already; wait for it, or begin a new run without --resume."
+        ) from None
     if tracker is not None:
         tracker.tags(tags)
     watch: SystemWatch | None = None

@@ -76,17 +76,17 @@ def describe(
     state: Path,
     name: str,
     asked: dict[str, Any],
-    decided: Experiment,
+    decided: Experiment | None,
     parent: str = "",
     repeat: int = 1,
     diverged: bool = False,
 ) -> None:
-    """Write `run.json` into a run's state folder; the arguments are as in `Unfinished`."""
-    tree = flatten(as_tree(decided))
+    """Write `run.json` into a run's state folder; the arguments are as in `Unfinished`, `decided` None before that."""
+    tree = {} if decided is None else flatten(as_tree(decided))
     told = {
         "name": name,
         "asked": asked,
-        "decided": {name: tree[name] for name in DECIDED},
+        "decided": {name: tree[name] for name in DECIDED if name in tree},
         "parent": parent,
         "repeat": repeat,
         "diverged": diverged,

@@ -192,7 +192,7 @@ def test_events_are_delivered_in_their_order(tmp_path: Path) -> None:
     file.write_text("x")
     journal.append({"kind": "params", "values": {"a": "1"}})
     journal.append(metric("loss", 2.0, 1))
-    journal.append({"kind": "artifact", "file": str(file), "folder": "figures"})
+    journal.append({"kind": "artifact", "file": "figures/loss.png", "folder": "figures"})
     journal.append(metric("loss", 1.0, 2))
     journal.append({"kind": "input", "name": "data", "digest": "d", "source": "s", "profile": "{}"})
     journal.append({"kind": "tags", "values": {"note": "n"}})
@@ -346,7 +346,7 @@ def test_a_delivery_that_was_not_marked_is_repeated_without_harm(store: tuple[Se
     journal.append(metric("loss", 2.0, 1))
     journal.append(metric("loss", 1.0, 2))
     journal.append({"kind": "input", "name": "data", "digest": "d", "source": "s", "profile": "{}"})
-    journal.append({"kind": "artifact", "file": str(note), "folder": ""})
+    journal.append({"kind": "artifact", "file": "note.txt", "folder": ""})
     journal.append({"kind": "end", "status": "FINISHED", "time": now_ms()})
     assert deliver(journal, client)
     (journal.folder / "sent").unlink()  # as if the process had died before it marked anything
