@@ -94,7 +94,12 @@ def _train(
     state = tracker.room("state") if accelerator.is_main_process else None
     if state is not None:  # killed from here on, it goes on as this run
         unfinished.describe(state, tracker.name, start.asked, None, parent)
-    ready = prepare(experiment, accelerator, terminal)
+    try:
+        ready = prepare(experiment, accelerator, terminal)
+    except BaseException:  # it had not begun
+        if state is not None and not start.run_id:
+            (state / "run.json").unlink(missing_ok=True)
+        raise
     network, manifest, features = ready.network, ready.manifest, ready.features
     _log_start(ready, start, accelerator, tracker)
     demand = features.reserve(wanted(experiment))
