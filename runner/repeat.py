@@ -89,18 +89,18 @@ def _seeds(
         seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, fit=seed))
         name = f"seed {seed} of {parent.name}"
         terminal.line(f"fit seed {seed}", style="bold")
+        seeded, going = resuming.child(seeded, start.asked, parent.run_id, accelerator, terminal)
         done = broadcast_object_list([_finished(state, seed) if state is not None else None])[0]
-        if done is not None:
+        if done is not None and not going.run_id:
             child = Tracker()
             child.run_id, child.name, result = done["run_id"], name, Result.from_json(done["result"])
             terminal.line(f"run {child.run_id[:8]} has finished before")
         else:
-            seeded, going = resuming.child(seeded, start.asked, parent.run_id, accelerator, terminal)
             with records.begin(name, parent, again=going.run_id) as child:
                 result = run.train(seeded, accelerator, child, terminal, going, parent.run_id)
-            if state is not None:
-                told = {"run_id": child.run_id, "result": result.as_json()}
-                write_text(state / f"seed-{seed}.json", json.dumps(told))
+                if state is not None:  # before the run ends: one that has ended can no longer be gone on with
+                    told = {"run_id": child.run_id, "result": result.as_json()}
+                    write_text(state / f"seed-{seed}.json", json.dumps(told))
         results.append(result)
         children.append(child)
         _say(result, terminal)

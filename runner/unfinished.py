@@ -99,6 +99,8 @@ def all_of(place: Server) -> list[Unfinished]:
     found = []
     for journal in Journal.find(place.root / "journals"):
         path = journal.folder / STATE / "run.json"
+        if not journal.stays:  # it has finished, and only its records wait
+            continue
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             each = Unfinished(

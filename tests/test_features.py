@@ -142,7 +142,7 @@ class TestOnce:
     def test_a_run_that_stops_early_wastes_no_view(
         self, make: Make, train: Train, through_prefix: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("runner.fit.broadcast_object_list", lambda _: [(True, False)])
+        monkeypatch.setattr("runner.trainer.broadcast_object_list", lambda _: [(True, False)])
         train(make("--views.train", "fresh"))
         assert sum(through_prefix) == TRAIN + VAL + TEST
 

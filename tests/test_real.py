@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import Recorder
 
 from runner import manifest, run
 from runner.channels import statistics
 from runner.loading import Loader
 from runner.settings import parse
 from runner.terminal import Terminal
-from runner.tracker import Tracker
 from runner.views import Renderer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -30,18 +30,6 @@ pytestmark = [
 needs_weights = pytest.mark.skipif(
     not WEIGHTS.is_file(), reason=f"no VGG16 weights at {WEIGHTS} (RUNNER_TEST_WEIGHTS)"
 )
-
-
-class Staged(Tracker):
-    """Keeps what is staged in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def stage(self, name: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
 
 
 def test_the_whole_data_set_is_split_as_the_report_says(tmp_path: Path, silent: Terminal) -> None:
@@ -81,6 +69,6 @@ def test_pretrained_convolutions_tell_real_categories_apart(
         [*words, "--split.by", "count", "--split.train", "6", "--split.val", "3", "--split.test", "6"]
     )[0]
     torch.set_num_threads(os.cpu_count() or 1)  # conftest has set one: real images are worth more
-    result = run.train(experiment, accelerator, Staged(tmp_path / "staged"), silent)
+    result = run.train(experiment, accelerator, Recorder(tmp_path / "staged"), silent)
     assert result.best.images == 24
     assert result.best.top1 >= 0.9

@@ -18,13 +18,14 @@ from runner.settings import EXPERIMENTS, parse
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for page in ("README.md", "docs/reliability.md")
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
 ]
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if " train " in each])
-def test_the_training_commands_of_the_readme_are_understood(command: str) -> None:
+def test_the_training_commands_of_the_documents_are_understood(command: str) -> None:
     words = shlex.split(command.removesuffix("…"))
     assert words[:2] == ["./launch.sh", "train"]
     _, rest = take_processes(words[2:])
