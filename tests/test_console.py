@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from test_commands import ROOT, RUNNER, environment
@@ -70,3 +74,57 @@ def test_launch_sh_is_whole() -> None:
     outcome = subprocess.run(["bash", "-n", str(ROOT / "launch.sh")], capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (0, "")
     assert os.access(ROOT / "launch.sh", os.X_OK)
+
+
+PYTHON = """#!/usr/bin/env bash
+# Stands in for Python: makes an environment with itself in it, and notes each installation.
+case "$*" in
+  *"-m venv"*) folder="${@: -1}"; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
+  *"-m pip"*) echo installed >>"$NOTES"; sleep 1
+    printf '#!/usr/bin/env bash\\necho "runner $*"\\n' >"$(dirname "$0")/runner"; chmod +x "$(dirname "$0")/runner" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh clone, and a Python that installs nothing."""
+    for name in ("launch.sh", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHON", str(python))
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    return tmp_path
+
+
+def test_several_launches_of_a_fresh_clone_prepare_it_once(checkout: Path) -> None:
+    launches = [
+        subprocess.Popen(
+            [checkout / "launch.sh", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for words in ([], ["sync"], ["train", "--fit.epochs", "3"])
+    ]
+    outcomes = [each.communicate(timeout=60) for each in launches]
+    assert [each.returncode for each in launches] == [0, 0, 0], outcomes
+    assert [out for out, _ in outcomes] == [
+        "runner train\n",
+        "runner sync\n",
+        "runner train --fit.epochs 3\n",
+    ]
+    assert (checkout / "notes").read_text() == "installed\n"
+
+
+def test_a_preparation_that_was_killed_is_done_again(checkout: Path) -> None:
+    first = subprocess.Popen([checkout / "launch.sh"], stderr=subprocess.DEVNULL, start_new_session=True)
+    until = time.monotonic() + 30
+    while not (checkout / "notes").exists():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    for count in (2, 2):  # done again once, and then there
+        again = subprocess.run([checkout / "launch.sh"], capture_output=True, text=True, timeout=60)
+        assert (again.returncode, again.stdout) == (0, "runner train\n"), again.stderr
+        assert (checkout / "notes").read_text() == "installed\n" * count
