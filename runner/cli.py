@@ -20,8 +20,8 @@ usage: runner VERB [-n PROCESSES] …
   export      a model as ONNX             runner export [--model MODEL] --onnx FILE
   reproduce   run it again, and compare   runner reproduce RUN
   ui          MLflow's pages over mlruns/ runner ui [--port 5000]
-  sync        deliver what waits      runner sync
-  doctor      is all true? mend it    runner doctor [--check]
+  sync        deliver what waits          runner sync
+  doctor      is all true? mend it        runner doctor [--check]
   store       kept features               runner store list | remove NAME…
   bench       measure                     runner bench features [experiment settings]
 
@@ -57,7 +57,7 @@ def _run(words: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     from runner.checks import check
-    from runner.launch import KILLED, launch, take_processes
+    from runner.launch import launch, take_processes
     from runner.server import ask, server
     from runner.settings import parse
     from runner.terminal import Terminal
@@ -72,7 +72,7 @@ def _train(argv: list[str]) -> int:
         asked_for(place, experiment, options.resume, options.repeat, options.branch)
     check(experiment, Terminal())
     status = launch("train.py", rest, processes)
-    if status == KILLED:
+    if status:
         from runner.sync import close_the_dead
 
         close_the_dead(place, Terminal())

@@ -8,8 +8,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from runner import run
-from runner.experiment import Experiment
+from runner import resuming, run
+from runner.experiment import Experiment, as_tree
 from runner.keys import digest
 from runner.records import Records
 from runner.scores import Scores
@@ -64,9 +64,13 @@ def confirm(
                 known: Any = study.optuna.user_attrs.get(key) if study else None
                 figures: Figures | None = broadcast_object_list([known])[0]
                 if figures is None:
-                    with records.begin(f"confirm {name}, seed {seed}", parent, works=False) as tracker:
+                    lean, start = _lean(seeded), as_tree(_lean(experiment))
+                    quiet = Terminal(speaks=False)
+                    lean, going = resuming.child(lean, start, parent.run_id, accelerator, quiet)
+                    title = f"confirm {name}, seed {seed}"
+                    with records.begin(title, parent, works=False, again=going.run_id) as tracker:
                         tracker.tags({"runner.study": parent.name, "runner.confirms": name})
-                        result = run.train(_lean(seeded), accelerator, tracker, Terminal(speaks=False))
+                        result = run.train(lean, accelerator, tracker, quiet, going, parent.run_id)
                     figures = {**_figures("val", result.best_epoch.val), **_figures("test", result.best)}
                     if study is not None:
                         study.optuna.set_user_attr(key, figures)

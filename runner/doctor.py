@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from runner.errors import Parser, UserError
 from runner.experiment import Experiment
-from runner.journal import Journal, is_alive, this_host
+from runner.journal import GONE, LOCK, Journal, this_host
 from runner.redaction import redacted
 from runner.server import Server, server
 from runner.stores import REMOVED, root_of
@@ -144,29 +144,36 @@ def journals(patient: Patient) -> Iterator[Finding]:
     known = Journal.find(patient.place.root / "journals")
     dead = [(each, len(each.pending()), each.ended) for each in known if not each.alive]
     for journal, waiting, ended in dead:
-        elsewhere = journal.owner.host != this_host()
         if not waiting and ended:
             if not journal.stays:
                 yield patient.found(
-                    journal.folder, "holds nothing that was not delivered", journal.remove, "removed"
+                    journal.folder,
+                    "holds nothing that was not delivered",
+                    partial(_remove, journal),
+                    "removed",
                 )
             continue
         what = f"{waiting} records of run {journal.owner.run_id[:8]} wait"
+        here = journal.owner.host == this_host()
+        fate = "is dead" if here else f"on {journal.owner.host} gives no sign of life"
         if redacted(journal.owner.uri) != redacted(patient.place.uri):
             where = redacted(journal.owner.uri)
             yield Finding(str(journal.folder), f"{what} for {where}; ./launch.sh sync delivers them", "")
-        elif elsewhere:
-            yield Finding(str(journal.folder), f"{what}; its process on {journal.owner.host} is silent, and"
-                          " ./launch.sh train --resume there or here goes on with it", "")  # fmt: skip
         elif patient.client is None:
             yield Finding(str(journal.folder), f"{what} for a store that does not answer", "")
         else:
             yield patient.found(
                 journal.folder,
-                what if ended else f"run {journal.owner.run_id[:8]} says RUNNING, and its process is dead",
+                what if ended else f"run {journal.owner.run_id[:8]} says RUNNING, and its process {fate}",
                 partial(_deliver, patient, journal),
                 "delivered" if ended else "closed as KILLED, its records delivered",
             )
+
+
+def _remove(journal: Journal) -> None:
+    with Journal.gripped(journal.folder) as now:
+        if now is not None and not now.alive:
+            now.remove()
 
 
 def _deliver(patient: Patient, journal: Journal) -> None:
@@ -184,6 +191,8 @@ def runs(patient: Patient) -> Iterator[Finding]:
         return
     from mlflow.exceptions import MlflowException
 
+    from runner.shipper import end_as_killed, is_dead
+
     client = patient.client
     journals = {journal.owner.run_id for journal in Journal.find(patient.place.root / "journals")}
     try:
@@ -196,26 +205,22 @@ def runs(patient: Patient) -> Iterator[Finding]:
         tags, run_id = run.data.tags, run.info.run_id
         if run_id in journals or tags.get("runner.host") != this_host():
             continue
-        if not is_alive(int(tags["runner.pid"]), float(tags["runner.started"])):
+        if is_dead(tags):
             yield patient.found(
                 f"run {run_id[:8]}",
                 "says RUNNING, and its process is dead",
-                partial(_close, client, run_id),
+                partial(end_as_killed, client, run_id),
                 "closed as KILLED",
             )
-
-
-def _close(client: MlflowClient, run_id: str) -> None:
-    client.set_tag(run_id, "runner.reason", "its process died without a word")
-    client.set_terminated(run_id, "KILLED")
 
 
 def states(patient: Patient) -> Iterator[Finding]:
     """What interrupted runs would go on from: damaged snapshots, and states of runs that are gone from MLflow."""
     from runner import snapshot
+    from runner.unfinished import STATE, fate, read
 
     for journal in Journal.find(patient.place.root / "journals"):
-        state = journal.folder / "state"
+        state = journal.folder / STATE
         if journal.alive or not journal.stays:
             continue
         for path in snapshot.paths(state):
@@ -224,24 +229,14 @@ def states(patient: Patient) -> Iterator[Finding]:
             except ValueError as error:
                 yield patient.found(path, f"is damaged ({error})", path.unlink, "removed")
         if patient.client is not None and redacted(journal.owner.uri) == redacted(patient.place.uri):
-            gone = _fate(patient.client, journal.owner.run_id)
+            gone = fate(patient.client, journal.owner.run_id)
             if gone:
                 yield patient.found(
-                    journal.folder, f"is the state of a run that {gone}", journal.remove, "removed"
+                    journal.folder, f"is the state of a run that {gone}", partial(_remove, journal), "removed"
                 )
-
-
-def _fate(client: MlflowClient, run_id: str) -> str:
-    """Why a run will never go on; empty: it may."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        return "is not in MLflow any more" if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ""
-    if info.lifecycle_stage != "active":
-        return "was deleted in MLflow"
-    return "has finished" if info.status == "FINISHED" else ""
+                continue
+        if read(journal) is None:
+            yield Finding(str(state / "run.json"), "is damaged: its run cannot go on; begin it anew", "")
 
 
 def studies(patient: Patient) -> Iterator[Finding]:
@@ -262,7 +257,7 @@ def studies(patient: Patient) -> Iterator[Finding]:
         yield patient.found(
             f"study {study.study_name}",
             f"trial {trial.number} says RUNNING, and its worker is dead",
-            partial(give_back, study, trial),
+            partial(give_back, patient.place.root, str(path), study, trial),
             "marked as failed, to be tried again",
         )
 
@@ -282,7 +277,10 @@ def leftovers(patient: Patient) -> Iterator[Finding]:
         return
     for path in sorted((root / "journals").iterdir()):
         if path.is_dir() and path not in owned and _age(path) > HOUR:
-            yield patient.found(path, "is no journal", partial(shutil.rmtree, path), "removed")
+            if path.name.endswith(GONE) or not _holds_records(path):
+                yield patient.found(path, "is no journal", partial(shutil.rmtree, path), "removed")
+            else:
+                yield Finding(str(path), "holds records, and its owner.json cannot be read: restore that", "")
         elif (
             path.name.endswith(".lock")
             and path.name != ".champion.lock"
@@ -290,6 +288,14 @@ def leftovers(patient: Patient) -> Iterator[Finding]:
             and _age(path) > HOUR
         ):
             yield patient.found(path, "is a lock that nobody holds", path.unlink, "removed")
+
+
+def _holds_records(folder: Path) -> bool:
+    """Whether somebody might miss what is in a folder of journals' folder."""
+    try:
+        return any(path.is_file() and path.name != LOCK for path in folder.rglob("*"))
+    except OSError:  # it is another user's
+        return True
 
 
 def stores(patient: Patient) -> Iterator[Finding]:
@@ -309,12 +315,13 @@ def stores(patient: Patient) -> Iterator[Finding]:
     ) as advance:
         for store in found:
             for path in sorted(store.folder.glob("*.safetensors")):
-                size = path.stat().st_size
-                if not is_whole(path):
-                    act = path.unlink
-                    yield patient.found(
-                        path, "is damaged", act, "removed: its rows are computed again when needed"
-                    )
+                try:
+                    size, whole = path.stat().st_size, is_whole(path)
+                except FileNotFoundError:  # taken away meanwhile, for its room
+                    continue
+                if not whole:
+                    done = "removed: its rows are computed again when needed"
+                    yield patient.found(path, "is damaged", path.unlink, done)
                 advance(size >> 20)
 
 

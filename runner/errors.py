@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ STATUS_FILE = "RUNNER_STATUS_FILE"
 """Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
 
 
+HEARING = 0.5
+"""Seconds that our launcher has to say that it was told to stop, too."""
 STOPPED = ".stopped"
 """Ends the name of the file, beside that one, which is there once our launcher has passed a signal on."""
 BEREFT = (
@@ -67,8 +70,14 @@ class Interrupted(BaseException):
 def _launcher_stops_us() -> bool:
     """Whether torch's launcher ends this process because of another one: ours would have said that it passes on."""
     file = os.environ.get(STATUS_FILE)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return several and bool(file) and os.getppid() != 1 and not Path(f"{file}{STOPPED}").exists()
+    if not file or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return False
+    until = time.monotonic() + HEARING  # a cluster's scheduler tells all processes of a job at once
+    while os.getppid() != 1 and not Path(f"{file}{STOPPED}").exists():
+        if time.monotonic() > until:
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def stopping_signals() -> list[signal.Signals]:

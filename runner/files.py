@@ -19,7 +19,7 @@ MODE = 0o666 & ~_umask
 @contextmanager
 def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
     """Yield a path to write to; `path` becomes that file, whole, when the block ends, or stays as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
     aside = Path(name)
@@ -29,7 +29,7 @@ def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
             os.fsync(written.fileno())
         aside.chmod(mode)
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         error.filename = error.filename or str(path)  # a write does not tell where
         raise
@@ -37,7 +37,7 @@ def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """See that a new name in a folder outlives a loss of power, where the file system can promise it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -45,6 +45,24 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, so that they outlive a loss of power."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync_folder(each.parent)
+
+
+def flush(place: Path) -> None:
+    """See that a file, or every file and folder under a folder, outlives a loss of power."""
+    for path in (place, *place.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str, mode: int = MODE) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -208,12 +209,10 @@ class _Fitting:
         """Keep the fit as it stands, if it stands between two steps: something has ended it."""
         if self.keeper is None or not self.accelerator.is_main_process:
             return
-        snapshot = self._snapshot()
-        if snapshot is not None and (snapshot.epoch, snapshot.batch) != self._kept:
-            try:
+        with suppress(Exception):  # of a full disk, or a device that is lost: what ended the fit is the news
+            snapshot = self._snapshot()
+            if snapshot is not None and (snapshot.epoch, snapshot.batch) != self._kept:
                 self.keeper.keep(snapshot)
-            except OSError:  # an earlier one is there; what ended the fit is the news
-                return
 
     def _resume(self, snapshot: Snapshot, changed: bool) -> None:
         told = snapshot.about

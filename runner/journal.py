@@ -13,15 +13,16 @@ import shutil
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from runner.files import write_text
+from runner.files import make_folder, sync_folder, write_text
 
 Event = dict[str, Any]
 PULSE = 10.0
@@ -29,6 +30,10 @@ PULSE = 10.0
 SILENCE = 60.0
 """Seconds without one after which a process of another host is taken to be dead by who wants to go on with its run."""
 
+LOCK = ".lock"
+"""In a journal's folder: held by who delivers a dead process's records, or takes them over."""
+GRIP = 60.0
+"""Seconds that taking a journal over waits for who is delivering it."""
 GONE = ".gone"
 """Ends the name of a journal's folder that is being removed."""
 
@@ -43,6 +48,13 @@ class Owner:
     pid: int
     started: float
     """When the process began, in s after the host's start: process ids are used again, and clocks are set."""
+
+    @property
+    def sound(self) -> bool:
+        """Whether a file's words can be an owner's."""
+        texts = all(isinstance(each, str) for each in (self.uri, self.run_id, self.host))
+        numbers = type(self.pid) is int and self.pid >= 0 and type(self.started) in (int, float)
+        return texts and numbers and bool(self.run_id)
 
     @property
     def alive(self) -> bool:
@@ -93,25 +105,54 @@ class Journal:
     def create(cls, root: Path, owner: Owner) -> Journal:
         """A new journal under `root`."""
         folder = root / owner.run_id
-        (folder / "files").mkdir(parents=True, exist_ok=True)
+        make_folder(folder / "files")
         write_text(folder / "owner.json", json.dumps(asdict(owner)), 0o600)  # an address may hold a password
         return cls(folder, owner)
 
     @classmethod
     def claim(cls, root: Path, owner: Owner) -> Journal:
-        """The journal of an interrupted run, taken over from its dead owner; made anew where it is gone.
+        """The journal of an interrupted run, taken over from its dead owner; who has it may take it again.
 
-        Raises FileExistsError where somebody works on that run.
+        Raises FileExistsError where somebody works on that run, FileNotFoundError where it has ended for good.
         """
-        with FileLock(f"{root / owner.run_id}.lock"):
-            for known in cls.find(root):
-                if known.owner.run_id == owner.run_id and known.alive:
-                    raise FileExistsError(str(known.folder))
-            journal = cls.create(root, owner)
-            journal.mend()
-            journal._time = max((event.get("time", 0) for event in journal.events()), default=0)
-        Path(f"{journal.folder}.lock").unlink(missing_ok=True)
+        folder = root / owner.run_id
+        try:
+            with cls.gripped(folder, GRIP) as known:
+                if known is None or not known.stays:
+                    raise FileNotFoundError(str(folder))
+                if known.owner != owner and known.alive:
+                    raise FileExistsError(str(folder))
+                journal = cls.create(root, owner)
+                journal.mend()
+                journal._time = max((event.get("time", 0) for event in journal.events()), default=0)
+        except Timeout:
+            raise FileExistsError(str(folder)) from None
         return journal
+
+    @classmethod
+    @contextmanager
+    def gripped(cls, folder: Path, patience: float = 0) -> Iterator[Journal | None]:
+        """The journal in a folder, as it is once nobody else delivers it or takes it over; None: it is gone.
+
+        Raises filelock.Timeout where somebody still does after `patience` s.
+        """
+        with FileLock(folder / LOCK, timeout=patience):
+            try:
+                yield cls.at(folder)
+            finally:
+                if not (folder / "owner.json").exists():  # the lock has made the folder anew
+                    with suppress(OSError):
+                        (folder / LOCK).unlink()
+                        folder.rmdir()
+
+    @classmethod
+    def at(cls, folder: Path) -> Journal | None:
+        """The journal in a folder; None: there is none, or it is not whole yet."""
+        try:
+            owner = Owner(**json.loads((folder / "owner.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+        return cls(folder, owner) if owner.sound else None
 
     @property
     def alive(self) -> bool:
@@ -142,15 +183,9 @@ class Journal:
     @classmethod
     def find(cls, root: Path) -> list[Journal]:
         """All journals under `root`; a folder that is not whole yet is passed over."""
-        found = []
-        for path in sorted(root.glob("*/owner.json")):
-            if path.parent.name.endswith(GONE):
-                continue
-            try:
-                found.append(cls(path.parent, Owner(**json.loads(path.read_text()))))
-            except (OSError, ValueError, TypeError):
-                continue
-        return found
+        folders = sorted(path.parent for path in root.glob("*/owner.json"))
+        found = [cls.at(folder) for folder in folders if not folder.name.endswith(GONE)]
+        return [journal for journal in found if journal is not None]
 
     def now_ms(self) -> int:
         """The time as MLflow counts it, ms since 1970; it never goes back, whatever the clock does."""
@@ -160,7 +195,8 @@ class Journal:
     def append(self, event: Event) -> None:
         """Write an event; it is on disk when this returns."""
         line = (json.dumps(event, allow_nan=False) + "\n").encode()
-        with self._lock, (self.folder / "events.jsonl").open("ab", buffering=0) as file:
+        path = self.folder / "events.jsonl"
+        with self._lock, path.open("ab", buffering=0) as file:
             whole = file.tell()
             try:
                 while line:
@@ -170,6 +206,8 @@ class Journal:
                 os.ftruncate(file.fileno(), whole)
                 error.filename = str(self.folder)
                 raise
+            if not whole:
+                sync_folder(self.folder)
 
     def stage(self, name: str) -> Path:
         """The path in the journal that the artifact `name` is written to and delivered from."""
@@ -240,9 +278,13 @@ class Journal:
         return [event for event in map(_event, lines) if event is not None]
 
     def _sent(self) -> int:
+        """How much has been delivered: none, where what says so is damaged, since to deliver again does no harm."""
         try:
-            return int((self.folder / "sent").read_text())
-        except (FileNotFoundError, ValueError):
+            sent = int((self.folder / "sent").read_text(encoding="utf-8"))
+            with (self.folder / "events.jsonl").open("rb") as events:
+                events.seek(sent - 1)
+                return sent if events.read(1) == b"\n" else 0
+        except (OSError, ValueError, OverflowError):
             return 0
 
 

@@ -25,10 +25,9 @@ import psutil
 
 from runner.cores import cores
 from runner.errors import COMMAND, PROCESSES, STATUS_FILE, STOPPED, UserError, left_status, stopping_signals
+from runner.redaction import redacted
 
 HERE = Path(__file__).resolve().parent
-KILLED = 128 + signal.SIGKILL
-"""Exit status where a launched process was killed."""
 DIED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
 """How launchers tell of a process that a signal ended."""
 ELASTIC = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
@@ -201,7 +200,9 @@ class _Relay(threading.Thread):
         return bool(self.stopped) or self.status_file.exists()
 
     def _pass_on(self, lines: Sequence[str]) -> None:
-        sys.stderr.writelines(line for line in lines if line.startswith("runner: ") or not self._told)
+        sys.stderr.writelines(
+            redacted(line) for line in lines if line.startswith("runner: ") or not self._told
+        )
         sys.stderr.flush()
 
 

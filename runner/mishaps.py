@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from runner.errors import BEREFT, UserError
 from runner.experiment import Experiment
 
-ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
-"""What torch says on a host, in a RuntimeError."""
+ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""What torch says on a host, and CUDA's libraries on a GPU, in a RuntimeError."""
 CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 """What gloo and NCCL say when a peer is gone."""
 

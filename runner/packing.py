@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from runner.experiment import Experiment
-from runner.files import write_text
+from runner.files import flush, write_text
 from runner.fit import Epoch
 from runner.network import Network
 from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, Classifier, seal
@@ -133,6 +133,7 @@ def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) 
             metadata={"classes": len(told["classes"]), "epoch": told["epoch"]},
         )
     shutil.rmtree(files)  # it was copied
+    flush(folder)
 
 
 def _base64(view: Tensor) -> str:

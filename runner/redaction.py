@@ -17,9 +17,20 @@ _USER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _NAMED = re.compile(
-    r"((?:passw(?:or)?d|pwd|passphrase|token|secret|credential|api_?key|access_?key|signature)\w*=)"
-    r"(?:'[^']*'|\"[^\"]*\"|[^\s&;'\"]+)",
-    re.IGNORECASE,
+    r"""
+    (
+      (?:
+        (?:passw(?:or)?d|pwd|passphrase|token|secret|credential|(?:api|access)[-_]?key|signature)\w*
+        | \bsig
+      )
+      (?: = | ['"]\ *:\ * )  # in a query, in JSON
+    | api-key:[ ]  # a header
+    | --(?:\w+-)*(?:password|token|secret)\s+  # an option
+    )
+    (?!…)
+    (?:'[^']*'|"[^"]*"|[^\s&;'"]+)
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
 _HEADER = re.compile(r"""((?:\bBearer|Authorization['"]?: ?['"]?\w+|['"]Basic)\s+)[^\s'"]+""")
 

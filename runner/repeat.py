@@ -81,6 +81,9 @@ def _seeds(
     """Train fit seed after fit seed as children of a run; those that had finished before it was interrupted stay."""
     parent.params(flatten(as_tree(experiment)))
     state = parent.room("state") if accelerator.is_main_process else None
+    # The children decide the rest; this has been decided with the accelerator.
+    decided = dataclasses.replace(experiment.fit, precision=accelerator.mixed_precision)
+    experiment = dataclasses.replace(experiment, fit=decided)
     if state is not None:
         unfinished.describe(state, parent.name, start.asked, experiment, repeat=times)
     results: list[Result] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,13 @@ from accelerate.utils import broadcast_object_list
 from runner import snapshot
 from runner.errors import UserError
 from runner.experiment import Experiment, as_tree
+from runner.journal import Journal, me
 from runner.prepared import Prepared
-from runner.server import server
-from runner.settings import Options
+from runner.server import Server, server
+from runner.settings import Options, check_setting
 from runner.snapshot import Snapshot
 from runner.terminal import Terminal
-from runner.unfinished import Unfinished, asked_for, newest
+from runner.unfinished import AUTO, Unfinished, asked_for, fate, of_experiment
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,37 @@ def agree(
     found = None
     if state.is_main_process:
         place = server(experiment.tracking.root)
-        run = asked_for(place, experiment, options.resume, options.repeat, options.branch)
-        found = None if run is None else told(run, options.branch, terminal)
-        if run is None:
+        runs = asked_for(place, experiment, options.resume, options.repeat, options.branch)
+        if not (options.branch or options.dry_run):
+            runs = _taken(runs, place, options.resume != AUTO, terminal)
+        found = told(runs[0], options.branch, terminal) if runs else None
+        if not runs:
             terminal.line("no interrupted run of this experiment: beginning a new one")
     return settled(experiment, broadcast_object_list([found])[0])
+
+
+def _taken(runs: Sequence[Unfinished], place: Server, named: bool, terminal: Terminal) -> list[Unfinished]:
+    """The first of some interrupted runs that can be had, as this process's own from now on; none: none can.
+
+    Raises `UserError` where that is so of a run that was named.
+    """
+    client = place.connect() if runs else None
+    for run in runs:
+        assert client is not None  # noqa: S101 (for types: there are runs)
+        why = fate(client, run.run_id)
+        if not why:
+            try:
+                Journal.claim(run.journal.folder.parent, me(place.uri, run.run_id))
+            except FileExistsError:
+                why = "goes on in another process already"
+            except FileNotFoundError:
+                why = "has come to its end in another process"
+            else:
+                return [run]
+        if named:
+            raise UserError(f"Run {run.called} {why}; begin a new run, without --resume.")
+        terminal.warn(f"run {run.called} {why}: it is passed over")
+    return []
 
 
 def child(
@@ -74,8 +102,9 @@ def child(
     asked = {**asked, "seed": {**asked["seed"], "fit": experiment.seed.fit}}
     found = None
     if accelerator.is_main_process:
-        run = newest(server(experiment.tracking.root), asked, parent=parent)
-        found = None if run is None else told(run, False, terminal)
+        place = server(experiment.tracking.root)
+        runs = _taken(of_experiment(place, asked, parent=parent), place, False, terminal)
+        found = told(runs[0], False, terminal) if runs else None
     found = broadcast_object_list([found])[0]
     return (experiment, Start(asked)) if found is None else settled(experiment, found)
 
@@ -102,6 +131,7 @@ def settled(experiment: Experiment, found: tuple[dict[str, Any], Start] | None) 
     if start.branch:
         return experiment, dataclasses.replace(start, asked=as_tree(experiment))
     for name, value in decided.items():
+        check_setting(f"{name} of the interrupted run", experiment, name, value)
         group, _, setting = name.partition(".")
         part = dataclasses.replace(getattr(experiment, group), **{setting: value})
         experiment = dataclasses.replace(experiment, **{group: part})
@@ -119,27 +149,42 @@ def identity_of(ready: Prepared, frozen: str, accelerator: Accelerator) -> dict[
 
 
 def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Terminal) -> None:
-    """See that the images and the frozen weights are those of the interrupted run.
+    """See that the images, their split and the frozen weights are those of the run to go on from.
 
     Args:
-        start: With the snapshot to go on from.
+        start: Where the run starts from.
         ready: What the run has now.
-        now: The `identity_of` that.
+        now: The `identity_of` that, as rank 0 knows it.
         terminal: Hears of what changes last digits only.
 
-    Raises `UserError` where they are not.
+    Every process calls it, and raises `UserError` where they are not.
     """
-    assert start.snapshot is not None  # noqa: S101 (for types: asked for before)
-    then, whose = start.snapshot.about, f"run {start.run_id[:8]}"
-    if not start.branch and then.get("manifest") != now["manifest"]:
-        raise UserError(
-            f"The images in {ready.manifest.root} are not those that {whose} was interrupted on; make the folder what"
-            " it was, name it with --data.root, or begin a new run."
+    refused = _difference(start, ready, now, terminal) if PartialState().is_main_process else ""
+    refused = broadcast_object_list([refused])[0]
+    if refused:
+        raise UserError(refused)
+
+
+def _difference(start: Start, ready: Prepared, now: dict[str, Any], terminal: Terminal) -> str:
+    """Why a run cannot go on from a snapshot, in a sentence; empty: it can."""
+    if start.snapshot is None:
+        return ""
+    then, whose = start.snapshot.about, f"run {(start.branch or start.run_id)[:8]}"
+    if then.get("manifest") != now["manifest"]:
+        # A branch, too: it would be judged on images that it was trained on.
+        return (
+            f"The images in {ready.manifest.root}, or their split, are not those of {whose}; make the folder what it"
+            " was, name it with --data.root, or begin a new run."
         )
-    if not start.branch and then.get("frozen") != now["frozen"]:
-        raise UserError(
-            f"The frozen weights are not those of {whose}: the file that network.weights names has changed; restore"
-            " it, or begin a new run."
+    if then.get("frozen") != now["frozen"]:
+        return (
+            f"The frozen weights are not those of {whose}: another network.weights is given, or the file has changed;"
+            " restore it, or begin a new run."
+        )
+    if start.branch and start.snapshot.epoch >= ready.experiment.fit.epochs:
+        return (
+            f"{whose.capitalize()} has {start.snapshot.epoch} epochs behind it, and fit.epochs is"
+            f" {ready.experiment.fit.epochs}: nothing is left to train; raise --fit.epochs."
         )
     for name in ("processes", "threads"):
         if then.get(name) != now[name]:
@@ -147,3 +192,4 @@ def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Ter
                 f"{then.get(name)} {name} before, {now[name]} now: sums are taken in another order, and may differ in"
                 " their last digits"
             )
+    return ""

@@ -92,7 +92,7 @@ def _train(
     parent: str,
 ) -> Result:
     state = tracker.room("state") if accelerator.is_main_process else None
-    if state is not None:  # killed from here on, it goes on as this run
+    if state is not None and not start.run_id:  # killed from here on, it goes on as this run
         unfinished.describe(state, tracker.name, start.asked, None, parent)
     try:
         ready = prepare(experiment, accelerator, terminal)
@@ -101,11 +101,12 @@ def _train(
             (state / "run.json").unlink(missing_ok=True)
         raise
     network, manifest, features = ready.network, ready.manifest, ready.features
+    frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
+    identity = identity_of(ready, frozen, accelerator)
+    check_same(start, ready, identity, terminal)
     _log_start(ready, start, accelerator, tracker)
     demand = features.reserve(wanted(experiment))
     overview.say_start(ready, demand, accelerator, terminal)
-    frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
-    identity = identity_of(ready, frozen, accelerator)
     use = packing.use(ready.experiment)
     best: dict[str, Tensor] = {}
     gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
@@ -131,8 +132,6 @@ def _train(
     if state is not None:
         unfinished.describe(state, tracker.name, start.asked, ready.experiment, parent)
     if start.snapshot is not None:
-        if accelerator.is_main_process:
-            check_same(start, ready, identity, terminal)
         history += _take_up(start.snapshot, ready, best, gallery, keep)
         for epoch in history:  # what was recorded is not recorded twice
             tracker.metrics(epoch.metrics(), epoch.number)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from runner.errors import UserError
-from runner.files import replacing
+from runner.files import make_folder, replacing
 from runner.redaction import redacted, without_login
 
 if TYPE_CHECKING:
@@ -71,10 +71,7 @@ class Server:
 
         if not self.uri.startswith("sqlite:///"):
             return _let_in(self.uri)
-        # Several processes that create one sqlite database at once corrupt it; without WAL readers block writers.
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock"):
-            return _opened(self.uri)
+        return _opened(self.uri)
 
     def experiment_id(self, client: MlflowClient, name: str) -> str:
         """The id of the MLflow experiment called `name`, which is created where there is none."""
@@ -88,7 +85,15 @@ class Server:
                 tags = {
                     "mlflow.experimentKind": "custom_model_development"
                 }  # which of its faces the UI shows
-                return str(client.create_experiment(name, artifact_location=place, tags=tags))
+                try:
+                    return str(client.create_experiment(name, artifact_location=place, tags=tags))
+                except MlflowException as error:
+                    # The lock keeps out who has the same root; others may share a database or server.
+                    found = client.get_experiment_by_name(name)
+                    if found is None:
+                        raise UserError(
+                            f"The MLflow experiment {name!r} cannot be made ({redacted(str(error))[:300]})."
+                        ) from None
         if found.lifecycle_stage != "active":
             try:
                 client.restore_experiment(found.experiment_id)
@@ -119,13 +124,16 @@ def _opened(uri: str) -> MlflowClient:
     from sqlalchemy.exc import SQLAlchemyError
 
     path = Path(uri.removeprefix("sqlite:///"))
+    make_folder(path.parent)
     try:
-        if not path.exists():
-            _make(path)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+        # Several processes that create one database at once corrupt it, whatever roots they have.
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.exists():
+                _make(path)
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")  # without it readers block writers
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0][:300]
         raise UserError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -134,8 +135,8 @@ def _normalised(argv: Sequence[str]) -> list[str]:
     """Resolve `--config`, put the quickstart in its place where it is absent, and mend two spellings."""
     words: list[str] = []
     configured = False
-    rest = iter(argv)
-    for word in rest:
+    rest: Iterator[str] = iter(argv)
+    while (word := next(rest, None)) is not None:
         if word == "--config" or word.startswith("--config="):
             name = word.partition("=")[2] or next(rest, None)
             if not name:
@@ -147,8 +148,11 @@ def _normalised(argv: Sequence[str]) -> list[str]:
             configured = True
         elif word == "--print_config":
             words.append("--print_config=comments")
-        elif word == "--resume":
-            words.append(f"--resume={next(rest, None) or 'auto'}")
+        elif word == "--resume":  # without a run it is the newest one
+            reference = next(rest, None)
+            if reference is not None and reference.startswith("-"):
+                rest, reference = chain([reference], rest), None
+            words.append(f"--resume={reference or 'auto'}")
         elif word == "--branch":
             words.append("--branch=true")
         elif word in ("--dry-run", "--dry_run") or word.startswith("--dry-run="):

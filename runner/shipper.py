@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from runner.files import flush
 from runner.journal import GONE, Event, Journal, is_alive, this_host
 from runner.redaction import redacted
 from runner.registry import deliver as deliver_model
@@ -25,6 +28,8 @@ LAST_PATIENCE = 60.0
 """Seconds that the end of a run waits for a server that does not answer."""
 STOPPED_PATIENCE = 15.0
 """The same of a run that was told to stop: launchers kill what does not end in 30 s."""
+DIED = "its process died without a word"
+"""Why a run was KILLED that did not say so itself."""
 PERMANENT = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
 """Answers that asking again does not change."""
 
@@ -120,8 +125,7 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
     if event["kind"] == "artifact":
         path = journal.stage(event["file"])
         if path.exists():  # it goes only after delivery, so a missing one was delivered
-            client.log_artifact(run_id, str(path), event["folder"] or None)
-            path.unlink()
+            _send_file(path, event["folder"], journal, client)
     elif event["kind"] == "input":
         dataset = Dataset(event["name"], event["digest"], "local", event["source"], profile=event["profile"])
         client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
@@ -140,6 +144,19 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
             else:
                 tags += [RunTag(name, value) for name, value in values]
         client.log_batch(run_id, metrics, params, tags)
+
+
+def _send_file(path: Path, folder: str, journal: Journal, client: MlflowClient) -> None:
+    """Deliver a staged file, and remove it: that very file, not one that has taken its name meanwhile."""
+    sent, run_id = path.stat().st_ino, journal.owner.run_id
+    client.log_artifact(run_id, str(path), folder or None)
+    with suppress(FileNotFoundError):
+        if journal.owner.uri.startswith("sqlite:"):  # it was copied, and is not flushed yet
+            place = urlsplit(client.get_run(run_id).info.artifact_uri)
+            if place.scheme == "file":
+                flush(Path(unquote(place.path)) / folder / path.name)
+        if path.stat().st_ino == sent:
+            path.unlink()
 
 
 def _begin_again(run_id: str, client: MlflowClient) -> None:
@@ -170,8 +187,9 @@ class Shipper(threading.Thread):
         while True:
             self._more.wait()
             self._more.clear()
+            closing = self._closing.is_set()  # the end that counts is written down then
             try:
-                ended = deliver(self.journal, self.client)
+                deliver(self.journal, self.client)
                 self.fault, wait = None, 0.5
             except Exception as fault:
                 self.fault = fault
@@ -180,7 +198,7 @@ class Shipper(threading.Thread):
                     time.sleep(min(wait, 2))
                 wait = min(2 * wait, 30)
                 continue
-            if ended:
+            if closing:
                 return
 
     def close(self, patience: float | None = None) -> bool:
@@ -193,7 +211,7 @@ class Shipper(threading.Thread):
         self.wake()
         if patience is not None:
             self.join(patience)
-            return not self.is_alive()
+            return self._done
         until = None
         while self.is_alive():
             self.join(0.1)
@@ -203,23 +221,27 @@ class Shipper(threading.Thread):
                 until = time.monotonic() + LAST_PATIENCE
             elif time.monotonic() > until:
                 break
-        return not self.is_alive()
+        return self._done
+
+    @property
+    def _done(self) -> bool:
+        return not self.is_alive() and not self.journal.pending()
 
 
 def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
-    """Deliver what earlier runs of this host could not, and close those whose process died.
+    """Deliver what earlier runs could not, and close those whose process died, or fell silent on another host.
 
     Nothing stays RUNNING that does not run.
     """
-    for journal in Journal.find(server.root / "journals"):
-        if journal.owner.alive or redacted(journal.owner.uri) != redacted(server.uri):
+    for listed in Journal.find(server.root / "journals"):
+        if listed.alive or redacted(listed.owner.uri) != redacted(server.uri):
             continue
         try:
-            with FileLock(f"{journal.folder}.lock", timeout=0):
-                _close(journal, client, terminal)
+            with Journal.gripped(listed.folder) as journal:  # somebody may have taken it over since
+                if journal is not None and not journal.alive:
+                    _close(journal, client, terminal)
         except Timeout:
             continue  # another process is at it
-        Path(f"{journal.folder}.lock").unlink(missing_ok=True)
     for rubbish in (server.root / "journals").glob(f"*{GONE}"):
         shutil.rmtree(rubbish, ignore_errors=True)
     waiting = {journal.owner.run_id for journal in Journal.find(server.root / "journals")}
@@ -227,16 +249,15 @@ def recover(server: Server, client: MlflowClient, terminal: Terminal) -> None:
 
 
 def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
-    if not journal.folder.exists():
-        return
     journal.mend()
     if not journal.ended:
         for name, folder in journal.unannounced():
             journal.append({"kind": "artifact", "file": name, "folder": folder})
-        reason = "its process died without a word"
-        journal.append({"kind": "tags", "values": {"runner.reason": reason}})
-        journal.append({"kind": "end", "status": "KILLED", "time": journal.now_ms()})
-        terminal.warn(f"closed run {journal.owner.run_id} as KILLED: {reason}")
+        status = "FAILED" if _has_failed(journal, client) else "KILLED"
+        if status == "KILLED":
+            journal.append({"kind": "tags", "values": {"runner.reason": DIED}})
+            terminal.warn(f"closed run {journal.owner.run_id} as KILLED: {DIED}")
+        journal.append({"kind": "end", "status": status, "time": journal.now_ms()})
     try:
         deliver(journal, client)
     except Exception as error:
@@ -250,15 +271,35 @@ def _close(journal: Journal, client: MlflowClient, terminal: Terminal) -> None:
             journal.remove()
 
 
+def _has_failed(journal: Journal, client: MlflowClient) -> bool:
+    """Whether a run's end reached MLflow though there was no room to write it down here."""
+    if any(event["kind"] == "begin" for _, event in journal.pending()):
+        return False  # that was an earlier end
+    try:
+        return str(client.get_run(journal.owner.run_id).info.status) == "FAILED"
+    except Exception:  # it is out of reach: what is known here counts
+        return False
+
+
+def is_dead(tags: dict[str, str]) -> bool:
+    """Whether the process of this host that a run's tags name is gone; tags that a person changed name none."""
+    try:
+        return not is_alive(int(tags["runner.pid"]), float(tags["runner.started"]))
+    except (KeyError, ValueError, OverflowError):
+        return False
+
+
+def end_as_killed(client: MlflowClient, run_id: str) -> None:
+    """Close a run whose process has died and which has no journal."""
+    client.set_tag(run_id, "runner.reason", DIED)
+    client.set_terminated(run_id, "KILLED")
+
+
 def _sweep(client: MlflowClient, journals: set[str], terminal: Terminal) -> None:
     """Close runs of this host that are RUNNING in MLflow, have no journal, and whose process is dead."""
     experiments = [each.experiment_id for each in client.search_experiments()]
     mine = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{this_host()}'"
     for run in client.search_runs(experiments, mine, max_results=1000):
-        tags = run.data.tags
-        if run.info.run_id not in journals and not is_alive(
-            int(tags["runner.pid"]), float(tags["runner.started"])
-        ):
-            client.set_tag(run.info.run_id, "runner.reason", "its process died without a word")
-            client.set_terminated(run.info.run_id, "KILLED")
+        if run.info.run_id not in journals and is_dead(run.data.tags):
+            end_as_killed(client, run.info.run_id)
             terminal.warn(f"closed run {run.info.run_id} as KILLED: its process is gone")

@@ -58,7 +58,7 @@ class Snapshot:
         return all(bool(torch.isfinite(value).all()) for value in self.part("learned").values())
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write it into `folder`, and remove all but the newest `keep`. Raises OSError."""
+        """Write it into `folder`, and remove all but the newest `keep` up to it. Raises OSError."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.tensors.items()}
         about = json.dumps(
             {"epoch": self.epoch, "batch": self.batch, "step": self.step, "about": self.about},
@@ -67,8 +67,13 @@ class Snapshot:
         path = folder / f"{self.epoch:06}-{self.batch:08}.safetensors"
         with replacing(path) as aside:
             write(tensors, aside, {"format": FORMAT, "about": about, "digest": _seal(tensors, about)}, path)
-        for old in paths(folder)[keep:]:
-            old.unlink(missing_ok=True)
+        known = paths(folder)
+        kept = [each for each in known if each <= path][
+            :keep
+        ]  # those beyond it were damaged, and passed over
+        for each in known:
+            if each not in kept:
+                each.unlink(missing_ok=True)
         return path
 
 

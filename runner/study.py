@@ -71,7 +71,7 @@ class Study:
         self.root = root
         self.storage = storages.connect(plan.storage, _retry)
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(root / f".study-{digest(plan.storage, plan.name)[:12]}.lock")
+        self._lock = _lock(root, plan.storage, plan.name)
         self._trial: Trial | None = None
         with self.alone():
             about: dict[str, Any] = {
@@ -320,6 +320,11 @@ def _is_sound(trial: FrozenTrial) -> bool:
     )
 
 
+def _lock(root: Path, storage: str, name: str) -> FileLock:
+    """Keeps other processes of this host from changing what a study is to do."""
+    return FileLock(root / f".study-{digest(storage, name)[:12]}.lock")
+
+
 def is_baseline(trial: FrozenTrial) -> bool:
     """Whether a trial is the baseline's."""
     return "baseline" in trial.user_attrs
@@ -344,16 +349,28 @@ def abandoned(journal: str) -> list[tuple[optuna.Study, FrozenTrial]]:
     storage, found = storages.connect(journal), []
     for name in optuna.get_all_study_names(storage):
         study = optuna.load_study(study_name=name, storage=storage)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            host, pid, started = trial.user_attrs.get("owner", [this_host(), 0, 0.0])
-            if host == this_host() and not is_alive(pid, started):
-                found.append((study, trial))
+        found += [(study, trial) for trial in study.get_trials(deepcopy=False) if _is_abandoned(trial)]
     return found
 
 
-def give_back(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Mark an abandoned trial as failed, to be tried again once."""
-    _lose(study, trial, "its worker died", stopped=False)
+def _is_abandoned(trial: FrozenTrial) -> bool:
+    host, pid, started = trial.user_attrs.get("owner", [this_host(), 0, 0.0])
+    return trial.state == TrialState.RUNNING and host == this_host() and not is_alive(pid, started)
+
+
+def give_back(root: Path, journal: str, study: optuna.Study, trial: FrozenTrial) -> None:
+    """Mark an abandoned trial as failed, to be tried again once, unless it was taken up since it was looked at.
+
+    Args:
+        root: Folder of the tracking store.
+        journal: The file that the study lies in.
+        study: The study.
+        trial: One of `abandoned`.
+    """
+    with _lock(root, journal, study.study_name):
+        now = study.get_trials(deepcopy=False)[trial.number]
+        if _is_abandoned(now):
+            _lose(study, now, "its worker died", stopped=False)
 
 
 def _lose(study: optuna.Study, trial: FrozenTrial, reason: str, stopped: bool) -> None:

@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def waiting(root: Path) -> list[Journal]:
-    """The journals of dead processes of this host with something to deliver, or whose end is not written yet."""
+    """The journals of dead processes, and of silent ones of other hosts, with something to deliver or no end yet."""
     found = Journal.find(root / "journals")
-    return [each for each in found if not each.owner.alive and (each.pending() or not each.ended)]
+    return [each for each in found if not each.alive and (each.pending() or not each.ended)]
 
 
 def deliver_all(server: Server, terminal: Terminal) -> None:
@@ -61,8 +61,8 @@ def deliver_all(server: Server, terminal: Terminal) -> None:
 
 
 def close_the_dead(server: Server, terminal: Terminal) -> None:
-    """The same after a process of this launch was killed: its run is not to say RUNNING."""
-    if waiting(server.root):
+    """The same after a launch that failed: where it was killed, its run is not to say RUNNING."""
+    if any(not each.ended for each in waiting(server.root)):
         try:
             deliver_all(server, terminal)
         except UserError as error:

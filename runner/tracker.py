@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Interrupted, UserError, failed_elsewhere, sentence, undisturbed
+from runner.errors import Diverged, Interrupted, UserError, failed_elsewhere, sentence, undisturbed
 from runner.files import write_text
 from runner.journal import PULSE, Journal, me
 from runner.redaction import redacted
@@ -78,7 +78,7 @@ class MlflowTracker(Tracker):
         name: Its name.
         again: It was interrupted and goes on: what it recorded before is not recorded twice.
 
-    Raises FileExistsError where somebody else works on a run that is to go on.
+    Raises FileExistsError or FileNotFoundError where somebody else has a run that is to go on, or has ended it.
     """
 
     def __init__(
@@ -162,8 +162,15 @@ class MlflowTracker(Tracker):
             {"kind": "model", "folder": folder.name, "told": {**told, "time": self.journal.now_ms()}}
         )
 
-    def end(self, status: str, reason: str, terminal: Terminal) -> bool:
-        """Write down how it ended and see it delivered, or say that it will be later: whether it is."""
+    def end(self, status: str, reason: str, terminal: Terminal, hint: str = "") -> bool:
+        """Write down how it ended and see it delivered, or say that it will be later: whether it is.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            reason: Why, if it did not finish.
+            terminal: Hears of what is left.
+            hint: How it can be gone on with, where it can; empty: that is not for its user to do.
+        """
         if reason:
             self.tags({"runner.reason": reason})
         self._record({"kind": "end", "status": status, "time": self.journal.now_ms()})
@@ -180,8 +187,8 @@ class MlflowTracker(Tracker):
                 f"the records could not all be delivered yet ({why}); they wait in"
                 f" {self.journal.folder} until ./launch.sh sync, or the next run, delivers them"
             )
-        if stays:
-            terminal.warn(f"./launch.sh train --resume {self.run_id[:8]} goes on with this run")
+        if stays and hint:
+            terminal.warn(hint)
         return delivered
 
     def _record(self, event: dict[str, Any]) -> None:
@@ -214,7 +221,7 @@ def tracked(
         run_id: Of a run that is there already, to go on with.
         again: It was interrupted, and its journal is taken over.
 
-    Raises `UserError` where somebody else works on a run that is to go on.
+    Raises `UserError` where a run that is to go on has been taken by somebody else.
     """
     owner = me(server.uri, "")
     tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
@@ -226,16 +233,17 @@ def tracked(
         )
     try:
         tracker = MlflowTracker(server, client, run_id, name, again) if again else None
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise UserError(
             f"Run {run_id[:8]} goes on in another process already; wait for it, or begin a new run without --resume."
         ) from None
-    if tracker is not None:
-        tracker.tags(tags)
     watch: SystemWatch | None = None
-    status, reason = "FAILED", ""
+    status, reason, hint = "FAILED", "", ""
     try:
-        tracker = tracker or MlflowTracker(server, client, run_id, name)
+        if tracker is None:
+            tracker = MlflowTracker(server, client, run_id, name)
+        else:
+            tracker.tags(tags)
         if system_metrics:
             watch = SystemWatch(tracker, tracker.last_step("system/") + 1)
             watch.start()
@@ -243,6 +251,7 @@ def tracked(
         status = "FINISHED"
     except BaseException as error:
         status, reason = _how(error)
+        hint = "" if parent else _hint(error, run_id)
         raise
     finally:
         with undisturbed():
@@ -251,7 +260,7 @@ def tracked(
             try:
                 if tracker is None:
                     raise OSError("there is no journal")
-                delivered = tracker.end(status, reason, terminal)
+                delivered = tracker.end(status, reason, terminal, hint)
                 if delivered and status != "FINISHED":
                     terminal.warn(
                         f"run {run_id[:8]} is {status} in MLflow; what it had come to is kept there"
@@ -272,6 +281,16 @@ def _how(error: BaseException) -> tuple[str, str]:
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", sentence(error) or f"{type(error).__name__}: {error}"
+
+
+def _hint(error: BaseException, run_id: str) -> str:
+    """How a run that an error ended can be gone on with, if it has a state to go on from."""
+    if isinstance(error, Diverged):
+        return (
+            f"./launch.sh train --resume {run_id[:8]} --branch, with a setting changed (--optim.lr …), goes on from its"
+            " last good state"
+        )
+    return f"./launch.sh train --resume {run_id[:8]} goes on with this run"
 
 
 class SystemWatch(threading.Thread):
@@ -297,7 +316,8 @@ class SystemWatch(threading.Thread):
                 monitor.collect_metrics()
                 values = {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
                 monitor.clear_metrics()
-                self.tracker.metrics(values, self.step)
+                with suppress(OSError):  # no room: training says so, if there is none for its own records
+                    self.tracker.metrics(values, self.step)
             self.step, wait = self.step + 1, SYSTEM_INTERVAL
 
     def stop(self) -> None:

@@ -121,6 +121,11 @@ class Trainer:
         self.check()
         own = torch.tensor(self._share(), dtype=torch.float64, device=accelerator.device)
         loss, hits, counted = accelerator.reduce(own, "sum").tolist()
+        if not counted:
+            raise Diverged(
+                f"Every step of epoch {self.number + 1} was left out (fit.nonfinite=skip): training diverged; lower"
+                f" optim.lr ({self.experiment.optim.lr:g}) or set fit.clip."
+            )
         self.shares = [[loss, hits, counted], *[[0.0, 0.0, 0.0]] * (accelerator.num_processes - 1)]
         return loss / max(counted, 1), hits / len(self.labels)
 

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.errors import UserError
 from runner.experiment import Experiment, as_tree, dump, flatten
 from runner.files import write_text
 from runner.journal import Journal
+from runner.keys import digest
 from runner.redaction import redacted
 from runner.server import Server, server
 from runner.yamlfile import brief
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 STATE = "state"
 AUTO = "auto"
@@ -29,14 +35,14 @@ HARMLESS = (
     "features.store",
     "features.memory",
     "features.cap",
-    "checkpoints.",
-    "tracking.",
+    "checkpoints.*",
+    "tracking.*",
     "cache",
 )
 """Settings that decide no figure: a run may go on with others. The images themselves are compared by content."""
 SHOWN = 8
 """Differences that a sentence names."""
-DECIDED = ("fit.precision", "features.chunk", "features.compile")
+DECIDED = {"fit.precision": str, "features.chunk": int, "features.compile": bool}
 """Settings that were left to the device, and stay as it had decided."""
 
 
@@ -86,42 +92,73 @@ def describe(
     told = {
         "name": name,
         "asked": asked,
-        "decided": {name: tree[name] for name in DECIDED if name in tree},
+        "decided": {name: tree[name] for name, kind in DECIDED.items() if _is_decided(tree.get(name), kind)},
         "parent": parent,
         "repeat": repeat,
         "diverged": diverged,
     }
-    write_text(state / "run.json", json.dumps(told))
+    seal(state, told)
+
+
+def seal(state: Path, told: dict[str, Any]) -> None:
+    """Write `run.json`, with a digest of what it tells."""
+    write_text(state / "run.json", json.dumps({**told, "digest": digest(told)}))
+
+
+def _is_decided(value: object, kind: type) -> bool:
+    return type(value) is kind and value != "auto"
+
+
+def read(journal: Journal) -> Unfinished | None:
+    """The interrupted run that a journal is of; None: there is no state of it to go on from, or it is not whole."""
+    try:
+        told = json.loads((journal.folder / STATE / "run.json").read_text(encoding="utf-8"))
+        if told.pop("digest") != digest(told):
+            return None
+        decided = dict(told["decided"])
+        if not all(_is_decided(value, DECIDED[name]) for name, value in decided.items()):
+            return None
+        return Unfinished(
+            journal,
+            str(told["name"]),
+            dict(told["asked"]),
+            decided,
+            bool(told["diverged"]),
+            str(told["parent"]),
+            int(told["repeat"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def all_of(place: Server) -> list[Unfinished]:
     """The interrupted runs with a state under a server's root, the newest first; living ones are among them."""
     found = []
     for journal in Journal.find(place.root / "journals"):
-        path = journal.folder / STATE / "run.json"
-        if not journal.stays:  # it has finished, and only its records wait
-            continue
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            each = Unfinished(
-                journal,
-                str(told["name"]),
-                dict(told["asked"]),
-                dict(told["decided"]),
-                bool(told["diverged"]),
-                str(told["parent"]),
-                int(told["repeat"]),
-            )
-            found.append((path.stat().st_mtime, each))
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue  # it did not come so far
-    return [each for _, each in sorted(found, key=lambda pair: pair[0], reverse=True)]
+        # One that has finished has records that wait, at most.
+        if journal.stays and (run := read(journal)) is not None:
+            with suppress(FileNotFoundError):
+                found.append(((run.state / "run.json").stat().st_mtime, run))
+    return [run for _, run in sorted(found, key=lambda pair: pair[0], reverse=True)]
+
+
+def fate(client: MlflowClient, run_id: str) -> str:
+    """Why a run will never go on, to be said after its name; empty: it may."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = client.get_run(run_id).info
+    except MlflowException as error:
+        return "is not in MLflow any more" if error.error_code == "RESOURCE_DOES_NOT_EXIST" else ""
+    if info.lifecycle_stage != "active":
+        return "was deleted in MLflow"
+    return "has finished" if info.status == "FINISHED" else ""
 
 
 def find(place: Server, reference: str) -> Unfinished:
     """The interrupted run that a person calls so: id, beginning of an id, or name.
 
-    Raises `UserError` where there is none, more than one, or it still runs.
+    Raises `UserError` where there is none, more than one, it still runs, or it is a child of another one.
     """
     known = all_of(place)
     matching = [each for each in known if reference in (each.run_id, each.name)]
@@ -131,8 +168,13 @@ def find(place: Server, reference: str) -> Unfinished:
         names = ", ".join(each.called for each in (matching or known)[:5]) or "none"
         what = "no interrupted run" if not matching else f"more than one interrupted run ({len(matching)})"
         raise UserError(f"There is {what} {reference!r} in {place.root / 'journals'}; there are: {names}.")
-    check_over(matching[0])
-    return matching[0]
+    (run,) = matching
+    if run.parent:
+        raise UserError(
+            f"Run {run.called} is one of several of run {run.parent[:8]}; go on with that one, which goes on with it."
+        )
+    check_over(run)
+    return run
 
 
 def check_over(run: Unfinished) -> None:
@@ -144,23 +186,27 @@ def check_over(run: Unfinished) -> None:
         )
 
 
-def newest(place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = "") -> Unfinished | None:
-    """The newest interrupted run of this very experiment on which nobody works; None: there is none.
+def of_experiment(
+    place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = ""
+) -> list[Unfinished]:
+    """The interrupted runs of this very experiment on which nobody works, the newest first.
 
-    One that diverged is passed over: it would diverge again.
+    Those that diverged are left out: they would diverge again.
     """
-    for each in all_of(place):
-        fits = (each.parent, each.repeat, each.diverged) == (parent, repeat, False)
-        fits = fits and not differences(each, asked)
-        if fits and redacted(each.journal.owner.uri) == redacted(place.uri) and not each.journal.alive:
-            return each
-    return None
+    return [
+        each
+        for each in all_of(place)
+        if (each.parent, each.repeat, each.diverged) == (parent, repeat, False)
+        and redacted(each.journal.owner.uri) == redacted(place.uri)
+        and not differences(each, asked)
+        and not each.journal.alive
+    ]
 
 
 def differences(run: Unfinished, asked: dict[str, Any]) -> list[str]:
     """The settings that differ and decide figures, in words."""
     then, now = flatten(run.asked), flatten(asked)
-    names = [name for name in {**then, **now} if not name.startswith(HARMLESS)]
+    names = [name for name in {**then, **now} if not any(fnmatch(name, each) for each in HARMLESS)]
     differing = [name for name in names if then.get(name) != now.get(name)]
     said = [
         f"{brief(name, 60)} is {now.get(name, 'not set')}, was {brief(str(then.get(name, 'not set')), 80)}"
@@ -171,8 +217,8 @@ def differences(run: Unfinished, asked: dict[str, Any]) -> list[str]:
 
 def asked_for(
     place: Server, experiment: Experiment, reference: str, repeat: int, branch: bool
-) -> Unfinished | None:
-    """The interrupted run that `--resume` means; None: there is none, which only `auto` allows.
+) -> list[Unfinished]:
+    """The interrupted runs that `--resume` means, of which the first that can be had counts; only `auto` knows none.
 
     Raises `UserError` where there is none of that name, it still runs, or it is of another experiment, unless it is
     to branch.
@@ -180,7 +226,7 @@ def asked_for(
     if reference == AUTO:
         if branch:
             raise UserError("--branch needs a run to go on from: --resume RUN, not auto.")
-        return newest(place, as_tree(experiment), repeat)
+        return of_experiment(place, as_tree(experiment), repeat)
     run = find(place, reference)
     if redacted(run.journal.owner.uri) != redacted(place.uri):
         raise UserError(
@@ -189,7 +235,7 @@ def asked_for(
     if branch:
         if repeat != 1 or run.repeat != 1:
             raise UserError("--branch goes on from one run; it does not go with --repeat.")
-        return run
+        return [run]
     if run.repeat != repeat:
         raise UserError(
             f"Run {run.called} was begun with --repeat {run.repeat}; give the same to go on with it."
@@ -204,7 +250,7 @@ def asked_for(
             f"Run {run.called} diverged, and would again; change settings (--optim.lr …) and add --branch to go on from"
             " its last good state as a new run."
         )
-    return run
+    return [run]
 
 
 def words(argv: Sequence[str]) -> list[str]:

@@ -155,8 +155,7 @@ def part_of_a_fit(
     rows, heard = Interruptible(values, labels, stop), []
     keeper = None
     if folder is not None:
-        resumed, faults = snapshot.newest(folder)
-        assert not faults
+        resumed, _ = snapshot.newest(folder)
         keeper = Keeping(folder, settings or Checkpoints(minutes="never"), lambda: ({}, {}), resumed, changed)
         if resumed is not None:
             rows.fetched = 0

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from test_tracking import dead, metric
 from truth import lies
 
-from runner import doctor, storage, sync
+from runner import doctor, storage, sync, unfinished
 from runner.errors import guarded
 from runner.journal import Journal, Owner, me, now_ms, this_host
 from runner.server import Server, server
@@ -120,6 +120,10 @@ def snapshot_in(state: Path, epoch: int = 0) -> Path:
     return Snapshot(epoch, 0, epoch, {"learned/a": torch.ones(3)}, {"history": []}).save(state, 5)
 
 
+def described(journal: Journal) -> None:
+    unfinished.describe(journal.folder / "state", "some run", {}, None)
+
+
 def spoil(path: Path) -> None:
     """Change a byte in the middle of a file's numbers."""
     content = bytearray(path.read_bytes())
@@ -158,7 +162,7 @@ def a_journal_of_a_finished_run(place: Place) -> str:
     journal.append({"kind": "end", "status": "KILLED", "time": now_ms()})
     journal.mark_sent((journal.folder / "events.jsonl").stat().st_size)
     snapshot_in(journal.folder / "state")
-    (journal.folder / "state" / "run.json").write_text("{}")
+    described(journal)
     return "has finished"
 
 
@@ -173,7 +177,7 @@ def interrupted(place: Place) -> Journal:
     """The journal of a run that was told to stop, all delivered, with a state to go on from."""
     journal = place.journal(place.begin("KILLED"))
     snapshot_in(journal.folder / "state")
-    (journal.folder / "state" / "run.json").write_text("{}")
+    described(journal)
     journal.append({"kind": "end", "status": "KILLED", "time": now_ms()})
     journal.mark_sent((journal.folder / "events.jsonl").stat().st_size)
     return journal

@@ -22,7 +22,7 @@ import pytest
 from interrupting import Kill, artifacts, command_in_a_fork, points, times
 from test_commands import RUNNER, client_of, command, environment, images, one_sentence, runs_of
 
-from runner import cli, snapshot, train
+from runner import cli, snapshot, train, unfinished
 from runner.errors import guarded
 from runner.journal import Journal, me
 from runner.server import server
@@ -358,6 +358,13 @@ def interrupted_copy(interrupted: Place, tmp_path: Path) -> Place:
     return place
 
 
+def change(place: Place, **values: Any) -> None:
+    """Change what `run.json` of the only run tells."""
+    told = json.loads((place.states[0] / "run.json").read_text())
+    del told["digest"]
+    unfinished.seal(place.states[0], {**told, **values})
+
+
 @pytest.fixture
 def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """`refused(words)`: the sentence that refuses them before anything is launched."""
@@ -419,8 +426,7 @@ def test_a_living_run_is_refused(interrupted_copy: Place, refused: Callable[...,
 
 
 def test_a_diverged_run_is_refused(interrupted_copy: Place, refused: Callable[..., str]) -> None:
-    path = interrupted_copy.states[0] / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "diverged": True}))
+    change(interrupted_copy, diverged=True)
     said = refused([*interrupted_copy.words, "--resume", begun(interrupted_copy)])
     assert "diverged" in said
     assert "--branch" in said
@@ -448,8 +454,12 @@ def test_changed_images_are_refused(interrupted_copy: Place, images: Path, tmp_p
     place, run_id = interrupted_copy, begun(interrupted_copy)
     same = [*place.words, *EVERY, "--data.root", str(other), "--resume", run_id]
     shutil.copy(other / "red" / "00.png", other / "blue" / "00.png")
+    tags = place.client.get_run(run_id).data.tags
     assert Place(place.folder, same).train() == 2
-    assert "are not those that run" in place.said
+    assert f"are not those of run {run_id[:8]}" in place.said
+    now = place.client.get_run(run_id).data.tags
+    assert now["runner.manifest"] == tags["runner.manifest"], "its records stay what they were"
+    assert "runner.resumed" not in now
     assert "Traceback" not in place.said
     shutil.copy(images / "blue" / "00.png", other / "blue" / "00.png")
     assert Place(place.folder, same).train() == 0, place.said  # another folder of the same images is none
@@ -475,6 +485,7 @@ def test_changed_frozen_weights_are_refused(place: Place, tmp_path: Path) -> Non
     write(2)
     assert place.train(*more, "--resume", "auto") == 2, place.said
     assert "The frozen weights are not those of run" in place.said
+    assert place.train(*more, "--resume", begun(place), "--branch") == 2, place.said
     write(1)
     assert place.train(*more, "--resume", "auto") == 0, place.said
 
@@ -493,10 +504,9 @@ def test_a_run_brings_its_own_experiment(interrupted_copy: Place, whole: Told) -
     place, run_id = interrupted_copy, begun(interrupted_copy)
     (name,) = [run.info.run_name for run in runs_of(place.client)]
     root = str(place.folder / "mlruns")
-    state = place.states[0] / "run.json"  # it names the folder that it was copied from
-    told = json.loads(state.read_text())
-    told["asked"]["tracking"]["root"], told["asked"]["cache"] = root, str(place.folder / "cache")
-    state.write_text(json.dumps(told))
+    asked = unfinished.all_of(server(root))[0].asked  # it names the folder that it was copied from
+    asked["tracking"]["root"], asked["cache"] = root, str(place.folder / "cache")
+    change(place, asked=asked)
     words = ["--tracking.root", root, "--resume", name]
     assert Place(place.folder, words).train() == 0, place.said
     check(place, whole, run_id)
@@ -519,6 +529,32 @@ def test_a_branch_is_a_run_of_its_own(interrupted_copy: Place, whole: Told) -> N
     assert got["lr"][1][1] == pytest.approx(0.0001)
     assert place.train(*EVERY, "--resume", run_id) == 0, place.said
     assert points(place.client, run_id) == whole.points
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed.split", "7"], "or their split, are not those of run"),
+        (["--fit.epochs", "1"], "nothing is left to train"),
+    ],
+)
+def test_a_branch_that_would_lie_is_refused(interrupted_copy: Place, words: list[str], said: str) -> None:
+    """With another split it would be judged on images that it was trained on."""
+    place, run_id = interrupted_copy, begun(interrupted_copy)
+    assert place.train(*words, "--resume", run_id, "--branch") == 2
+    assert said in place.said
+    assert "Traceback" not in place.said
+    _, branch = runs_of(place.client)
+    assert branch.info.status == "FAILED"
+    assert not [name for name in branch.data.metrics if name.startswith("test/")]
+
+
+def test_what_a_device_decided_is_kept_by_a_resume_that_fails(interrupted_copy: Place) -> None:
+    place = interrupted_copy
+    before = (place.states[0] / "run.json").read_bytes()
+    words = [*place.words, "--data.root", str(place.folder / "nowhere"), "--resume", "auto"]
+    assert Place(place.folder, words).train() == 2, place.said
+    assert (place.states[0] / "run.json").read_bytes() == before
 
 
 def test_damaged_snapshots_are_passed_over(interrupted_copy: Place, whole: Told) -> None:

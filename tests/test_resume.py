@@ -284,6 +284,23 @@ def test_a_damaged_snapshot_has_a_predecessor(again: Again, tmp_path: Path, how:
     assert snapshot.newest(before.parent)[0] is not None, "the fit that went on wrote others"
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_snapshot_takes_nobodys_place(again: Again, tmp_path: Path, keep: int) -> None:
+    """It lies further than all that the fit that goes on writes for a while."""
+    again(folder=tmp_path, stop=Stop("train", 8), settings=Checkpoints(minutes=0, keep=9))
+    for path in snapshot.paths(tmp_path)[:3]:
+        damage(path, "cut")
+    every = Checkpoints(minutes=0, keep=keep)
+    for step in (6, 7):
+        part = again(folder=tmp_path, stop=Stop("train", 1), settings=every)
+        assert isinstance(part.raised, Interrupted)
+        kept, faults = snapshot.newest(tmp_path)
+        assert kept is not None
+        assert (kept.step, faults) == (step, [])
+        assert len(snapshot.paths(tmp_path)) <= keep
+    again(folder=tmp_path).agrees(again())
+
+
 def test_every_byte_counts(again: Again, tmp_path: Path) -> None:
     again("--fit.epochs", "1", folder=tmp_path)
     (path,) = snapshot.paths(tmp_path)
@@ -375,6 +392,15 @@ def test_a_loss_that_is_no_number_is_found_at_its_step(
     kept, _ = snapshot.newest(tmp_path)
     assert kept is not None
     assert (kept.step, kept.finite) == (1, True)
+
+
+def test_an_epoch_of_which_nothing_is_left_is_no_epoch(
+    make: Make, accelerator: Accelerator, data: tuple[list[Tensor], list[int]]
+) -> None:
+    values = [torch.full_like(each, math.nan) for each in data[0]]
+    stopped = again_of(make, accelerator, (values, data[1]), ["--fit.nonfinite", "skip"], {})()
+    assert isinstance(stopped.raised, Diverged)
+    assert "Every step of epoch 1 was left out" in str(stopped.raised)
 
 
 def test_steps_that_are_no_numbers_can_be_left_out(

@@ -760,6 +760,11 @@ def test_training_calls_nobody(words: list[str], store: Path, ending: str) -> No
         ("dsn host=h password='s3cret token' user=me", "dsn host=h password=… user=me"),
         ("header value: 'Bearer s3cret-token\\n'", "header value: 'Bearer …'"),
         ("{'Authorization': 'Basic czNjcmV0Og=='}", "{'Authorization': 'Basic …'}"),
+        ("https://store/x?sv=2&sig=s3cret-token&se=1", "https://store/x?sv=2&sig=…&se=1"),
+        ('{"token": "s3cret token", "a": 1}', '{"token": …, "a": 1}'),
+        ("x-api-key: s3cret-token", "x-api-key: …"),
+        ("api-key=s3cret-token", "api-key=…"),
+        ("runner train --tracking-token s3cret-token --a b", "runner train --tracking-token … --a b"),
         ("There is no http:/user:s3cret-token@host; give one", "There is no http:/user:…@host; give one"),
         ("a http://u:s3cret-token@h b http://v:s3cret-token@i", "a http://u:…@h b http://v:…@i"),
     ],
@@ -779,6 +784,7 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
         "there is no small@champion at http://host:5000; mail me@host",
         "/mnt/2026-01-01T10:30@camera/x.png",
         "the basic settings: optim.lr=0.1",
+        "tokens: 3, key: value, a design=4, signal=2, its password: see the manual",
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:

@@ -174,6 +174,32 @@ def test_processes_that_make_a_store_at_once(tmp_path: Path, count: int) -> None
     assert sorted(path.name for path in root.iterdir() if not path.name.startswith((".", "mlflow.db"))) == []
 
 
+MAKE_ELSEWHERE = """
+import sys, time
+from runner.server import server
+place = server(sys.argv[1])
+time.sleep(float(sys.argv[2]))
+client = place.connect()
+client.create_run(place.experiment_id(client, sys.argv[3]))
+"""
+
+
+def test_one_database_is_made_once_whatever_the_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared' / 'mlflow.db'}")
+    names = ["one", "two", "three", "two"]
+    commands = [
+        [sys.executable, "-c", MAKE_ELSEWHERE, str(tmp_path / f"root {number}"), str(number * 0.7), name]
+        for number, name in enumerate(names)
+    ]
+    for status, _, errors in at_once(*commands):
+        assert status == 0, errors
+    found = rows(tmp_path / "shared", "SELECT name FROM experiments ORDER BY 1")
+    assert [name for (name,) in found if name != "Default"] == sorted(set(names))
+    assert len(statuses(tmp_path / "shared")) == len(names)
+
+
 def interrupted(words: list[str], folder: Path) -> None:
     """A run that is killed in its course, with a snapshot or two."""
     process = started(training([*words, "--checkpoints.epochs", "1"]), "epoch   3", folder)

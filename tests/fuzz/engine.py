@@ -33,6 +33,7 @@ FORMATS: tuple[str, ...] = (
     "pickle",
     "environment",
     "events",
+    "owner",
     "run",
     "snapshot",
 )

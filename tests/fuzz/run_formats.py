@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -14,10 +16,12 @@ import torch
 from fuzz import tensorfile
 from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
-from runner import snapshot, unfinished
+from runner import snapshot, sync, unfinished
 from runner.errors import UserError
 from runner.experiment import Data, Experiment, as_tree
 from runner.journal import Journal, Owner
+from runner.keys import digest
+from runner.resuming import Start, settled
 from runner.server import Server
 from runner.snapshot import Snapshot
 
@@ -64,6 +68,40 @@ class JournalFile(Target):
         _ = journal.ended, journal.stays, journal.unannounced()
 
 
+class OwnerFile(Target):
+    """`owner.json`: whose the journal is, or no journal; and `sent`: how much of it has been delivered, or nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.root = folder / "journals"
+        self.owner = Owner("sqlite:///x", "a" * 32, "elsewhere", 1, 1.0)
+        self.journal = Journal.create(self.root, self.owner)
+        for event in JournalFile.EVENTS:
+            self.journal.append(event)
+        self.whole = [position for position, _ in self.journal.pending()]
+        self.content = (self.journal.folder / "owner.json").read_bytes()
+
+    def make(self, random: Random) -> bytes:
+        sent = random.choice([b"", b"-5", b"999", b"1e3", b"7", str(self.whole[0]).encode()])
+        if random.random() < 0.5:
+            owner = damaged(random, self.content, self.content)
+        else:
+            owner = bent_json(random, asdict(self.owner)).encode("utf-8", "replace")
+        return sent + b"\n" + owner
+
+    def read(self, content: bytes) -> None:
+        sent, _, owner = content.partition(b"\n")
+        folder = self.journal.folder
+        (folder / "sent").write_bytes(sent)
+        (folder / "owner.json").write_bytes(owner)
+        for each in Journal.find(self.root):
+            _ = each.alive, each.stays, sync.waiting(self.root)
+            delivered = sent == str(self.whole[0]).encode()
+            check(len(each.pending()) == len(self.whole) - delivered, "records were passed over")
+        if Journal.at(folder) is None:
+            raise UserError("It is no journal.")
+
+
 class RunFile(Target):
     """`run.json`: the run is found as it was described, or passed over."""
 
@@ -82,13 +120,20 @@ class RunFile(Target):
     def make(self, random: Random) -> bytes:
         if random.random() < 0.5:
             return damaged(random, self.content, self.content)
-        return bent_json(random, json.loads(self.content)).encode("utf-8", "replace")
+        bent = bent_json(random, json.loads(self.content))
+        with suppress(ValueError, TypeError, RecursionError, AttributeError):
+            told = json.loads(bent)
+            if random.random() < 0.7:  # as whoever made it up would
+                told["digest"] = digest({name: value for name, value in told.items() if name != "digest"})
+            bent = json.dumps(told)
+        return bent.encode("utf-8", "replace")
 
     def read(self, content: bytes) -> None:
         (self.state / "run.json").write_bytes(content)
         for each in unfinished.all_of(self.place):
             check(isinstance(each.asked, dict), "the experiment is no tree")
             unfinished.differences(each, as_tree(self.experiment))
+            settled(self.experiment, (each.decided, Start(each.asked, each.run_id, each.name)))
         try:
             unfinished.asked_for(self.place, self.experiment, "aaaaaaaa", 1, False)
         except UserError as error:

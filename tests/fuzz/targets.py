@@ -10,7 +10,7 @@ from fuzz.cache_formats import Recipe, Scan, Statistics, StoreFile
 from fuzz.image_format import Picture
 from fuzz.network_formats import CheckpointFiles, ModelFolder, PickleFile, WeightsFile
 from fuzz.planted import PLANTED
-from fuzz.run_formats import JournalFile, RunFile, SnapshotFile
+from fuzz.run_formats import JournalFile, OwnerFile, RunFile, SnapshotFile
 from fuzz.settings_formats import Environment, ExperimentFile, Journal, SpaceFile
 from fuzz.table_formats import BoxesFile, ManifestFile, NamesFile
 from fuzz.target import Target
@@ -34,6 +34,7 @@ TARGETS: dict[str, type[Target]] = {
     "pickle": PickleFile,
     "environment": Environment,
     "events": JournalFile,
+    "owner": OwnerFile,
     "run": RunFile,
     "snapshot": SnapshotFile,
     **PLANTED,
