@@ -22,7 +22,7 @@ from accelerate.utils import (
 from runner.cores import cores
 from runner.errors import PROCESSES, UserError
 from runner.experiment import Experiment
-from runner.launch import die_with_parent
+from runner.launch import parent_command
 from runner.prefix import can_compile, worth_compiling
 
 PATIENCE = timedelta(hours=6)
@@ -67,7 +67,7 @@ def asked_processes() -> int | None:
     """How many processes the launch was asked for; None where nobody says."""
     if said := os.environ.get(PROCESSES):
         return int(said)
-    words = _parent_command()
+    words = parent_command()
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):
@@ -83,7 +83,7 @@ def asked_processes() -> int | None:
 
 def _use_cores(processes: int) -> None:
     """`accelerate launch` gives each process one thread unless told otherwise; give it its share of the cores."""
-    words = _parent_command()
+    words = parent_command()
     chosen = any(word.startswith(("--num_cpu_threads_per_process", "--num-cpu-threads")) for word in words)
     if chosen or not any("accelerate" in word for word in words):
         return
@@ -91,19 +91,6 @@ def _use_cores(processes: int) -> None:
         if "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ():
             return
     torch.set_num_threads(max(1, cores() // processes))
-
-
-def die_with_launcher() -> None:
-    """When `accelerate launch` is killed, its child would go on alone; ask Linux to stop it too."""
-    if any("accelerate" in word for word in _parent_command()):
-        die_with_parent()
-
-
-def _parent_command() -> list[str]:
-    try:
-        return psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return []
 
 
 def precision(setting: str, device: torch.device) -> str:

@@ -145,6 +145,9 @@ def journals(patient: Patient) -> Iterator[Finding]:
     dead = [(each, len(each.pending()), each.ended) for each in known if not each.alive]
     for journal, waiting, ended in dead:
         if not waiting and ended:
+            if journal.stays and _is_stranded(journal, patient.place):
+                yield Finding(str(journal.folder), "can go on, but its database is not at"
+                              f" {redacted(journal.owner.uri)} any more: move it back", "")  # fmt: skip
             if not journal.stays:
                 yield patient.found(
                     journal.folder,
@@ -168,6 +171,12 @@ def journals(patient: Patient) -> Iterator[Finding]:
                 partial(_deliver, patient, journal),
                 "delivered" if ended else "closed as KILLED, its records delivered",
             )
+
+
+def _is_stranded(journal: Journal, place: Server) -> bool:
+    """Whether an interrupted run's database is a file that is gone, as after its folder was moved."""
+    kind, found, path = journal.owner.uri.partition("sqlite:///")
+    return bool(found) and not kind and journal.owner.uri != place.uri and not Path(path).exists()
 
 
 def _remove(journal: Journal) -> None:
@@ -276,11 +285,11 @@ def leftovers(patient: Patient) -> Iterator[Finding]:
     if not (root / "journals").is_dir():
         return
     for path in sorted((root / "journals").iterdir()):
-        if path.is_dir() and path not in owned and _age(path) > HOUR:
-            if path.name.endswith(GONE) or not _holds_records(path):
-                yield patient.found(path, "is no journal", partial(shutil.rmtree, path), "removed")
-            else:
+        if path.is_dir() and path not in owned:
+            if not path.name.endswith(GONE) and _holds_records(path):
                 yield Finding(str(path), "holds records, and its owner.json cannot be read: restore that", "")
+            elif _age(path) > HOUR:
+                yield patient.found(path, "is no journal", partial(shutil.rmtree, path), "removed")
         elif (
             path.name.endswith(".lock")
             and path.name != ".champion.lock"

@@ -50,6 +50,10 @@ class Diverged(UserError):  # noqa: N818 (it says what happened)
     """Training led to something that is not a number: to go on from there with the same settings is in vain."""
 
 
+class NotResumable(UserError):  # noqa: N818 (it says what it is)
+    """An interrupted run cannot go on as it was asked to: it stays what it was."""
+
+
 class Parser(argparse.ArgumentParser):
     """A command line whose mistakes are `UserError`s."""
 
@@ -151,7 +155,10 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full (writing {error.filename or 'a file'}); free some space and start again."
+        return (
+            f"The disk is full (writing {error.filename or 'a file'}); free some space and run the command again (train"
+            " goes on with --resume auto)."
+        )
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename or 'The disk'} cannot be written: its file system is read-only; choose another place."
     if isinstance(error, PermissionError):

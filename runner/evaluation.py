@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.errors import Parser, UserError, guarded, interrupt_on_signals
 from runner.files import writable
+from runner.launch import follow_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -72,6 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says. Raises `UserError` for what its user can mend."""
+    follow_launcher()
     asked = parse(argv)
 
     from accelerate.utils import broadcast_object_list
@@ -81,7 +83,6 @@ def main(argv: Sequence[str]) -> int:
     from runner.settings import read
     from runner.terminal import Terminal
 
-    devices.die_with_launcher()
     state = devices.join()
     store = server(asked.tracking)
     store.check_exists()

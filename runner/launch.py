@@ -16,6 +16,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,8 @@ from runner.errors import COMMAND, PROCESSES, STATUS_FILE, STOPPED, UserError, l
 from runner.redaction import redacted
 
 HERE = Path(__file__).resolve().parent
+LAUNCHED = "RUNNER_LAUNCHED"
+"""Tells a process that our launcher has started it."""
 DIED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
 """How launchers tell of a process that a signal ended."""
 ELASTIC = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
@@ -90,12 +93,13 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         status_file = Path(folder) / "status"
         environment = {**os.environ, STATUS_FILE: str(status_file), PROCESSES: str(count)}
         environment[COMMAND] = shlex.join(["runner", *sys.argv[1:]])
+        environment[LAUNCHED] = "1"
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
         command = [*_accelerate(count, gpus), str(HERE / script), *argv]
         status = _supervise(command, environment, status_file)
         left = left_status(status_file)
-        return status if left is None else left
+        return status if left is None or status > 128 else left
 
 
 def _accelerate(count: int, gpus: int) -> list[str]:
@@ -123,7 +127,7 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=partial(die_with_parent, os.getpid()),
         text=True,
         errors="replace",
     )
@@ -134,6 +138,8 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
         status = launcher.wait()
     relay.join(5)
     if stopped:
+        if not relay.spoke:  # it came before they could
+            print(f"runner: stopped by {signal.Signals(stopped[0]).name}", file=sys.stderr)
         return 128 + stopped[0]
     if relay.died and not status_file.exists():
         print(f"runner: {_killed(relay.died)}", file=sys.stderr)
@@ -151,11 +157,30 @@ def _killed(name: str) -> str:
     )
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent is killed: it would go on alone."""
+def die_with_parent(parent: int) -> None:
+    """Ask Linux to end this process when its parent, the process `parent`, is killed: it would go on alone."""
     if sys.platform == "linux":
         set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it has died before it could be asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def follow_launcher() -> None:
+    """End with the launcher of this process, if it has one: with `accelerate`, which ours or a user has started."""
+    parent = os.getppid()
+    if any("accelerate" in word for word in parent_command()):
+        die_with_parent(parent)
+    elif LAUNCHED in os.environ:  # it has died already
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def parent_command() -> list[str]:
+    """The command line of this process's parent; nothing where it is gone."""
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
 
 
 class _Relay(threading.Thread):
@@ -174,6 +199,8 @@ class _Relay(threading.Thread):
         self.stopped = stopped
         self.died = ""
         """Name of the signal that ended a launched process."""
+        self.spoke = False
+        """A launched process has said why it ends."""
 
     def run(self) -> None:
         """Relay until the launcher ends; its words about the end wait until it is known whether they are needed."""
@@ -184,6 +211,7 @@ class _Relay(threading.Thread):
             if said and not self.died:
                 self.died = said[1] or said[2]
             if line.startswith("runner: "):
+                self.spoke = True
                 self._pass_on([line])
             elif ending or ELASTIC.match(line) or (begun and "<frozen runpy>" in line):
                 ending += [begun, line]

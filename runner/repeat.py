@@ -173,6 +173,12 @@ def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> 
         terminal.warn(
             "the convolutions had random weights: this shows that everything works, not what VGG can do"
         )
+    if not tracker.delivered:
+        terminal.line(
+            f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) has finished; ./launch.sh sync brings its"
+            " records to MLflow."
+        )
+        return
     terminal.line(
         f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) is in MLflow: ./launch.sh ui shows it,"
     )

@@ -12,7 +12,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
 from runner import snapshot
-from runner.errors import UserError
+from runner.errors import NotResumable, UserError
 from runner.experiment import Experiment, as_tree
 from runner.journal import Journal, me
 from runner.prepared import Prepared
@@ -59,6 +59,11 @@ def agree(
             runs = _taken(runs, place, options.resume != AUTO, terminal)
         found = told(runs[0], options.branch, terminal) if runs else None
         if not runs:
+            for other in of_experiment(place, as_tree(experiment), options.repeat, alive=True):
+                owner = other.journal.owner
+                terminal.line(
+                    f"run {other.called} of this experiment runs: process {owner.pid} on {owner.host}"
+                )
             terminal.line("no interrupted run of this experiment: beginning a new one")
     return settled(experiment, broadcast_object_list([found])[0])
 
@@ -157,12 +162,12 @@ def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Ter
         now: The `identity_of` that, as rank 0 knows it.
         terminal: Hears of what changes last digits only.
 
-    Every process calls it, and raises `UserError` where they are not.
+    Every process calls it, and raises `NotResumable` where they are not.
     """
     refused = _difference(start, ready, now, terminal) if PartialState().is_main_process else ""
     refused = broadcast_object_list([refused])[0]
     if refused:
-        raise UserError(refused)
+        raise NotResumable(refused)
 
 
 def _difference(start: Start, ready: Prepared, now: dict[str, Any], terminal: Terminal) -> str:

@@ -18,6 +18,7 @@ import signal
 from collections.abc import Sequence
 
 from runner.errors import Parser, UserError, guarded, interrupt_on_signals
+from runner.launch import follow_launcher
 
 WORKER = "RUNNER_WORKER"
 """Tells a process what it is in a study: `2/4`, a worker beside others, or `finish`, what comes after them."""
@@ -81,6 +82,7 @@ def _at_least(least: int):  # type: ignore[no-untyped-def]
 
 def main(argv: Sequence[str]) -> int:
     """Search as the command line says. Raises `UserError` for what its user can mend."""
+    follow_launcher()
     options, rest = parse(argv)
     role = os.environ.get(WORKER, "")
     if not role and options.workers > 1:
@@ -98,7 +100,6 @@ def main(argv: Sequence[str]) -> int:
     from runner.terminal import Terminal
     from runner.worker import Worker, pin
 
-    devices.die_with_launcher()
     beside = "/" in role
     told: list[int] = []
     signal.signal(STOP, lambda number, _: told.append(number))

@@ -64,7 +64,7 @@ class Server:
         """
         quieten()
         ask(self.uri)
-        for name in ("alembic", "mlflow.tracking"):
+        for name in ("alembic", "mlflow.tracking", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs a traceback of every fault that it also raises: a full disk is told in a sentence.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)

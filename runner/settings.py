@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -149,12 +149,15 @@ def _normalised(argv: Sequence[str]) -> list[str]:
         elif word == "--print_config":
             words.append("--print_config=comments")
         elif word == "--resume":  # without a run it is the newest one
-            reference = next(rest, None)
-            if reference is not None and reference.startswith("-"):
-                rest, reference = chain([reference], rest), None
-            words.append(f"--resume={reference or 'auto'}")
+            rest, after = _with_next(rest)
+            words.append("--resume=auto" if after.startswith("-") or not after else f"--resume={next(rest)}")
+        elif word == "--resume=":
+            words.append("--resume=auto")
         elif word == "--branch":
-            words.append("--branch=true")
+            words.append("--branch")
+            rest, after = _with_next(rest)
+            if after not in ("true", "false"):
+                words[-1] = "--branch=true"
         elif word in ("--dry-run", "--dry_run") or word.startswith("--dry-run="):
             words.append(f"--dry_run={word.partition('=')[2] or 'true'}")
         elif word.startswith("-") or (words and words[-1].startswith("--") and "=" not in words[-1]):
@@ -162,6 +165,12 @@ def _normalised(argv: Sequence[str]) -> list[str]:
         else:
             raise UserError(f"{word!r} stands alone; settings are given as --name value (--help lists them).")
     return words if configured else ["--config", str(QUICKSTART), *words]
+
+
+def _with_next(words: Iterator[str]) -> tuple[Iterator[str], str]:
+    """Words, and the first of them, which stays among them; empty: there are none."""
+    first = list(islice(words, 1))
+    return chain(first, words), "".join(first)
 
 
 def _checked_yaml(path: Path) -> Path:

@@ -28,6 +28,16 @@ LAST_PATIENCE = 60.0
 """Seconds that the end of a run waits for a server that does not answer."""
 STOPPED_PATIENCE = 15.0
 """The same of a run that was told to stop: launchers kill what does not end in 30 s."""
+UNREACHABLE = (
+    "Max retries exceeded",
+    "Connection aborted",
+    "Connection refused",
+    "Read timed out",
+    "timed out",
+)
+"""What a library says of a server that is away."""
+LONGEST = 200
+"""Characters of what a library says."""
 DIED = "its process died without a word"
 """Why a run was KILLED that did not say so itself."""
 PERMANENT = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
@@ -102,7 +112,10 @@ def _refuses(error: Exception) -> bool:
 
 def briefly(fault: Exception) -> str:
     """What a library says of a fault, without what it would have done and where to read more."""
-    return redacted(str(fault).strip().split("\n", 1)[0])[:300]
+    text = redacted(str(fault).strip().split("\n", 1)[0])
+    if any(each in text for each in UNREACHABLE):
+        return "the tracking server does not answer"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def _is_gone(run_id: str, client: MlflowClient) -> bool:

@@ -36,11 +36,13 @@ def main(argv: Sequence[str]) -> int:
         except UserError as error:
             faults.append(str(error))
     left = waiting(root)
-    terminal.line(f"Delivered the records of {len(before) - len(left)} of {len(before)} runs.")
+    count = len(before)
+    terminal.line(f"Delivered the records of {count - len(left)} of {count} run{'s' * (count > 1)}.")
     if left:
         runs = ", ".join(journal.owner.run_id[:8] for journal in left)
         where = " ".join(faults) or f"See above for {redacted(left[0].owner.uri)}."
-        raise UserError(f"The records of {len(left)} runs still wait ({runs}). {where}")
+        whose = "run" if len(left) == 1 else f"{len(left)} runs"
+        raise UserError(f"The records of {whose} {runs} still wait. {where}")
     return 0
 
 

@@ -9,12 +9,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.errors import Diverged, Interrupted, UserError, failed_elsewhere, sentence, undisturbed
+from runner.errors import (
+    Diverged,
+    Interrupted,
+    NotResumable,
+    UserError,
+    failed_elsewhere,
+    sentence,
+    undisturbed,
+)
 from runner.files import write_text
 from runner.journal import PULSE, Journal, me
 from runner.redaction import redacted
 from runner.server import Server
-from runner.shipper import STOPPED_PATIENCE, Shipper, briefly
+from runner.shipper import DIED, LAST_PATIENCE, STOPPED_PATIENCE, Shipper, briefly
 from runner.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -33,6 +41,8 @@ class Tracker:
 
     run_id = ""
     name = ""
+    delivered = True
+    """All that was recorded has reached MLflow."""
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         """Points of named curves at a step."""
@@ -77,12 +87,19 @@ class MlflowTracker(Tracker):
         run_id: The run.
         name: Its name.
         again: It was interrupted and goes on: what it recorded before is not recorded twice.
+        terminal: Hears when the server goes away, and when it is back.
 
     Raises FileExistsError or FileNotFoundError where somebody else has a run that is to go on, or has ended it.
     """
 
     def __init__(
-        self, server: Server, client: MlflowClient, run_id: str, name: str, again: bool = False
+        self,
+        server: Server,
+        client: MlflowClient,
+        run_id: str,
+        name: str,
+        again: bool = False,
+        terminal: Terminal | None = None,
     ) -> None:
         self.run_id = run_id
         self.name = name
@@ -100,6 +117,10 @@ class MlflowTracker(Tracker):
         }
         if self._before and self.journal.ended:
             self.journal.append({"kind": "begin"})
+        self.delivered = False
+        self._terminal = terminal
+        self._away = False
+        """The server was out of reach when this was last looked at."""
         self.shipper = Shipper(self.journal, client)
         self.shipper.start()
         self._pulse = Pulse(self.journal)
@@ -108,6 +129,14 @@ class MlflowTracker(Tracker):
     def recorded(self, kind: str, beginning: str = "", ending: str = "") -> bool:
         names = [event.get("file", "") for event in self._before if event["kind"] == kind]
         return any(name.startswith(beginning) and name.endswith(ending) for name in names)
+
+    @property
+    def former_end(self) -> tuple[str, str]:
+        """State and reason of the run when it was interrupted."""
+        ends = [event["status"] for event in self._before if event["kind"] == "end"]
+        tags = [event["values"] for event in self._before if event["kind"] == "tags"]
+        reasons = [values["runner.reason"] for values in tags if "runner.reason" in values]
+        return (ends or ["KILLED"])[-1], (reasons or [DIED])[-1]
 
     def last_step(self, beginning: str) -> int:
         """The last step of the metrics whose names begin so, before the run was interrupted; -1: there is none."""
@@ -174,7 +203,10 @@ class MlflowTracker(Tracker):
         if reason:
             self.tags({"runner.reason": reason})
         self._record({"kind": "end", "status": status, "time": self.journal.now_ms()})
-        delivered = self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None)
+        patience = STOPPED_PATIENCE if status == "KILLED" else LAST_PATIENCE
+        if self.shipper.fault is not None:
+            terminal.line(f"waiting up to {patience:.0f} s for the tracking server to take the last records")
+        delivered = self.delivered = self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None)
         self._pulse.stop()
         for line in self.journal.said:
             terminal.line(line)
@@ -194,6 +226,13 @@ class MlflowTracker(Tracker):
     def _record(self, event: dict[str, Any]) -> None:
         self.journal.append(event)
         self.shipper.wake()
+        fault = self.shipper.fault
+        if self._terminal is not None and self._away != (fault is not None):
+            self._away = fault is not None
+            if fault is None:
+                self._terminal.line("the tracking server is back, and gets what it missed")
+            else:
+                self._terminal.warn(f"{briefly(fault)}; training goes on, and the records wait on disk")
 
 
 @contextmanager
@@ -232,7 +271,7 @@ def tracked(
             client.create_run(server.experiment_id(client, experiment), tags=tags, run_name=name).info.run_id
         )
     try:
-        tracker = MlflowTracker(server, client, run_id, name, again) if again else None
+        tracker = MlflowTracker(server, client, run_id, name, True, terminal) if again else None
     except (FileExistsError, FileNotFoundError):
         raise UserError(
             f"Run {run_id[:8]} goes on in another process already; wait for it, or begin a new run without --resume."
@@ -241,7 +280,7 @@ def tracked(
     status, reason, hint = "FAILED", "", ""
     try:
         if tracker is None:
-            tracker = MlflowTracker(server, client, run_id, name)
+            tracker = MlflowTracker(server, client, run_id, name, terminal=terminal)
         else:
             tracker.tags(tags)
         if system_metrics:
@@ -251,6 +290,8 @@ def tracked(
         status = "FINISHED"
     except BaseException as error:
         status, reason = _how(error)
+        if again and tracker is not None and isinstance(error, NotResumable):
+            status, reason = tracker.former_end
         hint = "" if parent else _hint(error, run_id)
         raise
     finally:

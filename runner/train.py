@@ -19,18 +19,19 @@ if not __package__:  # run as a file: its folder must not shadow other packages
 from collections.abc import Sequence
 
 from runner.errors import guarded, interrupt_on_signals
+from runner.launch import follow_launcher
 from runner.settings import parse
 from runner.unfinished import words
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says. Raises `UserError` for what its user can mend."""
+    follow_launcher()
     experiment, options = parse(words(argv), description=__doc__)
 
     from runner import devices, dry_run, repeat, resuming
     from runner.terminal import Terminal
 
-    devices.die_with_launcher()
     state = devices.join()
     terminal = Terminal(speaks=state.is_main_process)
     experiment, start = resuming.agree(experiment, options, state, terminal)

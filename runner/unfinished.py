@@ -164,10 +164,15 @@ def find(place: Server, reference: str) -> Unfinished:
     matching = [each for each in known if reference in (each.run_id, each.name)]
     if not matching and len(reference) >= 4:
         matching = [each for each in known if each.run_id.startswith(reference)]
+    if not matching and (why := _why_not(place, reference)):
+        raise UserError(f"{why}; begin a new run, without --resume.")
     if len(matching) != 1:
         names = ", ".join(each.called for each in (matching or known)[:5]) or "none"
         what = "no interrupted run" if not matching else f"more than one interrupted run ({len(matching)})"
-        raise UserError(f"There is {what} {reference!r} in {place.root / 'journals'}; there are: {names}.")
+        raise UserError(
+            f"There is {what} {reference!r} in {place.root / 'journals'} (there are: {names}); give the id of one,"
+            " auto, or where it lies, by --tracking.root."
+        )
     (run,) = matching
     if run.parent:
         raise UserError(
@@ -175,6 +180,23 @@ def find(place: Server, reference: str) -> Unfinished:
         )
     check_over(run)
     return run
+
+
+def _why_not(place: Server, reference: str) -> str:
+    """Why a run that is there cannot go on; empty: there is none of that id or name."""
+    from runner import runs
+
+    for journal in Journal.find(place.root / "journals"):
+        if len(reference) >= runs.SHORTEST and journal.owner.run_id.startswith(reference) and journal.stays:
+            return f"{journal.folder / STATE / 'run.json'} is damaged, so that run {reference} cannot go on"
+    try:
+        place.check_exists()
+        run = runs.find(place.connect(), reference)
+    except UserError:
+        return ""
+    if run.status == "FINISHED":
+        return f"Run {run.run_id[:8]} ({brief(run.name, 100)}) has finished, and cannot go on"
+    return f"Run {run.run_id[:8]} ({brief(run.name, 100)}) has left nothing in {place.root / 'journals'} to go on from"
 
 
 def check_over(run: Unfinished) -> None:
@@ -187,9 +209,9 @@ def check_over(run: Unfinished) -> None:
 
 
 def of_experiment(
-    place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = ""
+    place: Server, asked: dict[str, Any], repeat: int = 1, parent: str = "", alive: bool = False
 ) -> list[Unfinished]:
-    """The interrupted runs of this very experiment on which nobody works, the newest first.
+    """The interrupted runs of this very experiment on which nobody works, or `alive` somebody does, newest first.
 
     Those that diverged are left out: they would diverge again.
     """
@@ -199,7 +221,7 @@ def of_experiment(
         if (each.parent, each.repeat, each.diverged) == (parent, repeat, False)
         and redacted(each.journal.owner.uri) == redacted(place.uri)
         and not differences(each, asked)
-        and not each.journal.alive
+        and each.journal.alive == alive
     ]
 
 
@@ -230,7 +252,8 @@ def asked_for(
     run = find(place, reference)
     if redacted(run.journal.owner.uri) != redacted(place.uri):
         raise UserError(
-            f"The records of run {run.called} are in another store; set MLFLOW_TRACKING_URI as it was then."
+            f"The records of run {run.called} are in {redacted(run.journal.owner.uri)}, not in {redacted(place.uri)};"
+            " set MLFLOW_TRACKING_URI as it was then, or move its folder back to where it was."
         )
     if branch:
         if repeat != 1 or run.repeat != 1:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,11 +92,14 @@ def test_a_run_under_nohup_outlives_its_terminal() -> None:
     assert kept.stdout == "goes on\n"
 
 
-def test_a_launcher_that_has_launched_nothing_yet_is_stopped(tmp_path: Path) -> None:
+def test_a_launcher_that_has_launched_nothing_yet_is_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
     assert launch._supervise(sleeper, dict(os.environ), tmp_path / "status") == 128 + signal.SIGTERM
+    assert "runner: stopped by SIGTERM" in capsys.readouterr().err
 
 
 def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> None:
@@ -120,8 +124,9 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
 
 def test_what_was_launched_dies_with_a_killed_launcher() -> None:
     program = (
-        "import subprocess, sys; from runner.launch import die_with_parent;"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=die_with_parent);"
+        "import functools, os, subprocess, sys; from runner.launch import die_with_parent;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+        " preexec_fn=functools.partial(die_with_parent, os.getpid()));"
         "print(child.pid, flush=True); child.wait()"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -131,6 +136,25 @@ def test_what_was_launched_dies_with_a_killed_launcher() -> None:
     parent.wait()
     gone, _ = psutil.wait_procs([child], timeout=10)
     assert gone or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Path) -> None:
+    """A launcher may be killed while Python starts in what it has launched."""
+    late = (
+        "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()));"
+        "time.sleep(1); from runner.launch import follow_launcher; follow_launcher();"
+        "pathlib.Path(sys.argv[1], 'alone').touch(); time.sleep(60)"
+    )
+    program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, sys.argv[1]])"
+    gone = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, launch.LAUNCHED: "1"}, timeout=30
+    )
+    assert gone.returncode == 0
+    until = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() or psutil.pid_exists(int((tmp_path / "pid").read_text())):
+        assert time.monotonic() < until, "it goes on alone"
+        time.sleep(0.05)
+    assert not (tmp_path / "alone").exists()
 
 
 @pytest.mark.parametrize(("visible", "count"), [("0,1", 2), ("", 0), ("-1", 0), ("0,-1,1", 1), ("0", 1)])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -737,6 +738,36 @@ def test_two_processes_go_on(
                 assert step == other_step
                 assert value == pytest.approx(other_value, rel=1e-5 if step < 6 else 1e-3)
     assert list(place.journals.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 3.0])
+def test_a_launch_that_is_killed_while_it_starts_leaves_nobody_behind(
+    place: Place, started: Callable[..., subprocess.Popen[bytes]], seconds: float
+) -> None:
+    process = started([*CLI, *place.words, *LONG], place.folder)
+    until = time.monotonic() + 60
+    while not any("train.py" in line for line in family(process).values()):
+        assert process.poll() is None
+        assert time.monotonic() < until
+    time.sleep(seconds)
+    launched = list(family(process))
+    process.kill()
+    _, alive = psutil.wait_procs(launched, timeout=30)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    words = [*CLI, *place.words, "--fit.epochs", "1"]
+    outcome = command(words)
+    assert outcome.returncode == 0, outcome.stderr
+    assert {run.info.status for run in runs_of(place.client)} <= {"FINISHED", "KILLED"}
+
+
+def family(process: subprocess.Popen[bytes]) -> dict[psutil.Process, str]:
+    """The processes that a command has started, with their command lines; those that end meanwhile are left out."""
+    found = {}
+    for each in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found[each] = " ".join(each.cmdline())
+    return found
 
 
 SLOW_RANK = """

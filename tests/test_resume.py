@@ -291,7 +291,7 @@ def test_a_damaged_snapshot_takes_nobodys_place(again: Again, tmp_path: Path, ke
     for path in snapshot.paths(tmp_path)[:3]:
         damage(path, "cut")
     every = Checkpoints(minutes=0, keep=keep)
-    for step in (6, 7):
+    for step in (7, 8):
         part = again(folder=tmp_path, stop=Stop("train", 1), settings=every)
         assert isinstance(part.raised, Interrupted)
         kept, faults = snapshot.newest(tmp_path)

@@ -175,7 +175,8 @@ def test_processes_that_make_a_store_at_once(tmp_path: Path, count: int) -> None
 
 
 MAKE_ELSEWHERE = """
-import sys, time
+import os, sys, time
+os.environ["MLFLOW_TRACKING_URI"] = sys.argv[4]
 from runner.server import server
 place = server(sys.argv[1])
 time.sleep(float(sys.argv[2]))
@@ -184,13 +185,11 @@ client.create_run(place.experiment_id(client, sys.argv[3]))
 """
 
 
-def test_one_database_is_made_once_whatever_the_roots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared' / 'mlflow.db'}")
+def test_one_database_is_made_once_whatever_the_roots(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'shared' / 'mlflow.db'}"
     names = ["one", "two", "three", "two"]
     commands = [
-        [sys.executable, "-c", MAKE_ELSEWHERE, str(tmp_path / f"root {number}"), str(number * 0.7), name]
+        [sys.executable, "-c", MAKE_ELSEWHERE, str(tmp_path / f"root {number}"), str(number * 0.7), name, uri]
         for number, name in enumerate(names)
     ]
     for status, _, errors in at_once(*commands):
