@@ -208,6 +208,8 @@ class MlflowTracker(Tracker):
             terminal.line(f"waiting up to {patience:.0f} s for the tracking server to take the last records")
         delivered = self.delivered = self.shipper.close(STOPPED_PATIENCE if status == "KILLED" else None)
         self._pulse.stop()
+        if self._away and delivered:
+            terminal.line("the tracking server is back, and has all records")
         for line in self.journal.said:
             terminal.line(line)
         stays = self.journal.stays

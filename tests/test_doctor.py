@@ -549,7 +549,7 @@ def test_each_store_gets_its_own(
     status, said, errors = synced(place, capsys)
     assert status == 2
     assert "Delivered the records of 2 of 3 runs." in said
-    assert "1 runs still wait (00000000)" in errors
+    assert "The records of run 00000000 still wait" in errors
     assert client.get_run(run_id).info.status == "FINISHED"
     assert client.get_run(run_id).data.metrics == {"val/loss": 0.25}
     assert [path.name for path in (place.root / "journals").iterdir() if path.is_dir()] == ["0" * 32]

@@ -95,11 +95,15 @@ class Listener:
 
 
 class Heard(Terminal):
-    """A terminal that keeps its notes."""
+    """A terminal that keeps its notes and lines."""
 
     def __init__(self) -> None:
         super().__init__(speaks=False)
         self.notes: list[str] = []
+        self.lines: list[str] = []
+
+    def line(self, text: str, style: str | None = None) -> None:
+        self.lines.append(text)
 
     def warn(self, text: str) -> None:
         self.notes.append(text)
@@ -314,7 +318,8 @@ def test_an_outage_until_the_end_is_made_up_for_later(
         assert time.monotonic() - began < 5, "recording does not wait for the server"
     run_id = tracker.run_id
     assert run_id in journals(place)
-    assert str(place.root / "journals" / run_id) in terminal.notes[0]
+    assert "records wait on disk" in terminal.notes[0]
+    assert str(place.root / "journals" / run_id) in terminal.notes[-1]
     assert client.get_run(run_id).info.status == "RUNNING"
 
     recover(place, client, terminal)
