@@ -28,14 +28,10 @@ LAST_PATIENCE = 60.0
 """Seconds that the end of a run waits for a server that does not answer."""
 STOPPED_PATIENCE = 15.0
 """The same of a run that was told to stop: launchers kill what does not end in 30 s."""
-UNREACHABLE = (
-    "Max retries exceeded",
-    "Connection aborted",
-    "Connection refused",
-    "Read timed out",
-    "timed out",
-)
-"""What a library says of a server that is away."""
+ERRING = "error responses"
+"""What a library says of a server that answers with errors again and again."""
+UNREACHABLE = ("Max retries exceeded", "Connection aborted", "Connection refused", "timed out")
+"""What a library says of one that is away."""
 LONGEST = 200
 """Characters of what a library says."""
 DIED = "its process died without a word"
@@ -113,6 +109,8 @@ def _refuses(error: Exception) -> bool:
 def briefly(fault: Exception) -> str:
     """What a library says of a fault, without what it would have done and where to read more."""
     text = redacted(str(fault).strip().split("\n", 1)[0])
+    if ERRING in text:
+        return "the tracking server answers with errors"
     if any(each in text for each in UNREACHABLE):
         return "the tracking server does not answer"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"

@@ -276,6 +276,7 @@ def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -
 # Runs that are stopped
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_path: Path) -> None:
     process = started([sys.executable, "-m", "runner.cli", "train", *small, *LONG], "epoch   3", tmp_path)
     process.send_signal(signal.SIGTERM)

@@ -596,6 +596,7 @@ def test_pictures_can_be_had_with_predictions(
     assert set(titles) == {"03.gradcam.png"}
 
 
+@pytest.mark.slow
 def test_runner_explain_is_a_command(kept: Kept, tmp_path: Path) -> None:
     """As a user gives it, in a process of its own."""
     out = tmp_path / "out"

@@ -384,6 +384,7 @@ class TestFaults:
                     train(make(*words, *elsewhere, *more))
                 assert f"{tmp_path}/read-only/features" in str(sentence(refused.value))
 
+    @pytest.mark.slow
     def test_killed_while_extracting(
         self, words: list[str], make: Make, train: Train, tmp_path: Path
     ) -> None:
@@ -395,6 +396,7 @@ class TestFaults:
         assert misses in (whole - 8, whole - 16)  # the second chunk was being written
         assert result == told(train(make("--features.store", "false"))[0])
 
+    @pytest.mark.slow
     def test_two_at_once_share_the_work(
         self, words: list[str], make: Make, train: Train, tmp_path: Path
     ) -> None:

@@ -214,7 +214,7 @@ KILLS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (place > 2)) for place, name in enumerate(KILLS)],
+    [pytest.param(name, marks=[pytest.mark.slow] * (place > 0)) for place, name in enumerate(KILLS)],
 )
 def test_a_killed_run_goes_on(place: Place, whole: Told, name: str) -> None:
     kill = KILLS[name]
@@ -262,7 +262,7 @@ def test_a_journal_goes_at_once(place: Place, whole: Told) -> None:
     assert points(place.client, first_run.info.run_id) == whole.points
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("part", range(6))
 def test_a_run_that_is_killed_anywhere_goes_on(
@@ -280,7 +280,7 @@ def test_a_run_that_is_killed_anywhere_goes_on(
         check(place, whole, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", range(5))
 def test_a_run_that_is_killed_again_and_again_goes_on(place: Place, whole: Told, seed: int) -> None:
@@ -426,6 +426,7 @@ def test_a_living_run_is_refused(interrupted_copy: Place, refused: Callable[...,
     assert f"still runs: process {os.getpid()} on" in said
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_refused(interrupted_copy: Place, refused: Callable[..., str]) -> None:
     change(interrupted_copy, diverged=True)
     said = refused([*interrupted_copy.words, "--resume", begun(interrupted_copy)])
@@ -435,6 +436,7 @@ def test_a_diverged_run_is_refused(interrupted_copy: Place, refused: Callable[..
     assert "beginning a new one" in interrupted_copy.said
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_says_so(place: Place) -> None:
     words = ("--optim.lr", "1e30", "--optim.name", "sgd")
     assert place.train(*EVERY, *words) == 2
@@ -501,6 +503,7 @@ def test_harmless_settings_may_differ(interrupted_copy: Place, whole: Told) -> N
     assert points(place.client, run_id) == whole.points
 
 
+@pytest.mark.slow
 def test_a_run_brings_its_own_experiment(interrupted_copy: Place, whole: Told) -> None:
     place, run_id = interrupted_copy, begun(interrupted_copy)
     (name,) = [run.info.run_name for run in runs_of(place.client)]
@@ -532,6 +535,7 @@ def test_a_branch_is_a_run_of_its_own(interrupted_copy: Place, whole: Told) -> N
     assert points(place.client, run_id) == whole.points
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -550,6 +554,7 @@ def test_a_branch_that_would_lie_is_refused(interrupted_copy: Place, words: list
     assert not [name for name in branch.data.metrics if name.startswith("test/")]
 
 
+@pytest.mark.slow
 def test_what_a_device_decided_is_kept_by_a_resume_that_fails(interrupted_copy: Place) -> None:
     place = interrupted_copy
     before = (place.states[0] / "run.json").read_bytes()
@@ -558,6 +563,7 @@ def test_what_a_device_decided_is_kept_by_a_resume_that_fails(interrupted_copy: 
     assert (place.states[0] / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_damaged_snapshots_are_passed_over(interrupted_copy: Place, whole: Told) -> None:
     place, run_id = interrupted_copy, begun(interrupted_copy)
     newest, *_ = snapshot.paths(place.states[0])

@@ -53,6 +53,7 @@ def test_channel_statistics_are_near_the_published_ones(tmp_path: Path, silent: 
     assert numbers.std == pytest.approx((0.239, 0.236, 0.237), abs=0.03)
 
 
+@pytest.mark.slow
 @needs_weights
 def test_pretrained_convolutions_tell_real_categories_apart(
     tmp_path: Path, silent: Terminal, accelerator: Accelerator

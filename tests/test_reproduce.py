@@ -126,6 +126,7 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 # Trained again
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_to_the_last_bit(original: Place) -> None:
     """The whole command, through a real launch: on standard output there is one JSON object and nothing else."""
     words = [sys.executable, "-m", "runner.cli", "reproduce", *original.words, "--json"]

@@ -113,7 +113,7 @@ def kept_rows(cache: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_identical_runs_at_once(place: Place, tmp_path: Path, count: int) -> None:
     words = place(tmp_path / "shared")
     for status, _, errors in at_once(*[training([*words, "--tracking.model", "true"])] * count):
@@ -163,7 +163,7 @@ client.set_terminated(run.info.run_id)
 """
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3, pytest.param(12, marks=pytest.mark.long)])
 def test_processes_that_make_a_store_at_once(tmp_path: Path, count: int) -> None:
     root = tmp_path / "deep" / "mlruns"
     for status, _, errors in at_once(*[[sys.executable, "-c", MAKE, str(root)]] * count):
@@ -185,6 +185,7 @@ client.create_run(place.experiment_id(client, sys.argv[3]))
 """
 
 
+@pytest.mark.slow
 def test_one_database_is_made_once_whatever_the_roots(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'shared' / 'mlflow.db'}"
     names = ["one", "two", "three", "two"]
@@ -206,7 +207,9 @@ def interrupted(words: list[str], folder: Path) -> None:
     process.wait(10)
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.long)]
+)
 def test_two_that_go_on_with_one_run(place: Place, tmp_path: Path, count: int) -> None:
     """One has it; another begins anew, or is told so."""
     words = [*place(tmp_path / "shared"), "--fit.epochs", str(EPOCHS), "--schedule.kind", "constant"]

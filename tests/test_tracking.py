@@ -636,6 +636,7 @@ def connect_and_record(root: str, number: int, answers: Any) -> None:
         answers.put(f"{type(error).__name__}: {error}")
 
 
+@pytest.mark.slow
 def test_four_processes_create_one_store(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
