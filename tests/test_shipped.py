@@ -37,6 +37,12 @@ def test_the_readme_shows_the_three_first_commands() -> None:
     assert COMMANDS[:3] == ["./launch.sh", "./launch.sh ui", "./launch.sh test"]
 
 
+def test_the_tests_that_the_documents_name_are_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    assert len(named) > 8
+    assert {name for name in named if not (ROOT / "tests" / f"{name}.py").exists()} == set()
+
+
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_opens_with_its_command_and_what_to_expect(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
