@@ -335,14 +335,16 @@ def _outages(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str,
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     long = ("--fit.epochs", "200", "--fit.batch_size", "8", "--schedule.kind", "constant")
-    _child(_words(place, "calm", *long))
+    # Both by the same command: a process started otherwise has another number of threads, and other last digits.
+    command = [sys.executable, "-m", "runner.cli", "train"]
+    subprocess.run([*command, *_words(place, "calm", *long)], stdout=subprocess.DEVNULL, check=True)
     proxy, done = _Proxy(port), 0
     modes = ("refused", "lost", "errors", "silent")
     os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{proxy.server_address[1]}"
     try:
         with _server(place, port):
             run = subprocess.Popen(
-                [sys.executable, "-m", "runner.cli", "train", *_words(place, "stormy", *long)],
+                [*command, *_words(place, "stormy", *long)],
                 stdout=subprocess.DEVNULL,
             )
             _until(lambda: bool(_points(place, "stormy")), 120)
@@ -369,7 +371,7 @@ def _outages(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str,
     )
     lost += abs(_params(place, "calm") - _params(place, "stormy"))
     lost += len(_files(place / "mlruns/artifacts/calm") ^ _files(place / "served"))
-    if _states(place, "stormy") != ["FINISHED"] or done < asked.outages:
+    if _states(place, "stormy") != ["FINISHED"] or done < asked.outages or lost:
         terminal.warn(
             f"the run through {done} outages is {_states(place, 'stormy')}; {_different(wanted, found)}"
         )

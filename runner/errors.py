@@ -26,6 +26,8 @@ STATUS_FILE = "RUNNER_STATUS_FILE"
 """Names the file in which a launched process leaves its exit status: launchers replace it by their own."""
 
 
+LAUNCHED = "RUNNER_LAUNCHED"
+"""Tells a process that our launcher has started it: the launcher's process id."""
 HEARING = 0.5
 """Seconds that our launcher has to say that it was told to stop, too."""
 STOPPED = ".stopped"
@@ -77,11 +79,19 @@ def _launcher_stops_us() -> bool:
     if not file or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return False
     until = time.monotonic() + HEARING  # a cluster's scheduler tells all processes of a job at once
-    while os.getppid() != 1 and not Path(f"{file}{STOPPED}").exists():
+    while os.getppid() != 1 and not Path(f"{file}{STOPPED}").exists() and _launcher_lives():
         if time.monotonic() > until:
             return True
         time.sleep(0.02)
     return False
+
+
+def _launcher_lives() -> bool:
+    try:
+        os.kill(int(os.environ.get(LAUNCHED, os.getpid())), 0)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def stopping_signals() -> list[signal.Signals]:

@@ -25,12 +25,19 @@ from typing import IO
 import psutil
 
 from runner.cores import cores
-from runner.errors import COMMAND, PROCESSES, STATUS_FILE, STOPPED, UserError, left_status, stopping_signals
+from runner.errors import (
+    COMMAND,
+    LAUNCHED,
+    PROCESSES,
+    STATUS_FILE,
+    STOPPED,
+    UserError,
+    left_status,
+    stopping_signals,
+)
 from runner.redaction import redacted
 
 HERE = Path(__file__).resolve().parent
-LAUNCHED = "RUNNER_LAUNCHED"
-"""Tells a process that our launcher has started it."""
 DIED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
 """How launchers tell of a process that a signal ended."""
 ELASTIC = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
@@ -93,7 +100,7 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         status_file = Path(folder) / "status"
         environment = {**os.environ, STATUS_FILE: str(status_file), PROCESSES: str(count)}
         environment[COMMAND] = shlex.join(["runner", *sys.argv[1:]])
-        environment[LAUNCHED] = "1"
+        environment[LAUNCHED] = str(os.getpid())
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
         command = [*_accelerate(count, gpus), str(HERE / script), *argv]

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from runner import files, launch, prepared
 from runner.errors import (
+    LAUNCHED,
     STATUS_FILE,
     Interrupted,
     UserError,
@@ -147,7 +148,7 @@ def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Pat
     )
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, sys.argv[1]])"
     gone = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, launch.LAUNCHED: "1"}, timeout=30
+        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, LAUNCHED: "1"}, timeout=30
     )
     assert gone.returncode == 0
     until = time.monotonic() + 20
