@@ -154,10 +154,8 @@ def _normalised(argv: Sequence[str]) -> list[str]:
         elif word == "--resume=":
             words.append("--resume=auto")
         elif word == "--branch":
-            words.append("--branch")
             rest, after = _with_next(rest)
-            if after not in ("true", "false"):
-                words[-1] = "--branch=true"
+            words.append(f"--branch={next(rest) if after in ('true', 'false') else 'true'}")
         elif word in ("--dry-run", "--dry_run") or word.startswith("--dry-run="):
             words.append(f"--dry_run={word.partition('=')[2] or 'true'}")
         elif word.startswith("-") or (words and words[-1].startswith("--") and "=" not in words[-1]):

@@ -68,9 +68,8 @@ class Snapshot:
         with replacing(path) as aside:
             write(tensors, aside, {"format": FORMAT, "about": about, "digest": _seal(tensors, about)}, path)
         known = paths(folder)
-        kept = [each for each in known if each <= path][
-            :keep
-        ]  # those beyond it were damaged, and passed over
+        # Those beyond it were damaged, and passed over.
+        kept = [each for each in known if each <= path][:keep]
         for each in known:
             if each not in kept:
                 each.unlink(missing_ok=True)

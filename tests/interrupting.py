@@ -150,12 +150,17 @@ def part_of_a_fit(
     stop: Stop | None = None,
     settings: Checkpoints | None = None,
     changed: bool = False,
+    damaged: bool = False,
 ) -> Fitted:
-    """Fit until it is over or interrupted; from the newest snapshot in a folder, where there is one."""
+    """Fit until it is over or interrupted; from the newest snapshot in a folder, where there is one.
+
+    Only where `damaged` is expected may a snapshot be passed over.
+    """
     rows, heard = Interruptible(values, labels, stop), []
     keeper = None
     if folder is not None:
-        resumed, _ = snapshot.newest(folder)
+        resumed, faults = snapshot.newest(folder)
+        assert bool(faults) == damaged
         keeper = Keeping(folder, settings or Checkpoints(minutes="never"), lambda: ({}, {}), resumed, changed)
         if resumed is not None:
             rows.fetched = 0

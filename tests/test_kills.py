@@ -21,16 +21,16 @@ from typing import Any
 import psutil
 import pytest
 from interrupting import Kill, artifacts, command_in_a_fork, points, times
-from test_commands import RUNNER, client_of, command, environment, images, one_sentence, runs_of
+from test_commands import RUNNER, client_of, command, environment, images, one_sentence, refused, runs_of
 
-from runner import cli, snapshot, train, unfinished
+from runner import snapshot, train, unfinished
 from runner.errors import guarded
 from runner.journal import Journal, me
 from runner.server import server
 from runner.shipper import recover
 from runner.terminal import Terminal
 
-__all__ = ["images"]  # a fixture
+__all__ = ["images", "refused"]  # fixtures
 
 CLI = (sys.executable, "-m", "runner.cli", "train")
 EVERY = ("--checkpoints.minutes", "0")
@@ -366,47 +366,28 @@ def change(place: Place, **values: Any) -> None:
     unfinished.seal(place.states[0], {**told, **values})
 
 
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`refused(words)`: the sentence that refuses them before anything is launched."""
-
-    def launch(*_: object) -> int:
-        pytest.fail("it was launched")
-
-    monkeypatch.setattr("runner.launch.launch", launch)
-
-    def run(words: list[str]) -> str:
-        capfd.readouterr()
-        status = cli.main(["train", *words])
-        errors = capfd.readouterr().err
-        assert status == 2, errors
-        return one_sentence(errors)
-
-    return run
-
-
 def test_other_experiments_are_refused(interrupted: Place, refused: Callable[..., str]) -> None:
     run_id, words = begun(interrupted), interrupted.words
-    said = refused([*words, "--optim.lr", "0.5", "--fit.epochs", "9", "--resume", run_id[:8]])
+    said = refused(["train", *words, "--optim.lr", "0.5", "--fit.epochs", "9", "--resume", run_id[:8]])
     assert "optim.lr is 0.5, was " in said
     assert "fit.epochs is 9, was 3" in said
     assert "--branch" in said
-    assert "--repeat 1" in refused([*words, "--repeat", "2", "--resume", run_id])
+    assert "--repeat 1" in refused(["train", *words, "--repeat", "2", "--resume", run_id])
 
 
 def test_unknown_runs_are_refused(interrupted: Place, refused: Callable[..., str]) -> None:
-    said = refused([*interrupted.words, "--resume", "nowhere"])
+    said = refused(["train", *interrupted.words, "--resume", "nowhere"])
     assert "no interrupted run 'nowhere'" in said
     assert begun(interrupted)[:8] in said, "it names those that there are"
     assert "no interrupted run 'nowhere'" in refused(
-        ["--tracking.root", str(interrupted.folder / "mlruns"), "--resume", "nowhere"]
+        ["train", "--tracking.root", str(interrupted.folder / "mlruns"), "--resume", "nowhere"]
     )
 
 
 def test_a_branch_needs_a_run(interrupted: Place, refused: Callable[..., str]) -> None:
-    assert "--resume RUN" in refused([*interrupted.words, "--resume", "auto", "--branch"])
-    assert "--resume RUN" in refused([*interrupted.words, "--branch"])
-    said = refused([*interrupted.words, "--resume", begun(interrupted), "--branch", "--repeat", "2"])
+    assert "--resume RUN" in refused(["train", *interrupted.words, "--resume", "auto", "--branch"])
+    assert "--resume RUN" in refused(["train", *interrupted.words, "--branch"])
+    said = refused(["train", *interrupted.words, "--resume", begun(interrupted), "--branch", "--repeat", "2"])
     assert "--repeat" in said
 
 
@@ -414,7 +395,7 @@ def test_a_run_of_another_store_is_refused(
     interrupted: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    said = refused([*interrupted.words, "--resume", begun(interrupted)])
+    said = refused(["train", *interrupted.words, "--resume", begun(interrupted)])
     assert "MLFLOW_TRACKING_URI" in said
 
 
@@ -422,14 +403,14 @@ def test_a_living_run_is_refused(interrupted_copy: Place, refused: Callable[...,
     (owner,) = interrupted_copy.journals.glob("*/owner.json")
     now, told = me("", ""), json.loads(owner.read_text())
     owner.write_text(json.dumps({**told, "host": now.host, "pid": now.pid, "started": now.started}))
-    said = refused([*interrupted_copy.words, "--resume", begun(interrupted_copy)])
+    said = refused(["train", *interrupted_copy.words, "--resume", begun(interrupted_copy)])
     assert f"still runs: process {os.getpid()} on" in said
 
 
 @pytest.mark.slow
 def test_a_diverged_run_is_refused(interrupted_copy: Place, refused: Callable[..., str]) -> None:
     change(interrupted_copy, diverged=True)
-    said = refused([*interrupted_copy.words, "--resume", begun(interrupted_copy)])
+    said = refused(["train", *interrupted_copy.words, "--resume", begun(interrupted_copy)])
     assert "diverged" in said
     assert "--branch" in said
     assert interrupted_copy.train(*EVERY, "--resume", "auto") == 0, interrupted_copy.said

@@ -293,7 +293,7 @@ def test_a_damaged_snapshot_takes_nobodys_place(again: Again, tmp_path: Path, ke
         damage(path, "cut")
     every = Checkpoints(minutes=0, keep=keep)
     for step in (7, 8):
-        part = again(folder=tmp_path, stop=Stop("train", 1), settings=every)
+        part = again(folder=tmp_path, stop=Stop("train", 1), settings=every, damaged=step == 7)
         assert isinstance(part.raised, Interrupted)
         kept, faults = snapshot.newest(tmp_path)
         assert kept is not None

@@ -454,3 +454,22 @@ def test_print_config_tells_of_every_setting_and_reads_back(
         assert "".join(told.replace("#", "").split()) in squeezed, name
     assert flatten(yaml.safe_load(text)).keys() == helps().keys()
     assert read(Path(write(tmp_path, text))) == parse(["--fit.epochs", "7"])[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "branch"),
+    [
+        (["--resume"], "auto", False),
+        (["--resume="], "auto", False),
+        (["--resume", "--fit.epochs", "3"], "auto", False),
+        (["--fit.epochs", "3", "--resume"], "auto", False),
+        (["--resume", "abcd", "--fit.epochs", "3"], "abcd", False),
+        (["--resume", "abcd", "--branch"], "abcd", True),
+        (["--branch", "true", "--resume", "abcd"], "abcd", True),
+        (["--branch", "false", "--resume", "abcd"], "abcd", False),
+    ],
+)
+def test_what_is_gone_on_with(words: list[str], resume: str, branch: bool) -> None:
+    experiment, options = parse(words)
+    assert (options.resume, options.branch) == (resume, branch)
+    assert experiment.fit.epochs == (3 if "3" in words else 30)

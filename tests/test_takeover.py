@@ -267,11 +267,9 @@ def test_the_next_run_is_taken_where_another_process_has_the_newest(
         with_state(journal_of_dead(store, new_run(store)), asked=as_tree(experiment)) for _ in range(2)
     )
     os.utime(older.folder / "state" / "run.json", (1, 1))
-    taken = []
     for expected in (newer, older, None):
         _, start = agree(experiment, Options(resume="auto"), Alone(), QUIET)  # type: ignore[arg-type]
         assert start.run_id == (expected.owner.run_id if expected else "")
-        taken.append(start.run_id)
         if expected:
             assert Journal.at(expected.folder).alive  # type: ignore[union-attr]
     for journal in (older, newer):
@@ -320,6 +318,34 @@ def test_a_changed_byte_of_what_a_run_was_asked_is_noticed(tmp_path: Path) -> No
     assert unfinished.read(journal) is not None
     path.write_text(whole.replace('{"a": 1}', '{"a": 2}'))
     assert unfinished.read(journal) is None
+
+
+def test_why_a_run_cannot_go_on_is_said(store: Store) -> None:
+    place, client = store
+    run_id = new_run(store)
+    with pytest.raises(UserError, match="has left nothing in"):
+        unfinished.find(place, run_id[:8])
+    client.set_terminated(run_id, "FINISHED")
+    with pytest.raises(UserError, match="has finished, and cannot go on"):
+        unfinished.find(place, run_id[:8])
+    journal = with_state(journal_of_dead(store, new_run(store)))
+    (journal.folder / "state" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        unfinished.find(place, journal.owner.run_id[:8])
+    journal.remove()
+
+
+def test_a_run_whose_database_was_moved_is_told_of(store: Store, tmp_path: Path) -> None:
+    place, _ = store
+    pid, started = dead()
+    gone = Owner(f"sqlite:///{tmp_path / 'gone' / 'mlflow.db'}", "e" * 32, me("", "").host, pid, started)
+    journal = with_state(Journal.create(place.root / "journals", gone))
+    journal.append(end())
+    journal.mark_sent((journal.folder / "events.jsonl").stat().st_size)
+    findings = doctor.examine(place, tmp_path, False, QUIET)
+    (told,) = [each.what for each in findings if each.where == str(journal.folder)]
+    assert str(tmp_path / "gone") in told
+    journal.remove()
 
 
 # What is said of the way on
