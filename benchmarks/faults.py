@@ -46,8 +46,8 @@ Points = dict[str, list[tuple[int, float]]]
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
-    from runner.errors import Parser
-    from runner.terminal import Terminal
+    from runner.utils.console import Terminal
+    from runner.utils.errors import Parser
 
     parser = Parser(prog="runner bench faults")
     for name, value in (("kills", 30), ("outages", 10), ("cases", 1000), ("seed", 0)):
@@ -56,7 +56,13 @@ def main(argv: Sequence[str]) -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     multiprocessing.set_forkserver_preload(
-        ["runner.repeat", "runner.train", "mlflow.pyfunc", "mlflow.store.db.utils", "pytorch_grad_cam"]
+        [
+            "runner.training.seeds",
+            "runner.train",
+            "mlflow.pyfunc",
+            "mlflow.store.db.utils",
+            "pytorch_grad_cam",
+        ]
     )
     terminal = Terminal()
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
@@ -83,10 +89,10 @@ def _words(place: Path, name: str, *more: str) -> list[str]:
             "--tracking.root",
             str(place / "mlruns"),
         ),
-        *("--tracking.system_metrics", "false", "--network.weights", "null", "--network.arch", "vgg11"),
-        *("--network.head", "pooled", "--network.pool", "1", "--network.width", "32", "--views.resize", "36"),
-        *("--views.crop", "32", "--views.train", "2", "--fit.epochs", "6", "--fit.batch_size", "32"),
-        *("--fit.precision", "no", "--tracking.gallery", "2", "--tracking.gallery_every", "3"),
+        *("--tracking.system_metrics", "false", "--model.weights", "null", "--model.arch", "vgg11"),
+        *("--model.head", "pooled", "--model.pool", "1", "--model.width", "32", "--augment.resize", "36"),
+        *("--augment.crop", "32", "--augment.views", "2", "--train.epochs", "6", "--train.batch_size", "32"),
+        *("--train.precision", "no", "--tracking.gallery", "2", "--tracking.gallery_every", "3"),
         *("--data.workers", "0"),  # a fork server's children would start theirs anew
         *more,
     ]
@@ -161,7 +167,8 @@ class _Writes:
     """Counts what reaches the disk, and kills the process in the midst of the write of that number."""
 
     def __init__(self, fatal: int) -> None:
-        from runner import journal, tensors
+        from runner.tracking import journal
+        from runner.utils import tensors
 
         self.count = 0
         self.fatal = fatal
@@ -334,9 +341,9 @@ def _outages(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str,
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    long = ("--fit.epochs", "200", "--fit.batch_size", "8", "--schedule.kind", "constant")
+    long = ("--train.epochs", "200", "--train.batch_size", "8", "--schedule.kind", "constant")
     # Both by the same command: a process started otherwise has another number of threads, and other last digits.
-    command = [sys.executable, "-m", "runner.cli", "train"]
+    command = [sys.executable, "-m", "runner.cli.main", "train"]
     subprocess.run([*command, *_words(place, "calm", *long)], stdout=subprocess.DEVNULL, check=True)
     proxy, done = _Proxy(port), 0
     modes = ("refused", "lost", "errors", "silent")
@@ -395,13 +402,15 @@ def _files(folder: Path) -> set[str]:
 def _costs(asked: argparse.Namespace, place: Path, terminal: Any) -> dict[str, Any]:
     """What snapshots take at the default setting, and how soon an interrupted run goes on."""
     # A head of the size that caltech101-pooled has: 1.2 million numbers and their moments, 19 MB a snapshot.
-    large = ("--views.resize", "100", "--views.crop", "96", "--network.pool", "3", "--network.width", "256")
-    _child(_words(place, "costs", *large, "--views.train", "clean", "--fit.epochs", "150"))
+    large = ("--augment.resize", "100", "--augment.crop", "96", "--model.pool", "3", "--model.width", "256")
+    _child(_words(place, "costs", *large, "--augment.views", "clean", "--train.epochs", "150"))
     text = """select m.value, (r.end_time - r.start_time) / 1000.0 from metrics m join runs r on r.run_uuid = m.run_uuid
         join experiments e on e.experiment_id = r.experiment_id where m.key = 'checkpoints/seconds' and e.name = ?"""
     spent, lasted = _query(place, text, "costs")[0]
     terminal.line(f"snapshots took {spent:.3f} s of a run of {lasted:.1f} s")
-    words = _words(place, "resume", "--checkpoints.minutes", "0", "--fit.epochs", "2000", "--resume", "auto")
+    words = _words(
+        place, "resume", "--checkpoints.minutes", "0", "--train.epochs", "2000", "--resume", "auto"
+    )
     taken = [
         each
         for number in range(RESUMES + 1)
@@ -418,7 +427,7 @@ def _first_step(words: Sequence[str], place: Path, fresh: bool) -> float | None:
     before = _snapshots(place)
     began = time.monotonic()
     run = subprocess.Popen(
-        [sys.executable, "-m", "runner.cli", "train", *words],
+        [sys.executable, "-m", "runner.cli.main", "train", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

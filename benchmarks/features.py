@@ -1,6 +1,6 @@
 """What does keeping features buy? Rates of extraction, against the machine's limit and against the naive loop.
 
-    ./launch.sh bench features --config caltech101-pooled --data.root DATA --network.weights FILE
+    ./launch.sh bench features --config caltech101-pooled --data.root DATA --model.weights FILE
 
 The naive loop is what the published report and its peers do: the whole network in float32, a DataLoader with two
 workers, the frozen part inside every training step and every epoch's validation. Its steps are timed; a run of it
@@ -42,9 +42,9 @@ VIEWS = 16
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object on the last line."""
-    from runner import devices
-    from runner.settings import parse
-    from runner.terminal import Terminal
+    from runner.config.parser import parse
+    from runner.training import devices
+    from runner.utils.console import Terminal
 
     experiment, _ = parse(argv, prog="runner bench features")
     terminal = Terminal()
@@ -89,7 +89,7 @@ def _figures(m: dict[str, Any]) -> dict[str, Any]:
 def _rates(experiment: Any, accelerator: Any, folder: Path, terminal: Any) -> dict[str, Any]:
     """The machine's limit, the bare network, and extraction from files, in turns."""
     ready = _prepared(experiment, accelerator, folder / "none")
-    prefix, crop = ready.features.prefix, experiment.views.crop
+    prefix, crop = ready.features.prefix, experiment.augment.crop
     images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)
     began = time.perf_counter()
     _settle(prefix(images))
@@ -125,7 +125,7 @@ def _rates(experiment: Any, accelerator: Any, folder: Path, terminal: Any) -> di
 
 def _costs(ready: Any, folder: Path) -> dict[str, float]:
     """Milliseconds of one core an image beside the network: decoding, and writing to the store."""
-    from runner.store import Store
+    from runner.features.shard_store import Store
 
     entries = ready.manifest.select("train")[:64]
     loader = dataclasses.replace(ready.features.loader, workers=0)
@@ -145,14 +145,14 @@ def _naive(experiment: Any, terminal: Any) -> dict[str, float]:
     from torch.utils.data import DataLoader, Dataset
     from torchvision.transforms import v2
 
-    from runner import manifest as manifests
-    from runner import weights
+    from runner.data import manifest as manifests
+    from runner.models import pretrained
     from runner.portable.pixels import open_rgb
-    from runner.terminal import Terminal
+    from runner.utils.console import Terminal
 
     manifest = manifests.build(experiment, Terminal(speaks=False))
     network = torchvision.models.vgg16()
-    if (loaded := weights.read(experiment.network)) is not None:
+    if (loaded := pretrained.read(experiment.model)) is not None:
         network.load_state_dict(
             {k: v.float() for k, v in loaded.tensors.items() if "features" in k}, strict=False
         )
@@ -253,13 +253,13 @@ def _apart(part: str, argv: Sequence[str], folder: Path, processes: int = 1) -> 
 
 
 def _scaling_part(experiment: Any, folder: Path) -> dict[str, Any]:
-    from runner import devices
+    from runner.training import devices
 
     accelerator = devices.start(experiment)
     ready = _prepared(experiment, accelerator, folder / "features")
     _settle(
         ready.features.prefix(
-            torch.zeros(1, 3, experiment.views.crop, experiment.views.crop, dtype=torch.uint8)
+            torch.zeros(1, 3, experiment.augment.crop, experiment.augment.crop, dtype=torch.uint8)
         )
     )
     rates = []
@@ -272,7 +272,7 @@ def _scaling_part(experiment: Any, folder: Path) -> dict[str, Any]:
 
 def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
     """A run of 16 epochs on clean views with nothing kept, the test split's rows, and 20 trials' fits."""
-    from runner import devices
+    from runner.training import devices
 
     accelerator = devices.start(experiment)
     began = time.perf_counter()
@@ -304,17 +304,17 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
 
 def _fit(experiment: Any, ready: Any, trial: int) -> float:
     """Train 16 epochs as trial number so-and-so of a search of the learning rate: the best validation top-1."""
-    from runner.fit import Inputs, fit
-    from runner.network import Network
-    from runner.terminal import Terminal
+    from runner.models.network import Network
+    from runner.training.loop import Inputs, fit
+    from runner.utils.console import Terminal
 
     replace = dataclasses.replace
     tried = replace(
         ready.experiment,
-        fit=replace(ready.experiment.fit, epochs=EPOCHS),
+        fit=replace(ready.experiment.train, epochs=EPOCHS),
         optim=replace(experiment.optim, lr=experiment.optim.lr * 1.2 ** ((trial + 1) // 2 * (-1) ** trial)),
     )
-    network = Network(ready.network.architecture, experiment.seed.fit, random=False)
+    network = Network(ready.network.architecture, experiment.seed.train, random=False)
     network.load_state_dict({**ready.network.parts()[1], **network.parts()[0]})
     network.to(ready.features.accelerator.device)
     features, manifest = ready.features, ready.manifest
@@ -333,8 +333,8 @@ def _fit(experiment: Any, ready: Any, trial: int) -> float:
 
 def _prepared(experiment: Any, accelerator: Any, root: Path) -> Any:
     """The experiment made ready, its features kept under `root`."""
-    from runner.prepared import prepare
-    from runner.terminal import Terminal
+    from runner.training.setup import prepare
+    from runner.utils.console import Terminal
 
     ready = prepare(experiment, accelerator, Terminal(speaks=False))
     kept = dataclasses.replace(ready.features.kept, root=root)
@@ -343,7 +343,7 @@ def _prepared(experiment: Any, accelerator: Any, root: Path) -> Any:
 
 def _sample(ready: Any, count: int, root: Path) -> Any:
     """Features of `count` training images, evenly spread over the classes, with nothing kept yet."""
-    from runner.manifest import Manifest
+    from runner.data.manifest import Manifest
 
     entries = ready.manifest.select("train")
     chosen = entries[:: max(1, len(entries) // count)][:count]
@@ -386,7 +386,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def _part() -> None:
     """One part, in a process of its own: its name, a folder, the experiment's settings."""
-    from runner.settings import parse
+    from runner.config.parser import parse
 
     name, folder, *argv = sys.argv[1:]
     said = {"cold": _cold_part, "scaling": _scaling_part}[name](parse(argv)[0], Path(folder))

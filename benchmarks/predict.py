@@ -27,10 +27,10 @@ FIRST_RUNS = 5
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
-    from runner.errors import Parser
-    from runner.images import expand
-    from runner.predict import add_model, positive
-    from runner.terminal import Terminal
+    from runner.cli.predict import add_model, positive
+    from runner.utils.console import Terminal
+    from runner.utils.errors import Parser
+    from runner.utils.image_paths import expand
 
     parser = Parser(prog="runner bench predict")
     parser.add_argument("paths", metavar="IMAGE", nargs="*")
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def _measure(paths: list[Path], asked: argparse.Namespace, terminal: object) -> dict[str, object]:
     import torch
 
-    from runner.models import load_model
     from runner.portable.classifier import CHUNK
+    from runner.serving.load import load_model
 
     first = [_first(paths[0], asked) for _ in range(FIRST_RUNS)]
     model = load_model(asked.model, asked.tracking)
@@ -88,7 +88,7 @@ def _first(path: Path, asked: argparse.Namespace) -> float:
     if asked.model:
         words += ["--model", asked.model]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "runner.cli", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "runner.cli.main", *words], check=True, capture_output=True)
     return time.perf_counter() - began
 
 

@@ -31,8 +31,8 @@ SCHEDULE = ["--schedule.kind", "cosine"]
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
-    from runner.cores import cores
-    from runner.settings import parse
+    from runner.config.parser import parse
+    from runner.utils.cpu import cores
 
     parse(argv, prog="runner bench study")
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
@@ -42,13 +42,13 @@ def main(argv: Sequence[str]) -> int:
         )
         base = [*argv, *SCHEDULE]
         _say("computing features, where they are not kept yet")
-        _search(root / "warm", [*base, "--fit.epochs", "1"], root, trials=1, workers=1)
+        _search(root / "warm", [*base, "--train.epochs", "1"], root, trials=1, workers=1)
 
         _say(f"{TRIALS} trials of {EPOCHS} epochs on {cores()} workers of one thread")
         began = time.monotonic()
         study = _search(
             root / "long",
-            [*base, "--fit.epochs", str(EPOCHS)],
+            [*base, "--train.epochs", str(EPOCHS)],
             root,
             TRIALS,
             cores(),
@@ -63,13 +63,13 @@ def main(argv: Sequence[str]) -> int:
         for turn in range(PAIRS):
             for workers in (1, 2):
                 place = root / f"scaling-{workers}-{turn}"
-                words = [*base, "--fit.epochs", str(SCALING_EPOCHS)]
+                words = [*base, "--train.epochs", str(SCALING_EPOCHS)]
                 rates[workers].append(_rate(_search(place, words, root, SCALING_TRIALS * workers, workers)))
                 _say(f"{workers} workers: {rates[workers][-1]:.1f} trials/min")
         scaling = statistics.median(rates[2]) / statistics.median(rates[1])
 
         _say(f"{SHORT} short trials on {WORKERS} workers")
-        quick = ["--config", "quickstart", "--fit.epochs", "1", "--cache", str(root / "cache")]
+        quick = ["--config", "quickstart", "--train.epochs", "1", "--cache", str(root / "cache")]
         short = _search(root / "short", quick, root, SHORT, WORKERS, threads=1)
         lost_trials, lost_metrics = _lost(root / "short", short)
     print(
@@ -117,7 +117,7 @@ def _search(
     ]
     options += ["--space", space or str(root / "cheap.yaml"), "--confirm", "0", "--pruner", "none"]
     options += ["--tracking.root", str(place)]
-    command = [sys.executable, "-m", "runner.cli", "search", *options, *words]
+    command = [sys.executable, "-m", "runner.cli.main", "search", *options, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(done.stdout + done.stderr)
@@ -125,7 +125,7 @@ def _search(
 
     import optuna
 
-    from runner.storage import connect, default
+    from runner.study.storage import connect, default
 
     return list(optuna.load_study(study_name="bench", storage=connect(default(place))).trials)
 
@@ -140,11 +140,20 @@ def _lost(place: Path, trials: Sequence[Any]) -> tuple[int, int]:
     """Trials, and points of curves, that were asked for and are not there."""
     from optuna.trial import TrialState
 
-    from runner.server import server
+    from runner.tracking.mlflow_server import server
 
     client = server(str(place)).connect()
     complete = [each for each in trials if each.state == TrialState.COMPLETE]
-    curves = ("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/recall", "lr", "objective")
+    curves = (
+        "train/loss",
+        "train/top1",
+        "val/loss",
+        "val/top1",
+        "val/top5",
+        "val/balanced_accuracy",
+        "lr",
+        "objective",
+    )
     found = 0
     for each in complete:
         for name in curves:

@@ -24,21 +24,21 @@ CHUNKS = 10
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
-    from runner import devices
-    from runner.errors import UserError
-    from runner.fit import Inputs, fit
-    from runner.judging import evaluate, infer
-    from runner.manifest import Manifest
-    from runner.prepared import prepare
-    from runner.settings import parse
-    from runner.terminal import Terminal
-    from runner.views import CLEAN
+    from runner.config.parser import parse
+    from runner.data.manifest import Manifest
+    from runner.data.transforms import CLEAN
+    from runner.evaluation.inference import evaluate, infer
+    from runner.training import devices
+    from runner.training.loop import Inputs, fit
+    from runner.training.setup import prepare
+    from runner.utils.console import Terminal
+    from runner.utils.errors import UserError
 
     experiment, _ = parse(argv, prog="runner bench throughput")
     experiment = dataclasses.replace(
         experiment,
         features=dataclasses.replace(experiment.features, store=False),
-        fit=dataclasses.replace(experiment.fit, epochs=1),
+        fit=dataclasses.replace(experiment.train, epochs=1),
         schedule=dataclasses.replace(experiment.schedule, kind="constant"),
     )
     accelerator = devices.start(experiment)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             f"{len(entries)} training images are too few to measure on; {ready.chunk} or more are needed."
         )
     labels = [ready.manifest.classes.index(entry.label) for entry in entries]
-    crop = experiment.views.crop
+    crop = experiment.augment.crop
     images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)
     # The loop validates too; on one chunk, so that training is what is measured.
     few = Manifest(sample.root, sample.entries[:1])
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
             experiment,
             ready.network,
             Inputs(
-                lambda _: features.rows("train", CLEAN if experiment.views.train == "clean" else 0), labels
+                lambda _: features.rows("train", CLEAN if experiment.augment.views == "clean" else 0), labels
             ),
             Inputs(lambda _: val.rows("train", CLEAN), labels[:1]),
             accelerator,

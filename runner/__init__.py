@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runner.models import load_model as load_model
+    from runner.serving.load import load_model as load_model
 
 __version__ = "0.1.0"
 __all__ = ["load_model"]
@@ -17,7 +17,7 @@ __all__ = ["load_model"]
 def __getattr__(name: str) -> Any:
     """`load_model`, when it is asked for: the console script imports this package too."""
     if name == "load_model":
-        from runner.models import load_model
+        from runner.serving.load import load_model
 
         return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,72 +12,13 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
-import argparse
 import os
 import signal
 from collections.abc import Sequence
 
-from runner.errors import Parser, UserError, guarded, interrupt_on_signals
-from runner.launch import follow_launcher
-
-WORKER = "RUNNER_WORKER"
-"""Tells a process what it is in a study: `2/4`, a worker beside others, or `finish`, what comes after them."""
-STOP = signal.SIGUSR1
-"""Tells a worker to end behind its trial."""
-OBJECTIVES = ("top1", "recall", "loss")
-SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid")
-PRUNERS = ("auto", "median", "hyperband", "wilcoxon", "none")
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The study's options, and the experiment's, which are left. Raises `UserError`."""
-    parser = Parser(
-        prog="runner search",
-        description=(__doc__ or "").split("\n")[0],
-        epilog="All other words are the experiment's, as in runner train: --config FILE, --optim.lr 0.001, …",
-        allow_abbrev=False,
-    )
-    number = _at_least(1)
-    add = parser.add_argument
-    add("--study", metavar="NAME", required=True, help="name of the study; the same name goes on with it")
-    add(
-        "--space",
-        metavar="FILE",
-        default="around-baseline",
-        help="search space: a file, or one of experiments/spaces/",
-    )
-    add("--trials", type=number, default=50, help="trials in total, over all workers and times (default: 50)")
-    add("--workers", type=number, default=1, help="processes that run a trial each (default: 1)")
-    add("--threads", type=number, help="threads of each worker; default: its share of the cores")
-    add(
-        "--storage",
-        metavar="URL",
-        help="journal file or Optuna URL; default: studies.journal in tracking.root",
-    )
-    add("--objective", choices=OBJECTIVES, default="top1", help="validation score to go by (default: top1)")
-    add("--fits", type=number, default=1, help="fit seeds that a trial's value is the mean of (default: 1)")
-    add("--sampler", choices=SAMPLERS, default="tpe", help="default: tpe")
-    add("--pruner", choices=PRUNERS, default="auto", help="auto: median; with several fits wilcoxon")
-    add("--sampler-seed", type=_at_least(0), default=0, help="seed of the sampler (default: 0)")
-    add(
-        "--confirm",
-        type=_at_least(0),
-        default=5,
-        help="fit seeds to compare best and baseline on (default: 5)",
-    )
-    options, rest = parser.parse_known_args(list(argv))
-    if not options.study.strip() or "/" in options.study or options.study.startswith("."):
-        raise UserError(f"--study takes a name without a slash or a leading dot; it is {options.study!r}.")
-    return options, rest
-
-
-def _at_least(least: int):  # type: ignore[no-untyped-def]
-    def number(word: str) -> int:
-        if not word.isdigit() or int(word) < least:
-            raise argparse.ArgumentTypeError(f"{word!r} is no whole number of {least} or more")
-        return int(word)
-
-    return number
+from runner.study.options import STOP, WORKER, make_plan, parse
+from runner.utils.errors import UserError, guarded, interrupt_on_signals
+from runner.utils.processes import follow_launcher
 
 
 def main(argv: Sequence[str]) -> int:
@@ -92,13 +33,13 @@ def main(argv: Sequence[str]) -> int:
         )
     plan = make_plan(options, rest, checked=bool(role))
 
-    from runner import devices
-    from runner.records import Records
-    from runner.report import finish
-    from runner.study import Study
-    from runner.study_runs import Parent, close_parent, open_parent
-    from runner.terminal import Terminal
-    from runner.worker import Worker, pin
+    from runner.study.mlflow_run import Parent, close_parent, open_parent
+    from runner.study.report import finish
+    from runner.study.study import Study
+    from runner.study.worker import Worker, pin
+    from runner.tracking.sessions import Records
+    from runner.training import devices
+    from runner.utils.console import Terminal
 
     beside = "/" in role
     told: list[int] = []
@@ -129,36 +70,6 @@ def main(argv: Sequence[str]) -> int:
             close_parent(study, records, parent, status)
     accelerator.end_training()
     return 0
-
-
-def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool):  # type: ignore[no-untyped-def]
-    """The study that a command line means. Raises `UserError`.
-
-    Args:
-        options: The study's.
-        rest: The experiment's.
-        checked: The values of the space have been tried on the experiment's types before.
-    """
-    from runner import space, storage
-    from runner.plan import Plan
-    from runner.settings import parse as parse_experiment
-
-    experiment, training = parse_experiment(rest, prog="runner search")
-    if training.repeat != 1 or training.dry_run:
-        raise UserError("--repeat and --dry-run are for runner train; a study has --fits and --confirm.")
-    root = Path(experiment.tracking.root).expanduser().resolve()
-    return Plan(
-        name=options.study,
-        baseline=experiment,
-        space=space.read(space.find_space(options.space), experiment, checked),
-        storage=options.storage or storage.default(root),
-        objective=options.objective,
-        fits=options.fits,
-        trials=options.trials,
-        sampler=options.sampler,
-        pruner=options.pruner,
-        seed=options.sampler_seed,
-    )
 
 
 def _is_first() -> bool:

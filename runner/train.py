@@ -1,7 +1,7 @@
 """Train an experiment, and keep everything it does in MLflow.
 
     accelerate launch runner/train.py                                   the quickstart: no download, a minute
-    accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --network.weights FILE
+    accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --model.weights FILE
     runner train -n 2 --config caltech101-pooled …                      the same on two processes, checked first
     runner train --config caltech101-pooled … --resume auto             goes on with what was interrupted, if anything
 
@@ -18,10 +18,10 @@ if not __package__:  # run as a file: its folder must not shadow other packages
 
 from collections.abc import Sequence
 
-from runner.errors import guarded, interrupt_on_signals
-from runner.launch import follow_launcher
-from runner.settings import parse
-from runner.unfinished import words
+from runner.config.parser import parse
+from runner.tracking.interrupted_runs import words
+from runner.utils.errors import guarded, interrupt_on_signals
+from runner.utils.processes import follow_launcher
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,17 +29,17 @@ def main(argv: Sequence[str]) -> int:
     follow_launcher()
     experiment, options = parse(words(argv), description=__doc__)
 
-    from runner import devices, dry_run, repeat, resuming
-    from runner.terminal import Terminal
+    from runner.training import devices, dry_run, resume, seeds
+    from runner.utils.console import Terminal
 
     state = devices.join()
     terminal = Terminal(speaks=state.is_main_process)
-    experiment, start = resuming.agree(experiment, options, state, terminal)
+    experiment, start = resume.agree(experiment, options, state, terminal)
     accelerator = devices.start(experiment)
     if options.dry_run:
         dry_run.tell(experiment, options, accelerator, terminal)
     else:
-        repeat.train(experiment, options.repeat, accelerator, terminal, start)
+        seeds.train(experiment, options.repeat, accelerator, terminal, start)
     accelerator.end_training()
     return 0
 

@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from helpers import QUIET, Recorder
 from torch import Tensor
 
-from runner import run
-from runner.experiment import Experiment
-from runner.prefix import Prefix
-from runner.settings import parse
-from runner.terminal import Terminal
+from runner.config.parser import parse
+from runner.config.schema import Experiment
+from runner.features.extractor import Prefix
+from runner.training import run
+from runner.utils.console import Terminal
 
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
 
@@ -53,16 +53,25 @@ def words(pictures: Path, tmp_path: Path) -> list[str]:
     return [
         *("--name", "small", "--data.kind", "folder", "--data.root", str(pictures)),
         *("--cache", str(tmp_path / "cache"), "--tracking.root", str(tmp_path / "mlruns")),
-        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
-        *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+        *("--model.width", "16", "--augment.resize", "36", "--augment.crop", "32", "--augment.views", "2"),
+        *(
+            "--train.epochs",
+            "3",
+            "--train.batch_size",
+            "8",
+            "--train.precision",
+            "no",
+            "--features.batch_size",
+            "8",
+        ),
         *("--tracking.model", "false", "--tracking.gallery", "0"),
     ]
 
 
 @pytest.fixture
 def make(words: list[str]) -> Callable[..., Experiment]:
-    """`make("--fit.epochs", "1")`: the small experiment with some settings overridden."""
+    """`make("--train.epochs", "1")`: the small experiment with some settings overridden."""
     return lambda *overrides: parse([*words, *overrides])[0]
 
 
@@ -86,7 +95,7 @@ def train(
 ) -> Callable[..., tuple[run.Result, Recorder]]:
     """Run an experiment whole but for its drawings, its records in a folder of their own."""
     numbers = iter(range(100))
-    monkeypatch.setattr("runner.figures.curves", lambda *_: None)
+    monkeypatch.setattr("runner.training.curves.curves", lambda *_: None)
 
     def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
         tracker = Recorder(tmp_path / f"records {next(numbers)}")

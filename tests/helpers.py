@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import runner.fit
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-import runner.fit
-from runner.experiment import Experiment, Normalisation
-from runner.fit import Epoch, Inputs, fit
-from runner.network import Architecture, Network
-from runner.scores import Scores
-from runner.terminal import Terminal
-from runner.tracker import Tracker
+from runner.config.schema import Experiment, Normalisation
+from runner.evaluation.metrics import Scores
+from runner.models.network import Architecture, Network
+from runner.tracking.tracker import Tracker
+from runner.training.loop import Epoch, Inputs, fit
+from runner.utils.console import Terminal
 
 Make = Callable[..., Experiment]
 NUMBERS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -24,12 +24,13 @@ from mlflow.tracking.client import TrackingServiceClient
 from sqlalchemy.engine.default import DefaultDialect
 from torch import Tensor
 
-from runner import repeat, run, snapshot, train
-from runner.errors import UserError, guarded, interrupt_on_signals, stopping_signals
-from runner.experiment import Checkpoints, Experiment
-from runner.fit import Epoch, Inputs, fit
-from runner.keeping import Keeping
-from runner.network import Network
+from runner import train
+from runner.config.schema import Checkpoints, Experiment
+from runner.models.network import Network
+from runner.training import run, snapshot
+from runner.training.loop import Epoch, Inputs, fit
+from runner.training.snapshot_policy import Keeping
+from runner.utils.errors import UserError, guarded, interrupt_on_signals, stopping_signals
 
 __all__ = ["repeat", "run"]  # loaded before processes are forked
 

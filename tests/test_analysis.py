@@ -19,10 +19,11 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from sklearn import metrics
 
-from runner import analysis, analysis_figures, evaluation_page, outcomes, scores
-from runner.analysis import Confusion
-from runner.errors import UserError
-from runner.outcomes import Outcomes, Prediction, read_csv, softmax
+from runner.evaluation import metrics as scores
+from runner.evaluation import plots, predictions, report_page, statistics
+from runner.evaluation.predictions import Outcomes, Prediction, read_csv, softmax
+from runner.evaluation.statistics import Confusion
+from runner.utils.errors import UserError
 
 ODD = ("a,b", "<b>$x_1$</b>", "line\r\nbreak", 'quo"te', "Ωμέγα 犬", "_^{x}$")
 
@@ -75,13 +76,13 @@ class TestOutcomes:
         assert (case.predicted[case.finite] == predicted[case.finite]).all()
         assert (case.right == (rank == 0)).all()
         counted = scores.count(judged, case.labels.tolist(), len(case.classes))
-        intervals = analysis.bootstrap(case, resamples=20)
+        intervals = statistics.bootstrap(case, resamples=20)
         assert intervals["top1"].value == pytest.approx(counted.top1, abs=1e-12)
         assert intervals["top5"].value == pytest.approx(counted.top5, abs=1e-12)
         assert intervals["recall"].value == pytest.approx(
             counted.recall, abs=1e-6
         )  # judge counts in float32 here
-        known = [each.recall for each in analysis.per_class(case) if each.support]
+        known = [each.recall for each in statistics.per_class(case) if each.support]
         assert np.mean(known) == pytest.approx(intervals["recall"].value, abs=1e-12)
 
     @settings(deadline=None, max_examples=60)
@@ -101,7 +102,7 @@ class TestOutcomes:
         assert case.right.tolist() == [False, False, True]
 
     def test_k_is_that_of_the_scores(self) -> None:
-        assert outcomes.TOP_K == scores.TOP_K
+        assert predictions.TOP_K == scores.TOP_K
 
     @pytest.mark.parametrize("labels", [[], [0], [0, 2], [0, -1], [0, 1, 1]])
     def test_parts_that_do_not_fit_are_refused(self, labels: list[int]) -> None:
@@ -109,7 +110,7 @@ class TestOutcomes:
             Outcomes(("a", "b"), ("1", "2"), np.array(labels, dtype=np.int64), np.zeros((2, 2)), ("x", "y"))
 
     def test_analysis_needs_no_torch(self) -> None:
-        for module in (outcomes, analysis):
+        for module in (predictions, statistics):
             assert "torch" not in vars(module)
             assert not re.search(
                 r"^(from|import) (torch|runner\.scores)", Path(module.__file__).read_text(), re.M
@@ -159,12 +160,12 @@ class TestTable:
         [
             "",
             "path,class,split,size,digest\r\n",
-            ",".join(outcomes.COLUMNS) + "\r\na,b,c\r\n",
-            ",".join(outcomes.COLUMNS) + "\r\na,b,c,d,much,0.1,0\r\n",
-            ",".join(outcomes.COLUMNS) + "\r\na,b,c,d,0.9,0.1,first\r\n",
-            ",".join(outcomes.COLUMNS) + "\r\na,b,c,d,1.5,0.1,0\r\n",
-            ",".join(outcomes.COLUMNS) + "\r\na,b,c,d,0.5,0.1,-1\r\n",
-            ",".join(outcomes.COLUMNS) + '\r\n"a,b,c,d,0.5,0.1,1\r\n',
+            ",".join(predictions.COLUMNS) + "\r\na,b,c\r\n",
+            ",".join(predictions.COLUMNS) + "\r\na,b,c,d,much,0.1,0\r\n",
+            ",".join(predictions.COLUMNS) + "\r\na,b,c,d,0.9,0.1,first\r\n",
+            ",".join(predictions.COLUMNS) + "\r\na,b,c,d,1.5,0.1,0\r\n",
+            ",".join(predictions.COLUMNS) + "\r\na,b,c,d,0.5,0.1,-1\r\n",
+            ",".join(predictions.COLUMNS) + '\r\n"a,b,c,d,0.5,0.1,1\r\n',
         ],
     )
     def test_another_table_is_refused(self, text: str) -> None:
@@ -172,15 +173,15 @@ class TestTable:
             read_csv(text)
 
     def test_no_rows_are_no_predictions(self) -> None:
-        assert read_csv(",".join(outcomes.COLUMNS) + "\r\n") == []
-        row = ",".join(outcomes.COLUMNS) + "\r\na,b,c,d,0.5,0.1,2\r\n"
+        assert read_csv(",".join(predictions.COLUMNS) + "\r\n") == []
+        row = ",".join(predictions.COLUMNS) + "\r\na,b,c,d,0.5,0.1,2\r\n"
         assert read_csv(row) == [Prediction("a", "b", "c", "d", 0.5, 2)]
 
 
 class TestClasses:
     def test_reports_of_known_answers(self) -> None:
         case = answered([(0, 0), (0, 0), (0, 1), (1, 1), (2, 1)], 4, ("a", "b", "c", "d"))
-        a, b, c, d = analysis.per_class(case)
+        a, b, c, d = statistics.per_class(case)
         assert (a.name, a.precision, a.recall, a.f1, a.support, a.predicted) == ("a", 1, 2 / 3, 0.8, 3, 2)
         assert (b.precision, b.recall, b.f1, b.support, b.predicted) == (1 / 3, 1, 0.5, 1, 3)
         assert math.isnan(c.precision)
@@ -189,7 +190,7 @@ class TestClasses:
         assert (d.support, d.predicted) == (0, 0)
 
     def test_class_that_is_predicted_but_has_no_image(self) -> None:
-        report = analysis.per_class(answered([(0, 1)], 2))[1]
+        report = statistics.per_class(answered([(0, 1)], 2))[1]
         assert (report.precision, report.support, report.predicted) == (0, 0, 1)
         assert math.isnan(report.recall)
         assert math.isnan(report.f1)
@@ -197,31 +198,31 @@ class TestClasses:
     def test_confusion_is_scikit_learns(self) -> None:
         case = drawn(300, 7)
         expected = metrics.confusion_matrix(case.labels, case.predicted, labels=range(7))
-        assert (analysis.confusion(case) == expected).all()
+        assert (statistics.confusion(case) == expected).all()
 
     def test_pairs_come_by_number_and_then_by_name(self) -> None:
         pairs = [(0, 1), (2, 0), (2, 0), (1, 0), (0, 0), (0, 0), (1, 2)]
         case = answered(pairs, 3, ("z", "y", "x"))
-        assert analysis.confused(case) == [
+        assert statistics.confused(case) == [
             Confusion("x", "z", 2, 1.0),
             Confusion("y", "x", 1, 1 / 2),
             Confusion("y", "z", 1, 1 / 2),
             Confusion("z", "y", 1, 1 / 3),
         ]
-        assert len(analysis.confused(case, most=2)) == 2
-        assert len(analysis.confused(drawn(500, 20), most=None)) > 20
+        assert len(statistics.confused(case, most=2)) == 2
+        assert len(statistics.confused(drawn(500, 20), most=None)) > 20
 
     def test_answers_that_are_no_numbers_are_no_classs(self) -> None:
         case = outcomes_of([[math.nan, 0], [1, 0]], [0, 0])
-        assert analysis.confusion(case).tolist() == [[1, 0], [0, 0]]
-        assert analysis.confused(case) == []
-        first = analysis.per_class(case)[0]
+        assert statistics.confusion(case).tolist() == [[1, 0], [0, 0]]
+        assert statistics.confused(case) == []
+        first = statistics.per_class(case)[0]
         assert (first.recall, first.precision, first.predicted) == (0.5, 1, 1)
 
     @pytest.mark.parametrize("classes", [3, 8, 30])
     def test_topk_is_scikit_learns(self, classes: int) -> None:
         case = drawn(200, classes)
-        curve = analysis.topk(case)
+        curve = statistics.topk(case)
         assert len(curve) == min(20, classes)
         assert (np.diff(curve) >= 0).all()
         for k in range(1, len(curve)):
@@ -230,13 +231,13 @@ class TestClasses:
         assert classes > 20 or curve[-1] == 1
 
     def test_no_number_is_in_no_top_k(self) -> None:
-        assert analysis.topk(outcomes_of(np.full((4, 3), np.nan), [0, 1, 2, 0])).tolist() == [0, 0, 0]
+        assert statistics.topk(outcomes_of(np.full((4, 3), np.nan), [0, 1, 2, 0])).tolist() == [0, 0, 0]
 
 
 class TestCalibration:
     def test_of_known_numbers(self) -> None:
         probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.4, 0.6]])
-        measured = analysis.calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
+        measured = statistics.calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
         # (0.4, 0.6] holds two right ones of 0.6; (0.6, 0.8] a wrong one; (0.8, 1] a right one.
         assert [each.count for each in measured.bins] == [0, 0, 2, 1, 1]
         assert measured.ece == pytest.approx(2 / 4 * 0.4 + 1 / 4 * 0.8 + 1 / 4 * 0.1)
@@ -249,14 +250,14 @@ class TestCalibration:
 
     def test_of_calibrated_answers_is_nearly_nothing(self) -> None:
         case = drawn(20000, 10)
-        assert analysis.calibration(case.probabilities, case.labels).ece < 0.015
+        assert statistics.calibration(case.probabilities, case.labels).ece < 0.015
         sure = drawn(20000, 10, scale=4)
-        assert analysis.calibration(sure.probabilities, sure.labels).ece > 0.1
+        assert statistics.calibration(sure.probabilities, sure.labels).ece > 0.1
 
     @settings(deadline=None, max_examples=60)
     @given(cases(), st.integers(1, 20))
     def test_every_answer_is_in_a_bin(self, case: Outcomes, bins: int) -> None:
-        measured = analysis.calibration(case.probabilities, case.labels, bins)
+        measured = statistics.calibration(case.probabilities, case.labels, bins)
         assert len(measured.bins) == bins
         assert sum(each.count for each in measured.bins) == case.finite.sum()
         for each in measured.bins:
@@ -268,37 +269,37 @@ class TestCalibration:
             assert math.isnan(measured.mce)
 
     def test_one_is_in_the_last_bin(self) -> None:
-        measured = analysis.calibration(np.array([[1.0000000002, 0.0]]), np.array([0]))
+        measured = statistics.calibration(np.array([[1.0000000002, 0.0]]), np.array([0]))
         assert measured.bins[-1].count == 1
 
     @pytest.mark.parametrize("known", [0.3, 1.0, 2.5, 7.0])
     def test_temperature_is_found_again(self, known: float) -> None:
         case = drawn(20000, 10, scale=known)
-        assert analysis.temperature(case.logits, case.labels) == pytest.approx(known, rel=0.05)
+        assert statistics.temperature(case.logits, case.labels) == pytest.approx(known, rel=0.05)
 
     def test_temperature_is_the_smallest_loss(self) -> None:
         case = drawn(400, 5, scale=3)
-        found = analysis.temperature(case.logits, case.labels)
+        found = statistics.temperature(case.logits, case.labels)
 
         def loss(temperature: float) -> float:
             return float(metrics.log_loss(case.labels, softmax(case.logits / temperature), labels=range(5)))
 
         assert all(loss(found) < loss(found * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2))
-        before = analysis.calibration(case.probabilities, case.labels).ece
-        assert analysis.calibration(softmax(case.logits / found), case.labels).ece < before
+        before = statistics.calibration(case.probabilities, case.labels).ece
+        assert statistics.calibration(softmax(case.logits / found), case.labels).ece < before
 
     def test_temperature_has_its_bounds(self) -> None:
         right, wrong = np.eye(3) * 9, np.roll(np.eye(3), 1, axis=1) * 9
-        low, high = analysis.TEMPERATURES
-        assert analysis.temperature(right, np.arange(3)) == pytest.approx(low, rel=1e-3)
-        assert analysis.temperature(wrong, np.arange(3)) == pytest.approx(high)
+        low, high = statistics.TEMPERATURES
+        assert statistics.temperature(right, np.arange(3)) == pytest.approx(low, rel=1e-3)
+        assert statistics.temperature(wrong, np.arange(3)) == pytest.approx(high)
 
     def test_temperature_leaves_out_what_is_no_number(self) -> None:
         case = drawn(400, 5, scale=3)
         more = np.vstack([case.logits, np.full((1, 5), np.nan)])
-        expected = analysis.temperature(case.logits, case.labels)
-        assert analysis.temperature(more, np.append(case.labels, 0)) == expected
-        assert analysis.temperature(np.full((2, 3), np.inf), np.array([0, 1])) == 1
+        expected = statistics.temperature(case.logits, case.labels)
+        assert statistics.temperature(more, np.append(case.labels, 0)) == expected
+        assert statistics.temperature(np.full((2, 3), np.inf), np.array([0, 1])) == 1
 
 
 class TestBootstrap:
@@ -311,7 +312,7 @@ class TestBootstrap:
             tops.append(case.right[taken].mean())
             labels, right = case.labels[taken], case.right[taken]
             recalls.append(np.mean([right[labels == each].mean() for each in np.unique(labels)]))
-        ours = analysis.bootstrap(case, resamples=3000)
+        ours = statistics.bootstrap(case, resamples=3000)
         for name, samples in (("top1", tops), ("recall", recalls)):
             assert ours[name].low == pytest.approx(np.quantile(samples, 0.025), abs=0.008)
             assert ours[name].high == pytest.approx(np.quantile(samples, 0.975), abs=0.008)
@@ -319,16 +320,16 @@ class TestBootstrap:
     def test_interval_holds_the_value_and_repeats(self) -> None:
         for seed in range(8):
             case = drawn(150, 9, seed)
-            intervals = analysis.bootstrap(case)
+            intervals = statistics.bootstrap(case)
             assert list(intervals) == ["top1", "top5", "recall"]
             for each in intervals.values():
                 assert 0 <= each.low <= each.value <= each.high <= 1
-            assert intervals == analysis.bootstrap(case)
-            assert intervals != analysis.bootstrap(case, seed=1)
+            assert intervals == statistics.bootstrap(case)
+            assert intervals != statistics.bootstrap(case, seed=1)
 
     def test_more_images_and_less_confidence_are_narrower(self) -> None:
         def width(case: Outcomes, confidence: float = 0.95) -> float:
-            found = analysis.bootstrap(case, confidence=confidence)["top1"]
+            found = statistics.bootstrap(case, confidence=confidence)["top1"]
             return found.high - found.low
 
         few, many = drawn(100, 5), drawn(10000, 5)
@@ -336,28 +337,28 @@ class TestBootstrap:
         assert width(few, 0.5) < width(few)
 
     def test_without_errors_there_is_no_doubt(self) -> None:
-        for each in analysis.bootstrap(answered([(0, 0), (1, 1), (1, 1)], 3)).values():
+        for each in statistics.bootstrap(answered([(0, 0), (1, 1), (1, 1)], 3)).values():
             assert (each.value, each.low, each.high) == (1, 1, 1)
 
     def test_is_fast(self) -> None:
         case = drawn(2206, 101)
         start = time.perf_counter()
-        analysis.bootstrap(case)
+        statistics.bootstrap(case)
         assert time.perf_counter() - start < 2
 
 
 class TestPlaces:
     def test_surest_errors_and_least_sure_hits(self) -> None:
         case = outcomes_of([[0, 3], [1, 0], [0, 1], [0, 3], [5, 0], [math.nan, 0]], [0, 0, 0, 0, 0, 0])
-        assert analysis.errors_by_confidence(case, 9) == [0, 3, 2, 5]
-        assert analysis.errors_by_confidence(case, 2) == [0, 3]
-        assert analysis.hits_by_doubt(case, 9) == [1, 4]
-        assert analysis.hits_by_doubt(case, 1) == [1]
+        assert statistics.errors_by_confidence(case, 9) == [0, 3, 2, 5]
+        assert statistics.errors_by_confidence(case, 2) == [0, 3]
+        assert statistics.hits_by_doubt(case, 9) == [1, 4]
+        assert statistics.hits_by_doubt(case, 1) == [1]
 
     def test_equal_ones_come_by_path(self) -> None:
         case = outcomes_of([[0, 3]] * 3, [0, 0, 0])
         turned = Outcomes(case.paths[::-1], case.digests, case.labels, case.logits, case.classes)
-        assert analysis.errors_by_confidence(turned, 3) == [2, 1, 0]
+        assert statistics.errors_by_confidence(turned, 3) == [2, 1, 0]
 
 
 def checked(path: Path, least: int, most: int) -> Image.Image:
@@ -375,7 +376,7 @@ class TestFigures:
     @pytest.mark.parametrize("classes", [2, 10, 41])
     def test_confusion_matrix(self, classes: int, tmp_path: Path) -> None:
         case = drawn(20 * classes, classes)
-        analysis_figures.confusion_matrix(case, tmp_path / "picture.png")
+        plots.confusion_matrix(case, tmp_path / "picture.png")
         checked(tmp_path / "picture.png", 400, 1800)
 
     def test_confusion_matrix_shows_one_image_in_a_hundred(self, tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ class TestFigures:
         clean = answered([(0, 0)] * 100 + [(1, 1)] * 100, 2, names)
         other = answered([(0, 0)] * 99 + [(0, 1)] + [(1, 1)] * 100, 2, names)
         for name, case in (("clean", clean), ("other", other)):
-            analysis_figures.confusion_matrix(case, tmp_path / f"{name}.png")
+            plots.confusion_matrix(case, tmp_path / f"{name}.png")
         one, two = (
             np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("clean", "other")
         )
@@ -394,36 +395,34 @@ class TestFigures:
     def test_names_may_be_anything(self, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
         names = (*ODD, "x" * 200, "bad \udcff bytes")
         case = outcomes_of(drawn(200, 8).logits, drawn(200, 8).labels.tolist(), names)
-        analysis_figures.confusion_matrix(case, tmp_path / "matrix.png")
-        analysis_figures.recall_by_class(analysis.per_class(case), tmp_path / "recall.png")
+        plots.confusion_matrix(case, tmp_path / "matrix.png")
+        plots.recall_by_class(statistics.per_class(case), tmp_path / "recall.png")
         checked(tmp_path / "matrix.png", 400, 1300)
         checked(tmp_path / "recall.png", 250, 1000)
         assert not [str(each.message) for each in recwarn]
 
     def test_reliability(self, tmp_path: Path) -> None:
         case = drawn(500, 5, scale=3)
-        before = analysis.calibration(case.probabilities, case.labels)
-        after = analysis.calibration(softmax(case.logits / 3), case.labels)
-        analysis_figures.reliability(before, after, 3.0, tmp_path / "picture.png")
+        before = statistics.calibration(case.probabilities, case.labels)
+        after = statistics.calibration(softmax(case.logits / 3), case.labels)
+        plots.reliability(before, after, 3.0, tmp_path / "picture.png")
         checked(tmp_path / "picture.png", 600, 900)
 
     @pytest.mark.parametrize("curve", [[0.5, 1.0], [1.0, 1.0, 1.0], np.linspace(0.1, 0.9, 20), [0.0, 0.0]])
     def test_topk(self, curve: list[float], tmp_path: Path) -> None:
-        analysis_figures.topk_curve(np.array(curve), tmp_path / "picture.png")
+        plots.topk_curve(np.array(curve), tmp_path / "picture.png")
         checked(tmp_path / "picture.png", 400, 900)
 
     @pytest.mark.parametrize(("classes", "rows"), [(2, 2), (30, 30), (50, 40)])
     def test_recall(self, classes: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(analysis_figures, "LISTED", 40)
-        analysis_figures.recall_by_class(
-            analysis.per_class(drawn(2 * classes, classes)), tmp_path / "picture.png"
-        )
+        monkeypatch.setattr(plots, "LISTED", 40)
+        plots.recall_by_class(statistics.per_class(drawn(2 * classes, classes)), tmp_path / "picture.png")
         height = checked(tmp_path / "picture.png", 250, 1000).height
         assert height == max(260, 140 + 20 * rows)
 
     def test_lowest_recall_comes_first(self) -> None:
-        reports = analysis.per_class(answered([(0, 0), (1, 0), (3, 3)], 4, ("b", "c", "none", "a")))
-        assert [each.name for each in analysis_figures.by_recall(reports)] == ["c", "a", "b", "none"]
+        reports = statistics.per_class(answered([(0, 0), (1, 0), (3, 3)], 4, ("b", "c", "none", "a")))
+        assert [each.name for each in plots.by_recall(reports)] == ["c", "a", "b", "none"]
 
 
 class Tags(HTMLParser):
@@ -452,7 +451,7 @@ class TestPage:
         val = Outcomes(source.paths, ("other",) * 400, source.labels, source.logits, ODD)
         thumb = tmp_path / "thumb.png"
         Image.new("RGB", (20, 20), "red").save(thumb)
-        found = evaluation_page.write(
+        found = report_page.write(
             tmp_path / "page.html",
             title="run <1>",
             under="judged on test",
@@ -477,7 +476,7 @@ class TestPage:
 
         names = {f"{score}_{end}" for score in ("top1", "top5", "recall") for end in ("low", "high")}
         assert set(found) == names | {"ece", "ece_scaled", "temperature"}
-        assert found["temperature"] == analysis.temperature(val.logits, val.labels)
+        assert found["temperature"] == statistics.temperature(val.logits, val.labels)
         assert found["temperature"] == pytest.approx(2, rel=0.25)
         assert found["ece_scaled"] < found["ece"]
         assert found["top1_low"] < test.right.mean() < found["top1_high"]
@@ -512,7 +511,7 @@ class TestPage:
 
     def written(self, test: Outcomes, val: Outcomes, folder: Path) -> str:
         page = folder / "page.html"
-        evaluation_page.write(page, title="run", under="", test=test, val=val, folder=folder)
+        report_page.write(page, title="run", under="", test=test, val=val, folder=folder)
         return page.read_text()
 
 

@@ -15,10 +15,10 @@ from conftest import COLOURS, draw
 from helpers import QUIET, listening
 from PIL import Image
 
-from runner import cli
-from runner.repeat import train
-from runner.server import server
-from runner.settings import parse
+from runner.cli import main
+from runner.config.parser import parse
+from runner.tracking.mlflow_server import server
+from runner.training.seeds import train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -58,9 +58,27 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
     words = [
         *("--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
-        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "clean"),
-        *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+        *(
+            "--model.width",
+            "16",
+            "--augment.resize",
+            "36",
+            "--augment.crop",
+            "32",
+            "--augment.views",
+            "clean",
+        ),
+        *(
+            "--train.epochs",
+            "3",
+            "--train.batch_size",
+            "8",
+            "--train.precision",
+            "no",
+            "--features.batch_size",
+            "8",
+        ),
         *("--features.compile", "false", "--tracking.gallery", "2"),
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         train(parse(words)[0], 1, accelerator, QUIET)
         root = ("--tracking.root", str(folder / "mlruns"))
-        assert cli.main(["evaluate", "latest", *root, "--out", str(folder / "report")]) == 0
+        assert main.main(["evaluate", "latest", *root, "--out", str(folder / "report")]) == 0
     return folder
 
 
@@ -76,7 +94,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
 def pages(place: Path) -> Iterator[str]:
     """`runner ui` on a free port: its address."""
     words = ["ui", "--tracking.root", str(place / "mlruns"), "--port", "{port}"]
-    with listening([sys.executable, "-m", "runner.cli", *words], "/health", place / "said.txt") as address:
+    with listening(
+        [sys.executable, "-m", "runner.cli.main", *words], "/health", place / "said.txt"
+    ) as address:
         yield address
 
 

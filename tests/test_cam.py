@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from helpers import CLASSES, NUMBERS, QUIET, Make, small_network
 from torch import Tensor, nn
 
-from runner import cam
-from runner.cam_methods import METHODS
-from runner.errors import UserError
-from runner.network import Architecture, Network
+from runner.data.transforms import CLEAN
+from runner.explain import cam
+from runner.explain.methods import METHODS
+from runner.models.network import Architecture, Network
 from runner.portable.network import VGG
-from runner.prepared import prepare
-from runner.views import CLEAN
+from runner.training.setup import prepare
+from runner.utils.errors import UserError
 
 QUICK = tuple(cam.KINDS)
 LAST = "features.19"
@@ -277,8 +277,8 @@ def test_rows_stay_as_they_are(network: Network) -> None:
 @pytest.mark.parametrize("trainable", ["head", "features.16"])
 def test_stored_rows_have_the_maps_of_their_images(make: Make, accelerator: Any, trainable: str) -> None:
     """Of the stage behind the convolutions, or where the frozen ones end."""
-    wide = ("--views.resize", "72", "--views.crop", "64")
-    ready = prepare(make("--network.trainable", trainable, *wide), accelerator, QUIET)
+    wide = ("--augment.resize", "72", "--augment.crop", "64")
+    ready = prepare(make("--model.trainable", trainable, *wide), accelerator, QUIET)
     network, features = ready.network, ready.features
     layer = {"head": "features.20", "features.16": "features.15"}[trainable]
     assert network.name_of(network.stages[0][1] - 1) == layer

@@ -9,9 +9,9 @@ import torch
 from helpers import checkpoint_content, small_network
 from safetensors.torch import load_file, save_file
 
-from runner import checkpoint
-from runner.errors import UserError
-from runner.network import Network
+from runner.models import checkpoint
+from runner.models.network import Network
+from runner.utils.errors import UserError
 
 
 class TestCheckpoint:

@@ -25,20 +25,22 @@ import torchvision
 from conftest import COLOURS, draw
 from safetensors.torch import save_file
 
-from runner import cli, settings, train
-from runner.errors import guarded
-from runner.experiment import as_tree, flatten
-from runner.server import server
-from runner.terminal import Terminal
+from runner import train
+from runner.cli import main
+from runner.config import parser
+from runner.config.schema import as_tree, flatten
+from runner.tracking.mlflow_server import server
+from runner.utils.console import Terminal
+from runner.utils.errors import guarded
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "runner"
-LONG = ("--fit.epochs", "100000", "--schedule.kind", "constant")
+LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
 """Settings of a run that has to be stopped."""
 SLOW_START = 120
 """Seconds that a process has to come to its first epochs on a busy machine."""
 CURVES = (
-    *("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/recall"),
+    *("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/balanced_accuracy"),
     *("lr", "images_per_second", "epoch_seconds"),
 )
 
@@ -81,9 +83,27 @@ def place(
         return [
             *("--name", "small", "--data.kind", "folder", "--data.root", str(images)),
             *("--cache", str(cache), "--tracking.root", str(folder / "mlruns")),
-            *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-            *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
-            *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+            *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+            *(
+                "--model.width",
+                "16",
+                "--augment.resize",
+                "36",
+                "--augment.crop",
+                "32",
+                "--augment.views",
+                "2",
+            ),
+            *(
+                "--train.epochs",
+                "3",
+                "--train.batch_size",
+                "8",
+                "--train.precision",
+                "no",
+                "--features.batch_size",
+                "8",
+            ),
             *("--features.compile", "false"),
             *("--tracking.model", "false", "--tracking.gallery", "0"),
         ]
@@ -188,10 +208,10 @@ def test_a_finished_run_says_so(finished: tuple[Path, list[str], Any, Any]) -> N
 
 def test_a_run_holds_all_its_settings(finished: tuple[Path, list[str], Any, Any]) -> None:
     _, words, _, run = finished
-    wanted = flatten(as_tree(settings.parse(words)[0]))
+    wanted = flatten(as_tree(parser.parse(words)[0]))
     assert run.data.params == {name: str(value) for name, value in wanted.items()}
-    assert run.data.params["fit.epochs"] == "3"
-    assert run.data.params["network.arch"] == "vgg11"
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.params["model.arch"] == "vgg11"
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -232,7 +252,7 @@ def test_a_run_holds_its_files(finished: tuple[Path, list[str], Any, Any]) -> No
 def test_a_runs_experiment_parses_back(finished: tuple[Path, list[str], Any, Any], tmp_path: Path) -> None:
     _, words, client, run = finished
     path = client.download_artifacts(run.info.run_id, "experiment.yaml", str(tmp_path))
-    assert settings.read(Path(path)) == settings.parse(words)[0]
+    assert parser.read(Path(path)) == parser.parse(words)[0]
 
 
 def test_a_runs_files_tell_of_its_images_and_its_environment(
@@ -259,7 +279,7 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
 def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -> None:
     folder, _, _, run = finished
     words = ["evaluate", run.info.run_id[:8], "--json", "--tracking.root", str(folder / "mlruns")]
-    outcome = command([sys.executable, "-m", "runner.cli", *words])
+    outcome = command([sys.executable, "-m", "runner.cli.main", *words])
     assert outcome.returncode == 0, outcome.stderr
     report = json.loads(outcome.stdout)
     assert (report["run"], report["split"], report["processes"]) == (run.info.run_id, "test", 1)
@@ -278,7 +298,9 @@ def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_path: Path) -> None:
-    process = started([sys.executable, "-m", "runner.cli", "train", *small, *LONG], "epoch   3", tmp_path)
+    process = started(
+        [sys.executable, "-m", "runner.cli.main", "train", *small, *LONG], "epoch   3", tmp_path
+    )
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert one_sentence((tmp_path / "errors.txt").read_text()) == "stopped by SIGTERM"
@@ -286,7 +308,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_
     (run,) = runs_of(client)
     assert run.info.status == "KILLED"
     assert run.data.tags["runner.reason"] == "stopped by SIGTERM"
-    from runner import checkpoint
+    from runner.models import checkpoint
 
     kept = Path(client.download_artifacts(run.info.run_id, "checkpoints", str(tmp_path)))
     best = checkpoint.load(kept / "best.safetensors")
@@ -314,7 +336,7 @@ def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path:
     client = client_of(tmp_path)
     (run,) = runs_of(client)
     assert run.info.status == "RUNNING", "it could not say anything"
-    assert guarded(lambda: train.main([*small, "--fit.epochs", "1"])) == 0
+    assert guarded(lambda: train.main([*small, "--train.epochs", "1"])) == 0
     old, new = runs_of(client)
     assert old.info.run_id == run.info.run_id
     assert old.info.status == "KILLED"
@@ -328,11 +350,11 @@ def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path:
 def test_repeats_are_children_of_one_run(
     small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(lambda: train.main([*small, "--repeat", "2", "--seed.fit", "5"])) == 0
+    assert guarded(lambda: train.main([*small, "--repeat", "2", "--seed.train", "5"])) == 0
     client = client_of(tmp_path)
     parent, *children = runs_of(client)
     assert [each.data.tags["mlflow.parentRunId"] for each in children] == [parent.info.run_id] * 2
-    assert [each.data.params["seed.fit"] for each in children] == ["5", "6"]
+    assert [each.data.params["seed.train"] for each in children] == ["5", "6"]
     assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
     assert parent.data.params["repeat"] == "2"
     for which in ("best", "last"):
@@ -369,11 +391,11 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     def launch(*_: object) -> int:
         pytest.fail("it was launched")
 
-    monkeypatch.setattr("runner.launch.launch", launch)
+    monkeypatch.setattr("runner.cli.launcher.launch", launch)
 
     def run(words: list[str]) -> str:
         capfd.readouterr()
-        status = cli.main(words)
+        status = main.main(words)
         captured = capfd.readouterr()
         assert status == 2
         sentence = one_sentence(captured.err)
@@ -387,19 +409,19 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     ("words", "said"),
     [
         (["trian"], "did you mean 'train'"),
-        (["train", "--fit.epoch", "3"], "did you mean 'fit.epochs'"),
-        (["train", "--epochs", "3"], "did you mean 'fit.epochs'"),
-        (["train", "--fit.epochs", "three"], "fit.epochs"),
-        (["train", "--fit.epochs", "0"], "fit.epochs"),
+        (["train", "--fit.epoch", "3"], "did you mean 'train.epochs'"),
+        (["train", "--epochs", "3"], "did you mean 'train.epochs'"),
+        (["train", "--train.epochs", "three"], "train.epochs"),
+        (["train", "--train.epochs", "0"], "train.epochs"),
         (["train", "--optim.lr", "-1"], "optim.lr"),
-        (["train", "--network.arch", "vgg12"], "network.arch"),
+        (["train", "--model.arch", "vgg12"], "model.arch"),
         (["train", "stray"], "'stray'"),
         (["train", "--config", "caltech101-poled"], "did you mean 'caltech101-pooled'"),
         (["train", "--config"], "--config"),
         (["train", "--data.kind", "folder"], "data.root"),
         (["train", "--data.kind", "folder", "--data.root", "/no/such/place"], "/no/such/place"),
-        (["train", "--network.weights", "/no/weights.pth"], "/no/weights.pth"),
-        (["train", "--network.weights", "VGG11_Weights.IMAGENET1K_V1"], "VGG16_Weights"),
+        (["train", "--model.weights", "/no/weights.pth"], "/no/weights.pth"),
+        (["train", "--model.weights", "VGG11_Weights.IMAGENET1K_V1"], "VGG16_Weights"),
         (["train", "-n", "0"], "-n"),
         (["train", "-n", "two"], "'two'"),
         (["train", "-n"], "missing"),
@@ -460,7 +482,7 @@ def test_a_full_disk_is_said_in_one_sentence(
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("runner.files.os.fsync", full)
+    monkeypatch.setattr("runner.utils.atomic_files.os.fsync", full)
     assert "The disk is full" in refused(["train", *words])
     left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert left == [], "neither a partial file nor one that looks whole"
@@ -489,7 +511,7 @@ def test_a_disk_that_fills_up_in_mid_run(
         Path(path).write_bytes(b"half a checkpoint")
         raise error
 
-    monkeypatch.setattr("runner.tensors.save_file", full)
+    monkeypatch.setattr("runner.utils.tensors.save_file", full)
     assert guarded(lambda: train.main(small)) == 2
     assert "The disk is full" in one_sentence(capfd.readouterr().err)
     (run,) = runs_of(client_of(tmp_path))
@@ -570,7 +592,7 @@ def test_bad_weights_are_refused(
     said: str,
 ) -> None:
     weights = make(tmp_path / "weights", convolutions)
-    assert guarded(lambda: train.main([*small, "--network.weights", weights])) == 2
+    assert guarded(lambda: train.main([*small, "--model.weights", weights])) == 2
     sentence = one_sentence(capfd.readouterr().err)
     assert said in sentence
     assert weights in sentence
@@ -593,8 +615,8 @@ def test_a_failure_behind_the_launch_has_the_same_status(
     small: list[str], tmp_path: Path, convolutions: dict[str, torch.Tensor]
 ) -> None:
     weights = not_a_number(tmp_path / "weights", convolutions)
-    words = ["train", *small, "--network.weights", weights]
-    outcome = command([sys.executable, "-m", "runner.cli", *words])
+    words = ["train", *small, "--model.weights", weights]
+    outcome = command([sys.executable, "-m", "runner.cli.main", *words])
     assert outcome.returncode == 2
     assert "features.0.bias holds NaN" in one_sentence(outcome.stderr)
 
@@ -606,8 +628,8 @@ def test_a_failure_behind_the_launch_has_the_same_status(
 def served(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that `runner ui` would become."""
     heard: list[list[str]] = []
-    monkeypatch.setattr("runner.ui.os.execv", lambda _path, words: heard.append(words))
-    monkeypatch.setattr("runner.ui.os.environ", dict(os.environ))
+    monkeypatch.setattr("runner.cli.ui.os.execv", lambda _path, words: heard.append(words))
+    monkeypatch.setattr("runner.cli.ui.os.environ", dict(os.environ))
     return heard
 
 
@@ -654,7 +676,7 @@ def test_pages_are_served_on_this_machine_alone(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    cli.main(["ui", "--port", str(port), "--tracking.root", str(tmp_path / "mlruns")])
+    main.main(["ui", "--port", str(port), "--tracking.root", str(tmp_path / "mlruns")])
     (words,) = served
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--port") + 1] == str(port)
@@ -664,11 +686,11 @@ def test_pages_are_served_on_this_machine_alone(
 def test_an_unknown_run_is_refused(
     finished: tuple[Path, list[str], Any, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from runner import evaluation
+    from runner.cli import evaluate
 
     folder, _, _, run = finished
     words = ["no-such-run", "--tracking.root", str(folder / "mlruns")]
-    assert guarded(lambda: evaluation.main(words)) == 2
+    assert guarded(lambda: evaluate.main(words)) == 2
     sentence = one_sentence(capfd.readouterr().err)
     assert "no-such-run" in sentence
     assert run.info.run_id[:8] in sentence

@@ -17,13 +17,15 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from runner import compare, compare_figures, compare_runs
-from runner.compare_tables import match_rows, number, settings_rows
-from runner.comparison import Seen, differing, figures, twins
-from runner.errors import UserError, guarded
-from runner.mcnemar import exact_p, holm, wald
-from runner.outcomes import COLUMNS
-from runner.server import Server, server
+from runner.cli import compare
+from runner.evaluation.comparison import page as compare_figures
+from runner.evaluation.comparison import runs as compare_runs
+from runner.evaluation.comparison.tables import match_rows, number, settings_rows
+from runner.evaluation.comparison.values import Seen, differing, figures, twins
+from runner.evaluation.predictions import COLUMNS
+from runner.evaluation.significance import exact_p, holm, wald
+from runner.tracking.mlflow_server import Server, server
+from runner.utils.errors import UserError, guarded
 
 Add = Callable[..., str]
 IMAGES = 40
@@ -85,7 +87,7 @@ def add(store: tuple[Server, Any]) -> Add:
             for curve, value in (("val/top1", 1 - 1 / (epoch + 1)), ("val/loss", 2 / epoch), ("lr", 0.1))
         ]
         points += [Metric(curve, value, 2000, 0) for curve, value in (metrics or {}).items()]
-        params = {"optim.lr": 0.001, "fit.epochs": 5, "seed.fit": 0, **(settings or {})}
+        params = {"optim.lr": 0.001, "train.epochs": 5, "seed.train": 0, **(settings or {})}
         client.log_batch(run, points, [Param(key, str(value)) for key, value in params.items()])
         if right is not None:
             client.log_text(run, table(right, images), "predictions.csv")
@@ -223,7 +225,7 @@ def test_two_runs(store: tuple[Server, Any], add: Add, command: Callable[..., An
         rows = list(csv.reader(file))
     assert rows[0] == ["setting", "differs", first, second]
     assert ["optim.lr", "yes", "0.001", "0.003"] in rows
-    assert ["fit.epochs", "no", "5", "5"] in rows
+    assert ["train.epochs", "no", "5", "5"] in rows
     with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
         assert ["test/best/top1", "0.75", "0.95"] in list(csv.reader(file))
 
@@ -240,13 +242,13 @@ def test_without_out_it_goes_under_the_tracking_root(
 
 def test_json_stands_alone_on_standard_output(add: Add, command: Callable[..., Any]) -> None:
     first = add("plain", metrics={"test/best/loss": 0.5}, right={0, 1, 2, 3})
-    second = add("json", {"seed.fit": 1}, {"test/best/loss": 0.25}, right={3, *range(10, 20)})
+    second = add("json", {"seed.train": 1}, {"test/best/loss": 0.25}, right={3, *range(10, 20)})
     status, out, errors = command(first, second, "--json")
     assert status == 0
     said = json.loads(out)
     assert "comparison.html" in errors
     assert [each["run"] for each in said["runs"]] == [first, second]
-    assert said["settings"] == {"differing": {"seed.fit": {first: "0", second: "1"}}, "same": 2}
+    assert said["settings"] == {"differing": {"seed.train": {first: "0", second: "1"}}, "same": 2}
     assert said["metrics"]["test/best/loss"] == {"values": {first: 0.5, second: 0.25}, "best": [second]}
     (pair,) = said["paired"]
     assert (pair["only_first"], pair["only_it"], pair["images"], pair["left_out"]) == (3, 10, IMAGES, 0)
@@ -353,7 +355,7 @@ def test_more_than_eight_runs(
     monkeypatch.setattr(
         Canvas, "savefig", lambda *words, **options: (drawn.append(words[0]), save(*words, **options))
     )
-    runs = [add(f"many {place}", {"seed.fit": place}, epochs=1 + place) for place in range(11)]
+    runs = [add(f"many {place}", {"seed.train": place}, epochs=1 + place) for place in range(11)]
     status, out, _ = command(*runs, drawn=True)
     assert status == 0
     assert all(run[:8] in out for run in runs)
@@ -374,11 +376,11 @@ def test_a_folder_s_name_stays_short_and_apart() -> None:
 def test_a_narrow_terminal_gets_tables_in_pieces(
     add: Add, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.terminal.Console.width", 60)
-    runs = [add(f"narrow {place}", {"seed.fit": place}) for place in range(6)]
+    monkeypatch.setattr("runner.utils.console.Console.width", 60)
+    runs = [add(f"narrow {place}", {"seed.train": place}) for place in range(6)]
     _, out, _ = command(*runs)
     assert "…" not in out.replace(runs[0], "")
-    assert out.count("seed.fit") == 2
+    assert out.count("seed.train") == 2
 
 
 # A picture

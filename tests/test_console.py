@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from test_commands import ROOT, RUNNER, environment
 
-from runner import cli
+from runner.cli import main
 
 
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "mlflow", "jsonargparse", "numpy", "rich")
     code = (
-        f"import sys; from runner.cli import main; status = main(['--help']);"
+        f"import sys; from runner.cli.main import main; status = main(['--help']);"
         f"print(status, [name for name in {heavy} if name in sys.modules])"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_checks_before_the_launch_import_neither_torch_nor_mlflow(words: list[str]) -> None:
     code = (
         "import sys; import runner.launch; runner.launch.launch = lambda *_: 7;"
-        "from runner.cli import main; status = main(sys.argv[1:]);"
+        "from runner.cli.main import main; status = main(sys.argv[1:]);"
         "print(status, [name for name in ('torch', 'mlflow') if name in sys.modules])"
     )
     outcome = subprocess.run(
@@ -41,11 +41,11 @@ def test_checks_before_the_launch_import_neither_torch_nor_mlflow(words: list[st
 
 
 def test_usage_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
+    assert main.main([]) == 0
     usage = capfd.readouterr().out
-    for verb in cli.VERBS:
+    for verb in main.VERBS:
         assert f"runner {verb}" in usage
-    assert cli.main(["--version"]) == 0
+    assert main.main(["--version"]) == 0
     assert capfd.readouterr().out.strip()[0].isdigit()
 
 
@@ -59,7 +59,7 @@ def test_no_module_bears_the_name_of_another_package(name: str) -> None:
     assert importlib.util.find_spec(name) is None
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluation.py"])
+@pytest.mark.parametrize("script", ["train.py", "cli/evaluate.py"])
 def test_a_script_takes_its_folder_off_the_module_path(script: str) -> None:
     code = (
         "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2]);"
@@ -104,14 +104,14 @@ def test_several_launches_of_a_fresh_clone_prepare_it_once(checkout: Path) -> No
         subprocess.Popen(
             [checkout / "launch.sh", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        for words in ([], ["sync"], ["train", "--fit.epochs", "3"])
+        for words in ([], ["sync"], ["train", "--train.epochs", "3"])
     ]
     outcomes = [each.communicate(timeout=60) for each in launches]
     assert [each.returncode for each in launches] == [0, 0, 0], outcomes
     assert [out for out, _ in outcomes] == [
         "runner train\n",
         "runner sync\n",
-        "runner train --fit.epochs 3\n",
+        "runner train --train.epochs 3\n",
     ]
     assert (checkout / "notes").read_text() == "installed\n"
 

@@ -18,9 +18,11 @@ from safetensors import safe_open
 from test_outage import mark_dead
 from truth import lies
 
-from runner import cli, shipper, train
-from runner.errors import guarded
-from runner.server import server
+from runner import train
+from runner.cli import main
+from runner.tracking import uploader
+from runner.tracking.mlflow_server import server
+from runner.utils.errors import guarded
 
 ROOM = 1100
 """KiB that the database of an empty store takes, with its log."""
@@ -35,7 +37,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    monkeypatch.setattr(shipper, "LAST_PATIENCE", 1.0)
+    monkeypatch.setattr(uploader, "LAST_PATIENCE", 1.0)
 
 
 @contextmanager
@@ -230,7 +232,7 @@ def test_a_tracking_root_that_may_only_be_read(
     with read_only(root):
         refused(go(root, tmp_path / "cache"), "read-only", "readonly")
         for words in (["doctor", "--check"], ["sync"]):
-            status = guarded(lambda words=words: cli.main([*words, "--tracking.root", str(root)]))  # type: ignore[misc]
+            status = guarded(lambda words=words: main.main([*words, "--tracking.root", str(root)]))  # type: ignore[misc]
             errors = capsys.readouterr().err
             assert "Traceback" not in errors
             assert status in (0, 1, 2)

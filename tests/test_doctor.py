@@ -21,13 +21,15 @@ from optuna.trial import TrialState
 from test_tracking import dead, metric
 from truth import lies
 
-from runner import doctor, storage, sync, unfinished
-from runner.errors import guarded
-from runner.journal import Journal, Owner, me, now_ms, this_host
-from runner.server import Server, server
-from runner.snapshot import Snapshot
-from runner.store import Store
-from runner.tracker import tracked
+from runner.cli import doctor, sync
+from runner.features.shard_store import Store
+from runner.study import storage
+from runner.tracking import interrupted_runs
+from runner.tracking.journal import Journal, Owner, me, now_ms, this_host
+from runner.tracking.mlflow_server import Server, server
+from runner.tracking.tracker import tracked
+from runner.training.snapshot import Snapshot
+from runner.utils.errors import guarded
 
 LONG_AGO = time.time() - 2 * doctor.HOUR
 
@@ -121,7 +123,7 @@ def snapshot_in(state: Path, epoch: int = 0) -> Path:
 
 
 def described(journal: Journal) -> None:
-    unfinished.describe(journal.folder / "state", "some run", {}, None)
+    interrupted_runs.describe(journal.folder / "state", "some run", {}, None)
 
 
 def spoil(path: Path) -> None:

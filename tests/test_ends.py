@@ -16,8 +16,15 @@ import psutil
 import pytest
 from accelerate import Accelerator
 
-from runner import files, launch, prepared
-from runner.errors import (
+from runner.cli import launcher
+from runner.utils import processes
+from runner.config.parser import parse
+from runner.config.schema import Experiment
+from runner.tracking.tracker import _how
+from runner.training import setup
+from runner.utils import atomic_files
+from runner.utils.console import Terminal
+from runner.utils.errors import (
     LAUNCHED,
     STATUS_FILE,
     Interrupted,
@@ -27,10 +34,6 @@ from runner.errors import (
     left_status,
     undisturbed,
 )
-from runner.experiment import Experiment
-from runner.settings import parse
-from runner.terminal import Terminal
-from runner.tracker import _how
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_closing_records_is_not_disturbed() -> None:
 
 def test_a_run_under_nohup_outlives_its_terminal() -> None:
     program = (
-        "import os, signal, sys; from runner.errors import Interrupted, interrupt_on_signals;"
+        "import os, signal, sys; from runner.utils.errors import Interrupted, interrupt_on_signals;"
         "interrupt_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     )
     run_program = [sys.executable, "-c", program]
@@ -99,7 +102,7 @@ def test_a_launcher_that_has_launched_nothing_yet_is_stopped(
     sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
     timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    assert launch._supervise(sleeper, dict(os.environ), tmp_path / "status") == 128 + signal.SIGTERM
+    assert launcher._supervise(sleeper, dict(os.environ), tmp_path / "status") == 128 + signal.SIGTERM
     assert "runner: stopped by SIGTERM" in capsys.readouterr().err
 
 
@@ -118,14 +121,14 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    status = launch._supervise([sys.executable, "-c", parent], dict(os.environ), tmp_path / "status")
+    status = launcher._supervise([sys.executable, "-c", parent], dict(os.environ), tmp_path / "status")
     assert status == 128 + signal.SIGINT
     assert (tmp_path / "heard").read_text() == "SIGINT"
 
 
 def test_what_was_launched_dies_with_a_killed_launcher() -> None:
     program = (
-        "import functools, os, subprocess, sys; from runner.launch import die_with_parent;"
+        "import functools, os, subprocess, sys; from runner.utils.processes import die_with_parent;"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
         " preexec_fn=functools.partial(die_with_parent, os.getpid()));"
         "print(child.pid, flush=True); child.wait()"
@@ -143,7 +146,7 @@ def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Pat
     """A launcher may be killed while Python starts in what it has launched."""
     late = (
         "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()));"
-        "time.sleep(1); from runner.launch import follow_launcher; follow_launcher();"
+        "time.sleep(1); from runner.utils.processes import follow_launcher; follow_launcher();"
         "pathlib.Path(sys.argv[1], 'alone').touch(); time.sleep(60)"
     )
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, sys.argv[1]])"
@@ -166,20 +169,22 @@ def test_gpus_are_counted_as_cuda_counts_them(
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
-    assert launch.gpu_count() == count
+    assert processes.gpu_count() == count
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "gpu_count", lambda: 2)
+    monkeypatch.setattr(launcher, "gpu_count", lambda: 2)
     with pytest.raises(UserError, match="3 processes were asked for, but there are 2 GPUs"):
-        launch.launch("train.py", [], 3)
+        launcher.launch("train.py", [], 3)
 
 
 def test_files_of_several_threads_leave_the_umask_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     os.umask(before)
     threads = [
-        threading.Thread(target=lambda n=n: [files.write_text(tmp_path / f"{n}", "x") for _ in range(50)])
+        threading.Thread(
+            target=lambda n=n: [atomic_files.write_text(tmp_path / f"{n}", "x") for _ in range(50)]
+        )
         for n in range(4)
     ]
     for thread in threads:
@@ -192,7 +197,7 @@ def test_files_of_several_threads_leave_the_umask_alone(tmp_path: Path) -> None:
 
 
 def test_overrides_count_wherever_they_stand() -> None:
-    assert parse(["--fit.epochs", "7", "--config", "quickstart"])[0].fit.epochs == 7
+    assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
 
 
 def test_batch_normalisation_trains_on_one_process_only(
@@ -201,8 +206,8 @@ def test_batch_normalisation_trains_on_one_process_only(
     silent: Terminal,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    experiment = make("--network.arch", "vgg11_bn", "--network.weights", "null", "--network.trainable", "all")
-    assert prepared.prepare(experiment, accelerator, silent).network.trains_statistics
+    experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
+    assert setup.prepare(experiment, accelerator, silent).network.trains_statistics
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(UserError, match="trains batch normalisation"):
-        prepared.prepare(experiment, accelerator, silent)
+        setup.prepare(experiment, accelerator, silent)

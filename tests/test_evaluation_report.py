@@ -19,14 +19,17 @@ from helpers import QUIET
 from PIL import Image, ImageDraw
 from test_faithfulness import OBJECTS, SIDE, SIZE, objects_words, write_objects
 
-from runner import cli, evaluation, evaluation_report, train
-from runner.errors import UserError, guarded
-from runner.evaluation_report import _boxes, sample
-from runner.model import Model
-from runner.models import load_model
-from runner.outcomes import read_csv
+from runner import train
+from runner.cli import evaluate as evaluation
+from runner.cli import main
+from runner.evaluation import report
+from runner.evaluation.predictions import read_csv
+from runner.evaluation.report import _boxes, sample
 from runner.portable.pixels import open_rgb
 from runner.portable.view import evaluation_view
+from runner.serving.load import load_model
+from runner.serving.predictor import Model
+from runner.utils.errors import UserError, guarded
 
 TEST = 24
 """Images of the test split."""
@@ -90,12 +93,12 @@ def evaluate(
     kept: Kept, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """`evaluate("--json")`: status, output and errors of `runner evaluate RUN`, launched within this process."""
-    monkeypatch.setattr("runner.launch.launch", lambda _script, argv, _processes: evaluation.main(argv))
-    monkeypatch.setattr(evaluation_report, "SHOWN", 1)
+    monkeypatch.setattr("runner.cli.launcher.launch", lambda _script, argv, _processes: evaluation.main(argv))
+    monkeypatch.setattr(report, "SHOWN", 1)
 
     def start(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        status = cli.main(["evaluate", kept.run_id, *kept.tracking, *words])
+        status = main.main(["evaluate", kept.run_id, *kept.tracking, *words])
         said = capfd.readouterr()
         return status, said.out, said.err
 
@@ -180,8 +183,8 @@ def test_scores_of_a_report_are_metrics_of_its_run(reported: Kept) -> None:
 def test_a_second_report_takes_the_place_of_the_first(
     reported: Kept, evaluate: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation_report, "SHOWN", 12)
-    monkeypatch.setattr("runner.overlay.draw", blank)
+    monkeypatch.setattr(report, "SHOWN", 12)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
     files, metrics = reported.files("evaluation"), reported.metrics("evaluation/")
     assert evaluate()[0] == 0
     assert reported.files("evaluation") == files
@@ -287,8 +290,8 @@ def test_the_images_that_are_measured_are_the_same_each_time() -> None:
 def test_bad_words_are_refused_before_anything_is_launched(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    monkeypatch.setattr("runner.launch.launch", lambda *_: pytest.fail("it was launched"))
-    assert cli.main(["evaluate", "latest", *words]) == 2
+    monkeypatch.setattr("runner.cli.launcher.launch", lambda *_: pytest.fail("it was launched"))
+    assert main.main(["evaluate", "latest", *words]) == 2
     assert said in one_sentence(capfd.readouterr().err)
 
 
@@ -405,7 +408,7 @@ def test_a_box_is_of_the_image_as_a_person_sees_it(tmp_path: Path) -> None:
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     return subprocess.run(
-        [sys.executable, "-m", "runner.cli", *words],
+        [sys.executable, "-m", "runner.cli.main", *words],
         env={**environment, "ACCELERATE_USE_CPU": "true", "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
         text=True,
@@ -456,12 +459,12 @@ def explain(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """`explain("--target", "rose", "a.png")`: status and errors of `runner explain`, which writes to `tmp_path`/out."""
-    monkeypatch.setattr("runner.explain.load_soon", lambda *_: model)
+    monkeypatch.setattr("runner.cli.explain.load_soon", lambda *_: model)
     monkeypatch.chdir(tmp_path)
 
     def start(*words: str) -> tuple[int, str]:
         capfd.readouterr()
-        status = cli.main(["explain", *words, *(() if "--out" in words else ("--out", "out"))])
+        status = main.main(["explain", *words, *(() if "--out" in words else ("--out", "out"))])
         return status, capfd.readouterr().err
 
     return start
@@ -477,7 +480,7 @@ def titles(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, str]]:
         assert found.shape == view.shape[-2:]
         blank(view, found, above, about, path)
 
-    monkeypatch.setattr("runner.overlay.draw", draw)
+    monkeypatch.setattr("runner.explain.overlay.draw", draw)
     return told
 
 
@@ -590,9 +593,9 @@ def test_pictures_can_be_had_with_predictions(
     tmp_path: Path,
     titles: dict[str, tuple[str, str]],
 ) -> None:
-    monkeypatch.setattr("runner.predict.load_soon", lambda *_: model)
+    monkeypatch.setattr("runner.cli.predict.load_soon", lambda *_: model)
     words = ["predict", str(kept.pictures / "leaf" / "03.png"), "--json", "--explain", str(tmp_path / "out")]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert set(titles) == {"03.gradcam.png"}
 
 

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from runner import cam, faithfulness, run
-from runner.faithfulness import Box, Faithfulness
+from runner.config.parser import parse
+from runner.data.transforms import CLEAN
+from runner.explain import cam, faithfulness
+from runner.explain.faithfulness import Box, Faithfulness
 from runner.portable.view import evaluation_view
-from runner.prepared import Prepared, prepare
-from runner.settings import parse
-from runner.views import CLEAN
+from runner.training import run
+from runner.training.setup import Prepared, prepare
 
 OBJECTS = {"coin": (230, 200, 40), "leaf": (40, 190, 60), "rose": (220, 40, 90)}
 SIDE, SIZE, EACH = 64, 24, 32
@@ -58,11 +59,11 @@ def objects_words(root: Path, place: Path) -> list[str]:
         *("--name", "objects", "--data.kind", "folder", "--data.root", str(root)),
         *("--cache", str(place / "cache"), "--tracking.root", str(place / "mlruns")),
         *("--tracking.system_metrics", "false", "--tracking.model", "false", "--tracking.gallery", "2"),
-        *("--network.arch", "vgg11", "--network.trainable", "features.16", "--network.pool", "1"),
-        *("--network.width", "32", "--network.dropout", "0", "--views.train", "clean"),
-        *("--views.resize", str(SIDE), "--views.crop", str(SIDE), "--schedule.kind", "constant"),
-        *("--optim.name", "adam", "--optim.lr", "0.0005", "--fit.epochs", "10", "--fit.batch_size", "8"),
-        *("--fit.precision", "no", "--features.chunk", "8", "--features.compile", "false"),
+        *("--model.arch", "vgg11", "--model.trainable", "features.16", "--model.pool", "1"),
+        *("--model.width", "32", "--model.dropout", "0", "--augment.views", "clean"),
+        *("--augment.resize", str(SIDE), "--augment.crop", str(SIDE), "--schedule.kind", "constant"),
+        *("--optim.name", "adam", "--optim.lr", "0.0005", "--train.epochs", "10", "--train.batch_size", "8"),
+        *("--train.precision", "no", "--features.batch_size", "8", "--features.compile", "false"),
     ]
 
 

@@ -19,13 +19,14 @@ from accelerate import Accelerator
 from helpers import QUIET, TEST, TRAIN, VAL, InBfloat16, Make, Recorder, comparable
 from torch import Tensor
 
-from runner import prefix, prepared, run
-from runner.errors import UserError, sentence
-from runner.experiment import Experiment
-from runner.features import Features, _MappedRows
-from runner.fit import Epoch
-from runner.prefix import can_compile, worth_compiling
-from runner.terminal import Terminal
+from runner.config.schema import Experiment
+from runner.features import extractor
+from runner.features.cache import Features, _MappedRows
+from runner.features.extractor import can_compile, worth_compiling
+from runner.training import run, setup
+from runner.training.loop import Epoch
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError, sentence
 
 Train = Callable[..., Any]
 TESTS = Path(__file__).resolve().parent
@@ -109,7 +110,7 @@ def read_only(folder: Path, view: Path) -> Iterator[None]:
 
 
 def features_of(experiment: Experiment, accelerator: Accelerator, terminal: Terminal = QUIET) -> Features:
-    return prepared.prepare(experiment, accelerator, terminal).features
+    return setup.prepare(experiment, accelerator, terminal).features
 
 
 def missing(experiment: Experiment, accelerator: Accelerator) -> tuple[int, int]:
@@ -136,14 +137,14 @@ class TestOnce:
     def test_views_are_computed_once_each(
         self, make: Make, train: Train, through_prefix: list[int], views: str, shown: int
     ) -> None:
-        train(make("--views.train", views, "--schedule.kind", "constant"))
+        train(make("--augment.views", views, "--schedule.kind", "constant"))
         assert sum(through_prefix) == shown * TRAIN + VAL + TEST
 
     def test_a_run_that_stops_early_wastes_no_view(
         self, make: Make, train: Train, through_prefix: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("runner.trainer.broadcast_object_list", lambda _: [(True, False)])
-        train(make("--views.train", "fresh"))
+        monkeypatch.setattr("runner.training.step.broadcast_object_list", lambda _: [(True, False)])
+        train(make("--augment.views", "fresh"))
         assert sum(through_prefix) == TRAIN + VAL + TEST
 
     def test_without_the_store_every_epoch_computes(
@@ -177,32 +178,41 @@ class TestOnce:
         first.rows("train", 0)
         first.rows("val", -1)
         for fits in (
-            ("--seed.fit", "7"),
-            ("--fit.batch_size", "4"),
-            ("--network.width", "32"),
-            ("--network.pool", "2"),
+            ("--seed.train", "7"),
+            ("--train.batch_size", "4"),
+            ("--model.width", "32"),
+            ("--model.pool", "2"),
             ("--optim.lr", "0.5"),
-            ("--views.train", "fresh"),
+            ("--augment.views", "fresh"),
         ):
             assert missing(make(*fits), accelerator) == (0, 0), fits
         for another in (
-            ("--features.chunk", "4"),
+            ("--features.batch_size", "4"),
             ("--features.compile", "true"),
-            ("--views.interpolation", "bicubic"),
-            ("--views.resize", "40"),
-            ("--network.normalise", "VGG11_Weights.DEFAULT"),
-            ("--network.arch", "vgg13"),
-            ("--network.pool", "2", "--views.crop", "64", "--views.resize", "64"),
+            ("--augment.interpolation", "bicubic"),
+            ("--augment.resize", "40"),
+            ("--model.normalize", "VGG11_Weights.DEFAULT"),
+            ("--model.arch", "vgg13"),
+            ("--model.pool", "2", "--augment.crop", "64", "--augment.resize", "64"),
         ):
             assert missing(make(*another), accelerator) == (TRAIN, VAL), another
-        for other_training in (("--seed.views", "1"), ("--views.rotation", "3"), ("--views.flip", "0.9")):
+        for other_training in (
+            ("--seed.augment", "1"),
+            ("--augment.rotation", "3"),
+            ("--augment.flip", "0.9"),
+        ):
             assert missing(make(*other_training), accelerator) == (TRAIN, 0), other_training
         in_bfloat16 = InBfloat16(accelerator)
         assert missing(make(), in_bfloat16) == (TRAIN, VAL)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         "library",
-        ["torch.__version__", "torchvision.__version__", "PIL.__version__", "runner.features.ROWS_VERSION"],
+        [
+            "torch.__version__",
+            "torchvision.__version__",
+            "PIL.__version__",
+            "runner.features.cache.ROWS_VERSION",
+        ],
     )
     def test_another_library_s_rows_are_others(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, library: str
@@ -223,16 +233,16 @@ class TestOnce:
     def test_another_head_takes_the_convolutions_rows(
         self, make: Make, train: Train, through_prefix: list[int]
     ) -> None:
-        words = ("--views.crop", "64", "--views.resize", "64")
+        words = ("--augment.crop", "64", "--augment.resize", "64")
         train(make(*words))
         through_prefix.clear()
-        shared, _ = train(make(*words, "--network.pool", "2"))
+        shared, _ = train(make(*words, "--model.pool", "2"))
         assert sum(through_prefix) == 0
-        alone, _ = train(make(*words, "--network.pool", "2", "--features.store", "false"))
+        alone, _ = train(make(*words, "--model.pool", "2", "--features.store", "false"))
         assert comparable(shared.history) == comparable(alone.history)
 
     def test_rows_follow_an_image_into_another_split(self, make: Make, accelerator: Accelerator) -> None:
-        words = ("--network.normalise", "VGG11_Weights.DEFAULT")
+        words = ("--model.normalize", "VGG11_Weights.DEFAULT")
         splits = [("train", -1), ("val", -1), ("test", -1)]
         features = features_of(make(*words), accelerator)
         for split, view in splits:
@@ -244,7 +254,7 @@ class TestOnce:
     def test_another_image_behind_the_same_path(
         self, make: Make, accelerator: Accelerator, pictures: Path
     ) -> None:
-        words = ("--network.normalise", "VGG11_Weights.DEFAULT")
+        words = ("--model.normalize", "VGG11_Weights.DEFAULT")
         features = features_of(make(*words), accelerator)
         entries = sorted(features.manifest.entries, key=lambda each: (each.label, each.size))
         other, entry = next(
@@ -311,7 +321,7 @@ class TestFaults:
         accelerator: Accelerator,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        words = ("--views.train", "1", "--fit.epochs", "1")
+        words = ("--augment.views", "1", "--train.epochs", "1")
         once, _ = train(make(*words))
         through_prefix.clear()
         flip_a_bit(tmp_path / "cache" / "features")
@@ -351,7 +361,7 @@ class TestFaults:
     ) -> None:
         with pytest.raises(UserError, match=r"features need .*features\.cap is 1"):
             train(make("--features.cap", "0.0000001"))
-        monkeypatch.setattr("runner.stores.free_bytes", lambda _: 1000)
+        monkeypatch.setattr("runner.features.eviction.free_bytes", lambda _: 1000)
         with pytest.raises(UserError, match=r"features need .*1000 B left.*features\.store"):
             train(make())
         assert not through_prefix
@@ -365,21 +375,21 @@ class TestFaults:
             raise PermissionError(13, "Permission denied", "features")
 
         monkeypatch.setattr(os, "utime", refuse)
-        monkeypatch.setattr("runner.store.write_text", refuse)
-        monkeypatch.setattr("runner.store.replacing", refuse)
+        monkeypatch.setattr("runner.features.shard_store.write_text", refuse)
+        monkeypatch.setattr("runner.features.shard_store.replacing", refuse)
         features = features_of(make(), accelerator)
         assert len(next(features.rows("val", -1).batches([range(VAL)]))) == VAL
         with pytest.raises(PermissionError):
             features.rows("train", 0)
 
     def test_read_only_file_system(self, make: Make, train: Train, tmp_path: Path) -> None:
-        words = ("--fit.epochs", "1")
+        words = ("--train.epochs", "1")
         once, _ = train(make(*words))
         with read_only(tmp_path / "cache", tmp_path / "read-only"):
             elsewhere = ("--cache", str(tmp_path / "read-only"))
             again, _ = train(make(*words, *elsewhere))
             assert told(again) == told(once)
-            for more in (("--views.train", "2", "--fit.epochs", "2"), ("--features.chunk", "4")):
+            for more in (("--augment.views", "2", "--train.epochs", "2"), ("--features.batch_size", "4")):
                 with pytest.raises(OSError, match="Read-only file system") as refused:
                     train(make(*words, *elsewhere, *more))
                 assert f"{tmp_path}/read-only/features" in str(sentence(refused.value))
@@ -408,15 +418,15 @@ class TestFaults:
     def test_stopped_while_extracting_keeps_what_was_computed(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        through, calls = prefix.Prefix.through, []
+        through, calls = extractor.Prefix.through, []
 
-        def stopping(self: prefix.Prefix, values: Tensor, stage: int) -> Tensor:
+        def stopping(self: extractor.Prefix, values: Tensor, stage: int) -> Tensor:
             calls.append(stage)
             if len(calls) == 3:
                 raise KeyboardInterrupt
             return through(self, values, stage)
 
-        monkeypatch.setattr(prefix.Prefix, "through", stopping)
+        monkeypatch.setattr(extractor.Prefix, "through", stopping)
         with pytest.raises(KeyboardInterrupt):
             features_of(make(), accelerator).rows("train", 0)
         assert missing(make(), accelerator)[0] == TRAIN - 16
@@ -425,12 +435,12 @@ class TestFaults:
 class TestCompiling:
     def test_is_decided_by_size_and_capability(self, monkeypatch: pytest.MonkeyPatch) -> None:
         cpu = torch.device("cpu")
-        monkeypatch.setattr(prefix, "can_compile", lambda: True)
+        monkeypatch.setattr(extractor, "can_compile", lambda: True)
         assert worth_compiling(4000, 224, cpu)
         assert not worth_compiling(3999, 224, cpu)
         assert not worth_compiling(4000, 112, cpu)
         assert not worth_compiling(10**9, 224, torch.device("cuda"))
-        monkeypatch.setattr(prefix, "can_compile", lambda: False)
+        monkeypatch.setattr(extractor, "can_compile", lambda: False)
         assert not worth_compiling(4000, 224, cpu)
 
     def test_needs_a_compiler(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -445,11 +455,13 @@ class TestCompiling:
     def test_is_decided_once_and_recorded(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert prepared.prepare(make(), accelerator, QUIET).experiment.features.compile is False
-        monkeypatch.setattr("runner.devices.worth_compiling", lambda images, crop, device: images == 36)
-        assert prepared.prepare(make(), accelerator, QUIET).experiment.features.compile is True
+        assert setup.prepare(make(), accelerator, QUIET).experiment.features.compile is False
+        monkeypatch.setattr(
+            "runner.training.devices.worth_compiling", lambda images, crop, device: images == 36
+        )
+        assert setup.prepare(make(), accelerator, QUIET).experiment.features.compile is True
         by_count = ("--split.by", "count", "--split.train", "4", "--split.val", "2", "--split.test", "1")
-        assert prepared.prepare(make(*by_count), accelerator, QUIET).experiment.features.compile is True
+        assert setup.prepare(make(*by_count), accelerator, QUIET).experiment.features.compile is True
 
     def test_failure_is_a_sentence(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch

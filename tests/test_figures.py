@@ -11,11 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from runner import terminal
-from runner.figures import curves
-from runner.fit import Epoch
-from runner.scores import Scores
-from runner.terminal import Terminal, duration, size
+from runner.evaluation.metrics import Scores
+from runner.training.curves import curves
+from runner.training.loop import Epoch
+from runner.utils import console
+from runner.utils.console import Terminal, duration, size
 
 MARKUP = "/data/[red]x[/red]/[/]"
 
@@ -156,7 +156,7 @@ def test_a_title_with_dollars_is_no_formula(tmp_path: Path) -> None:
 def test_progress_is_plain_lines_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(terminal, "PLAIN_INTERVAL", 0)
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
     with Terminal().progress("verify", 3000, "files") as advance:
         for _ in range(6):
             time.sleep(0.01)
@@ -180,7 +180,7 @@ def test_progress_keeps_quiet_between_its_lines(capsys: pytest.CaptureFixture[st
 def test_nothing_is_said_by_one_that_does_not_speak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(terminal, "PLAIN_INTERVAL", 0)
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
     silent = Terminal(speaks=False)
     silent.line("hello")
     silent.warn("hello")

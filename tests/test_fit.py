@@ -37,13 +37,14 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from runner import checkpoint, prepared, run
-from runner.dropout import KeyedDropout, announce
-from runner.errors import UserError
-from runner.experiment import Optim
-from runner.judging import evaluate, infer
-from runner.network import Architecture, Network
-from runner.trainer import build_optimizer, class_weights, epoch_batches, shares
+from runner.config.schema import Optim
+from runner.evaluation.inference import evaluate, infer
+from runner.models import checkpoint
+from runner.models.dropout import KeyedDropout, announce
+from runner.models.network import Architecture, Network
+from runner.training import run, setup
+from runner.training.step import build_optimizer, class_weights, epoch_batches, shares
+from runner.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True, scope="class")
@@ -182,17 +183,17 @@ class TestArithmetic:
     @pytest.mark.parametrize("accumulate", [3, 8])
     @pytest.mark.parametrize(
         "options",
-        [[], ["--fit.class_weights", "true", "--fit.label_smoothing", "0.1"]],
+        [[], ["--train.class_weights", "true", "--train.label_smoothing", "0.1"]],
         ids=["plain", "weighed"],
     )
     def test_accumulation_changes_nothing(
         self, make: Make, accelerator: Accelerator, accumulate: int, options: list[str]
     ) -> None:
-        words = ["--optim.name", "sgd", "--optim.lr", "0.05", "--fit.epochs", "2", *options]
+        words = ["--optim.name", "sgd", "--optim.lr", "0.05", "--train.epochs", "2", *options]
         _, plain = learn(make(*words), small_network(), accelerator)
         network = small_network()
         before = {name: value.clone() for name, value in network.classifier.named_parameters()}
-        _, parts = learn(make(*words, "--fit.accumulate", str(accumulate)), network, accelerator)
+        _, parts = learn(make(*words, "--train.accumulate", str(accumulate)), network, accelerator)
         for name, value in plain[-1].items():
             assert not torch.allclose(before[name], value, atol=1e-4)
             torch.testing.assert_close(parts[-1][name], value, rtol=1e-4, atol=1e-6)
@@ -213,9 +214,9 @@ class TestArithmetic:
         expected = {name: p.detach() - 0.1 * p.grad for name, p in network.classifier.named_parameters()}
         network.zero_grad()
         experiment = make(
-            *("--optim.name", "sgd", "--optim.lr", "0.1", "--optim.momentum", "0", "--fit.epochs", "1"),
-            *("--fit.batch_size", "64", "--network.dropout", "0"),
-            *("--fit.label_smoothing", str(smoothing), "--fit.class_weights", str(weighed).lower()),
+            *("--optim.name", "sgd", "--optim.lr", "0.1", "--optim.momentum", "0", "--train.epochs", "1"),
+            *("--train.batch_size", "64", "--model.dropout", "0"),
+            *("--train.label_smoothing", str(smoothing), "--train.class_weights", str(weighed).lower()),
         )
         (epoch,), (after,) = learn(experiment, network, accelerator)
         assert epoch.train_loss == pytest.approx(loss.item(), rel=1e-6)
@@ -230,9 +231,9 @@ class TestArithmetic:
     def test_gradient_is_clipped(self, make: Make, accelerator: Accelerator) -> None:
         network = small_network()
         before = {name: value.clone() for name, value in network.classifier.named_parameters()}
-        words = ["--optim.name", "sgd", "--optim.momentum", "0", "--optim.lr", "1", "--fit.epochs", "1"]
+        words = ["--optim.name", "sgd", "--optim.momentum", "0", "--optim.lr", "1", "--train.epochs", "1"]
         _, (after,) = learn(
-            make(*words, "--fit.batch_size", "64", "--fit.clip", "0.01"), network, accelerator
+            make(*words, "--train.batch_size", "64", "--train.clip", "0.01"), network, accelerator
         )
         moved = math.sqrt(sum((after[name] - value).pow(2).sum().item() for name, value in before.items()))
         assert moved == pytest.approx(0.01, rel=1e-3)
@@ -241,32 +242,32 @@ class TestArithmetic:
         network = small_network(dropout=0.0)
         values, labels = rows_and_labels()
         guesses = network(values, start=network.cut).argmax(1)
-        experiment = make("--fit.epochs", "1", "--fit.batch_size", "64", "--network.dropout", "0")
+        experiment = make("--train.epochs", "1", "--train.batch_size", "64", "--model.dropout", "0")
         (epoch,), _ = learn(experiment, network, accelerator)
         assert epoch.train_top1 == pytest.approx((guesses == torch.tensor(labels)).double().mean().item())
 
     def test_fit_seed_decides(self, make: Make, accelerator: Accelerator) -> None:
         def losses(seed: int) -> list[float]:
-            experiment = make("--seed.fit", str(seed), "--schedule.kind", "constant")
+            experiment = make("--seed.train", str(seed), "--schedule.kind", "constant")
             return [epoch.train_loss for epoch in learn(experiment, small_network(seed), accelerator)[0]]
 
         assert losses(0) == losses(0)
         assert not set(losses(0)) & set(losses(1))
 
     def test_head_learns(self, make: Make, accelerator: Accelerator) -> None:
-        history, _ = learn(make("--fit.epochs", "10", "--optim.lr", "0.003"), small_network(), accelerator)
+        history, _ = learn(make("--train.epochs", "10", "--optim.lr", "0.003"), small_network(), accelerator)
         assert history[-1].train_loss < history[0].train_loss / 2
         assert history[-1].val.top1 == 1
 
     @pytest.mark.parametrize("epochs", [1, 3])
     def test_divergence_is_a_sentence(self, make: Make, accelerator: Accelerator, epochs: int) -> None:
-        experiment = make("--optim.name", "sgd", "--optim.lr", "1e30", "--fit.epochs", str(epochs))
+        experiment = make("--optim.name", "sgd", "--optim.lr", "1e30", "--train.epochs", str(epochs))
         with pytest.raises(UserError, match=r"diverged.*optim\.lr \(1e\+30\)"):
             learn(experiment, small_network(), accelerator)
 
     def test_divergence_at_the_last_step_is_a_sentence(self, make: Make, accelerator: Accelerator) -> None:
         experiment = make(
-            "--optim.name", "sgd", "--optim.lr", "1e38", "--fit.epochs", "1", "--fit.batch_size", "64"
+            "--optim.name", "sgd", "--optim.lr", "1e38", "--train.epochs", "1", "--train.batch_size", "64"
         )
         with pytest.raises(UserError, match="diverged"):
             learn(experiment, small_network(), accelerator)
@@ -286,7 +287,7 @@ class TestArithmetic:
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, best: str
     ) -> None:
         scripted(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.7], [0.5, 0.4, 0.6, 0.8, 0.8])
-        experiment = make("--fit.best", best, "--fit.epochs", "5", "--schedule.kind", "constant")
+        experiment = make("--train.best", best, "--train.epochs", "5", "--schedule.kind", "constant")
         history, _ = learn(experiment, small_network(), accelerator)
         last = [epoch.number for epoch in history if epoch.best][-1]
         assert last == (2 if best == "top1" else 4)
@@ -303,14 +304,14 @@ class TestPredictionsDoNotDependOnTheirBatch:
     ) -> None:
         chosen = InBfloat16(accelerator) if precision == "bf16" else accelerator
         words = [
-            "--features.chunk",
+            "--features.batch_size",
             str(chunk),
             "--features.store",
             "false",
-            "--network.trainable",
+            "--model.trainable",
             trainable,
         ]
-        ready = prepared.prepare(make(*words, "--views.crop", "48", "--views.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
+        ready = setup.prepare(make(*words, "--augment.crop", "48", "--augment.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=generator)
 
@@ -401,7 +402,7 @@ class TestRuns:
         best: str,
     ) -> None:
         scripted(monkeypatch, [0.5, 0.7, 0.7, 0.1], [0.5, 0.4, 0.8, 0.8])
-        experiment = make("--fit.best", best, "--fit.epochs", "4", "--schedule.kind", "constant")
+        experiment = make("--train.best", best, "--train.epochs", "4", "--schedule.kind", "constant")
         result, records = train(experiment)
         number = 2 if best == "top1" else 3
         folder = records.folder / "checkpoints"
@@ -412,14 +413,14 @@ class TestRuns:
         # A run that ends there ends with the same network.
         scripted(monkeypatch, [0.5, 0.7, 0.7, 0.1][:number], [0.5, 0.4, 0.8, 0.8][:number])
         _, shorter = train(
-            dataclasses.replace(experiment, fit=dataclasses.replace(experiment.fit, epochs=number))
+            dataclasses.replace(experiment, fit=dataclasses.replace(experiment.train, epochs=number))
         )
         first, second = (
             load_file(path)
             for path in (folder / "best.safetensors", shorter.folder / "checkpoints" / "last.safetensors")
         )
         assert all(torch.equal(value, second[name]) for name, value in first.items())
-        ready = prepared.prepare(experiment, accelerator, QUIET)
+        ready = setup.prepare(experiment, accelerator, QUIET)
         rows, labels = ready.features.rows("test", -1), ready.manifest.labels("test")
         assert evaluate(kept.network, rows, labels, accelerator, ready.chunk) == result.best
 
@@ -439,17 +440,17 @@ class TestRuns:
         self, make: Make, train: Callable[..., Any], through_prefix: list[int], arch: str, trainable: str
     ) -> None:
         words = [
-            "--network.arch",
+            "--model.arch",
             arch,
-            "--network.trainable",
+            "--model.trainable",
             trainable,
             "--optim.lr",
             "0.001",
-            "--views.train",
+            "--augment.views",
             "clean",
         ]
         result, records = train(
-            make(*words, "--schedule.kind", "constant", "--fit.epochs", "3", "--network.dropout", "0")
+            make(*words, "--schedule.kind", "constant", "--train.epochs", "3", "--model.dropout", "0")
         )
         assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
         learned = load_file(records.folder / "checkpoints" / "last.safetensors")
@@ -466,11 +467,11 @@ class TestRuns:
 
     def test_batch_normalisation_trains_head_only(self, make: Make, train: Callable[..., Any]) -> None:
         words = [
-            "--network.arch",
+            "--model.arch",
             "vgg11_bn",
             "--optim.lr",
             "0.003",
-            "--fit.epochs",
+            "--train.epochs",
             "3",
             "--schedule.kind",
             "constant",
@@ -485,7 +486,7 @@ class TestRuns:
     def test_batch_normalisation_takes_parts_without_images(
         self, make: Make, train: Callable[..., Any]
     ) -> None:
-        words = ["--network.arch", "vgg11_bn", "--network.trainable", "all", "--fit.epochs", "1"]
-        result, _ = train(make(*words, "--fit.accumulate", "3"))  # 18 images: 8, 8 and 2 in three parts
+        words = ["--model.arch", "vgg11_bn", "--model.trainable", "all", "--train.epochs", "1"]
+        result, _ = train(make(*words, "--train.accumulate", "3"))  # 18 images: 8, 8 and 2 in three parts
         assert math.isfinite(result.history[0].train_loss)
         assert math.isfinite(result.history[0].val.loss)

@@ -109,9 +109,9 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
 
     from fuzz.network_formats import MARK, _evil
 
-    from runner.errors import UserError
-    from runner.experiment import NetworkSettings
-    from runner.weights import read
+    from runner.config.schema import NetworkSettings
+    from runner.models.pretrained import read
+    from runner.utils.errors import UserError
 
     monkeypatch.chdir(tmp_path)
     path, seen = tmp_path / "weights.pth", set()

@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from runner import cam, overlay, run
-from runner.fit import Epoch
-from runner.gallery import Gallery, choose
-from runner.manifest import Entry
-from runner.network import Network
-from runner.run import Result
+from runner.data.manifest import Entry
+from runner.explain import cam, overlay
+from runner.explain.gallery import Gallery, choose
+from runner.models.network import Network
+from runner.training import run
+from runner.training.loop import Epoch
+from runner.training.run import Result
 
 Train = Callable[..., tuple[run.Result, Recorder]]
 NAME = re.compile(
@@ -97,9 +98,9 @@ def test_an_image_that_got_no_answer_is_wrong() -> None:
 def test_pictures_are_drawn_before_training_at_a_settings_epochs_and_of_the_best(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.overlay.draw", blank)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
     result, _, names = gallery_of(
-        "--tracking.gallery", "3", "--tracking.gallery_every", "2", "--fit.epochs", "5"
+        "--tracking.gallery", "3", "--tracking.gallery_every", "2", "--train.epochs", "5"
     )
     epochs = {0, 2, 4, result.best_epoch.number}
     assert {int(each["step"]) for each in names} == epochs
@@ -113,9 +114,9 @@ def test_pictures_are_drawn_before_training_at_a_settings_epochs_and_of_the_best
 def test_pictures_are_of_the_start_and_the_best_epoch_where_no_other_is_wanted(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.overlay.draw", blank)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
     result, _, names = gallery_of(
-        "--tracking.gallery", "2", "--tracking.gallery_every", "0", "--fit.epochs", "2"
+        "--tracking.gallery", "2", "--tracking.gallery_every", "0", "--train.epochs", "2"
     )
     assert [each["step"] for each in names] == ["0"] * 4 + [str(result.best_epoch.number)] * 4
 
@@ -143,7 +144,7 @@ def test_pictures_are_pictures_one_to_open_and_one_to_show(
 ) -> None:
     tags: dict[str, str] = {}
     monkeypatch.setattr(Recorder, "tags", lambda _, values: tags.update(values))
-    _, tracker, names = gallery_of("--tracking.gallery", "2", "--fit.epochs", "1")
+    _, tracker, names = gallery_of("--tracking.gallery", "2", "--train.epochs", "1")
     assert sorted(each["end"] for each in names) == ["+compressed.webp"] * 4 + [".png"] * 4
     assert len({each["unique"] for each in names}) == 4, "of two images at two steps"
     for name in tracker.artifacts:
@@ -214,10 +215,10 @@ def test_titles_say_what_the_network_said(
             wrong = [above.startswith("✗") for _, _, above, _ in drawn]
             assert wrong == [bool(epoch.judged[place, 1] > 0) for place in self.places]
 
-    monkeypatch.setattr("runner.overlay.draw", keep)
+    monkeypatch.setattr("runner.explain.overlay.draw", keep)
     monkeypatch.setattr(Gallery, "_draw", watched)
     monkeypatch.setattr(Gallery, "show", shown)
-    gallery_of("--tracking.gallery", "9", "--tracking.gallery_every", "1", "--fit.epochs", "2")
+    gallery_of("--tracking.gallery", "9", "--tracking.gallery_every", "1", "--train.epochs", "2")
     assert steps == [0, 1, 2]
 
 
@@ -231,9 +232,9 @@ def test_frozen_convolutions_are_run_once(
         asked.append(len(images))
         return activations(network, images, layer)
 
-    monkeypatch.setattr("runner.cam.activations", counting)
-    monkeypatch.setattr("runner.overlay.draw", blank)
-    words = ("--tracking.gallery", "2", "--tracking.gallery_every", "1", "--fit.epochs", "2")
+    monkeypatch.setattr("runner.explain.cam.activations", counting)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
+    words = ("--tracking.gallery", "2", "--tracking.gallery_every", "1", "--train.epochs", "2")
     gallery_of(*words)
     assert asked == [2]
 
@@ -245,8 +246,8 @@ def test_frozen_convolutions_are_run_once(
 def test_a_run_with_a_gallery_has_the_numbers_of_one_without(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, trainable: str
 ) -> None:
-    monkeypatch.setattr("runner.overlay.draw", blank)
-    words = ("--network.trainable", trainable, "--tracking.gallery_every", "1", "--fit.epochs", "2")
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
+    words = ("--model.trainable", trainable, "--tracking.gallery_every", "1", "--train.epochs", "2")
     with_it, one, names = gallery_of(*words, "--tracking.gallery", "3")
     without, other, none = gallery_of(*words, "--tracking.gallery", "0")
     assert names
@@ -265,18 +266,18 @@ def test_a_run_with_a_gallery_has_the_numbers_of_one_without(
 def test_a_long_class_name_stops_no_run(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
-    monkeypatch.setattr("runner.overlay.draw", blank)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
     (pictures / "red").rename(pictures / ("red " + "very " * 40 + "much"))
-    assert gallery_of("--tracking.gallery", "9", "--fit.epochs", "1")[2]
+    assert gallery_of("--tracking.gallery", "9", "--train.epochs", "1")[2]
 
 
 def test_more_images_than_there_are_are_all_whatever_their_class_is_called(
     gallery_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, pictures: Path
 ) -> None:
-    monkeypatch.setattr("runner.overlay.draw", blank)
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
     (pictures / "red").rename(pictures / "猫+step+1%~#")
     (pictures / "blue").rename(pictures / "犬+step+1%~#")
-    _, _, names = gallery_of("--tracking.gallery", "100", "--fit.epochs", "1")
+    _, _, names = gallery_of("--tracking.gallery", "100", "--train.epochs", "1")
     assert len({(each["number"], each["label"]) for each in names}) == VAL
     assert sorted({int(each["number"]) for each in names}) == list(range(1, VAL + 1))
     assert all(re.fullmatch(r"[\w .-]+", each["label"], re.ASCII) for each in names)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.errors import UserError
-from runner.images import expand
+from runner.utils.errors import UserError
+from runner.utils.image_paths import expand
 
 
 @pytest.fixture

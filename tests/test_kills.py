@@ -23,19 +23,21 @@ import pytest
 from interrupting import Kill, artifacts, command_in_a_fork, points, times
 from test_commands import RUNNER, client_of, command, environment, images, one_sentence, refused, runs_of
 
-from runner import snapshot, train, unfinished
-from runner.errors import guarded
-from runner.journal import Journal, me
-from runner.server import server
-from runner.shipper import recover
-from runner.terminal import Terminal
+from runner import train
+from runner.tracking import interrupted_runs
+from runner.tracking.journal import Journal, me
+from runner.tracking.mlflow_server import server
+from runner.tracking.uploader import recover
+from runner.training import snapshot
+from runner.utils.console import Terminal
+from runner.utils.errors import guarded
 
 __all__ = ["images", "refused"]  # fixtures
 
-CLI = (sys.executable, "-m", "runner.cli", "train")
+CLI = (sys.executable, "-m", "runner.cli.main", "train")
 EVERY = ("--checkpoints.minutes", "0")
 """A snapshot at every step."""
-LONG = ("--fit.epochs", "100000", "--schedule.kind", "constant")
+LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +96,27 @@ def make_place(template: Path, images: Path) -> Make:
         words = [
             *("--name", "small", "--data.kind", "folder", "--data.root", str(images)),
             *("--cache", str(cache or folder / "cache"), "--tracking.root", str(folder / "mlruns")),
-            *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-            *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
-            *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+            *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+            *(
+                "--model.width",
+                "16",
+                "--augment.resize",
+                "36",
+                "--augment.crop",
+                "32",
+                "--augment.views",
+                "2",
+            ),
+            *(
+                "--train.epochs",
+                "3",
+                "--train.batch_size",
+                "8",
+                "--train.precision",
+                "no",
+                "--features.batch_size",
+                "8",
+            ),
             *("--features.compile", "false", "--tracking.model", "false", "--tracking.gallery", "2"),
             *("--tracking.gallery_every", "2", "--schedule.kind", "report"),
         ]
@@ -255,7 +275,7 @@ def test_a_journal_goes_at_once(place: Place, whole: Told) -> None:
             journal.remove()
     assert Journal.find(place.journals) == [], "whatever is left of it"
     shutil.rmtree(kept)
-    assert place.train(*EVERY, "--fit.epochs", "1", "--resume", "auto") == 0, place.said
+    assert place.train(*EVERY, "--train.epochs", "1", "--resume", "auto") == 0, place.said
     assert list(place.journals.iterdir()) == []
     first_run, _new = runs_of(place.client)
     assert first_run.info.status == "FINISHED"
@@ -313,7 +333,7 @@ def test_times_do_not_go_back_with_the_clock(
     place: Place, whole: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, looks = time.time, iter(range(10**9))
-    monkeypatch.setattr("runner.journal.time.time", lambda: now() - 60 * next(looks))
+    monkeypatch.setattr("runner.tracking.journal.time.time", lambda: now() - 60 * next(looks))
     assert guarded(lambda: train.main([*place.words, *EVERY])) == 0
     monkeypatch.undo()
     (run,) = runs_of(place.client)
@@ -363,14 +383,14 @@ def change(place: Place, **values: Any) -> None:
     """Change what `run.json` of the only run tells."""
     told = json.loads((place.states[0] / "run.json").read_text())
     del told["digest"]
-    unfinished.seal(place.states[0], {**told, **values})
+    interrupted_runs.seal(place.states[0], {**told, **values})
 
 
 def test_other_experiments_are_refused(interrupted: Place, refused: Callable[..., str]) -> None:
     run_id, words = begun(interrupted), interrupted.words
-    said = refused(["train", *words, "--optim.lr", "0.5", "--fit.epochs", "9", "--resume", run_id[:8]])
+    said = refused(["train", *words, "--optim.lr", "0.5", "--train.epochs", "9", "--resume", run_id[:8]])
     assert "optim.lr is 0.5, was " in said
-    assert "fit.epochs is 9, was 3" in said
+    assert "train.epochs is 9, was 3" in said
     assert "--branch" in said
     assert "--repeat 1" in refused(["train", *words, "--repeat", "2", "--resume", run_id])
 
@@ -462,7 +482,7 @@ def test_changed_frozen_weights_are_refused(place: Place, tmp_path: Path) -> Non
         torch.save({f"features.{name}": value for name, value in layers.items()}, file)
 
     write(1)
-    more = (*EVERY, "--network.weights", str(file), "--network.normalise", "statistics")
+    more = (*EVERY, "--model.weights", str(file), "--model.normalize", "statistics")
     assert place.train(*more, kill=Kill(r"replace .*/state/000001", 1, after=True)) == -signal.SIGKILL, (
         place.said
     )
@@ -489,7 +509,7 @@ def test_a_run_brings_its_own_experiment(interrupted_copy: Place, whole: Told) -
     place, run_id = interrupted_copy, begun(interrupted_copy)
     (name,) = [run.info.run_name for run in runs_of(place.client)]
     root = str(place.folder / "mlruns")
-    asked = unfinished.all_of(server(root))[0].asked  # it names the folder that it was copied from
+    asked = interrupted_runs.all_of(server(root))[0].asked  # it names the folder that it was copied from
     asked["tracking"]["root"], asked["cache"] = root, str(place.folder / "cache")
     change(place, asked=asked)
     words = ["--tracking.root", root, "--resume", name]
@@ -521,7 +541,7 @@ def test_a_branch_is_a_run_of_its_own(interrupted_copy: Place, whole: Told) -> N
     ("words", "said"),
     [
         (["--seed.split", "7"], "or their split, are not those of run"),
-        (["--fit.epochs", "1"], "nothing is left to train"),
+        (["--train.epochs", "1"], "nothing is left to train"),
     ],
 )
 def test_a_branch_that_would_lie_is_refused(interrupted_copy: Place, words: list[str], said: str) -> None:
@@ -578,15 +598,15 @@ def test_repeated_runs_go_on_in_the_seed_that_they_were_in(make_place: Make, tmp
     told = []
     for place in (one, two):
         found = sorted(
-            runs_of(place.client), key=lambda run: run.data.params["seed.fit"] + run.info.run_name[:1]
+            runs_of(place.client), key=lambda run: run.data.params["seed.train"] + run.info.run_name[:1]
         )
         assert {run.info.status for run in found} == {"FINISHED"}
         told.append(
             [
-                (run.data.params["seed.fit"], points(place.client, run.info.run_id))
+                (run.data.params["seed.train"], points(place.client, run.info.run_id))
                 for run in sorted(
                     found,
-                    key=lambda run: ("mlflow.parentRunId" in run.data.tags, run.data.params["seed.fit"]),
+                    key=lambda run: ("mlflow.parentRunId" in run.data.tags, run.data.params["seed.train"]),
                 )
             ]
         )
@@ -641,7 +661,7 @@ def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     )
 
 
-LASTING = ("--fit.epochs", "40", "--schedule.kind", "constant", "--tracking.gallery", "0")
+LASTING = ("--train.epochs", "40", "--schedule.kind", "constant", "--tracking.gallery", "0")
 
 
 @pytest.mark.slow
@@ -742,7 +762,7 @@ def test_a_launch_that_is_killed_while_it_starts_leaves_nobody_behind(
     process.kill()
     _, alive = psutil.wait_procs(launched, timeout=30)
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
-    words = [*CLI, *place.words, "--fit.epochs", "1"]
+    words = [*CLI, *place.words, "--train.epochs", "1"]
     outcome = command(words)
     assert outcome.returncode == 0, outcome.stderr
     assert {run.info.status for run in runs_of(place.client)} <= {"FINISHED", "KILLED"}

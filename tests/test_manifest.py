@@ -10,6 +10,7 @@ from math import ceil
 from pathlib import Path
 
 import pytest
+import runner.scan
 import torchvision
 from accelerate import Accelerator
 from conftest import COLOURS, draw
@@ -17,15 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-import runner.scan
-from runner.errors import UserError
-from runner.experiment import Data, Experiment, Split
-from runner.keys import digest_bytes
-from runner.manifest import SPLITS, Entry, Manifest, assign, build, read_csv
-from runner.prepared import prepare
-from runner.scan import ImageFile
-from runner.sources import CALTECH_MD5
-from runner.terminal import Terminal
+from runner.config.schema import Data, Experiment, Split
+from runner.data.datasets import CALTECH_MD5
+from runner.data.manifest import SPLITS, Entry, Manifest, assign, build, read_csv
+from runner.data.scan import ImageFile
+from runner.training.setup import prepare
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest_bytes
 
 Make = Callable[..., Experiment]
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from runner.mcnemar import exact_p, holm, paired, wald
-from runner.outcomes import Prediction
+from runner.evaluation.predictions import Prediction
+from runner.evaluation.significance import exact_p, holm, paired, wald
 
 
 def prediction(path: str, right: bool, label: str = "a", content: str = "0") -> Prediction:

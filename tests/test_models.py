@@ -24,13 +24,17 @@ from helpers import QUIET, listening, small_network
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runner import checkpoint, cli, load_model, packing, registry
-from runner.errors import UserError
-from runner.model import Model
+from runner import load_model
+from runner.cli import main
+from runner.config.parser import parse
+from runner.models import checkpoint
 from runner.portable.classifier import CHUNK, Classifier, ModelError, seal
-from runner.repeat import train as train_all
-from runner.server import server
-from runner.settings import parse
+from runner.serving import packaging
+from runner.serving.predictor import Model
+from runner.tracking import model_registry
+from runner.tracking.mlflow_server import server
+from runner.training.seeds import train as train_all
+from runner.utils.errors import UserError
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -60,9 +64,27 @@ def words(folder: Path, *more: str) -> list[str]:
     return [
         *("--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
-        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "clean"),
-        *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+        *(
+            "--model.width",
+            "16",
+            "--augment.resize",
+            "36",
+            "--augment.crop",
+            "32",
+            "--augment.views",
+            "clean",
+        ),
+        *(
+            "--train.epochs",
+            "3",
+            "--train.batch_size",
+            "8",
+            "--train.precision",
+            "no",
+            "--features.batch_size",
+            "8",
+        ),
         *("--features.compile", "false", "--tracking.gallery", "0", *more),
     ]
 
@@ -72,7 +94,7 @@ def command(place: Path, capfd: pytest.CaptureFixture[str]) -> Command:
     """`command("predict", …)` on the module's run: status, standard output and standard error."""
 
     def call(verb: str, *rest: str, root: Path | None = None) -> tuple[int, str, str]:
-        status = cli.main([verb, *rest, "--tracking.root", str(root or place / "mlruns")])
+        status = main.main([verb, *rest, "--tracking.root", str(root or place / "mlruns")])
         return status, *capfd.readouterr()
 
     return call
@@ -121,7 +143,7 @@ def refused(outcome: tuple[int, str, str]) -> str:
 def test_a_finished_run_leaves_a_model_and_a_champion(client: Any, logged: Path) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     (found,) = client.search_logged_models([run.info.experiment_id])
-    assert run.data.tags[registry.MODEL_TAG] == found.model_id
+    assert run.data.tags[model_registry.MODEL_TAG] == found.model_id
     assert found.status == "READY"
     metrics = {metric.key: metric.value for metric in found.metrics}
     assert metrics["val/top1"] == run.data.metrics["val/best/top1"]
@@ -178,10 +200,10 @@ def test_a_model_computes_what_the_trained_network_did(arch: str, head: str, tmp
         "transform": {"resize": 32, "crop": 32, "interpolation": "bilinear"},
         "precision": "no",
     }
-    told = packing.about(network, use, epoch=1, val={})
+    told = packaging.about(network, use, epoch=1, val={})
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(packing.classifier(network, told, "cpu").network(images), network(images))
+        assert torch.equal(packaging.classifier(network, told, "cpu").network(images), network(images))
 
 
 def test_predictions_are_the_runs_own(place: Path, client: Any, model: Model) -> None:
@@ -449,7 +471,7 @@ def new_run(client: Any, store: Any) -> str:
 def told(value: float, manifest: str = "m", name: str = "crown") -> dict[str, Any]:
     return {
         "name": name,
-        "metrics": {"val/top1": value, "val/recall": 1 - value},
+        "metrics": {"val/top1": value, "val/balanced_accuracy": 1 - value},
         "score": "val/top1",
         "value": value,
         "manifest": manifest,
@@ -459,14 +481,14 @@ def told(value: float, manifest: str = "m", name: str = "crown") -> dict[str, An
 
 
 def test_names_that_mlflow_does_not_take_are_changed() -> None:
-    assert registry.registered_name("a:b") == "a-b"
+    assert model_registry.registered_name("a:b") == "a-b"
 
 
 def test_a_run_logs_no_model_where_that_is_not_wanted(
     place: Path, client: Any, accelerator: Any, tmp_path: Path
 ) -> None:
     before = len(client.search_model_versions("name = 'small'"))
-    more = ("--tracking.model", "false", "--fit.epochs", "1", "--name", "other")
+    more = ("--tracking.model", "false", "--train.epochs", "1", "--name", "other")
     train_all(parse(words(place, *more))[0], 1, accelerator, QUIET)
     assert len(client.search_model_versions("name = 'small'")) == before
     assert [each.name for each in client.search_registered_models()] == ["small"]
@@ -540,7 +562,9 @@ def test_onnx_says_the_same(command: Command, model: Model, some: list[Path], tm
 def test_onnx_files_that_disagree_are_not_handed_out(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("runner.export.check", lambda *_: (_ for _ in ()).throw(RuntimeError("disagrees")))
+    monkeypatch.setattr(
+        "runner.cli.export.check", lambda *_: (_ for _ in ()).throw(RuntimeError("disagrees"))
+    )
     status, _, err = command("export", "--onnx", str(tmp_path / "model.onnx"))
     assert status == 1
     assert "disagrees" in err

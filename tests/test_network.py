@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from runner import prepared, weights
-from runner.checks import check_weights
-from runner.dropout import announce
-from runner.errors import UserError
-from runner.experiment import Experiment, NetworkSettings, Normalisation
-from runner.network import Architecture, Network
-from runner.weights import Weights
+from runner.config.schema import Experiment, NetworkSettings, Normalisation
+from runner.config.validation import check_weights
+from runner.models import pretrained
+from runner.models.dropout import announce
+from runner.models.network import Architecture, Network
+from runner.models.pretrained import Weights
+from runner.training import setup
+from runner.utils.errors import UserError
 
 ARCHS = [f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")]
 NUMBERS = Normalisation((0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
@@ -100,7 +101,7 @@ class TestAgainstTorchvision:
     def test_same_weights_give_the_same_pooled_convolutions(self, arch: str) -> None:
         tensors = drawn(arch, classifier=False)
         ours = network(arch, pool=2, random=False).eval()
-        weights.load(ours, Weights("drawn", tensors, None))
+        pretrained.load(ours, Weights("drawn", tensors, None))
         theirs = torchvision_model(arch)
         theirs.load_state_dict(tensors, strict=False, assign=True)
         theirs.avgpool = nn.AdaptiveAvgPool2d(2)
@@ -114,7 +115,7 @@ class TestAgainstTorchvision:
     def test_same_weights_give_the_same_4096_numbers_in_front_of_the_report_head(self) -> None:
         tensors = drawn("vgg11")
         ours = network(head="report", random=False).eval()
-        weights.load(ours, Weights("drawn", tensors, None))
+        pretrained.load(ours, Weights("drawn", tensors, None))
         theirs = torchvision_model("vgg11")
         theirs.load_state_dict(tensors, strict=False, assign=True)
         theirs.classifier[6] = nn.Identity()
@@ -354,7 +355,7 @@ class TestWeightsByName:
         with pytest.raises(UserError, match=r"no weights of vgg11.*VGG11_Weights\.IMAGENET1K_V1"):
             check_weights(settings)
         with pytest.raises(UserError, match="no weights of vgg11"):
-            weights.read(settings)
+            pretrained.read(settings)
 
     def test_features_only_weights_are_refused_for_the_report_head(self) -> None:
         name = "VGG16_Weights.IMAGENET1K_FEATURES"
@@ -368,7 +369,7 @@ class TestWeightsByName:
     )
     def test_unknown_member_of_the_right_enum_is_refused(self, name: str) -> None:
         with pytest.raises(UserError, match="torchvision has no weights"):
-            weights.read(NetworkSettings(arch="vgg11", weights=name))
+            pretrained.read(NetworkSettings(arch="vgg11", weights=name))
 
     def test_failed_download_names_address_and_folder(
         self, torch_home: Path, monkeypatch: pytest.MonkeyPatch
@@ -379,7 +380,7 @@ class TestWeightsByName:
         monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
         name = "VGG11_Weights.IMAGENET1K_V1"
         with pytest.raises(UserError) as failure:
-            weights.read(NetworkSettings(arch="vgg11", weights=name))
+            pretrained.read(NetworkSettings(arch="vgg11", weights=name))
         text = str(failure.value)
         assert torchvision.models.VGG11_Weights.IMAGENET1K_V1.url in text
         assert str(torch_home) in text
@@ -393,22 +394,22 @@ class TestWeightsByName:
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", mangle)
         with pytest.raises(UserError, match="invalid hash value"):
-            weights.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
+            pretrained.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
 
     def test_damaged_file_in_the_download_folder_is_a_sentence(self, torch_home: Path) -> None:
         torch_home.mkdir(parents=True)
         address = torchvision.models.VGG11_Weights.IMAGENET1K_V1.url
         (torch_home / address.rsplit("/", 1)[1]).write_bytes(b"<html>Service unavailable</html>")
         with pytest.raises(UserError, match=r"VGG11_Weights\.IMAGENET1K_V1"):
-            weights.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
+            pretrained.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
 
     def test_no_weights_are_none(self) -> None:
-        assert weights.read(NetworkSettings(weights=None)) is None
+        assert pretrained.read(NetworkSettings(weights=None)) is None
 
 
 class TestWeightsFiles:
     def read(self, path: Path) -> Weights:
-        found = weights.read(NetworkSettings(arch="vgg11", weights=str(path), head="pooled"))
+        found = pretrained.read(NetworkSettings(arch="vgg11", weights=str(path), head="pooled"))
         assert found is not None
         return found
 
@@ -417,7 +418,7 @@ class TestWeightsFiles:
         save_file(features11, path)
         ours = network(random=False)
         head = ours.classifier[1].weight.clone()
-        weights.load(ours, self.read(path))
+        pretrained.load(ours, self.read(path))
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in features11.items())
         assert torch.equal(ours.classifier[1].weight, head)
         assert ours.normalise.mean.flatten().tolist() == pytest.approx(NUMBERS.mean)
@@ -432,12 +433,14 @@ class TestWeightsFiles:
             content = {wrap: content, "epoch": 3}
         torch.save(content, path)
         ours = network(random=False)
-        weights.load(ours, self.read(path))
+        pretrained.load(ours, self.read(path))
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in features11.items())
 
     def test_half_precision_becomes_float32(self, features11: dict[str, Tensor]) -> None:
         ours = network(random=False)
-        weights.load(ours, Weights("half", {name: value.half() for name, value in features11.items()}, None))
+        pretrained.load(
+            ours, Weights("half", {name: value.half() for name, value in features11.items()}, None)
+        )
         name = "features.0.weight"
         assert ours.state_dict()[name].dtype == torch.float32
         assert torch.equal(ours.state_dict()[name], features11[name].half().float())
@@ -501,14 +504,14 @@ class TestWeightsFiles:
         path = tmp_path / "odd.pth"
         torch.save(content, path)
         with pytest.raises(UserError) as failure:
-            weights.load(network(random=False), self.read(path))
+            pretrained.load(network(random=False), self.read(path))
         assert str(path) in str(failure.value)
 
 
 class TestWeightsThatDoNotFit:
     def refusal(self, tensors: dict[str, Tensor], ours: Network | None = None) -> str:
         with pytest.raises(UserError) as failure:
-            weights.load(ours or network(random=False), Weights("these.pth", tensors, None))
+            pretrained.load(ours or network(random=False), Weights("these.pth", tensors, None))
         assert "these.pth" in str(failure.value)
         return str(failure.value)
 
@@ -519,7 +522,7 @@ class TestWeightsThatDoNotFit:
     def test_many_missing_tensors_are_counted(self) -> None:
         text = self.refusal({})
         assert "features.0.weight, features.0.bias, features.3.weight and 13 more" in text
-        assert "network.arch" in text
+        assert "model.arch" in text
 
     def test_unexpected_tensor_is_named(self, features11: dict[str, Tensor]) -> None:
         assert "features.21.weight" in self.refusal({**features11, "features.21.weight": torch.zeros(1)})
@@ -539,10 +542,10 @@ class TestWeightsThatDoNotFit:
     def test_no_classifier_for_the_report_head_says_pooled(self, features11: dict[str, Tensor]) -> None:
         text = self.refusal(features11, network(head="report", random=False))
         assert "classifier.0.weight" in text
-        assert "network.head=pooled" in text
+        assert "model.head=pooled" in text
 
     def test_other_network_says_arch(self, features11: dict[str, Tensor]) -> None:
-        assert "network.arch" in self.refusal(features11, network("vgg13", random=False))
+        assert "model.arch" in self.refusal(features11, network("vgg13", random=False))
 
     def test_nothing_is_loaded_of_what_does_not_fit(self, features11: dict[str, Tensor]) -> None:
         ours = network()
@@ -559,14 +562,14 @@ class TestWeightsThatDoNotFit:
             ours = network("vgg11_bn", random=False)
         finally:
             torch.use_deterministic_algorithms(False)
-        weights.load(ours, Weights("old.pth", old, None))
+        pretrained.load(ours, Weights("old.pth", old, None))
         counters = {n: v.item() for n, v in ours.state_dict().items() if n.endswith("num_batches_tracked")}
         assert set(counters.values()) == {0}, counters
 
 
 class TestNormalisation:
     def of(self, experiment: Experiment, accelerator, silent) -> Normalisation:  # type: ignore[no-untyped-def]
-        return prepared.prepare(experiment, accelerator, silent).network.architecture.normalisation
+        return setup.prepare(experiment, accelerator, silent).network.architecture.normalisation
 
     def path(self, folder: Path, tensors: dict[str, Tensor], said: str | None) -> str:
         path = folder / "vgg11.safetensors"
@@ -575,14 +578,14 @@ class TestNormalisation:
 
     def test_by_numbers(self, make, accelerator, silent) -> None:  # type: ignore[no-untyped-def]
         said = json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std})
-        assert self.of(make("--network.normalise", said), accelerator, silent) == NUMBERS
+        assert self.of(make("--model.normalize", said), accelerator, silent) == NUMBERS
 
     def test_by_enum(self, make, accelerator, silent) -> None:  # type: ignore[no-untyped-def]
-        setting = make("--network.normalise", "VGG16_Weights.IMAGENET1K_V1")
+        setting = make("--model.normalize", "VGG16_Weights.IMAGENET1K_V1")
         assert self.of(setting, accelerator, silent) == IMAGENET
 
     def test_by_statistics_of_the_training_images(self, make, accelerator, silent) -> None:  # type: ignore[no-untyped-def]
-        ready = prepared.prepare(make("--network.normalise", "statistics"), accelerator, silent)
+        ready = setup.prepare(make("--model.normalize", "statistics"), accelerator, silent)
         clean = ready.features.loader.batches(ready.manifest.select("train"), -1, [range(18)])
         values = next(clean).double() / 255
         expected = values.std((2, 3), correction=0).mean(0)
@@ -594,7 +597,7 @@ class TestNormalisation:
     def test_by_the_weights_own_words(self, make, accelerator, silent, tmp_path, features11) -> None:  # type: ignore[no-untyped-def]
         said = json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std})
         path = self.path(tmp_path, features11, said)
-        setting = make("--network.weights", path, "--network.normalise", "weights")
+        setting = make("--model.weights", path, "--model.normalize", "weights")
         assert self.of(setting, accelerator, silent) == NUMBERS
 
     def test_weights_that_say_nothing_leave_it_to_statistics(  # type: ignore[no-untyped-def]
@@ -603,10 +606,8 @@ class TestNormalisation:
         notes: list[str] = []
         monkeypatch.setattr(silent, "warn", notes.append)
         path = self.path(tmp_path, features11, None)
-        found = self.of(
-            make("--network.weights", path, "--network.normalise", "weights"), accelerator, silent
-        )
-        assert found == self.of(make("--network.normalise", "statistics"), accelerator, silent)
+        found = self.of(make("--model.weights", path, "--model.normalize", "weights"), accelerator, silent)
+        assert found == self.of(make("--model.normalize", "statistics"), accelerator, silent)
         assert len(notes) == 1
         assert path in notes[0]
 
@@ -614,7 +615,7 @@ class TestNormalisation:
         self, make, accelerator, silent, tmp_path, features11
     ) -> None:  # type: ignore[no-untyped-def]
         path = self.path(tmp_path, features11, json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std}))
-        setting = make("--network.weights", path, "--network.normalise", "VGG11_Weights.DEFAULT")
+        setting = make("--model.weights", path, "--model.normalize", "VGG11_Weights.DEFAULT")
         assert self.of(setting, accelerator, silent) == IMAGENET
 
     @pytest.mark.parametrize(
@@ -633,7 +634,7 @@ class TestNormalisation:
     def test_words_that_are_no_normalisation_are_refused(self, tmp_path: Path, said: str) -> None:
         path = self.path(tmp_path, {"features.0.bias": torch.zeros(64)}, said)
         with pytest.raises(UserError, match="normalisation") as failure:
-            weights.read(NetworkSettings(arch="vgg11", weights=path, head="pooled"))
+            pretrained.read(NetworkSettings(arch="vgg11", weights=path, head="pooled"))
         assert path in str(failure.value)
 
     @pytest.mark.parametrize(
@@ -641,15 +642,15 @@ class TestNormalisation:
     )
     def test_unknown_enum_is_refused(self, enum: str) -> None:
         with pytest.raises(UserError, match="torchvision has no weights"):
-            weights.normalisation_of(enum)
+            pretrained.normalisation_of(enum)
 
     def test_enum_that_does_not_normalise_is_refused(self) -> None:
         with pytest.raises(UserError):
-            weights.normalisation_of("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
+            pretrained.normalisation_of("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
 
     @pytest.mark.parametrize(
         "values", [{"mean": NUMBERS.mean, "std": (0.2, 0.2, 0.0)}, {"mean": NUMBERS.mean}], ids=repr
     )
     def test_numbers_out_of_range_are_refused(self, make, accelerator, silent, values) -> None:  # type: ignore[no-untyped-def]
         with pytest.raises(UserError):
-            prepared.prepare(make("--network.normalise", json.dumps(values)), accelerator, silent)
+            setup.prepare(make("--model.normalize", json.dumps(values)), accelerator, silent)

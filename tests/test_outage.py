@@ -18,10 +18,12 @@ from accelerate import Accelerator
 from helpers import QUIET, Make, listening
 from test_tracking import Heard, dead, points
 
-from runner import run, shipper, sync
-from runner.errors import guarded
-from runner.server import Server, server
-from runner.tracker import MlflowTracker, tracked
+from runner.cli import sync
+from runner.tracking import uploader
+from runner.tracking.mlflow_server import Server, server
+from runner.tracking.tracker import MlflowTracker, tracked
+from runner.training import run
+from runner.utils.errors import guarded
 
 SLOW = 0.3
 """Seconds that a slow server takes for each answer."""
@@ -295,7 +297,7 @@ def test_a_run_that_ends_in_an_outage_says_so_and_sync_delivers_later(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(shipper, "LAST_PATIENCE", 2.0)
+    monkeypatch.setattr(uploader, "LAST_PATIENCE", 2.0)
     client = place.connect()
     terminal = Heard()
     with tracked(place, client, "outage", "away at the end", terminal) as tracker:
@@ -370,7 +372,7 @@ def test_a_training_through_outages(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    experiment = make("--tracking.model", "true", "--tracking.gallery", "1", "--fit.epochs", "6")
+    experiment = make("--tracking.model", "true", "--tracking.gallery", "1", "--train.epochs", "6")
     client = place.connect()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # for the checkpoint's 36 MB, through the proxy
     over = threading.Event()

@@ -23,14 +23,15 @@ from helpers import CLASSES, small_network
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runner import load_model, packing
-from runner.errors import UserError
-from runner.experiment import Views
-from runner.network import Network
+from runner import load_model
+from runner.config.schema import Views
+from runner.data.transforms import CLEAN, Renderer
+from runner.models.network import Network
 from runner.portable.classifier import CHUNK, Classifier, ModelError
 from runner.portable.network import precision
 from runner.portable.view import evaluation_view
-from runner.views import CLEAN, Renderer
+from runner.serving import packaging
+from runner.utils.errors import UserError
 
 USE = {
     "name": "small",
@@ -62,8 +63,8 @@ def views() -> torch.Tensor:
 def packed(network: Network, views: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network as a run would log it."""
     folder = tmp_path_factory.mktemp("packed") / "model"
-    told = packing.about(network, USE, epoch=2, val={"top1": 0.5})
-    packing.pack(network, told, views[0], folder)
+    told = packaging.about(network, USE, epoch=2, val={"top1": 0.5})
+    packaging.pack(network, told, views[0], folder)
     return folder
 
 
@@ -157,7 +158,7 @@ def test_a_model_tells_all_that_using_it_takes(packed: Path, network: Network) -
     assert [(each["name"], each["default"]) for each in json.loads(signature["params"])] == [("top", 5)]
     assert description["saved_input_example_info"]["artifact_path"] == "input_example.json"
     wanted = (packed / "requirements.txt").read_text().split()
-    assert {each.partition("==")[0] for each in wanted} == set(packing.NEEDED)
+    assert {each.partition("==")[0] for each in wanted} == set(packaging.NEEDED)
     assert f"torch=={torch.__version__.partition('+')[0]}" in wanted
 
 

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from runner import settings, storage
-from runner.errors import UserError
-from runner.plan import Plan
-from runner.space import Dimension, Space
-from runner.study import Study, is_baseline, is_lost
+from runner.config import parser
+from runner.study import storage
+from runner.study.plan import Plan
+from runner.study.space import Dimension, Space
+from runner.study.study import Study, is_baseline, is_lost
+from runner.utils.errors import UserError
 
 SPACE = Space((Dimension("optim.lr", 1e-4, 0.1, log=True),))
 WORK = """
@@ -101,7 +102,7 @@ Make = Callable[..., Plan]
 @pytest.fixture
 def plan(address: str, request: pytest.FixtureRequest) -> Make:
     """`plan(trials=9)`: a study of the test's name in the database."""
-    baseline = settings.parse([])[0]
+    baseline = parser.parse([])[0]
 
     def build(**changes: Any) -> Plan:
         fields = {"name": request.node.name, "baseline": baseline, "space": SPACE, "storage": address}

@@ -23,14 +23,16 @@ from helpers import QUIET
 from PIL import Image
 from test_models import numbers, plain_environment, refused, words  # noqa: F401 (a fixture for all tests here)
 
-from runner import checkpoint, cli, load_model
-from runner.errors import UserError
-from runner.images import expand
-from runner.model import Model
-from runner.registry import MODEL_TAG
-from runner.repeat import train as train_all
-from runner.server import server
-from runner.settings import parse
+from runner import load_model
+from runner.cli import main
+from runner.config.parser import parse
+from runner.models import checkpoint
+from runner.serving.predictor import Model
+from runner.tracking.mlflow_server import server
+from runner.tracking.model_registry import MODEL_TAG
+from runner.training.seeds import train as train_all
+from runner.utils.errors import UserError
+from runner.utils.image_paths import expand
 
 Command = Callable[..., tuple[int, str, str]]
 _trained: list[Path] = []
@@ -46,7 +48,9 @@ def trained(factory: pytest.TempPathFactory, accelerator: Any) -> Path:
                 draw(label, number).save(folder / "pictures" / label / f"{number:02}.png")
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-            patch.setattr("runner.figures.curves", lambda *files: [file.touch() for file in files[2:]])
+            patch.setattr(
+                "runner.training.curves.curves", lambda *files: [file.touch() for file in files[2:]]
+            )
             train_all(parse(words(folder))[0], 1, accelerator, QUIET)
         _trained.append(folder)
     return _trained[0]
@@ -101,7 +105,7 @@ def command(root: str, capfd: pytest.CaptureFixture[str]) -> Command:
 
     def call(*rest: str) -> tuple[int, str, str]:
         capfd.readouterr()
-        status = cli.main(["predict", *rest, "--tracking.root", root])
+        status = main.main(["predict", *rest, "--tracking.root", root])
         return status, *capfd.readouterr()
 
     return call
@@ -469,7 +473,7 @@ def test_names_that_are_no_text_are_told(
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")
     shutil.copy(images[0], odd)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict"))
-    assert cli.main(["predict", str(odd), way, "--tracking.root", root]) == 0
+    assert main.main(["predict", str(odd), way, "--tracking.root", root]) == 0
 
 
 def test_probabilities_are_a_softmax(model: Model, images: list[Path]) -> None:

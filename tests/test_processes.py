@@ -82,9 +82,18 @@ def settings(pictures: Path, place: Path) -> list[str]:
     return [
         *("--name", "processes", "--data.kind", "folder", "--data.root", str(pictures)),
         *("--cache", str(place / "cache"), "--tracking.root", str(place / "mlruns")),
-        *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-        *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
-        *("--fit.epochs", "3", "--fit.batch_size", "7", "--fit.precision", "no", "--features.chunk", "8"),
+        *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+        *("--model.width", "16", "--augment.resize", "36", "--augment.crop", "32", "--augment.views", "2"),
+        *(
+            "--train.epochs",
+            "3",
+            "--train.batch_size",
+            "7",
+            "--train.precision",
+            "no",
+            "--features.batch_size",
+            "8",
+        ),
         *("--schedule.kind", "constant", "--optim.name", "sgd", "--optim.lr", "0.05"),
         *("--tracking.model", "false", "--tracking.gallery", "0"),
     ]
@@ -109,7 +118,7 @@ def evaluated(trained: dict[int, Trained]) -> dict[int, dict[str, Any]]:
     on_two = trained[2]
     words = (
         "-m",
-        "runner.cli",
+        "runner.cli.main",
         "evaluate",
         on_two.run.info.run_id,
         "--json",

@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 from helpers import Recorder
 
-from runner import manifest, run
-from runner.channels import statistics
-from runner.loading import Loader
-from runner.settings import parse
-from runner.terminal import Terminal
-from runner.views import Renderer
+from runner.config.parser import parse
+from runner.data import manifest
+from runner.data.channel_stats import statistics
+from runner.data.loader import Loader
+from runner.data.transforms import Renderer
+from runner.training import run
+from runner.utils.console import Terminal
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DATA = Path(os.environ.get("RUNNER_TEST_DATA", SHARED / "data"))
@@ -48,7 +49,7 @@ def test_channel_statistics_are_near_the_published_ones(tmp_path: Path, silent: 
     experiment = parse(words)[0]
     found = manifest.build(experiment, silent)
     some = found.select("train")[::16]
-    numbers = statistics(some, Loader(found.root, Renderer(experiment.views, 0)), tmp_path, silent)
+    numbers = statistics(some, Loader(found.root, Renderer(experiment.augment, 0)), tmp_path, silent)
     assert numbers.mean == pytest.approx((0.534, 0.507, 0.476), abs=0.03)
     assert numbers.std == pytest.approx((0.239, 0.236, 0.237), abs=0.03)
 
@@ -64,7 +65,7 @@ def test_pretrained_convolutions_tell_real_categories_apart(
         for path in sorted((CATEGORIES / label).iterdir())[:15]:
             shutil.copy(path, root / label)
     words = ["--config", "caltech101-pooled", "--data.kind", "folder", "--data.root", str(root)]
-    words += ["--network.weights", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--fit.epochs", "12"]
+    words += ["--model.weights", str(WEIGHTS), "--cache", str(tmp_path / "cache"), "--train.epochs", "12"]
     words += ["--tracking.model", "false", "--tracking.gallery", "0"]
     experiment = parse(
         [*words, "--split.by", "count", "--split.train", "6", "--split.val", "3", "--split.test", "6"]

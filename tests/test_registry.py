@@ -16,14 +16,15 @@ from helpers import Make, Recorder
 from test_models import new_run, told
 from test_tracking import Heard, Stop, dead, journal_of_dead
 
-from runner import registry, run
-from runner.journal import Journal, Owner, me, now_ms, this_host
-from runner.registry import MODEL_TAG
-from runner.server import Server, server
-from runner.shipper import deliver as deliver_journal
-from runner.shipper import recover
-from runner.terminal import Terminal
-from runner.tracker import tracked
+from runner.tracking import model_registry
+from runner.tracking.journal import Journal, Owner, me, now_ms, this_host
+from runner.tracking.mlflow_server import Server, server
+from runner.tracking.model_registry import MODEL_TAG
+from runner.tracking.tracker import tracked
+from runner.tracking.uploader import deliver as deliver_journal
+from runner.tracking.uploader import recover
+from runner.training import run
+from runner.utils.console import Terminal
 
 STEPS = (
     *("get_run", "search_logged_models", "create_logged_model", "log_model_artifacts"),
@@ -75,7 +76,7 @@ def deliver(store: tuple[Server, Any], tiny: Path, tmp_path: Path) -> Callable[.
     place, client = store
 
     def call(about: dict[str, Any]) -> str:
-        return registry.deliver(client, new_run(client, place), tiny, about, tmp_path / "lock")
+        return model_registry.deliver(client, new_run(client, place), tiny, about, tmp_path / "lock")
 
     return call
 
@@ -92,7 +93,7 @@ def once(client: Any, run_id: str, name: str = "crown") -> None:
     assert model.source_run_id == run_id
     assert info.data.tags[MODEL_TAG] == model.model_id
     assert [each.model_id for each in info.outputs.model_outputs] == [model.model_id]
-    assert sorted(metric.key for metric in model.metrics) == ["val/recall", "val/top1"]
+    assert sorted(metric.key for metric in model.metrics) == ["val/balanced_accuracy", "val/top1"]
     assert (Path(model.artifact_location.removeprefix("file://")) / "MLmodel").exists()
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert version.run_id == run_id
@@ -106,14 +107,14 @@ def test_the_score_of_the_run_decides(store: tuple[Server, Any], deliver: Callab
     """The one with more recall takes the crown from one of more top-1, where recall is what a run is after."""
 
     def scored(top1: float, recall: float, score: str) -> dict[str, Any]:
-        metrics = {"val/top1": top1, "val/recall": recall}
+        metrics = {"val/top1": top1, "val/balanced_accuracy": recall}
         return {**told(0), "metrics": metrics, "score": score, "value": metrics[score]}
 
     deliver(scored(0.9, 0.3, "val/top1"))
-    said = deliver(scored(0.5, 0.4, "val/recall"))
-    assert "version 2 is the new champion (val/recall 0.4000 against 0.3000 of version 1)" in said
-    said = deliver(scored(0.6, 0.9, "val/recall"))
-    assert "version 3 is the new champion (val/recall 0.9000 against 0.4000 of version 2)" in said
+    said = deliver(scored(0.5, 0.4, "val/balanced_accuracy"))
+    assert "version 2 is the new champion (val/balanced_accuracy 0.4000 against 0.3000 of version 1)" in said
+    said = deliver(scored(0.6, 0.9, "val/balanced_accuracy"))
+    assert "version 3 is the new champion (val/balanced_accuracy 0.9000 against 0.4000 of version 2)" in said
     said = deliver(scored(0.6, 1.0, "val/top1"))
     assert "the champion stays (val/top1 0.6000 against 0.6000 of version 3)" in said
     assert champion(store[1]) == 3
@@ -183,7 +184,7 @@ def test_a_version_says_where_it_comes_from(store: tuple[Server, Any], deliver: 
     _, client = store
     deliver(told(0.5))
     (version,) = client.search_model_versions("name = 'crown'")
-    assert version.tags == {"val/top1": "0.5", "val/recall": "0.5", "runner.manifest": "m"}
+    assert version.tags == {"val/top1": "0.5", "val/balanced_accuracy": "0.5", "runner.manifest": "m"}
     assert f"Best checkpoint of run {version.run_id}" in version.description
 
 
@@ -205,11 +206,11 @@ def test_a_broken_delivery_is_done_once(
     refusals = 0
     for _ in range(3):
         try:
-            registry.deliver(away, run_id, tiny, told(0.5), tmp_path / "lock")  # type: ignore[arg-type]
+            model_registry.deliver(away, run_id, tiny, told(0.5), tmp_path / "lock")  # type: ignore[arg-type]
         except ConnectionError:
             refusals += 1
     assert refusals in (1, 2), "a step whose work was done is not asked for again"
-    said = registry.deliver(client, run_id, tiny, told(0.5), tmp_path / "lock")
+    said = model_registry.deliver(client, run_id, tiny, told(0.5), tmp_path / "lock")
     assert "version 1 is the champion" in said
     once(client, run_id)
 
@@ -358,18 +359,20 @@ def test_a_run_that_fails_registers_none(
 
     monkeypatch.setattr(run, "_log_result", full)
     with pytest.raises(OSError, match="No space"):
-        train(make("--fit.epochs", "1", "--views.train", "clean", "--tracking.model", "true"))
+        train(make("--train.epochs", "1", "--augment.views", "clean", "--tracking.model", "true"))
     assert trackers[0].models == []
 
 
 def test_a_finished_run_hands_over_one_model(
     make: Make, train: Callable[..., tuple[run.Result, Recorder]]
 ) -> None:
-    more = ("--fit.epochs", "1", "--views.train", "clean", "--tracking.gallery", "0")
-    result, tracker = train(make(*more, "--fit.best", "recall", "--name", "a:b", "--tracking.model", "true"))
+    more = ("--train.epochs", "1", "--augment.views", "clean", "--tracking.gallery", "0")
+    result, tracker = train(
+        make(*more, "--train.best", "recall", "--name", "a:b", "--tracking.model", "true")
+    )
     (about,) = tracker.models
     assert about["name"] == "a-b"
-    assert (about["score"], about["value"]) == ("val/recall", result.best_epoch.val.recall)
+    assert (about["score"], about["value"]) == ("val/balanced_accuracy", result.best_epoch.val.recall)
     assert about["step"] == result.best_epoch.number
     assert train(make(*more, "--tracking.model", "false"))[1].models == []
 

@@ -18,12 +18,13 @@ import torchvision
 from conftest import COLOURS, draw
 from safetensors.torch import save_file
 
-from runner import cli, reproduce, train
-from runner.errors import guarded
-from runner.manifest import Entry, Manifest
-from runner.reproduce import difference
-from runner.reproduction import Change, Difference, changes, compare
-from runner.server import server
+from runner import train
+from runner.cli import main, reproduce
+from runner.cli.reproduce import difference
+from runner.data.manifest import Entry, Manifest
+from runner.evaluation.reproduction import Change, Difference, changes, compare
+from runner.tracking.mlflow_server import server
+from runner.utils.errors import guarded
 
 Refused = Callable[..., str]
 
@@ -67,10 +68,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
         *("--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
         *("--tracking.system_metrics", "false", "--tracking.model", "false", "--tracking.gallery", "0"),
-        *("--network.arch", "vgg11", "--network.pool", "1", "--network.width", "16"),
-        *("--views.resize", "36", "--views.crop", "32", "--views.train", "clean"),
-        *("--fit.epochs", "2", "--fit.batch_size", "8", "--fit.precision", "no"),
-        *("--features.chunk", "8", "--features.compile", "false"),
+        *("--model.arch", "vgg11", "--model.pool", "1", "--model.width", "16"),
+        *("--augment.resize", "36", "--augment.crop", "32", "--augment.views", "clean"),
+        *("--train.epochs", "2", "--train.batch_size", "8", "--train.precision", "no"),
+        *("--features.batch_size", "8", "--features.compile", "false"),
     ]
     assert guarded(lambda: train.main(words)) == 0
     client = server(str(folder / "mlruns")).connect()
@@ -114,7 +115,7 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
     def run(words: list[str]) -> str:
         capfd.readouterr()
-        assert cli.main(["reproduce", *words]) == 2
+        assert main.main(["reproduce", *words]) == 2
         errors = capfd.readouterr().err
         assert errors.startswith("runner: ")
         assert errors.count("\n") == 1
@@ -129,7 +130,7 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.slow
 def test_a_run_is_reproduced_to_the_last_bit(original: Place) -> None:
     """The whole command, through a real launch: on standard output there is one JSON object and nothing else."""
-    words = [sys.executable, "-m", "runner.cli", "reproduce", *original.words, "--json"]
+    words = [sys.executable, "-m", "runner.cli.main", "reproduce", *original.words, "--json"]
     outcome = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ)
     assert outcome.returncode == 0, outcome.stderr
     assert "epoch   2" in outcome.stderr
@@ -157,7 +158,7 @@ def test_a_figure_that_differs_is_named(
     run_id = place.run.info.run_id
     place.client.log_metric(run_id, "val/loss", 9.5, step=2)
     place.client.log_metric(run_id, "images_per_second", 1, step=2)
-    status = cli.main(["reproduce", *place.words, "--data.root", str(place.images), "-n", "1"])
+    status = main.main(["reproduce", *place.words, "--data.root", str(place.images), "-n", "1"])
     told = capfd.readouterr().out
     assert status == 1
     ((words, processes),) = launched
@@ -177,8 +178,8 @@ def test_other_weights_are_told_of(
 ) -> None:
     features = torchvision.models.vgg11(weights=None).features.state_dict()
     save_file({f"features.{name}": value for name, value in features.items()}, tmp_path / "other.safetensors")
-    words = ["--network.weights", str(tmp_path / "other.safetensors")]
-    assert cli.main(["reproduce", *place.words, *words]) == 1
+    words = ["--model.weights", str(tmp_path / "other.safetensors")]
+    assert main.main(["reproduce", *place.words, *words]) == 1
     told = capfd.readouterr().out
     assert "differs: " in told
     assert "the frozen weights are not the run's" in told
@@ -188,7 +189,7 @@ def test_a_training_that_fails_has_its_own_status(
     place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reproduce, "launch", lambda *_: 143)
-    assert cli.main(["reproduce", *place.words, "--json"]) == 143
+    assert main.main(["reproduce", *place.words, "--json"]) == 143
     assert capfd.readouterr().out == ""
 
 
@@ -196,7 +197,7 @@ def test_records_that_are_late_are_not_compared(
     place: Place, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(reproduce, "launch", lambda *_: 0)
-    assert cli.main(["reproduce", *place.words]) == 2
+    assert main.main(["reproduce", *place.words]) == 2
     assert "have not all reached MLflow" in capfd.readouterr().err
 
 
@@ -207,7 +208,7 @@ def test_a_run_is_launched_on_as_many_processes_as_it_had(
     monkeypatch.setattr(reproduce, "launch", lambda _script, _words, processes: heard.append(processes) or 7)
     monkeypatch.setattr(reproduce, "_environment", lambda *_: {"processes": 3})
     for words in ([], ["-n", "2"]):
-        assert cli.main(["reproduce", *place.words, *words]) == 7
+        assert main.main(["reproduce", *place.words, *words]) == 7
     assert heard == [3, 2]
 
 
@@ -248,7 +249,7 @@ def test_a_store_without_records_is_refused(tmp_path: Path, refused: Refused) ->
 
 
 def test_missing_weights_are_refused(place: Place, refused: Refused) -> None:
-    assert "/no/weights.pth" in refused([*place.words, "--network.weights", "/no/weights.pth"])
+    assert "/no/weights.pth" in refused([*place.words, "--model.weights", "/no/weights.pth"])
 
 
 @pytest.mark.parametrize("words", [["-n", "0"], ["--jason"], ["--data.rot", "x"], ["second"]], ids=" ".join)

@@ -15,24 +15,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import runner.fit
 import torch
 from accelerate import Accelerator
 from helpers import QUIET, Make, Recorder, rows_and_labels, small_network
 from interrupting import Fitted, Stop, part_of_a_fit, plain
 from torch import Tensor
 
-import runner.fit
-from runner import run, snapshot, unfinished
-from runner.errors import Diverged, Interrupted, UserError
-from runner.experiment import Checkpoints, as_tree
-from runner.keeping import Keeping
-from runner.network import Network
-from runner.resuming import Start
-from runner.snapshot import Snapshot
+from runner.config.schema import Checkpoints, as_tree
+from runner.models.network import Network
+from runner.tracking import interrupted_runs
+from runner.training import run, snapshot
+from runner.training.resume import Start
+from runner.training.snapshot import Snapshot
+from runner.training.snapshot_policy import Keeping
+from runner.utils.errors import Diverged, Interrupted, UserError
 
 EPOCHS, BATCHES = 3, 3
 """Of a small fit: batches of 8, 8 and 4."""
-BASE = ("--fit.epochs", str(EPOCHS), "--fit.batch_size", "8", "--optim.lr", "0.01")
+BASE = ("--train.epochs", str(EPOCHS), "--train.batch_size", "8", "--optim.lr", "0.01")
 PLACES = [
     *(Stop("train", number) for number in range(1, EPOCHS * BATCHES + 1)),
     *(Stop(where, number) for where in ("val", "epoch") for number in range(1, EPOCHS + 1)),
@@ -41,19 +42,19 @@ PLACES = [
 FITS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "adam, report": (["--schedule.kind", "report", "--schedule.reductions", "9"], {}),
     "adamw, cosine, clipped": (
-        [*("--optim.name", "adamw", "--schedule.kind", "cosine"), *("--fit.clip", "0.5")],
+        [*("--optim.name", "adamw", "--schedule.kind", "cosine"), *("--train.clip", "0.5")],
         {},
     ),
     "sgd, onecycle": (["--optim.name", "sgd", "--schedule.kind", "onecycle"], {}),
     "sgd, constant, weighted, balanced": (
         [
-            *("--optim.name", "sgd", "--schedule.kind", "constant", "--fit.class_weights", "true"),
-            *("--fit.sampling", "balanced", "--fit.label_smoothing", "0.1"),
+            *("--optim.name", "sgd", "--schedule.kind", "constant", "--train.class_weights", "true"),
+            *("--train.sampling", "balanced", "--train.label_smoothing", "0.1"),
         ],
         {},
     ),
-    "accumulated, groups": (["--fit.accumulate", "2", "--optim.groups", '{"classifier.4": 0.001}'], {}),
-    "report head, skipping": (["--fit.nonfinite", "skip"], {"head": "report"}),
+    "accumulated, groups": (["--train.accumulate", "2", "--optim.groups", '{"classifier.4": 0.001}'], {}),
+    "report head, skipping": (["--train.nonfinite", "skip"], {"head": "report"}),
     "stops early": (["--schedule.kind", "report", "--schedule.reductions", "1"], {}),
 }
 
@@ -151,7 +152,7 @@ def test_goes_on_from_every_place(
 def test_a_network_that_trains_as_a_whole_goes_on(
     make: Make, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    again = again_of(make, accelerator, images(), ["--fit.epochs", "2"], {"trainable": "all"})
+    again = again_of(make, accelerator, images(), ["--train.epochs", "2"], {"trainable": "all"})
     whole = again()
     for number, stop in enumerate([Stop("train", 1), Stop("val", 1), Stop("epoch", 1), Stop("train", 4)]):
         folder = tmp_path / str(number)
@@ -172,7 +173,7 @@ def test_goes_on_after_every_step(again: Again, tmp_path: Path) -> None:
 def test_goes_on_after_an_unreadable_image(
     again: Again, tmp_path: Path, accumulate: int, number: int
 ) -> None:
-    words = ("--fit.accumulate", str(accumulate))
+    words = ("--train.accumulate", str(accumulate))
     every = Checkpoints(minutes=0)
     stopped = again(*words, folder=tmp_path, stop=Stop("train", number, "error"), settings=every)
     assert isinstance(stopped.raised, UserError)
@@ -230,7 +231,7 @@ def test_time_decides_which_snapshots_there_are(
 ) -> None:
     """Each look at the clock takes a second; a snapshot is taken ten seconds and more after the last one."""
     clock, taken = iter(range(10**6)), []
-    monkeypatch.setattr("runner.keeping.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("runner.training.snapshot_policy.time.monotonic", lambda: float(next(clock)))
     keep = Keeping.keep
 
     def noted(self: Keeping, kept: Snapshot) -> None:
@@ -238,7 +239,7 @@ def test_time_decides_which_snapshots_there_are(
         taken.append((kept.epoch, kept.batch, self._wait))
 
     monkeypatch.setattr(Keeping, "keep", noted)
-    again("--fit.epochs", "60", folder=tmp_path, settings=Checkpoints())
+    again("--train.epochs", "60", folder=tmp_path, settings=Checkpoints())
     assert 2 < len(taken) < 60 * BATCHES / 2
     assert all(wait >= 100 for _, _, wait in taken), "a second and more each: a hundredth of the time"
 
@@ -303,7 +304,7 @@ def test_a_damaged_snapshot_takes_nobodys_place(again: Again, tmp_path: Path, ke
 
 
 def test_every_byte_counts(again: Again, tmp_path: Path) -> None:
-    again("--fit.epochs", "1", folder=tmp_path)
+    again("--train.epochs", "1", folder=tmp_path)
     (path,) = snapshot.paths(tmp_path)
     whole = path.read_bytes()
     for place in [*range(60), *range(60, len(whole), len(whole) // 200)]:
@@ -317,7 +318,7 @@ def test_every_byte_counts(again: Again, tmp_path: Path) -> None:
 
 
 def test_a_snapshot_of_another_version_is_refused_in_a_sentence(again: Again, tmp_path: Path) -> None:
-    again("--fit.epochs", "1", folder=tmp_path)
+    again("--train.epochs", "1", folder=tmp_path)
     kept, _ = snapshot.newest(tmp_path)
     assert kept is not None
     for name in ("optimizer", "rule", "shares", "history", "seconds", "over", "skipped"):
@@ -331,7 +332,7 @@ def test_a_snapshot_of_another_version_is_refused_in_a_sentence(again: Again, tm
 def test_other_layers_are_refused(
     make: Make, accelerator: Accelerator, data: tuple[list[Tensor], list[int]], again: Again, tmp_path: Path
 ) -> None:
-    again("--fit.epochs", "1", folder=tmp_path)
+    again("--train.epochs", "1", folder=tmp_path)
     other = again_of(make, accelerator, data, [], {"width": 8})(folder=tmp_path)
     assert isinstance(other.raised, UserError)
     assert "layers that train" in str(other.raised)
@@ -381,7 +382,7 @@ def test_a_loss_that_is_no_number_is_found_at_its_step(
     tmp_path: Path,
     value: float,
 ) -> None:
-    from runner.trainer import epoch_batches
+    from runner.training.step import epoch_batches
 
     order = list(epoch_batches(torch.tensor(data[1]), 8, "shuffled", 0, 0))
     bad = int(order[1][0])
@@ -399,7 +400,7 @@ def test_an_epoch_of_which_nothing_is_left_is_no_epoch(
     make: Make, accelerator: Accelerator, data: tuple[list[Tensor], list[int]]
 ) -> None:
     values = [torch.full_like(each, math.nan) for each in data[0]]
-    stopped = again_of(make, accelerator, (values, data[1]), ["--fit.nonfinite", "skip"], {})()
+    stopped = again_of(make, accelerator, (values, data[1]), ["--train.nonfinite", "skip"], {})()
     assert isinstance(stopped.raised, Diverged)
     assert "Every step of epoch 1 was left out" in str(stopped.raised)
 
@@ -408,7 +409,7 @@ def test_steps_that_are_no_numbers_can_be_left_out(
     make: Make, accelerator: Accelerator, data: tuple[list[Tensor], list[int]], tmp_path: Path
 ) -> None:
     values = poisoned(data, 3, math.nan)
-    words = ["--fit.nonfinite", "skip"]
+    words = ["--train.nonfinite", "skip"]
     again = again_of(make, accelerator, ([data[0][1], values[0]], data[1]), words, {})
 
     whole = again()
@@ -429,7 +430,7 @@ def test_steps_that_are_no_numbers_can_be_left_out(
 def test_a_run_goes_on_to_the_same_result(
     make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.figures.curves", lambda *_: None)
+    monkeypatch.setattr("runner.training.curves.curves", lambda *_: None)
     experiment = make("--tracking.gallery", "2", "--checkpoints.minutes", "0")
     first = Recorder(tmp_path / "whole")
     whole = run.train(experiment, accelerator, first, QUIET)
@@ -484,12 +485,12 @@ def test_want_of_memory_is_told_in_a_sentence(
     want: Callable[[], object],
     said: str,
 ) -> None:
-    monkeypatch.setattr("runner.trainer.Trainer._part", lambda *_: want())
+    monkeypatch.setattr("runner.training.step.Trainer._part", lambda *_: want())
     with pytest.raises(UserError) as told:
         run.train(make(), accelerator, Recorder(tmp_path / "records"), QUIET)
     assert said in str(told.value)
-    assert "lower fit.batch_size (8)" in str(told.value)
-    assert "fit.accumulate (1)" in str(told.value)
+    assert "lower train.batch_size (8)" in str(told.value)
+    assert "train.accumulate (1)" in str(told.value)
 
 
 def test_another_fault_stays_what_it_is(
@@ -498,7 +499,7 @@ def test_another_fault_stays_what_it_is(
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr("runner.trainer.Trainer._part", fail)
+    monkeypatch.setattr("runner.training.step.Trainer._part", fail)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run.train(make(), accelerator, Recorder(tmp_path / "records"), QUIET)
 
@@ -527,20 +528,20 @@ def test_a_branch_takes_its_own_learning_rate(again: Again, tmp_path: Path, kind
 
 
 def test_what_a_run_was_asked_for_is_compared(make: Make, tmp_path: Path) -> None:
-    from runner.journal import Journal, me
+    from runner.tracking.journal import Journal, me
 
-    tree = as_tree(make("--network.width", "16"))
+    tree = as_tree(make("--model.width", "16"))
     journal = Journal.create(tmp_path, me("sqlite:///x", "0" * 32))
-    known = unfinished.Unfinished(journal, "small", tree, {}, False, "", 1)
-    assert unfinished.differences(known, tree) == []
+    known = interrupted_runs.Unfinished(journal, "small", tree, {}, False, "", 1)
+    assert interrupted_runs.differences(known, tree) == []
     harmless = make(
         *("--data.workers", "1", "--cache", str(tmp_path / "other"), "--checkpoints.minutes", "3"),
         *("--features.store", "false", "--features.memory", "1", "--tracking.gallery", "3"),
     )
-    assert unfinished.differences(known, as_tree(harmless)) == []
-    other = make("--optim.lr", "0.5", "--fit.epochs", "7", "--seed.split", "3")
-    assert sorted(unfinished.differences(known, as_tree(other))) == [
-        "fit.epochs is 7, was 3",
+    assert interrupted_runs.differences(known, as_tree(harmless)) == []
+    other = make("--optim.lr", "0.5", "--train.epochs", "7", "--seed.split", "3")
+    assert sorted(interrupted_runs.differences(known, as_tree(other))) == [
+        "train.epochs is 7, was 3",
         "optim.lr is 0.5, was 0.003",
         "seed.split is 3, was 0",
     ]

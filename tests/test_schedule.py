@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from runner import schedule
-from runner.experiment import Optim, Schedule
-from runner.trainer import build_optimizer
+from runner.config.schema import Optim, Schedule
+from runner.training import lr_schedule
+from runner.training.step import build_optimizer
 
 
 class TestReportRule:
@@ -30,7 +30,7 @@ class TestReportRule:
     ) -> tuple[list[float], int | None]:
         """The learning rate after each epoch, and the epoch at which training stops."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
-        rule = schedule.build(Schedule("report", factor, reductions), optimizer, 100)
+        rule = lr_schedule.build(Schedule("report", factor, reductions), optimizer, 100)
         rates = []
         for epoch, count in enumerate(hits):
             rule.stepped()
@@ -82,14 +82,14 @@ class TestReportRule:
     def test_every_group_is_divided(self) -> None:
         network = small_network(trainable="features.16")
         optimizer = build_optimizer(Optim("sgd", lr=0.1, groups={"features": 0.01}), network)
-        rule = schedule.build(Schedule("report"), optimizer, 10)
+        rule = lr_schedule.build(Schedule("report"), optimizer, 10)
         rule.validated(5)
         rule.validated(4)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
 
     def test_in_the_loop(self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
         scripted(monkeypatch, [0.5, 0.4, 0.4, 0.6, 0.5, 0.5, 0.4, 0.9])
-        experiment = make("--schedule.kind", "report", "--fit.epochs", "8", "--optim.lr", "0.01")
+        experiment = make("--schedule.kind", "report", "--train.epochs", "8", "--optim.lr", "0.01")
         history, _ = learn(experiment, small_network(), accelerator)
         assert [epoch.lr for epoch in history] == pytest.approx(
             [0.01, 0.01, 0.002, 0.002, 0.002, 0.0004, 0.0004]
@@ -102,7 +102,7 @@ class TestOtherSchedules:
     def rates(self, kind: str, steps: int = 20, lr: float = 0.1) -> list[float]:
         """The learning rate of each step, and the one behind the last."""
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
-        rule = schedule.build(Schedule(kind), optimizer, steps)  # type: ignore[arg-type]
+        rule = lr_schedule.build(Schedule(kind), optimizer, steps)  # type: ignore[arg-type]
         rates = []
         for step in range(steps):
             rates.append(optimizer.param_groups[0]["lr"])
@@ -134,7 +134,7 @@ class TestOtherSchedules:
     ) -> None:
         scripted(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.5])
         experiment = make(
-            "--schedule.kind", kind, "--fit.epochs", "5", "--optim.lr", "0.01", "--fit.batch_size", "6"
+            "--schedule.kind", kind, "--train.epochs", "5", "--optim.lr", "0.01", "--train.batch_size", "6"
         )
         history, _ = learn(experiment, small_network(), accelerator)
         steps_an_epoch = 4
@@ -144,7 +144,7 @@ class TestOtherSchedules:
 
     def test_sgd_keeps_its_momentum_under_onecycle(self) -> None:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1, momentum=0.7)
-        rule = schedule.build(Schedule("onecycle"), optimizer, 10)
+        rule = lr_schedule.build(Schedule("onecycle"), optimizer, 10)
         optimizer.step()
         rule.stepped()
         assert optimizer.param_groups[0]["momentum"] == 0.7

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics
 
-from runner import scores
-from runner.scores import Scores
+from runner.evaluation import metrics as scores
+from runner.evaluation.metrics import Scores
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true"),
@@ -145,7 +145,7 @@ class TestCount:
             "val/loss": ours.loss,
             "val/top1": 0.75,
             "val/top5": 1.0,
-            "val/recall": 0.75,
+            "val/balanced_accuracy": 0.75,
         }
         assert Scores(**ours.as_dict()) == ours
 

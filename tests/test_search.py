@@ -21,20 +21,22 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from test_commands import ROOT, client_of, command, environment, one_sentence, runs_of
 
-from runner import cli, search, settings, storage
-from runner.experiment import as_tree, flatten
-from runner.features import Features
-from runner.plan import Plan
-from runner.prepared import Prepared
-from runner.records import Records
-from runner.server import server
-from runner.space import Dimension, Space
-from runner.study import Study
-from runner.study_runs import close_parent, open_parent
+from runner.cli import main
+from runner.config import parser
+from runner.config.schema import as_tree, flatten
+from runner.features.cache import Features
+from runner.study import options, storage
+from runner.study.mlflow_run import close_parent, open_parent
+from runner.study.plan import Plan
+from runner.study.space import Dimension, Space
+from runner.study.study import Study
+from runner.tracking.mlflow_server import server
+from runner.tracking.sessions import Records
+from runner.training.setup import Prepared
 
 SPACE = "optim.lr: {low: 1e-4, high: 0.1, log: true}\nnetwork.dropout: {low: 0.0, high: 0.8}\n"
-NAMES = ("optim.lr", "network.dropout")
-LONG = ("--fit.epochs", "100", "--pruner", "none", "--confirm", "0")
+NAMES = ("optim.lr", "model.dropout")
+LONG = ("--train.epochs", "100", "--pruner", "none", "--confirm", "0")
 """Of studies that are disturbed: a trial takes a second or two, and nothing is left out."""
 PATIENCE = 200
 """Seconds that a command may take on a busy machine."""
@@ -66,18 +68,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             *("--study", "some", "--space", str(shared / "space.yaml")),
             *("--name", "small", "--data.kind", "folder", "--data.root", str(shared / "pictures")),
             *("--cache", str(shared / "cache"), "--tracking.root", str(folder / "mlruns")),
-            *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
+            *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
             *(
-                "--network.width",
+                "--model.width",
                 "16",
-                "--views.resize",
+                "--augment.resize",
                 "32",
-                "--views.crop",
+                "--augment.crop",
                 "32",
-                "--views.train",
+                "--augment.views",
                 "clean",
             ),
-            *("--fit.epochs", "2", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+            *(
+                "--train.epochs",
+                "2",
+                "--train.batch_size",
+                "8",
+                "--train.precision",
+                "no",
+                "--features.batch_size",
+                "8",
+            ),
             *("--features.compile", "false", "--optim.lr", "0.0001"),  # a baseline that can be beaten
             *("--tracking.model", "false", "--tracking.gallery", "0"),
         ]
@@ -93,7 +104,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def searching(words: list[str]) -> list[str]:
-    return [sys.executable, "-m", "runner.cli", "search", *words]
+    return [sys.executable, "-m", "runner.cli.main", "search", *words]
 
 
 def begun(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -208,8 +219,8 @@ def test_a_study_is_one_run_with_its_trials_beneath(finished: Finished) -> None:
 def test_a_trials_run_holds_what_the_study_does(finished: Finished) -> None:
     folder, words, _ = finished
     client = client_of(folder)
-    options, rest = search.parse(words)
-    baseline = flatten(as_tree(settings.parse(rest)[0]))
+    asked, rest = options.parse(words)
+    baseline = flatten(as_tree(parser.parse(rest)[0]))
     trials = trials_of(folder)
     _, children = family(folder)
     runs = {int(run.data.tags["runner.trial"]): run for run in children if "runner.trial" in run.data.tags}
@@ -229,8 +240,8 @@ def test_a_trials_run_holds_what_the_study_does(finished: Finished) -> None:
         assert not [name for name in run.data.metrics if name.startswith("test/")]
         if trial.number:
             assert f"lr={trial.params['optim.lr']:.3g}" in run.info.run_name
-            assert f"dropout={trial.params['network.dropout']:.3g}" in run.info.run_name
-    assert options.trials == len(trials) == 4
+            assert f"dropout={trial.params['model.dropout']:.3g}" in run.info.run_name
+    assert asked.trials == len(trials) == 4
 
 
 def test_only_the_best_so_far_keep_checkpoints(finished: Finished) -> None:
@@ -277,15 +288,15 @@ def test_a_studys_run_holds_its_report(finished: Finished, tmp_path: Path) -> No
     assert metrics["confirm/test/top1/difference"] == pytest.approx(
         metrics["confirm/test/top1/best"] - metrics["confirm/test/top1/baseline"]
     )
-    baseline = settings.parse(search.parse(words)[1])[0]
-    assert settings.read(fetched("baseline.yaml")) == baseline
+    baseline = parser.parse(options.parse(words)[1])[0]
+    assert parser.read(fetched("baseline.yaml")) == baseline
 
 
 def test_the_best_experiment_can_be_trained(finished: Finished) -> None:
     folder, words, _ = finished
     best = max(trials_of(folder), key=lambda each: (each.value, -each.number))
-    found = flatten(as_tree(settings.read(folder / "mlruns" / "studies" / "some" / "best.yaml")))
-    wanted = flatten(as_tree(settings.parse(search.parse(words)[1])[0]))
+    found = flatten(as_tree(parser.read(folder / "mlruns" / "studies" / "some" / "best.yaml")))
+    wanted = flatten(as_tree(parser.parse(options.parse(words)[1])[0]))
     assert found == {**wanted, **best.params}
 
 
@@ -309,10 +320,10 @@ def watched(
     place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator: Any
 ) -> tuple[Path, list[str], list[Prepared]]:
     """Folder of a study whose third trial is pruned; the splits that were read, and what was prepared."""
-    from runner import worker
+    from runner.study import worker
 
     folder = tmp_path_factory.mktemp("watched")
-    experiment = settings.parse(search.parse(place(folder))[1])[0]
+    experiment = parser.parse(options.parse(place(folder))[1])[0]
     space = Space((Dimension("optim.lr", 1e-4, 0.1, log=True),))
     plan = Plan("some", experiment, space, storage.default(folder / "mlruns"), trials=4, sampler="random")
     splits: list[str] = []
@@ -379,9 +390,9 @@ def test_a_report_can_be_written_anew(place: Place, tmp_path: Path, accelerator:
     """A study that was given more trials has another best one."""
     import dataclasses
 
-    from runner.report import finish
+    from runner.study.report import finish
 
-    experiment = settings.parse(search.parse(place(tmp_path))[1])[0]
+    experiment = parser.parse(options.parse(place(tmp_path))[1])[0]
     space = Space((Dimension("optim.lr", 1e-4, 0.1, log=True),))
     one = Plan("some", experiment, space, storage.default(tmp_path / "mlruns"), trials=1, sampler="random")
     records = Records(experiment, accelerator, QUIET)
@@ -507,11 +518,11 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     def spawn(*_: object, **__: object) -> None:
         pytest.fail("a worker was started")
 
-    monkeypatch.setattr("runner.coordinator.Crew._spawn", spawn)
+    monkeypatch.setattr("runner.study.coordinator.Crew._spawn", spawn)
 
     def run(words: list[str]) -> str:
         capfd.readouterr()
-        status = cli.main(["search", *words])
+        status = main.main(["search", *words])
         captured = capfd.readouterr()
         assert status == 2, captured.err
         sentence = one_sentence(captured.err)
@@ -540,7 +551,7 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         (["--pruner", "some"], "some"),
         (["--optim.lrr", "1"], "did you mean 'optim.lr'"),
         (["--optim.lr", "5"], "the baseline's optim.lr is 5"),
-        (["--fit.epochs", "none"], "fit.epochs"),
+        (["--train.epochs", "none"], "train.epochs"),
         (["--repeat", "2"], "--repeat"),
         (["--dry-run"], "--dry-run"),
         (["--data.root", "/no/such/place"], "/no/such/place"),
@@ -563,7 +574,7 @@ def test_a_study_needs_a_name(refused: Callable[..., str]) -> None:
 def test_more_workers_than_gpus_are_refused_before_anything_is_made(
     refused: Callable[..., str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.coordinator.gpu_count", lambda: 1)
+    monkeypatch.setattr("runner.study.coordinator.gpu_count", lambda: 1)
     assert "there are 1 GPU" in refused([*place(tmp_path), "--workers", "2"]).replace("is 1", "are 1")
     assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
 

@@ -35,21 +35,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_postgres import address as database  # noqa: F401 (a fixture)
 
-from runner import cli, packing, provenance, train
-from runner.errors import COMMAND, UserError, guarded
-from runner.images import expand
-from runner.journal import Journal, me
-from runner.manifest import build
-from runner.models import _fetched, load_model
+from runner import train
+from runner.cli import main
+from runner.config.parser import parse
+from runner.data.manifest import build
+from runner.models.pretrained import read as read_weights
 from runner.portable.classifier import CHUNK
-from runner.redaction import redacted, without_login
-from runner.server import server
-from runner.settings import parse
-from runner.space import read as read_space
-from runner.study_runs import _check_same_records
-from runner.terminal import Terminal
-from runner.tracker import tracked
-from runner.weights import read as read_weights
+from runner.serving import packaging
+from runner.serving.load import _fetched, load_model
+from runner.study.mlflow_run import _check_same_records
+from runner.study.space import read as read_space
+from runner.tracking.journal import Journal, me
+from runner.tracking.mlflow_server import server
+from runner.tracking.tracker import tracked
+from runner.training import environment as provenance
+from runner.utils.console import Terminal
+from runner.utils.errors import COMMAND, UserError, guarded
+from runner.utils.image_paths import expand
+from runner.utils.redaction import redacted, without_login
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
@@ -185,7 +188,7 @@ def test_the_search_for_such_lines_finds_them(line: str) -> None:
         "yaml.safe_load(text)",
         "YAML(typ='safe', pure=True)",
         "np.load(path, allow_pickle=False)",
-        "importlib.import_module('runner.model')",
+        "importlib.import_module('runner.serving.predictor')",
     ],
 )
 def test_the_search_lets_harmless_lines_be(line: str) -> None:
@@ -209,13 +212,13 @@ def test_code_in_weights_does_not_run(
 ) -> None:
     trace = tmp_path / "it ran"
     path = weights_file(tmp_path, kind, trace)
-    experiment = make("--network.weights", str(path), "--network.normalise", "weights")
-    assert guarded(lambda: read_weights(experiment.network) and None) == 2
+    experiment = make("--model.weights", str(path), "--model.normalize", "weights")
+    assert guarded(lambda: read_weights(experiment.model) and None) == 2
     said = capfd.readouterr().err
     assert said.startswith(f"runner: {path} ")
     assert "was not loaded" in said
     assert said.count("\n") == 1
-    assert cli.main(["predict", str(path), "--model", str(path)]) == 2
+    assert main.main(["predict", str(path), "--model", str(path)]) == 2
     assert "pickled ones are not opened" in capfd.readouterr().err
     assert not trace.exists()
     with pytest.raises(pickle.UnpicklingError):
@@ -253,9 +256,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = small_network().eval()
     transform = {"resize": 36, "crop": 32, "interpolation": "bilinear"}
     use = {"name": "small", "transform": transform, "precision": "no"}
-    told = packing.about(network, use, epoch=1, val={}, run="run", manifest="m")
+    told = packaging.about(network, use, epoch=1, val={}, run="run", manifest="m")
     folder = tmp_path_factory.mktemp("packed") / "model"
-    packing.pack(network, told, torch.zeros(3, 32, 32, dtype=torch.uint8), folder)
+    packaging.pack(network, told, torch.zeros(3, 32, 32, dtype=torch.uint8), folder)
     return folder
 
 
@@ -307,7 +310,7 @@ def test_a_pickled_model_is_refused_and_does_not_run(
     run_id = register(store, folder, "evil")
     for reference in ("evil@1", run_id, "models:/evil/1", str(folder), str(folder / "python_model.pkl")):
         words = ["predict", str(picture), "--model", reference, "--tracking.root", str(store)]
-        assert cli.main(words) == 2, reference
+        assert main.main(words) == 2, reference
         said = capfd.readouterr().err
         assert said.startswith("runner: ")
         assert said.count("\n") == 1
@@ -329,7 +332,7 @@ def test_code_beside_a_model_does_not_run(
     register(store, folder, "both")
     for reference in ("both@1", str(folder)):
         words = ["predict", str(picture), "--model", reference, "--tracking.root", str(store), "--json"]
-        assert cli.main(words) == 0, capfd.readouterr().err
+        assert main.main(words) == 0, capfd.readouterr().err
         assert json.loads(capfd.readouterr().out)[0]["path"] == str(picture)
     assert len(load_model(folder).predict([picture] * (CHUNK + 1))) == CHUNK + 1
     assert not trace.exists()
@@ -380,7 +383,7 @@ except Came:
 """
 
 
-SPACE = "fit.batch_size: [8, 16]\n"
+SPACE = "train.batch_size: [8, 16]\n"
 """A search space that is checked at once."""
 
 
@@ -618,7 +621,7 @@ def test_yaml_makes_no_objects(make: Make, tmp_path: Path, value: str, kind: str
         with pytest.raises(UserError, match="is not a YAML file"):
             parse(["--config", str(path)])
     else:
-        path.write_text(f"fit.batch_size: {value}\n")
+        path.write_text(f"train.batch_size: {value}\n")
         with pytest.raises(UserError):
             read_space(path, make())
     assert not trace.exists()
@@ -649,7 +652,7 @@ def test_an_experiment_imports_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         parse(["--config", str(path)])
     assert "import_path" not in str(stopped.value)
     name, _, value = tree.partition(": ")
-    for word in (f"--{name}={value}", f"--{name}=evil_module.Evil", f"--network.normalise={value}"):
+    for word in (f"--{name}={value}", f"--{name}=evil_module.Evil", f"--model.normalize={value}"):
         with suppress(UserError):
             parse([word])
     assert not trace.exists()
@@ -658,7 +661,7 @@ def test_an_experiment_imports_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_numbers_to_normalise_with_are_still_taken() -> None:
     numbers = json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std})
-    assert parse([f"--network.normalise={numbers}"])[0].network.normalise == NUMBERS
+    assert parse([f"--model.normalize={numbers}"])[0].model.normalize == NUMBERS
 
 
 # The network
@@ -727,7 +730,7 @@ def test_training_calls_nobody(words: list[str], store: Path, ending: str) -> No
         "true",
     ]
     done = subprocess.run(
-        [sys.executable, "-c", QUIET_TRAINING, *whole, "--fit.epochs", "1", ending],
+        [sys.executable, "-c", QUIET_TRAINING, *whole, "--train.epochs", "1", ending],
         capture_output=True,
         text=True,
         cwd=store.parent,
@@ -888,13 +891,13 @@ def test_no_verb_tells_a_password(
     root = ("--tracking.root", str(tmp_path / "mlruns"))
     verbs: dict[str, Callable[[], int]] = {
         "train": lambda: guarded(lambda: train.main(words)),
-        "predict": lambda: cli.main(["predict", str(picture), *root]),
-        "explain": lambda: cli.main(["explain", str(picture), "--out", str(tmp_path / "out"), *root]),
-        "compare": lambda: cli.main(["compare", "aaaa", "bbbb", *root]),
-        "export": lambda: cli.main(["export", "--onnx", str(tmp_path / "x.onnx"), *root]),
-        "reproduce": lambda: cli.main(["reproduce", "latest", *root]),
-        "search": lambda: cli.main(["search", "--study", "s", "--space", str(space), *words]),
-        "ui": lambda: cli.main(["ui", *root]),
+        "predict": lambda: main.main(["predict", str(picture), *root]),
+        "explain": lambda: main.main(["explain", str(picture), "--out", str(tmp_path / "out"), *root]),
+        "compare": lambda: main.main(["compare", "aaaa", "bbbb", *root]),
+        "export": lambda: main.main(["export", "--onnx", str(tmp_path / "x.onnx"), *root]),
+        "reproduce": lambda: main.main(["reproduce", "latest", *root]),
+        "search": lambda: main.main(["search", "--study", "s", "--space", str(space), *words]),
+        "ui": lambda: main.main(["ui", *root]),
     }
     with SERVERS[kind]() as uri:
         logged_in(uri)
@@ -946,7 +949,7 @@ def test_a_token_with_a_line_end_is_not_told(
     with answering(200) as uri:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", f"{SECRET}\nmore")
-        assert cli.main(["predict", str(ROOT / "docs" / "accuracy.png")]) == 2
+        assert main.main(["predict", str(ROOT / "docs" / "accuracy.png")]) == 2
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     assert err.count("\n") == 1
@@ -976,7 +979,7 @@ def test_no_sentence_repeats_a_password(
     (store / "space.yaml").write_text(SPACE)
     space = ["--space", str(store / "space.yaml")] if verb[0] == "search" else []
     more = [*space, *words] if verb[0] in ("search", "train") else ["--tracking.root", str(store)]
-    assert cli.main([*verb, *more]) == 2
+    assert main.main([*verb, *more]) == 2
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     assert err.startswith("runner: ")
@@ -1040,7 +1043,7 @@ def test_an_outage_tells_no_password(
 
     place = server(str(store))
     client = place.connect()
-    monkeypatch.setattr("runner.shipper.LAST_PATIENCE", 0.2)
+    monkeypatch.setattr("runner.tracking.uploader.LAST_PATIENCE", 0.2)
 
     def refuse(*_: object, **__: object) -> None:
         raise MlflowException(f"API request to http://user:{SECRET}@host/api failed with exception x")
@@ -1119,7 +1122,7 @@ def test_a_run_and_a_study_on_a_server_leave_no_password(
     secrets = environment(
         MLFLOW_TRACKING_URI=address.replace("http://", f"http://user:{SECRET}@"),
     )
-    words = [*words, "--fit.epochs", "1", "--tracking.model", "true"]
+    words = [*words, "--train.epochs", "1", "--tracking.model", "true"]
     (tmp_path / "space.yaml").write_text(SPACE)
     space = ["--space", str(tmp_path / "space.yaml")]
     verbs = [
@@ -1131,7 +1134,11 @@ def test_a_run_and_a_study_on_a_server_leave_no_password(
     ]
     for verb in verbs:
         done = subprocess.run(
-            [sys.executable, "-m", "runner.cli", *verb], capture_output=True, text=True, cwd=ROOT, env=secrets
+            [sys.executable, "-m", "runner.cli.main", *verb],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=secrets,
         )
         assert done.returncode == 0, done.stderr
         assert SECRET not in done.stdout + done.stderr, verb
@@ -1155,7 +1162,7 @@ def test_a_study_in_a_database_leaves_no_password(
 
     (tmp_path / "space.yaml").write_text(SPACE)
     study = ["--study", "s", "--space", str(tmp_path / "space.yaml"), "--trials", "2", "--confirm", "1"]
-    command = [sys.executable, "-m", "runner.cli", "search", *words, "--fit.epochs", "1", *study]
+    command = [sys.executable, "-m", "runner.cli.main", "search", *words, "--train.epochs", "1", *study]
     done = subprocess.run(
         [*command, "--storage", database], capture_output=True, text=True, cwd=ROOT, env=environment()
     )
@@ -1183,7 +1190,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     shutil.copy(empty_store, folder / "mlruns" / "mlflow.db")
     words = ["ui", "--tracking.root", str(folder / "mlruns"), "--port", "{port}"]
     hostile = environment(MLFLOW_HOST="0.0.0.0", MLFLOW_DISABLE_TELEMETRY="false")  # noqa: S104 (which must not count)
-    command = [sys.executable, "-m", "runner.cli", *words]
+    command = [sys.executable, "-m", "runner.cli.main", *words]
     with listening(command, "/health", folder / "said.txt", hostile) as address:
         yield "127.0.0.1", int(address.rpartition(":")[2])
 

@@ -18,7 +18,7 @@ from test_models import asked, served
 from test_predict import save_kind, trained
 
 from runner import load_model
-from runner.model import Model
+from runner.serving.predictor import Model
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import runner.experiment
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-import runner.experiment
-from runner.errors import UserError
-from runner.experiment import (
+from runner.config.parser import DEFAULTS, EXPERIMENTS, Options, find_experiment, parse, read
+from runner.config.schema import (
     Data,
     Experiment,
     FeatureSettings,
@@ -32,7 +32,8 @@ from runner.experiment import (
     as_yaml,
     flatten,
 )
-from runner.settings import DEFAULTS, EXPERIMENTS, Options, find_experiment, nearest, parse, read
+from runner.utils.errors import UserError
+from runner.utils.text import nearest
 
 SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
 DIGITS = Data(kind="digits")
@@ -127,7 +128,7 @@ def test_the_defaults_are_the_published_report() -> None:
 def test_an_experiment_cannot_be_changed() -> None:
     experiment = Experiment(data=DIGITS)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        experiment.fit.epochs = 3  # type: ignore[misc]
+        experiment.train.epochs = 3  # type: ignore[misc]
 
 
 def test_without_a_file_the_quickstart_is_meant() -> None:
@@ -158,28 +159,28 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
 def test_overrides_win_over_the_file_wherever_they_stand(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {kind: digits}\nfit: {epochs: 7, batch_size: 5}\n")
     expected = Experiment(data=DIGITS, fit=Fit(epochs=9, batch_size=5))
-    assert parse(["--config", path, "--fit.epochs", "9"])[0] == expected
-    assert parse([f"--config={path}", "--fit.epochs=9"])[0] == expected
+    assert parse(["--config", path, "--train.epochs", "9"])[0] == expected
+    assert parse([f"--config={path}", "--train.epochs=9"])[0] == expected
 
 
 def test_a_later_override_wins() -> None:
-    assert parse(["--fit.epochs", "2", "--fit.epochs", "4"])[0].fit.epochs == 4
+    assert parse(["--train.epochs", "2", "--train.epochs", "4"])[0].train.epochs == 4
 
 
 @pytest.mark.parametrize(
     ("name", "word", "value"),
     [
-        ("views.train", "clean", "clean"),
-        ("views.train", "4", 4),
-        ("views.scale", "[0.5, 0.75]", (0.5, 0.75)),
+        ("augment.views", "clean", "clean"),
+        ("augment.views", "4", 4),
+        ("augment.scale", "[0.5, 0.75]", (0.5, 0.75)),
         ("data.workers", "0", 0),
         ("data.workers", "auto", "auto"),
-        ("network.weights", "null", None),
+        ("model.weights", "null", None),
         ("optim.lr", "1e-3", 0.001),
         ("optim.groups", "{features.24: 1.0e-5}", {"features.24": 1e-5}),
         ("data.follow_links", "true", True),
-        ("seed.fit", "-1", -1),
-        ("features.chunk", "3", 3),
+        ("seed.train", "-1", -1),
+        ("features.batch_size", "3", 3),
     ],
 )
 def test_an_override_has_the_type_of_its_setting(name: str, word: str, value: object) -> None:
@@ -193,8 +194,8 @@ def test_numbers_to_normalise_with_can_be_given(tmp_path: Path) -> None:
     numbers = "{mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6]}"
     expected = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     path = write(tmp_path, f"data: {{kind: digits}}\nnetwork: {{normalise: {numbers}}}\n")
-    assert read(Path(path)).network.normalise == expected
-    assert parse(["--network.normalise", numbers])[0].network.normalise == expected
+    assert read(Path(path)).model.normalize == expected
+    assert parse(["--model.normalize", numbers])[0].model.normalize == expected
 
 
 def test_options_are_no_part_of_the_experiment() -> None:
@@ -268,7 +269,7 @@ def test_an_experiment_written_and_read_back_is_equal(
 
 
 def test_what_is_parsed_can_be_written_as_plain_yaml() -> None:
-    experiment = parse(["--optim.groups", "{features: 0.5}", "--views.train", "3"])[0]
+    experiment = parse(["--optim.groups", "{features: 0.5}", "--augment.views", "3"])[0]
     assert yaml.safe_load(as_yaml(experiment)) == as_tree(experiment)
     assert {type(value) for value in flatten(as_tree(experiment)).values()} <= {
         *(str, int, float, bool, list, dict, type(None))
@@ -281,12 +282,12 @@ def test_what_is_parsed_can_be_written_as_plain_yaml() -> None:
 @pytest.mark.parametrize(
     ("word", "near"),
     [
-        ("--fit.epoch", "fit.epochs"),
-        ("--fitt.epochs", "fit.epochs"),
-        ("--epochs", "fit.epochs"),
+        ("--fit.epoch", "train.epochs"),
+        ("--fitt.epochs", "train.epochs"),
+        ("--epochs", "train.epochs"),
         ("--lr", "optim.lr"),
-        ("--views.rotate", "views.rotation"),
-        ("--network.archh", "network.arch"),
+        ("--views.rotate", "augment.rotation"),
+        ("--network.archh", "model.arch"),
         ("--repeats", "repeat"),
     ],
 )
@@ -299,7 +300,7 @@ def test_an_unknown_setting_names_the_nearest(word: str, near: str) -> None:
 def test_an_unknown_setting_in_a_file_names_the_nearest(tmp_path: Path) -> None:
     sentence = refusal("--config", write(tmp_path, "data: {kind: digits}\nfit:\n  epoch: 3\n"))
     assert "'fit.epoch'" in sentence
-    assert "did you mean 'fit.epochs'?" in sentence
+    assert "did you mean 'train.epochs'?" in sentence
 
 
 def test_an_unknown_group_in_a_file_is_refused(tmp_path: Path) -> None:
@@ -307,28 +308,28 @@ def test_an_unknown_group_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_suggested_where_nothing_is_near() -> None:
-    assert nearest("xyzzy", ["fit.epochs", "optim.lr"]) == ""
+    assert nearest("xyzzy", ["train.epochs", "optim.lr"]) == ""
     assert "did you mean" not in refusal("--xyzzyxyzzy", "3")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("fit.epochs", "many"),
-        ("fit.epochs", "0"),
-        ("fit.epochs", "2.5"),
-        ("fit.precision", "fp8"),
-        ("fit.class_weights", "maybe"),
+        ("train.epochs", "many"),
+        ("train.epochs", "0"),
+        ("train.epochs", "2.5"),
+        ("train.precision", "fp8"),
+        ("train.class_weights", "maybe"),
         ("data.kind", "foldr"),
         ("data.unreadable", "ignore"),
         ("data.workers", "-1"),
-        ("views.train", "0"),
-        ("views.train", "dirty"),
-        ("views.flip", "1.1"),
-        ("views.scale", "0.8"),
-        ("views.scale", "[0.8]"),
-        ("views.brightness", "-0.1"),
-        ("network.arch", "vgg99"),
+        ("augment.views", "0"),
+        ("augment.views", "dirty"),
+        ("augment.flip", "1.1"),
+        ("augment.scale", "0.8"),
+        ("augment.scale", "[0.8]"),
+        ("augment.brightness", "-0.1"),
+        ("model.arch", "vgg99"),
         ("optim.lr", "0"),
         ("optim.lr", "nan"),
         ("optim.momentum", "2"),
@@ -347,13 +348,13 @@ def test_a_value_of_the_wrong_type_or_range_is_refused_by_name(name: str, value:
 @pytest.mark.parametrize(
     ("name", "inside", "outside"),
     [
-        ("network.dropout", "0.99", "1"),
-        ("network.dropout", "0", "-0.1"),
-        ("fit.label_smoothing", "0.1", "1"),
+        ("model.dropout", "0.99", "1"),
+        ("model.dropout", "0", "-0.1"),
+        ("train.label_smoothing", "0.1", "1"),
         ("schedule.factor", "1.01", "1"),
-        ("views.rotation", "180", "181"),
-        ("views.rotation", "0", "-1"),
-        ("views.hue", "0.5", "0.6"),
+        ("augment.rotation", "180", "181"),
+        ("augment.rotation", "0", "-1"),
+        ("augment.hue", "0.5", "0.6"),
     ],
 )
 def test_the_ranges_of_our_own_number_types_hold(name: str, inside: str, outside: str) -> None:
@@ -363,8 +364,10 @@ def test_the_ranges_of_our_own_number_types_hold(name: str, inside: str, outside
 
 
 def test_a_wrong_value_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
-    assert "fit.epochs" in refusal("--config", write(tmp_path, "data: {kind: digits}\nfit: {epochs: many}\n"))
-    assert "network.normalise" in refusal(
+    assert "train.epochs" in refusal(
+        "--config", write(tmp_path, "data: {kind: digits}\nfit: {epochs: many}\n")
+    )
+    assert "model.normalize" in refusal(
         "--config",
         write(tmp_path, "data: {kind: digits}\nnetwork: {normalise: {mean: [0, 0, 0], std: [0, 1, 1]}}\n"),
     )
@@ -375,13 +378,13 @@ def test_a_wrong_value_in_a_file_is_refused_by_name(tmp_path: Path) -> None:
     [
         (("--split.train", "0.6"), ("split.train", "1.1")),
         (("--split.by", "count"), ("split.by=count", "whole")),
-        (("--views.crop", "80"), ("views.crop", "views.resize")),
-        (("--views.crop", "31"), ("views.crop", "32")),
-        (("--views.scale", "[0.9, 0.8]"), ("views.scale",)),
-        (("--views.scale", "[0.9, 1.1]"), ("views.scale",)),
-        (("--views.ratio", "[2, 1]"), ("views.ratio",)),
-        (("--network.normalise", "weights"), ("network.normalise", "network.weights")),
-        (("--fit.accumulate", "65"), ("fit.accumulate", "fit.batch_size")),
+        (("--augment.crop", "80"), ("augment.crop", "augment.resize")),
+        (("--augment.crop", "31"), ("augment.crop", "32")),
+        (("--augment.scale", "[0.9, 0.8]"), ("augment.scale",)),
+        (("--augment.scale", "[0.9, 1.1]"), ("augment.scale",)),
+        (("--augment.ratio", "[2, 1]"), ("augment.ratio",)),
+        (("--model.normalize", "weights"), ("model.normalize", "model.weights")),
+        (("--train.accumulate", "65"), ("train.accumulate", "train.batch_size")),
         (("--data.kind", "folder"), ("data.root",)),
         (("--data.kind", "caltech101"), ("data.root",)),
         (("--name", "a/b"), ("name", "a/b")),
@@ -424,13 +427,13 @@ def test_a_yaml_file_without_groups_of_settings_is_named(tmp_path: Path, text: s
     assert path in refusal("--config", path)
 
 
-@pytest.mark.parametrize("words", [("--config",), ("--config=",), ("--fit.epochs",), ("stray",)])
+@pytest.mark.parametrize("words", [("--config",), ("--config=",), ("--train.epochs",), ("stray",)])
 def test_a_word_that_lacks_its_other_half_is_refused(words: tuple[str, ...]) -> None:
     assert words[0].rstrip("=") in refusal(*words)
 
 
 def test_a_value_too_many_is_refused() -> None:
-    assert "'4'" in refusal("--fit.epochs", "3", "4")
+    assert "'4'" in refusal("--train.epochs", "3", "4")
 
 
 # Help
@@ -448,12 +451,12 @@ def test_help_tells_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None
 def test_print_config_tells_of_every_setting_and_reads_back(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    text = said(capsys, "--fit.epochs", "7", "--print_config")
+    text = said(capsys, "--train.epochs", "7", "--print_config")
     squeezed = "".join(text.replace("#", "").split())
     for name, told in helps().items():
         assert "".join(told.replace("#", "").split()) in squeezed, name
     assert flatten(yaml.safe_load(text)).keys() == helps().keys()
-    assert read(Path(write(tmp_path, text))) == parse(["--fit.epochs", "7"])[0]
+    assert read(Path(write(tmp_path, text))) == parse(["--train.epochs", "7"])[0]
 
 
 @pytest.mark.parametrize(
@@ -461,9 +464,9 @@ def test_print_config_tells_of_every_setting_and_reads_back(
     [
         (["--resume"], "auto", False),
         (["--resume="], "auto", False),
-        (["--resume", "--fit.epochs", "3"], "auto", False),
-        (["--fit.epochs", "3", "--resume"], "auto", False),
-        (["--resume", "abcd", "--fit.epochs", "3"], "abcd", False),
+        (["--resume", "--train.epochs", "3"], "auto", False),
+        (["--train.epochs", "3", "--resume"], "auto", False),
+        (["--resume", "abcd", "--train.epochs", "3"], "abcd", False),
         (["--resume", "abcd", "--branch"], "abcd", True),
         (["--branch", "true", "--resume", "abcd"], "abcd", True),
         (["--branch", "false", "--resume", "abcd"], "abcd", False),
@@ -472,4 +475,4 @@ def test_print_config_tells_of_every_setting_and_reads_back(
 def test_what_is_gone_on_with(words: list[str], resume: str, branch: bool) -> None:
     experiment, options = parse(words)
     assert (options.resume, options.branch) == (resume, branch)
-    assert experiment.fit.epochs == (3 if "3" in words else 30)
+    assert experiment.train.epochs == (3 if "3" in words else 30)

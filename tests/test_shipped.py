@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.launch import take_processes
-from runner.settings import EXPERIMENTS, parse
+from runner.cli.launcher import take_processes
+from runner.config.parser import EXPERIMENTS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -59,7 +59,7 @@ def test_the_quickstart_learns_the_digits(tmp_path: Path) -> None:
 
     def run(*command: str) -> str:
         return subprocess.run(
-            [sys.executable, "-m", "runner.cli", *command],
+            [sys.executable, "-m", "runner.cli.main", *command],
             capture_output=True,
             text=True,
             check=True,

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from runner import settings, space
-from runner.errors import UserError
-from runner.experiment import Experiment, as_tree, flatten
-from runner.plan import Plan
-from runner.samplers import distribution, points
-from runner.space import Dimension, Space, applied, find_space, same
+from runner.config import parser
+from runner.config.schema import Experiment, as_tree, flatten
+from runner.study import space
+from runner.study.plan import Plan
+from runner.study.samplers import distribution, points
+from runner.study.space import Dimension, Space, applied, find_space, same
+from runner.utils.errors import UserError
 
-SHIPPED = sorted(settings.EXPERIMENTS.glob("*.yaml"))
+SHIPPED = sorted(parser.EXPERIMENTS.glob("*.yaml"))
 LR = "optim.lr: {low: 1.0e-4, high: 0.1, log: true}\n"
 NAMES = "optim.name: [adam, adamw, sgd]\n"
 MOMENTUM = "optim.momentum: {low: 0.5, high: 0.99, when: {optim.name: sgd}}\n"
@@ -23,7 +24,7 @@ MOMENTUM = "optim.momentum: {low: 0.5, high: 0.99, when: {optim.name: sgd}}\n"
 
 @pytest.fixture(scope="module")
 def baseline() -> Experiment:
-    return settings.parse(["--config", "quickstart"])[0]
+    return parser.parse(["--config", "quickstart"])[0]
 
 
 def load(folder: Path, text: str, baseline: Experiment, checked: bool = True) -> Space:
@@ -58,7 +59,7 @@ def test_there_are_shipped_experiments_and_spaces() -> None:
     ],
 )
 def test_a_shipped_space_holds_the_experiments_it_is_for(name: str, experiment: str) -> None:
-    given = settings.parse(["--config", experiment])[0]
+    given = parser.parse(["--config", experiment])[0]
     read = space.read(find_space(name), given, checked=True)
     flat = flatten(as_tree(given))
     values = read.pick(flat, lambda each: flat[each.setting])
@@ -91,12 +92,12 @@ def test_a_space_is_found_by_path_and_by_name(tmp_path: Path) -> None:
         ("optim.lrr: [0.1, 0.2]", "did you mean 'optim.lr'"),
         ("lr: [0.1, 0.2]", "did you mean 'optim.lr'"),
         ("optim: [0.1, 0.2]", "no setting"),
-        ("network.dropout: {low: 0.0, high: 1.5}", "network.dropout cannot be 1.5"),
-        ("fit.batch_size: {low: 0, high: 64}", "fit.batch_size cannot be 0"),
+        ("model.dropout: {low: 0.0, high: 1.5}", "model.dropout cannot be 1.5"),
+        ("train.batch_size: {low: 0, high: 64}", "train.batch_size cannot be 0"),
         ("schedule.factor: {low: 1, high: 5}", "schedule.factor cannot be 1"),
         ("optim.name: [adam, sdg]", "'sdg'"),
-        ("fit.batch_size: [64, large]", "'large'"),
-        ("fit.batch_size: [64, 32.5]", "32.5"),
+        ("train.batch_size: [64, large]", "'large'"),
+        ("train.batch_size: [64, 32.5]", "32.5"),
         ("", "is empty"),
         ("{}", "is empty"),
         ("# nothing\n", "is empty"),
@@ -117,19 +118,19 @@ def test_a_space_is_found_by_path_and_by_name(tmp_path: Path) -> None:
         ("optim.lr: {low: 0.001, hihg: 0.1}", "did you mean 'high'"),
         ("optim.lr: {low: 0.001, high: 0.1, step: 0}", "step"),
         ("optim.lr: {low: 0.001, high: 0.1, step: 0.001, log: true}", "step"),
-        ("fit.batch_size: {low: 16, high: 64.5}", "whole numbers"),
-        ("fit.batch_size: {low: 16, high: 64, step: 0.5}", "whole numbers"),
-        ("views.scale: {low: 0.5, high: 1}", "name its categories"),
-        ("network.arch: {low: 11, high: 19}", "name its categories"),
-        ("views.train: {low: 1, high: 4}", "name its categories"),
-        ("fit.class_weights: {low: 0, high: 1}", "name its categories"),
-        ("views.scale: [[0.5, 1.0], [0.9, 1.0]]", "must be one value"),
-        ("fit.batch_size: [64]", "two values or more"),
-        ("fit.batch_size: []", "two values or more"),
-        ("fit.batch_size: {choices: 64}", "two values or more"),
-        ("fit.batch_size: {choices: [32, 64], low: 1}", "both choices and low"),
-        ("fit.batch_size: [64, 32, 64]", "twice"),
-        ("fit.batch_size: [64, 32, 64.0]", "twice"),
+        ("train.batch_size: {low: 16, high: 64.5}", "whole numbers"),
+        ("train.batch_size: {low: 16, high: 64, step: 0.5}", "whole numbers"),
+        ("augment.scale: {low: 0.5, high: 1}", "name its categories"),
+        ("model.arch: {low: 11, high: 19}", "name its categories"),
+        ("augment.views: {low: 1, high: 4}", "name its categories"),
+        ("train.class_weights: {low: 0, high: 1}", "name its categories"),
+        ("augment.scale: [[0.5, 1.0], [0.9, 1.0]]", "must be one value"),
+        ("train.batch_size: [64]", "two values or more"),
+        ("train.batch_size: []", "two values or more"),
+        ("train.batch_size: {choices: 64}", "two values or more"),
+        ("train.batch_size: {choices: [32, 64], low: 1}", "both choices and low"),
+        ("train.batch_size: [64, 32, 64]", "twice"),
+        ("train.batch_size: [64, 32, 64.0]", "twice"),
         ("optim.lr: [0.003, 0.003]", "twice"),
         (LR + LR, "twice"),
     ],
@@ -143,8 +144,8 @@ def test_a_mistake_is_said_in_one_sentence(
 @pytest.mark.parametrize(
     "setting",
     [
-        *("name", "data.root", "data.kind", "split.train", "split.by", "seed.fit", "seed.split", "cache"),
-        *("tracking.root", "tracking.system_metrics", "features.store", "fit.precision", "fit.best"),
+        *("name", "data.root", "data.kind", "split.train", "split.by", "seed.train", "seed.split", "cache"),
+        *("tracking.root", "tracking.system_metrics", "features.store", "train.precision", "train.best"),
     ],
 )
 def test_what_would_change_the_question_is_no_dimension(
@@ -161,8 +162,8 @@ def test_what_would_change_the_question_is_no_dimension(
         (LR + MOMENTUM.replace("optim.name: sgd", "optim.lr: 5"), "which it never is"),
         (MOMENTUM.replace("{optim.name: sgd}", "sgd"), "when must name settings"),
         (
-            "optim.lr: {low: 1.0e-4, high: 0.1, when: {network.dropout: 0.1}}\n"
-            "network.dropout: {low: 0.0, high: 0.5, when: {optim.lr: 0.01}}\n",
+            "optim.lr: {low: 1.0e-4, high: 0.1, when: {model.dropout: 0.1}}\n"
+            "model.dropout: {low: 0.0, high: 0.5, when: {optim.lr: 0.01}}\n",
             "lead back to itself",
         ),
         ("optim.lr: {low: 1.0e-4, high: 0.1, when: {optim.lr: 0.01}}\n", "lead back to itself"),
@@ -176,7 +177,7 @@ def test_a_condition_that_cannot_be_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["optim.lr: {low: 0.01, high: 0.1}", "fit.batch_size: [16, 32]", "optim.name: [adamw, sgd]"],
+    ["optim.lr: {low: 0.01, high: 0.1}", "train.batch_size: [16, 32]", "optim.name: [adamw, sgd]"],
 )
 def test_the_baseline_must_be_inside(text: str, tmp_path: Path, baseline: Experiment) -> None:
     said = refusal(tmp_path, text, baseline)
@@ -185,8 +186,8 @@ def test_the_baseline_must_be_inside(text: str, tmp_path: Path, baseline: Experi
 
 
 def test_a_baseline_between_steps_is_outside(tmp_path: Path, baseline: Experiment) -> None:
-    text = "network.dropout: {low: 0.0, high: 0.4, step: 0.2}"
-    assert "the baseline's network.dropout is 0.1" in refusal(tmp_path, text, baseline)
+    text = "model.dropout: {low: 0.0, high: 0.4, step: 0.2}"
+    assert "the baseline's model.dropout is 0.1" in refusal(tmp_path, text, baseline)
 
 
 # What is read
@@ -201,7 +202,7 @@ def test_numbers_need_no_dot(word: str, tmp_path: Path, baseline: Experiment) ->
 
 
 def test_whole_numbers_stay_whole(tmp_path: Path, baseline: Experiment) -> None:
-    (size,) = load(tmp_path, "fit.batch_size: {low: 16.0, high: 64, step: 16}", baseline).dimensions
+    (size,) = load(tmp_path, "train.batch_size: {low: 16.0, high: 64, step: 16}", baseline).dimensions
     assert size.whole
     assert [type(each) for each in (size.low, size.high, size.step)] == [int, int, int]
     assert points(size) == [16, 32, 48, 64]
@@ -213,14 +214,14 @@ def test_whole_numbers_stay_whole(tmp_path: Path, baseline: Experiment) -> None:
 def test_categories_of_a_whole_number_are_whole(tmp_path: Path, baseline: Experiment) -> None:
     """32.0 images a batch would break the training: it is refused, or read as 32."""
     try:
-        (size,) = load(tmp_path, "fit.batch_size: [32.0, 64]", baseline, checked=False).dimensions
+        (size,) = load(tmp_path, "train.batch_size: [32.0, 64]", baseline, checked=False).dimensions
     except UserError:
         return
     assert [type(each) for each in size.choices] == [int, int]
 
 
 def test_a_setting_may_be_null(tmp_path: Path, baseline: Experiment) -> None:
-    weights = "network.weights: [null, VGG16_Weights.IMAGENET1K_V1]"
+    weights = "model.weights: [null, VGG16_Weights.IMAGENET1K_V1]"
     (found,) = load(tmp_path, weights, baseline, checked=False).dimensions
     assert found.choices == (None, "VGG16_Weights.IMAGENET1K_V1")
 
@@ -252,7 +253,7 @@ def test_a_condition_may_be_on_what_is_not_searched(tmp_path: Path, baseline: Ex
 
 def test_a_condition_hangs_on_what_was_picked(tmp_path: Path, baseline: Experiment) -> None:
     """The baseline's value of a setting that is searched, but not in this trial, counts for nothing."""
-    text = NAMES + MOMENTUM + "fit.clip: {low: 0, high: 1, when: {optim.momentum: 0.9}}\n"
+    text = NAMES + MOMENTUM + "train.clip: {low: 0, high: 1, when: {optim.momentum: 0.9}}\n"
     read = load(tmp_path, text, baseline)
     flat = flatten(as_tree(baseline))
     assert flat["optim.momentum"] == 0.9
@@ -271,23 +272,23 @@ def test_a_condition_may_name_several_values(tmp_path: Path, baseline: Experimen
 
 def test_values_are_applied_to_the_bit(baseline: Experiment) -> None:
     lr, dropout = math.nextafter(0.1, 1), 1 / 3
-    changed = applied(baseline, {"optim.lr": lr, "network.dropout": dropout, "fit.batch_size": 17})
+    changed = applied(baseline, {"optim.lr": lr, "model.dropout": dropout, "train.batch_size": 17})
     assert changed.optim.lr.hex() == lr.hex()
-    assert changed.network.dropout.hex() == dropout.hex()
+    assert changed.model.dropout.hex() == dropout.hex()
     was, now = flatten(as_tree(baseline)), flatten(as_tree(changed))
     assert {name for name in was if was[name] != now[name]} == {
-        *("optim.lr", "network.dropout", "fit.batch_size")
+        *("optim.lr", "model.dropout", "train.batch_size")
     }
     assert applied(baseline, {}) == baseline
-    assert settings.parse(["--config", "quickstart"])[0] == baseline, "it is left alone"
+    assert parser.parse(["--config", "quickstart"])[0] == baseline, "it is left alone"
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"views.crop": 224}, "views.crop"),
-        ({"fit.accumulate": 65}, "fit.accumulate"),
-        ({"network.normalise": "weights"}, "network.weights"),
+        ({"augment.crop": 224}, "augment.crop"),
+        ({"train.accumulate": 65}, "train.accumulate"),
+        ({"model.normalize": "weights"}, "model.weights"),
         ({"optim.lr": math.inf}, "finite"),
     ],
 )
@@ -299,7 +300,7 @@ def test_a_combination_that_cannot_work_is_refused(
 
 
 def test_only_the_combination_counts(baseline: Experiment) -> None:
-    assert applied(baseline, {"views.crop": 224, "views.resize": 224}).views.crop == 224
+    assert applied(baseline, {"augment.crop": 224, "augment.resize": 224}).augment.crop == 224
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from runner import store as store_module
-from runner import stores
-from runner.cli import main
-from runner.errors import UserError, sentence
-from runner.store import Store, Writer
-from runner.terminal import Terminal
+from runner.cli.main import main
+from runner.features import eviction
+from runner.features import shard_store as store_module
+from runner.features.shard_store import Store, Writer
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError, sentence
 
 QUIET = Terminal(speaks=False)
 HOLDER = """
@@ -204,7 +204,7 @@ class TestWriting:
             aside.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("runner.store.write", break_off)
+        monkeypatch.setattr("runner.features.shard_store.write", break_off)
         with pytest.raises(OSError, match="No space left"), Writer(store) as writer:
             writer.add(["a"], torch.ones(1, 4))
         assert sorted(path.name for path in store.folder.iterdir()) == ["in-use", "recipe.json"]
@@ -290,12 +290,12 @@ class TestAllStores:
         return made
 
     def names(self, root: Path) -> list[str]:
-        return [store.about["layer"] for store in stores.stores(root / "features")]
+        return [store.about["layer"] for store in eviction.stores(root / "features")]
 
     def test_longest_unused_goes_first(
         self, three: list[Store], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        stores.make_room(tmp_path / "features", 5000, 14_500, Terminal())
+        eviction.make_room(tmp_path / "features", 5000, 14_500, Terminal())
         assert self.names(tmp_path) == ["new", "middle"]
         said = capsys.readouterr().out
         assert three[0].folder.name[:10] in said
@@ -305,24 +305,24 @@ class TestAllStores:
         user = Store(tmp_path / "features", {"name": "old"})
         user.refresh()
         os.utime(user.folder / "recipe.json", (0, 0))
-        stores.make_room(tmp_path / "features", 5000, 14_500, QUIET)
+        eviction.make_room(tmp_path / "features", 5000, 14_500, QUIET)
         assert self.names(tmp_path) == ["new", "old"]
         user.release()
 
     def test_what_does_not_fit_is_refused(
         self, three: list[Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        stores.make_room(tmp_path / "features", 0, 1, QUIET)
+        eviction.make_room(tmp_path / "features", 0, 1, QUIET)
         assert len(self.names(tmp_path)) == 3
         with pytest.raises(UserError, match=r"features need 4\.9 KiB .*features\.cap is 1 B"):
-            stores.make_room(tmp_path / "features", 5000, 1, QUIET)
-        monkeypatch.setattr("runner.stores.free_bytes", lambda _: 100)
+            eviction.make_room(tmp_path / "features", 5000, 1, QUIET)
+        monkeypatch.setattr("runner.features.eviction.free_bytes", lambda _: 100)
         with pytest.raises(UserError, match=r"need 4\.9 KiB, but .* has 100 B left"):
-            stores.make_room(tmp_path / "features", 5000, 1e9, QUIET)
+            eviction.make_room(tmp_path / "features", 5000, 1e9, QUIET)
 
     def test_nothing_is_removed_where_it_would_not_suffice(self, three: list[Store], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"features\.cap"):
-            stores.make_room(tmp_path / "features", 5000, 4000, QUIET)
+            eviction.make_room(tmp_path / "features", 5000, 4000, QUIET)
         assert len(self.names(tmp_path)) == 3
 
     def test_use_renews(self, three: list[Store], tmp_path: Path) -> None:

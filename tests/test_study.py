@@ -22,19 +22,20 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from runner import settings, storage, study_figures
-from runner.errors import UserError
-from runner.experiment import Experiment
-from runner.intervals import paired
-from runner.plan import Plan, check_sampler
-from runner.space import Dimension, Space
-from runner.study import FAILURES, Asked, Study, is_baseline, words
+from runner.config import parser
+from runner.config.schema import Experiment
+from runner.study import plots, storage
+from runner.study.plan import Plan, check_sampler
+from runner.study.space import Dimension, Space
+from runner.study.study import FAILURES, Asked, Study, is_baseline, words
+from runner.utils.errors import UserError
+from runner.utils.intervals import paired
 
 LR = Dimension("optim.lr", 1e-4, 0.1, log=True)
-DROPOUT = Dimension("network.dropout", 0.0, 0.8)
-SIZE = Dimension("fit.batch_size", choices=(16, 32, 64))
+DROPOUT = Dimension("model.dropout", 0.0, 0.8)
+SIZE = Dimension("train.batch_size", choices=(16, 32, 64))
 SPACE = Space((LR, DROPOUT))
-GRID = Space((Dimension("network.dropout", choices=(0.1, 0.5)), SIZE))
+GRID = Space((Dimension("model.dropout", choices=(0.1, 0.5)), SIZE))
 NAMES = Dimension("optim.name", choices=("adam", "adamw", "sgd"))
 MOMENTUM = Dimension("optim.momentum", 0.5, 0.99, when=(("optim.name", ("sgd",)),))
 CONDITIONAL = Space((NAMES, MOMENTUM, LR))
@@ -53,7 +54,7 @@ study = Study(plan, Path({root!r}))
 
 @pytest.fixture(scope="module")
 def baseline() -> Experiment:
-    return settings.parse(["--config", "quickstart", "--fit.epochs", "5"])[0]
+    return parser.parse(["--config", "quickstart", "--train.epochs", "5"])[0]
 
 
 Make = Callable[..., Plan]
@@ -80,7 +81,7 @@ def plan(baseline: Experiment, tmp_path: Path) -> Make:
 
 def score(values: dict[str, Any]) -> float:
     """Best where lr is 0.01 and dropout 0.3."""
-    lr, dropout = float(values.get("optim.lr", 0.01)), float(values.get("network.dropout", 0.3))
+    lr, dropout = float(values.get("optim.lr", 0.01)), float(values.get("model.dropout", 0.3))
     return 1 - (math.log10(lr) + 2) ** 2 / 10 - (dropout - 0.3) ** 2
 
 
@@ -138,7 +139,7 @@ def test_the_first_trial_is_the_baseline(plan: Make, baseline: Experiment, tmp_p
     assert first.experiment == baseline
     assert first.values == {
         "optim.lr": baseline.optim.lr,
-        "network.dropout": baseline.network.dropout,
+        "model.dropout": baseline.model.dropout,
     }
     assert study.baseline is not None
     assert study.baseline.number == 0
@@ -148,7 +149,7 @@ def test_the_first_trial_is_the_baseline(plan: Make, baseline: Experiment, tmp_p
         assert (each.number, each.baseline) == (number, False)
         assert each.experiment.optim.lr == each.values["optim.lr"]
         assert each.experiment != baseline
-        back = {"optim": baseline.optim, "network": baseline.network}
+        back = {"optim": baseline.optim, "network": baseline.model}
         assert dataclasses.replace(each.experiment, **back) == baseline
         assert f"lr={each.values['optim.lr']:.3g}" in each.name
     assert states(study) == ["COMPLETE"] * 6
@@ -156,7 +157,7 @@ def test_the_first_trial_is_the_baseline(plan: Make, baseline: Experiment, tmp_p
 
 
 def test_values_are_said_in_short() -> None:
-    said = words({"optim.lr": 0.000312345, "optim.name": "sgd", "fit.batch_size": 64, "fit.clip": None})
+    said = words({"optim.lr": 0.000312345, "optim.name": "sgd", "train.batch_size": 64, "train.clip": None})
     assert said == "lr=0.000312 name=sgd batch_size=64 clip=None"
 
 
@@ -254,7 +255,7 @@ def test_two_workers_do_not_draw_the_same(plan: Make, tmp_path: Path) -> None:
 def test_a_grid_ends_when_it_is_exhausted(plan: Make, tmp_path: Path) -> None:
     study = Study(plan(space=GRID, sampler="grid", trials=50), tmp_path)
     asked = work(study)
-    pairs = [(each.values["network.dropout"], each.values["fit.batch_size"]) for each in asked[1:]]
+    pairs = [(each.values["model.dropout"], each.values["train.batch_size"]) for each in asked[1:]]
     assert sorted(pairs) == [(dropout, size) for dropout in (0.1, 0.5) for size in (16, 32, 64)]
     assert study.finished
     assert Study(plan(space=GRID, sampler="grid", trials=50), tmp_path).ask() is None
@@ -368,7 +369,7 @@ def test_a_file_is_not_shared_with_another_host(
     one.note(owner=["elsewhere", 1, 1.0])
     with pytest.raises(UserError, match=r"running on elsewhere.*PostgreSQL"):
         other.ask()
-    monkeypatch.setattr("runner.study.SILENT", -1)
+    monkeypatch.setattr("runner.study.study.SILENT", -1)
     again = other.ask()
     assert again is not None
     assert again.number == 1
@@ -449,7 +450,7 @@ def test_a_success_between_failures_lets_the_study_go_on(plan: Make, tmp_path: P
 def test_a_combination_that_cannot_work_is_a_trial_that_failed(
     plan: Make, baseline: Experiment, tmp_path: Path
 ) -> None:
-    impossible = Space((Dimension("fit.accumulate", choices=(1, 1000)),))
+    impossible = Space((Dimension("train.accumulate", choices=(1, 1000)),))
     study = Study(plan(space=impossible, sampler="grid", trials=9), tmp_path)
     work(study, 1)
     said = []
@@ -463,7 +464,7 @@ def test_a_combination_that_cannot_work_is_a_trial_that_failed(
             study.tell("failed")
             said.append(str(error))
     assert len(said) == 1
-    assert "fit.accumulate (1000)" in said[0]
+    assert "train.accumulate (1000)" in said[0]
 
 
 # Whose name it is
@@ -472,7 +473,7 @@ def test_a_combination_that_cannot_work_is_a_trial_that_failed(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"space": Space((LR,))}, "space.network.dropout"),
+        ({"space": Space((LR,))}, "space.model.dropout"),
         (
             {"space": Space((dataclasses.replace(LR, high=0.2), DROPOUT))},
             "space.optim.lr.high was 0.1 and is 0.2",
@@ -497,7 +498,7 @@ def test_another_study_of_the_same_name_is_refused(
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("fit.epochs", "6", "baseline.fit.epochs was 5 and is 6"),
+        ("train.epochs", "6", "baseline.train.epochs was 5 and is 6"),
         ("optim.lr", "0.004", "baseline.optim.lr was 0.003 and is 0.004"),
         ("seed.split", "1", "baseline.seed.split was 0 and is 1"),
         ("split.by", "count", "baseline.split.by"),
@@ -506,16 +507,16 @@ def test_another_study_of_the_same_name_is_refused(
 def test_another_baseline_is_refused(plan: Make, tmp_path: Path, name: str, value: str, said: str) -> None:
     Study(plan(), tmp_path)
     counts = ("--split.train", "9", "--split.val", "9", "--split.test", "9") if value == "count" else ()
-    other = settings.parse(["--fit.epochs", "5", f"--{name}", value, *counts])[0]
+    other = parser.parse(["--train.epochs", "5", f"--{name}", value, *counts])[0]
     with pytest.raises(UserError) as caught:
         Study(plan(baseline=other), tmp_path)
     assert said in str(caught.value)
 
 
 def test_places_may_differ(plan: Make, tmp_path: Path) -> None:
-    place = ["--fit.epochs", "5", "--data.kind", "folder", "--data.root"]
-    one = settings.parse([*place, "/one"])[0]
-    other = settings.parse(
+    place = ["--train.epochs", "5", "--data.kind", "folder", "--data.root"]
+    one = parser.parse([*place, "/one"])[0]
+    other = parser.parse(
         [
             *(
                 *place,
@@ -726,12 +727,12 @@ def test_one_pair_is_never_certain() -> None:
 
 def rows_of(study: Study) -> list[dict[str, str]]:
     names = [each.setting for each in study.plan.space.dimensions]
-    return list(csv.DictReader(io.StringIO(study_figures.table(study.trials(), names))))
+    return list(csv.DictReader(io.StringIO(plots.table(study.trials(), names))))
 
 
 def drawn(study: Study, folder: Path) -> set[str]:
     """Names of the pictures, after a look at each."""
-    files = study_figures.draw(study.optuna, "some $study_1", "top-1", folder)
+    files = plots.draw(study.optuna, "some $study_1", "top-1", folder)
     for path in files:
         with Image.open(path) as image:
             image.load()
@@ -754,7 +755,7 @@ def test_a_tiny_study_has_a_picture(plan: Make, tmp_path: Path, trials: int) -> 
     work(study)
     assert "history" in drawn(study, tmp_path)
     assert [row["trial"] for row in rows_of(study)] == [str(each) for each in range(trials)]
-    assert not study_figures.interactive(study.optuna, "top-1", tmp_path / "page.html")
+    assert not plots.interactive(study.optuna, "top-1", tmp_path / "page.html")
 
 
 def test_trials_that_are_all_the_same_have_a_picture(plan: Make, tmp_path: Path) -> None:
@@ -782,7 +783,7 @@ def test_a_study_has_pictures_and_a_table(plan: Make, tmp_path: Path) -> None:
         else:
             study.tell("complete", score(asked.values))
     assert drawn(study, tmp_path) >= {"history", "importances", "parallel_coordinates", "slices"}
-    assert study_figures.interactive(study.optuna, "top-1", tmp_path / "page.html")
+    assert plots.interactive(study.optuna, "top-1", tmp_path / "page.html")
     assert "plotly" in (tmp_path / "page.html").read_text()
     rows = rows_of(study)
     assert [row["state"] for row in rows[5:8]] == ["PRUNED", "FAIL", "LOST"]
@@ -794,4 +795,4 @@ def test_a_study_has_pictures_and_a_table(plan: Make, tmp_path: Path) -> None:
     for row, trial in zip(rows, study.trials(), strict=True):
         assert float(row["optim.lr"]) == trial.params["optim.lr"]
         assert (row["optim.momentum"] != "") == (row["optim.name"] == "sgd")
-    assert study_figures.importances(study.optuna)
+    assert plots.importances(study.optuna)

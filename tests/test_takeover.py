@@ -26,15 +26,16 @@ from test_tracking import (
     store,
 )
 
-from runner import doctor, shipper, sync, unfinished
-from runner.errors import Diverged, Interrupted, UserError, guarded
-from runner.experiment import Data, Experiment, as_tree
-from runner.journal import GONE, SILENCE, Journal, Owner, me, now_ms
-from runner.resuming import agree, settled
-from runner.server import Server
-from runner.settings import Options
-from runner.shipper import Shipper, recover
-from runner.tracker import MlflowTracker, tracked
+from runner.cli import doctor, sync
+from runner.config.parser import Options
+from runner.config.schema import Data, Experiment, as_tree
+from runner.tracking import interrupted_runs, uploader
+from runner.tracking.journal import GONE, SILENCE, Journal, Owner, me, now_ms
+from runner.tracking.mlflow_server import Server
+from runner.tracking.tracker import MlflowTracker, tracked
+from runner.tracking.uploader import Shipper, recover
+from runner.training.resume import agree, settled
+from runner.utils.errors import Diverged, Interrupted, UserError, guarded
 
 __all__ = ["no_tracking_uri", "store"]  # fixtures
 Store = tuple[Server, Any]
@@ -47,7 +48,7 @@ def of_living(journal: Journal) -> None:
 
 
 def with_state(journal: Journal, **told: Any) -> Journal:
-    unfinished.describe(journal.folder / "state", "some run", told.pop("asked", {}), None, **told)
+    interrupted_runs.describe(journal.folder / "state", "some run", told.pop("asked", {}), None, **told)
     return journal
 
 
@@ -176,7 +177,7 @@ def test_a_file_that_was_written_anew_while_it_was_sent_stays(
         fresh.replace(path)
 
     monkeypatch.setattr(client, "log_artifact", renewing)
-    shipper.deliver(journal, client)
+    uploader.deliver(journal, client)
     assert path.read_text() == "new"
     journal.remove()
 
@@ -288,7 +289,7 @@ def test_a_run_of_several_is_not_gone_on_with_alone(store: Store) -> None:
     place, _ = store
     journal = with_state(journal_of_dead(store, new_run(store)), parent="f" * 32)
     with pytest.raises(UserError, match="one of several of run ffffffff"):
-        unfinished.find(place, journal.owner.run_id)
+        interrupted_runs.find(place, journal.owner.run_id)
     journal.remove()
 
 
@@ -299,13 +300,13 @@ def test_what_a_device_is_said_to_have_decided_is_checked(tmp_path: Path, value:
     journal = with_state(Journal.create(tmp_path, mine), asked=as_tree(experiment))
     told = json.loads((journal.folder / "state" / "run.json").read_text())
     del told["digest"]
-    unfinished.seal(journal.folder / "state", {**told, "decided": {"features.chunk": value}})
-    known = unfinished.read(journal)
+    interrupted_runs.seal(journal.folder / "state", {**told, "decided": {"features.batch_size": value}})
+    known = interrupted_runs.read(journal)
     if value != 0:
         assert known is None
         return
     assert known is not None
-    from runner.resuming import Start
+    from runner.training.resume import Start
 
     with pytest.raises(UserError, match=r"features\.chunk"):
         settled(experiment, (known.decided, Start(known.asked, known.run_id, known.name)))
@@ -315,23 +316,23 @@ def test_a_changed_byte_of_what_a_run_was_asked_is_noticed(tmp_path: Path) -> No
     journal = with_state(Journal.create(tmp_path, me("nowhere", "run")), asked={"a": 1})
     path = journal.folder / "state" / "run.json"
     whole = path.read_text()
-    assert unfinished.read(journal) is not None
+    assert interrupted_runs.read(journal) is not None
     path.write_text(whole.replace('{"a": 1}', '{"a": 2}'))
-    assert unfinished.read(journal) is None
+    assert interrupted_runs.read(journal) is None
 
 
 def test_why_a_run_cannot_go_on_is_said(store: Store) -> None:
     place, client = store
     run_id = new_run(store)
     with pytest.raises(UserError, match="has left nothing in"):
-        unfinished.find(place, run_id[:8])
+        interrupted_runs.find(place, run_id[:8])
     client.set_terminated(run_id, "FINISHED")
     with pytest.raises(UserError, match="has finished, and cannot go on"):
-        unfinished.find(place, run_id[:8])
+        interrupted_runs.find(place, run_id[:8])
     journal = with_state(journal_of_dead(store, new_run(store)))
     (journal.folder / "state" / "run.json").write_text("{")
     with pytest.raises(UserError, match=r"run\.json is damaged"):
-        unfinished.find(place, journal.owner.run_id[:8])
+        interrupted_runs.find(place, journal.owner.run_id[:8])
     journal.remove()
 
 
@@ -413,7 +414,7 @@ def test_records_without_an_owner_are_not_thrown_away(
 
 
 def test_samples_of_the_systems_use_end_no_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runner import tracker as module
+    from runner.tracking import tracker as module
 
     place, client = store
     failed = threading.Event()

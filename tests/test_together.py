@@ -16,12 +16,12 @@ from conftest import COLOURS, draw
 from test_commands import RUNNER, environment, one_sentence, started
 from truth import lies
 
-from runner.server import server
+from runner.tracking.mlflow_server import server
 
 PATIENCE = 280
 EPOCHS = 150
 """Of runs that are killed in their course, and go on to the end."""
-LONG = ("--fit.epochs", "100000", "--schedule.kind", "constant")
+LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
 """Settings of a run that has to be stopped."""
 STAGES = 2
 """Of the frozen layers: rows are kept behind each."""
@@ -50,9 +50,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         return [
             *("--name", "small", "--data.kind", "folder", "--data.root", str(shared / "pictures")),
             *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
-            *("--tracking.system_metrics", "false", "--network.arch", "vgg11", "--network.pool", "1"),
-            *("--network.width", "16", "--views.resize", "36", "--views.crop", "32", "--views.train", "2"),
-            *("--fit.epochs", "3", "--fit.batch_size", "8", "--fit.precision", "no", "--features.chunk", "8"),
+            *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
+            *(
+                "--model.width",
+                "16",
+                "--augment.resize",
+                "36",
+                "--augment.crop",
+                "32",
+                "--augment.views",
+                "2",
+            ),
+            *(
+                "--train.epochs",
+                "3",
+                "--train.batch_size",
+                "8",
+                "--train.precision",
+                "no",
+                "--features.batch_size",
+                "8",
+            ),
             *("--features.compile", "false", "--tracking.gallery", "0", "--tracking.model", "false"),
         ]
 
@@ -139,7 +157,7 @@ def test_a_run_and_a_study_at_once(place: Place, tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("optim.lr: {low: 1e-4, high: 0.1, log: true}\n")
     study = [
-        *(sys.executable, "-m", "runner.cli", "search", "--study", "some", "--space", str(space)),
+        *(sys.executable, "-m", "runner.cli.main", "search", "--study", "some", "--space", str(space)),
         *("--trials", "3", "--pruner", "none", "--confirm", "0", *words),
     ]
     for status, _, errors in at_once(training(words), study):
@@ -212,7 +230,7 @@ def interrupted(words: list[str], folder: Path) -> None:
 )
 def test_two_that_go_on_with_one_run(place: Place, tmp_path: Path, count: int) -> None:
     """One has it; another begins anew, or is told so."""
-    words = [*place(tmp_path / "shared"), "--fit.epochs", str(EPOCHS), "--schedule.kind", "constant"]
+    words = [*place(tmp_path / "shared"), "--train.epochs", str(EPOCHS), "--schedule.kind", "constant"]
     interrupted(words, tmp_path)
     root = tmp_path / "shared" / "mlruns"
     outcomes = at_once(*[training([*words, "--resume", "auto"])] * count)

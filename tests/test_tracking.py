@@ -20,13 +20,13 @@ from typing import Any
 import psutil
 import pytest
 
-from runner import shipper
-from runner.errors import Interrupted, UserError
-from runner.journal import Journal, Owner, birth, me, now_ms, this_host
-from runner.server import Server, server
-from runner.shipper import Shipper, deliver, recover
-from runner.terminal import Terminal
-from runner.tracker import MlflowTracker, tracked
+from runner.tracking import uploader
+from runner.tracking.journal import Journal, Owner, birth, me, now_ms, this_host
+from runner.tracking.mlflow_server import Server, server
+from runner.tracking.tracker import MlflowTracker, tracked
+from runner.tracking.uploader import Shipper, deliver, recover
+from runner.utils.console import Terminal
+from runner.utils.errors import Interrupted, UserError
 
 EXPERIMENT = "tracking"
 
@@ -152,7 +152,7 @@ def test_everything_arrives_once(store: tuple[Server, Any], silent: Terminal) ->
     place, client = store
     with tracked(place, client, EXPERIMENT, "whole", silent) as tracker:
         run_id = tracker.run_id
-        tracker.params({"fit.epochs": 3, "optim.lr": 1e-3, "network.weights": None})
+        tracker.params({"train.epochs": 3, "optim.lr": 1e-3, "model.weights": None})
         tracker.tags({"runner.manifest": "abc"})
         tracker.dataset("pictures", "0123abcd", "/data/pictures", '{"images": 36}')
         tracker.text("experiment.yaml", "name: small\n")
@@ -164,7 +164,7 @@ def test_everything_arrives_once(store: tuple[Server, Any], silent: Terminal) ->
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.info.end_time >= run.info.start_time
-    assert run.data.params == {"fit.epochs": "3", "optim.lr": "0.001", "network.weights": "None"}
+    assert run.data.params == {"train.epochs": "3", "optim.lr": "0.001", "model.weights": "None"}
     assert points(client, run_id, "train/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     assert points(client, run_id, "lr") == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert run.data.tags["runner.manifest"] == "abc"
@@ -268,12 +268,12 @@ def test_more_points_than_a_request_holds(store: tuple[Server, Any]) -> None:
     """After an outage a batch may hold more than the 1,000 points that MLflow takes at once."""
     _, client = store
     journal = journal_of_dead(store, new_run(store))
-    for step in range(shipper.BATCH + 5):
+    for step in range(uploader.BATCH + 5):
         values = {f"system/{number}": float(step) for number in range(12)}
         journal.append({"kind": "metrics", "step": step, "time": now_ms(), "values": values})
     deliver(journal, client)
     run_id = journal.owner.run_id
-    expected = [(step, float(step)) for step in range(shipper.BATCH + 5)]
+    expected = [(step, float(step)) for step in range(uploader.BATCH + 5)]
     assert points(client, run_id, "system/0") == expected
     assert points(client, run_id, "system/11") == expected
     assert "runner.refused" not in client.get_run(run_id).data.tags
@@ -308,7 +308,7 @@ def test_an_outage_until_the_end_is_made_up_for_later(
     store: tuple[Server, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, client = store
-    monkeypatch.setattr(shipper, "LAST_PATIENCE", 1.0)
+    monkeypatch.setattr(uploader, "LAST_PATIENCE", 1.0)
     away = Stop(client, 10**9, ("log_batch", "log_inputs", "log_artifact", "set_terminated"))
     terminal = Heard()
     began = time.monotonic()
@@ -572,7 +572,7 @@ def test_a_full_disk_does_not_spoil_the_journal(tmp_path: Path) -> None:
 def test_the_shipper_waits_no_longer_than_its_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipper, "LAST_PATIENCE", 0.3)
+    monkeypatch.setattr(uploader, "LAST_PATIENCE", 0.3)
     journal = Journal.create(tmp_path, me("nowhere", "run"))
     thread = Shipper(journal, Stop(Listener(), 10**9, ("set_terminated",)))  # type: ignore[arg-type]
     thread.start()
@@ -599,7 +599,7 @@ def test_a_tracker_delivers_while_the_run_goes_on(store: tuple[Server, Any], sil
 def test_system_metrics_are_recorded(
     store: tuple[Server, Any], silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.tracker.SYSTEM_INTERVAL", 0.1)
+    monkeypatch.setattr("runner.tracking.tracker.SYSTEM_INTERVAL", 0.1)
     place, client = store
     with tracked(place, client, EXPERIMENT, "watched", silent, system_metrics=True) as tracker:
         time.sleep(2)
@@ -682,7 +682,7 @@ def test_a_server_out_of_reach_is_refused_in_seconds(
 
 
 def test_a_silent_server_is_refused_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runner.server.PATIENCE", 0.5)
+    monkeypatch.setattr("runner.tracking.mlflow_server.PATIENCE", 0.5)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

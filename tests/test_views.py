@@ -18,15 +18,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-from runner import files
-from runner.channels import statistics
-from runner.errors import UserError
-from runner.experiment import Experiment, Views
-from runner.loading import Loader
-from runner.manifest import Manifest, build
+from runner.config.schema import Experiment, Views
+from runner.data.channel_stats import statistics
+from runner.data.loader import Loader
+from runner.data.manifest import Manifest, build
+from runner.data.transforms import CLEAN, Renderer, view_of
 from runner.portable.pixels import open_rgb
-from runner.terminal import Terminal
-from runner.views import CLEAN, Renderer, view_of
+from runner.utils import atomic_files
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 
 Make = Callable[..., Experiment]
 SMALL = Views(resize=36, crop=32)
@@ -261,8 +261,8 @@ def test_a_view_does_not_depend_on_where_its_file_lies(tmp_path: Path) -> None:
 def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (
-        "import sys; from runner.portable.pixels import open_rgb; from runner.views import Renderer;"
-        "from runner.experiment import Views;"
+        "import sys; from runner.portable.pixels import open_rgb; from runner.data.transforms import Renderer;"
+        "from runner.config.schema import Views;"
         "view = Renderer(Views(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
         "sys.stdout.write(view.numpy().tobytes().hex())"
     )
@@ -427,7 +427,7 @@ def test_channel_statistics_cover_more_than_a_batch(
 ) -> None:
     loader = Loader(manifest.root, Renderer(SMALL, 0))
     whole = statistics(manifest.select("train"), loader, tmp_path / "a", silent)
-    monkeypatch.setattr("runner.channels.BATCH", 7)
+    monkeypatch.setattr("runner.data.channel_stats.BATCH", 7)
     assert statistics(manifest.select("train"), loader, tmp_path / "b", silent) == whole
 
 
@@ -495,8 +495,8 @@ def test_a_file_replaced_by_another_picture_after_the_scan_is_named(manifest: Ma
 
 def test_a_file_is_replaced_whole_and_without_litter(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
-    files.write_text(path, "one")
-    with files.replacing(path) as aside:
+    atomic_files.write_text(path, "one")
+    with atomic_files.replacing(path) as aside:
         aside.write_text("two")
         assert path.read_text() == "one"
         assert aside.parent == path.parent
@@ -514,7 +514,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         path.write_text(old)
 
     def write_half() -> None:
-        with files.replacing(path) as aside:
+        with atomic_files.replacing(path) as aside:
             aside.write_text("half")
             raise failure
 
@@ -525,13 +525,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
 
 def test_a_replaced_file_has_the_mode_of_an_ordinary_one(tmp_path: Path) -> None:
     (tmp_path / "ordinary").touch()
-    files.write_text(tmp_path / "replaced", "text")
+    atomic_files.write_text(tmp_path / "replaced", "text")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "replaced")]
     assert modes[0] == modes[1]
 
 
 def test_free_bytes_of_a_folder_that_is_not_there_yet_are_those_of_its_disk(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
-    found = files.free_bytes(tmp_path / "not" / "yet")
+    found = atomic_files.free_bytes(tmp_path / "not" / "yet")
     assert abs(found - status.f_bavail * status.f_frsize) < 2**30
     assert found > 0

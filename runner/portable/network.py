@@ -61,7 +61,7 @@ class VGG(nn.Module):
         self.normalise = Normalise(mean, std)
         self.features = cast(nn.Sequential, base.features)
         self.flatten = nn.Flatten(1)
-        if kind == "report":
+        if kind in ("classifier", "report"):  # report: its name in models of before
             self.avgpool = base.avgpool
             self.classifier = cast(nn.Sequential, base.classifier)
             self.classifier[6] = head
@@ -115,7 +115,7 @@ class VGG(nn.Module):
 
 def build_head(kind: str, pool: int, width: int, dropout: float, classes: int) -> nn.Sequential:
     """The report's head; in front of it, on pooled convolutions, one more dropout."""
-    inputs = 4096 if kind == "report" else CONVOLUTION_CHANNELS * pool**2
+    inputs = 4096 if kind in ("classifier", "report") else CONVOLUTION_CHANNELS * pool**2
     layers: list[nn.Module] = [
         nn.Linear(inputs, width),
         nn.ReLU(),

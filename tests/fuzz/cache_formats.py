@@ -17,12 +17,14 @@ from PIL import Image
 from fuzz import tensorfile
 from fuzz.damage import bent, bent_json, damaged
 from fuzz.target import Target, check
-from runner import channels, stores
-from runner import scan as scans
-from runner.keys import digest_bytes
-from runner.sources import Source
-from runner.store import Store, _checksum
-from runner.terminal import Terminal
+from runner.data import channel_stats
+from runner.data import scan as scans
+from runner.data.datasets import Source
+from runner.cli import store as store_command
+from runner.features import eviction
+from runner.features.shard_store import Store, _checksum
+from runner.utils.console import Terminal
+from runner.utils.hashing import digest_bytes
 
 QUIET = Terminal(speaks=False)
 
@@ -113,14 +115,14 @@ class Recipe(Target):
         return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
-        (self.store.folder / stores.RECIPE).write_bytes(content)
-        (found,) = stores.stores(self.store.folder.parent)
+        (self.store.folder / eviction.RECIPE).write_bytes(content)
+        (found,) = eviction.stores(self.store.folder.parent)
         size = sum(path.stat().st_size for path in self.store.folder.iterdir())
         check(found.folder == self.store.folder and found.bytes == size, "another store is found")
         for words in (["list", "--json"], ["list"]):
             said = io.StringIO()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                stores.main([*words, "--cache", str(self.folder)])
+                store_command.main([*words, "--cache", str(self.folder)])
             text = said.getvalue()
             check("\x1b" not in text and "\0" not in text, "what is shown steers the terminal")
             check(len(text) < 10_000, f"{len(text):,} characters are shown")
@@ -188,7 +190,7 @@ class Statistics(Target):
     def read(self, content: bytes) -> None:
         path = self.folder / "statistics.json"
         path.write_bytes(content)
-        found = channels._recall(path)
+        found = channel_stats._recall(path)
         if found is None:
             return
         for numbers in (found.mean, found.std):

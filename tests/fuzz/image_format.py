@@ -14,10 +14,10 @@ from PIL import Image, features
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.keys import digest_bytes
+from runner.data.scan import _decode
 from runner.portable.pixels import open_rgb
 from runner.portable.view import evaluation_view
-from runner.scan import _decode
+from runner.utils.hashing import digest_bytes
 
 
 class Picture(Target):

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from fuzz.target import MisreadError, Target
-from runner.errors import UserError
+from runner.utils.errors import UserError
 
 LONGEST = 2000
 """Characters that a sentence to a user must stay below."""

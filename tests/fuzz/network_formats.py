@@ -21,12 +21,13 @@ from torch import Tensor
 from fuzz import tensorfile
 from fuzz.damage import bent, bent_json, damaged
 from fuzz.target import Target, check
-from runner import checkpoint, models, weights
-from runner.experiment import NetworkSettings, Normalisation
-from runner.network import Architecture, Network
-from runner.packing import about
+from runner.config.schema import NetworkSettings, Normalisation
+from runner.models import checkpoint, pretrained
+from runner.models.network import Architecture, Network
 from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, seal
 from runner.portable.pixels import open_rgb
+from runner.serving import load
+from runner.serving.packaging import about
 
 CLASSES = ("blue", "green", "red")
 USE = {
@@ -183,7 +184,7 @@ class ModelFolder(Target):
         (length,) = struct.unpack("<Q", content[1:9])
         (self.place / ABOUT).write_bytes(content[9 : 9 + length])
         (self.place / WEIGHTS).write_bytes(content[9 + length :])
-        model = models.open_model(models.locate(self.place, "mlruns"), "cpu")
+        model = load.open_model(load.locate(self.place, "mlruns"), "cpu")
         found = model.classifier
         check(all(type(each) is str for each in found.classes), f"the classes {found.classes}"[:500])
         check(len(set(found.classes)) == len(found.classes) > 1, f"the classes {found.classes}"[:500])
@@ -204,7 +205,7 @@ class ModelFolder(Target):
 
 
 class WeightsFile(Target):
-    """network.weights as .safetensors: what gets into a network is finite, and what the file holds."""
+    """model.weights as .safetensors: what gets into a network is finite, and what the file holds."""
 
     suffix = ".safetensors"
 
@@ -222,7 +223,7 @@ class WeightsFile(Target):
             arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4
         )
         numbers = json.dumps({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]})
-        self.file = safetensors.torch.save(self.tensors, {weights.NORMALISATION_KEY: numbers})
+        self.file = safetensors.torch.save(self.tensors, {pretrained.NORMALISATION_KEY: numbers})
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.75:
@@ -232,11 +233,11 @@ class WeightsFile(Target):
     def read(self, content: bytes) -> None:
         self.path.write_bytes(content)
         try:
-            found = weights.read(self.settings)
+            found = pretrained.read(self.settings)
         finally:
             check(not Path(MARK).exists(), "code in the file was run")
         assert found is not None
-        weights.load(self.network, found)
+        pretrained.load(self.network, found)
         state = self.network.state_dict()
         check(finite(state), "a weight is no number")
         for name, value in found.tensors.items():
@@ -250,7 +251,7 @@ class WeightsFile(Target):
 
 
 class PickleFile(WeightsFile):
-    """network.weights as .pth: the same; and nothing in it is ever run."""
+    """model.weights as .pth: the same; and nothing in it is ever run."""
 
     suffix = ".pth"
 

@@ -9,7 +9,7 @@ import warnings
 from random import Random
 
 from fuzz.target import MisreadError, Target
-from runner.errors import UserError
+from runner.utils.errors import UserError
 
 
 class Planted(Target):

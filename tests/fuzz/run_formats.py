@@ -16,14 +16,16 @@ import torch
 from fuzz import tensorfile
 from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
-from runner import snapshot, sync, unfinished
-from runner.errors import UserError
-from runner.experiment import Data, Experiment, as_tree
-from runner.journal import Journal, Owner
-from runner.keys import digest
-from runner.resuming import Start, settled
-from runner.server import Server
-from runner.snapshot import Snapshot
+from runner.cli import sync
+from runner.config.schema import Data, Experiment, as_tree
+from runner.tracking import interrupted_runs
+from runner.tracking.journal import Journal, Owner
+from runner.tracking.mlflow_server import Server
+from runner.training import snapshot
+from runner.training.resume import Start, settled
+from runner.training.snapshot import Snapshot
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest
 
 
 class JournalFile(Target):
@@ -114,7 +116,7 @@ class RunFile(Target):
         )
         os.utime(self.journal.folder / "owner.json", (0, 0))  # its host fell silent long ago
         self.state = self.journal.folder / "state"
-        unfinished.describe(self.state, "name", as_tree(self.experiment), self.experiment)
+        interrupted_runs.describe(self.state, "name", as_tree(self.experiment), self.experiment)
         self.content = (self.state / "run.json").read_bytes()
 
     def make(self, random: Random) -> bytes:
@@ -130,12 +132,12 @@ class RunFile(Target):
 
     def read(self, content: bytes) -> None:
         (self.state / "run.json").write_bytes(content)
-        for each in unfinished.all_of(self.place):
+        for each in interrupted_runs.all_of(self.place):
             check(isinstance(each.asked, dict), "the experiment is no tree")
-            unfinished.differences(each, as_tree(self.experiment))
+            interrupted_runs.differences(each, as_tree(self.experiment))
             settled(self.experiment, (each.decided, Start(each.asked, each.run_id, each.name)))
         try:
-            unfinished.asked_for(self.place, self.experiment, "aaaaaaaa", 1, False)
+            interrupted_runs.asked_for(self.place, self.experiment, "aaaaaaaa", 1, False)
         except UserError as error:
             check("\n" not in str(error), "a sentence of several lines")
             raise

@@ -18,15 +18,17 @@ from optuna.trial import TrialState
 from fuzz import yamls
 from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
-from runner import reproduce, settings, space
-from runner.experiment import as_tree, as_yaml, flatten
-from runner.plan import Plan
-from runner.reproduction import changes
-from runner.runs import Found
-from runner.space import Dimension, Space, applied
-from runner.study import Study
+from runner.cli import reproduce
+from runner.config import parser
+from runner.config.schema import as_tree, as_yaml, flatten
+from runner.evaluation.reproduction import changes
+from runner.study import space
+from runner.study.plan import Plan
+from runner.study.space import Dimension, Space, applied
+from runner.study.study import Study
+from runner.tracking.run_lookup import Found
 
-SHIPPED = (settings.QUICKSTART, settings.EXPERIMENTS / "caltech101-pooled.yaml")
+SHIPPED = (parser.QUICKSTART, parser.EXPERIMENTS / "caltech101-pooled.yaml")
 
 
 class ExperimentFile(Target):
@@ -35,7 +37,7 @@ class ExperimentFile(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         os.chdir(folder)  # where code in a document would leave its mark
-        whole = settings.parse(["--config", "caltech101-pooled", "--data.root", "images"])[0]
+        whole = parser.parse(["--config", "caltech101-pooled", "--data.root", "images"])[0]
         self.seeds = [SHIPPED[0].read_bytes(), as_yaml(whole).encode()]
         self.trees = [yaml.safe_load(seed) for seed in self.seeds]
 
@@ -46,13 +48,11 @@ class ExperimentFile(Target):
         path, again = self.folder / "experiment.yaml", self.folder / "again.yaml"
         path.write_bytes(content)
         try:
-            experiment = settings.read(path)
+            experiment = parser.read(path)
         finally:
             check(not Path(yamls.MARK).exists(), "code in the file was run")
         again.write_text(as_yaml(experiment), encoding="utf-8")
-        check(
-            settings.read(again) == experiment, f"does not come back as it was: {as_yaml(experiment)[:600]}"
-        )
+        check(parser.read(again) == experiment, f"does not come back as it was: {as_yaml(experiment)[:600]}")
         numbers = [each for each in flatten(as_tree(experiment)).values() if isinstance(each, float)]
         check(not any(map(math.isnan, numbers)), "a setting is no number")
 
@@ -64,13 +64,13 @@ class SpaceFile(Target):
         b"optim.lr: {low: 1.0e-4, high: 0.1, log: true}\nfit.batch_size: [32, 64]\n",
         b"optim.name: [adam, sgd]\noptim.momentum: {low: 0.5, high: 0.99, when: {optim.name: sgd}}\n",
         b"# a comment\nschedule.reductions: {low: 1, high: 5, step: 2, when: {schedule.kind: [report, cosine]}}\n",
-        b"fit.label_smoothing: {low: 0.0, high: 0.2, step: 0.1}\nviews.train: {choices: [clean, 1, fresh]}\n",
+        b"train.label_smoothing: {low: 0.0, high: 0.2, step: 0.1}\nviews.train: {choices: [clean, 1, fresh]}\n",
     )
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         os.chdir(folder)
-        self.baseline = settings.parse(["--config", "quickstart"])[0]
+        self.baseline = parser.parse(["--config", "quickstart"])[0]
         self.trees = [yaml.safe_load(seed) for seed in self.SEEDS]
 
     def make(self, random: Random) -> bytes:
@@ -105,10 +105,10 @@ class Journal(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        baseline = settings.parse(["--config", "quickstart"])[0]
+        baseline = parser.parse(["--config", "quickstart"])[0]
         dimensions = (
             Dimension("optim.lr", 1e-4, 0.1, log=True),
-            Dimension("fit.batch_size", choices=(16, 32, 64)),
+            Dimension("train.batch_size", choices=(16, 32, 64)),
         )
         self.plan = Plan("small", baseline, Space(dimensions), "", trials=6, sampler="random", pruner="none")
         self.seeds = [self._written(folder / f"{number}", number) for number in (0, 1)]

@@ -15,12 +15,12 @@ from PIL import Image
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner import names
-from runner.evaluation_report import _boxes
-from runner.experiment import Views
-from runner.keys import digest_bytes
-from runner.manifest import SPLITS, Entry, Manifest, read_csv
-from runner.terminal import Terminal
+from runner.config.schema import Views
+from runner.data.manifest import SPLITS, Entry, Manifest, read_csv
+from runner.evaluation.report import _boxes
+from runner.serving import class_names
+from runner.utils.console import Terminal
+from runner.utils.hashing import digest_bytes
 
 SIDES = ("left", "top", "right", "bottom")
 CELLS = (
@@ -120,7 +120,7 @@ class NamesFile(Table):
     def read(self, content: bytes) -> None:
         path = self.folder / "names.csv"
         path.write_bytes(content)
-        found = names.read(str(path), self.CLASSES)
+        found = class_names.read(str(path), self.CLASSES)
         check(tuple(found) == self.CLASSES, f"names of {tuple(found)}")
         table = [[cell.strip() for cell in row] for row in rows_of(content.decode("utf-8-sig")) if row]
         for label, name in found.items():

@@ -14,7 +14,7 @@ from fuzz.run_formats import JournalFile, OwnerFile, RunFile, SnapshotFile
 from fuzz.settings_formats import Environment, ExperimentFile, Journal, SpaceFile
 from fuzz.table_formats import BoxesFile, ManifestFile, NamesFile
 from fuzz.target import Target
-from runner import settings
+from runner.config import parser
 
 TARGETS: dict[str, type[Target]] = {
     "experiment": ExperimentFile,
@@ -44,4 +44,4 @@ TARGETS: dict[str, type[Target]] = {
 def hasten() -> None:
     """Make a case take milliseconds, in this process: a network with next to no channels, one parser for all files."""
     torchvision.models.vgg.cfgs["A"] = [2, "M", 2, "M", 2, "M", 2, "M", 512, "M"]
-    settings.build_parser = functools.cache(settings.build_parser)
+    parser.build_parser = functools.cache(parser.build_parser)

@@ -1,0 +1,134 @@
+"""Where the images of each `data.kind` lie: every kind becomes a folder with a folder for each class."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image
+
+from runner.config.schema import Data
+from runner.utils.console import Terminal
+from runner.utils.downloads import impatient
+from runner.utils.errors import UserError
+
+CALTECH_ARCHIVE = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
+CALTECH_MD5 = "3138e1922a9193bfa496528edbbc45d0"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder of class folders, of which some may be left out."""
+
+    root: Path
+    without: frozenset[str] = frozenset()
+
+
+def locate(data: Data, cache: Path, terminal: Terminal) -> Source:
+    """The folder that an experiment's images lie in; downloads or unpacks it first where that is asked for.
+
+    Raises `UserError` where there is none, saying how to get it.
+    """
+    if data.kind == "digits":
+        return Source(_unpack_digits(cache))
+    assert data.root is not None  # noqa: S101 (for types: the experiment checks it)
+    root = Path(data.root).expanduser()
+    if data.kind == "caltech101":
+        return _caltech101(root, data, terminal)
+    if not root.exists():
+        raise UserError(
+            f"There is no folder {root}; set data.root to the folder that holds the class folders."
+        )
+    if not root.is_dir():
+        raise UserError(f"{root} is a file; data.root must be the folder that holds the class folders.")
+    return Source(root)
+
+
+def _caltech101(root: Path, data: Data, terminal: Terminal) -> Source:
+    images = root / "caltech101" / "101_ObjectCategories"
+    if not images.is_dir():
+        if not data.download:
+            hint = ""
+            if (root / "101_ObjectCategories").is_dir():
+                hint = f" ({root} itself holds 101_ObjectCategories; did you mean data.root={root.parent}?)"
+            raise UserError(
+                f"There is no Caltech-101 at {images}{hint}; set data.root to the folder that holds caltech101/,"
+                " or data.download=true to fetch it."
+            )
+        _download_caltech101(root, terminal)
+    return Source(images, frozenset() if data.background else frozenset({"BACKGROUND_Google"}))
+
+
+def _download_caltech101(root: Path, terminal: Terminal) -> None:
+    """Download and unpack aside, then rename: an interrupted download leaves nothing that looks whole.
+
+    Archives are unpacked with Python's filter for data, which keeps names and links that lead out of the folder from
+    being written; Python's first releases of 3.11 had none.
+    """
+    from torchvision.datasets import Caltech101
+
+    by_hand = (
+        f"fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}), unpack it and its 101_ObjectCategories.tar.gz, and put the"
+        f" folder 101_ObjectCategories at {root / 'caltech101' / '101_ObjectCategories'}"
+    )
+    if not hasattr(tarfile, "data_filter"):
+        raise UserError(
+            f"This Python does not check where an archive's files go; use 3.11.4 or newer, or {by_hand}."
+        )
+
+    root.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(root / ".caltech101.lock"),
+        tempfile.TemporaryDirectory(prefix=".caltech101.", dir=root) as aside,
+    ):
+        if (root / "caltech101" / "101_ObjectCategories").is_dir():
+            return  # another process has brought it meanwhile
+        terminal.line(f"Downloading Caltech-101 into {root} …")
+        try:
+            with impatient():
+                Caltech101(aside, target_type="category", download=True)
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError) as error:
+            raise UserError(
+                f"The archive of Caltech-101 is damaged, or would write outside its folder ({error}), and was not"
+                f" used; {by_hand}."
+            ) from None
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise UserError(f"Caltech-101 could not be downloaded ({error}); {by_hand}.") from None
+        (root / "caltech101").mkdir(exist_ok=True)
+        categories = Path("caltech101") / "101_ObjectCategories"
+        os.replace(aside / categories, root / categories)
+
+
+def _unpack_digits(cache: Path) -> Path:
+    """scikit-learn's 1,797 handwritten digits (8 × 8 pixels, values 0 to 16) as PNG files."""
+    root = cache / "digits"
+    if root.is_dir():
+        return root
+    from sklearn.datasets import load_digits
+
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / ".digits.lock"):
+        if root.is_dir():
+            return root
+        digits = load_digits()
+        aside = Path(tempfile.mkdtemp(prefix=".digits.", dir=cache))
+        try:
+            for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+                folder = aside / str(label)
+                folder.mkdir(exist_ok=True)
+                pixels = np.rint(values * (255 / 16)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:04}.png")
+            aside.chmod(0o755)
+            os.replace(aside, root)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return root

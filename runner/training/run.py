@@ -1,0 +1,284 @@
+"""One run: from an experiment to scores, checkpoints and figures. The path of the data, top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from runner.config.schema import Experiment, as_tree, as_yaml, flatten
+from runner.data.transforms import CLEAN, view_of
+from runner.evaluation import metrics
+from runner.evaluation.inference import outcomes, predict
+from runner.evaluation.metrics import Scores
+from runner.explain.gallery import Gallery
+from runner.features.cache import Account
+from runner.models import checkpoint
+from runner.serving import packaging
+from runner.tracking import interrupted_runs
+from runner.tracking.tracker import Tracker
+from runner.training import curves, devices, summary
+from runner.training import environment as provenance
+from runner.training.error_translation import explained
+from runner.training.loop import Epoch, Inputs, Keeper, epochs_of, fit
+from runner.training.resume import Start, check_same, identity_of
+from runner.training.setup import Prepared, prepare
+from runner.training.snapshot import Snapshot, taking_up
+from runner.training.snapshot_policy import Keeping
+from runner.utils.console import Terminal
+from runner.utils.errors import Diverged
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    history: tuple[Epoch, ...]
+    best: Scores
+    """Of the best checkpoint, on the test split."""
+    last: Scores
+    """Of the final epoch, on the test split."""
+
+    @property
+    def best_epoch(self) -> Epoch:
+        """The epoch that the best checkpoint is of."""
+        return [epoch for epoch in self.history if epoch.best][-1]
+
+    def as_json(self) -> dict[str, Any]:
+        """All but what was judged of each image."""
+        history = [epoch.as_json() for epoch in self.history]
+        return {"history": history, "best": self.best.as_dict(), "last": self.last.as_dict()}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Result:
+        """What `as_json` gave. Raises KeyError or TypeError where it did not."""
+        history = tuple(Epoch.from_json(each) for each in told["history"])
+        return cls(history, Scores(**told["best"]), Scores(**told["last"]))
+
+
+def train(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    terminal: Terminal,
+    start: Start | None = None,
+    parent: str = "",
+) -> Result:
+    """Run an experiment: train, keep the best and the last checkpoint, and judge both on the test split, once.
+
+    Every process calls it; `tracker` and `terminal` do nothing on ranks beyond the first.
+
+    Args:
+        experiment: What to run.
+        accelerator: Device and peers.
+        tracker: Hears of every step.
+        terminal: Shows progress.
+        start: Where an interrupted run goes on; None: from the beginning.
+        parent: Id of the run that this one is a child of.
+
+    Raises `UserError` as `prepare` and `fit` do, and where a run cannot go on with these images or weights.
+    """
+    with explained(experiment, accelerator):
+        return _train(experiment, accelerator, tracker, terminal, start or Start(as_tree(experiment)), parent)
+
+
+def _train(
+    experiment: Experiment,
+    accelerator: Accelerator,
+    tracker: Tracker,
+    terminal: Terminal,
+    start: Start,
+    parent: str,
+) -> Result:
+    state = tracker.room("state") if accelerator.is_main_process else None
+    if state is not None and not start.run_id:  # killed from here on, it goes on as this run
+        interrupted_runs.describe(state, tracker.name, start.asked, None, parent)
+    try:
+        ready = prepare(experiment, accelerator, terminal)
+    except BaseException:  # it had not begun
+        if state is not None and not start.run_id:
+            (state / "run.json").unlink(missing_ok=True)
+        raise
+    network, manifest, features = ready.network, ready.manifest, ready.features
+    frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
+    identity = identity_of(ready, frozen, accelerator)
+    check_same(start, ready, identity, terminal)
+    _log_start(ready, start, accelerator, tracker)
+    demand = features.reserve(wanted(experiment))
+    summary.say_start(ready, demand, accelerator, terminal)
+    use = packaging.use(ready.experiment)
+    best: dict[str, Tensor] = {}
+    gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
+
+    def keep(epoch: Epoch, name: str) -> None:
+        if accelerator.is_main_process:
+            path = tracker.stage(f"checkpoints/{name}.safetensors")
+            if not (path.parent / checkpoint.FROZEN).exists():
+                checkpoint.save_frozen(network, path.parent)
+            checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen, use)
+
+    def more() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        account = dataclasses.asdict(features.account)
+        told = {
+            "gallery": gallery.places if gallery else [],
+            "account": account,
+            **identity,
+        }
+        return {f"best/{name}": value for name, value in best.items()}, told
+
+    keeping = Keeping(state, experiment.checkpoints, more, start.snapshot, bool(start.branch))
+    history: list[Epoch] = []
+    if state is not None:
+        interrupted_runs.describe(state, tracker.name, start.asked, ready.experiment, parent)
+    if start.snapshot is not None:
+        history += _take_up(start.snapshot, ready, best, gallery, keep)
+        for epoch in history:  # what was recorded is not recorded twice
+            tracker.metrics(epoch.metrics(), epoch.number)
+
+    def on_epoch(epoch: Epoch) -> None:
+        history.append(epoch)
+        if epoch.best:
+            best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
+            keep(epoch, "best")
+        tracker.metrics(epoch.metrics(), epoch.number)
+        terminal.line(summary.epoch_line(epoch))
+        if gallery and gallery.due(epoch):
+            gallery.show(epoch)
+
+    try:
+        learn(ready, accelerator, on_epoch, terminal, keeping)
+        keep(history[-1], "last")
+    except Diverged:
+        if state is not None:
+            interrupted_runs.describe(
+                state, tracker.name, start.asked, ready.experiment, parent, diverged=True
+            )
+        raise
+    finally:  # what a stopped run has learned is kept
+        _log_learned(ready, history, accelerator, tracker)
+    rows, labels = features.rows("test", CLEAN), manifest.labels("test")
+    of_last = predict(network, rows, len(labels), accelerator, ready.chunk)
+    network.load_state_dict(best, strict=False)
+    of_best = predict(network, rows, len(labels), accelerator, ready.chunk)
+    result = Result(tuple(history), metrics.of_logits(of_best, labels), metrics.of_logits(of_last, labels))
+    _log_result(ready, result, tracker)
+    if gallery:  # on rank 0
+        tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
+        gallery.show(result.best_epoch)
+        packaging.publish(ready, result.best_epoch, tracker)
+        tracker.metrics(keeping.metrics())
+    return result
+
+
+def _take_up(
+    kept: Snapshot,
+    ready: Prepared,
+    best: dict[str, Tensor],
+    gallery: Gallery | None,
+    keep: Callable[[Epoch, str], None],
+) -> list[Epoch]:
+    """Stand where an interrupted run stood, but for its fit: best checkpoint, pictures, account; its epochs."""
+    with taking_up():
+        epochs = epochs_of(kept)
+        best.update(kept.part("best"))
+        if best:
+            ready.network.load_state_dict(best, strict=False)
+            keep([epoch for epoch in epochs if epoch.best][-1], "best")
+        if gallery is not None:
+            gallery.choose(kept.about["gallery"])
+        ready.features.account = Account(**kept.about["account"])
+    return epochs
+
+
+def learn(
+    ready: Prepared,
+    accelerator: Accelerator,
+    on_epoch: Callable[[Epoch], None],
+    terminal: Terminal,
+    keeper: Keeper | None = None,
+) -> list[Epoch]:
+    """Train on the training split and judge each epoch on validation; the test split is not read.
+
+    Raises `UserError` as `fit` does, and whatever `on_epoch` raises.
+    """
+    manifest, features, augment = ready.manifest, ready.features, ready.experiment.augment
+    return fit(
+        ready.experiment,
+        ready.network,
+        Inputs(lambda epoch: features.rows("train", view_of(epoch, augment.views)), manifest.labels("train")),
+        Inputs(lambda _: features.rows("val", CLEAN), manifest.labels("val")),
+        accelerator,
+        ready.chunk,
+        on_epoch,
+        terminal,
+        keeper,
+    )
+
+
+def wanted(experiment: Experiment) -> list[tuple[str, int]]:
+    """The splits and views that a run uses, if it does not stop early."""
+    epochs = range(experiment.train.epochs)
+    views = sorted({view_of(epoch, experiment.augment.views) for epoch in epochs})
+    return [*(("train", view) for view in views), ("val", CLEAN), ("test", CLEAN)]
+
+
+def _log_start(ready: Prepared, start: Start, accelerator: Accelerator, tracker: Tracker) -> None:
+    experiment, manifest = ready.experiment, ready.manifest
+    tracker.params(flatten(as_tree(experiment)))
+    if not accelerator.is_main_process:
+        return
+    environment = provenance.environment(accelerator)
+    tracker.tags(
+        {
+            "runner.manifest": manifest.digest,
+            "runner.device": devices.describe(accelerator),
+            **({"runner.resumed": _where(start)} if start.run_id else {}),
+            **({"runner.branch_of": f"{start.branch} at {_where(start)}"} if start.branch else {}),
+            "mlflow.user": environment["user"],
+            "mlflow.source.name": environment["command"].split()[0],
+            "mlflow.source.type": "LOCAL",
+            **({"mlflow.source.git.commit": environment["git_commit"]} if environment["git_commit"] else {}),
+        }
+    )
+    counts = Counter(entry.split for entry in manifest.entries)
+    tracker.dataset(
+        experiment.data.kind if experiment.data.kind != "folder" else manifest.root.name,
+        manifest.digest[:32],
+        str(manifest.root),
+        json.dumps({"images": len(manifest.entries), "classes": len(manifest.classes), **counts}),
+    )
+    tracker.text("experiment.yaml", as_yaml(experiment))
+    tracker.text("manifest.csv", manifest.as_csv())
+    if manifest.rejected:
+        tracker.text("unreadable.csv", manifest.rejected_as_csv())
+    tracker.text("environment.json", json.dumps(environment, indent=1))
+
+
+def _where(start: Start) -> str:
+    return f"step {start.snapshot.step}" if start.snapshot else "the beginning"
+
+
+def _log_learned(ready: Prepared, history: list[Epoch], accelerator: Accelerator, tracker: Tracker) -> None:
+    if not accelerator.is_main_process or not history:
+        return
+    for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
+        tracker.artifact(path, "checkpoints")
+    loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
+    curves.curves(history, f"{ready.experiment.name}, {tracker.name}", loss, accuracy)
+    tracker.artifact(loss, "figures")
+    tracker.artifact(accuracy, "figures")
+
+
+def _log_result(ready: Prepared, result: Result, tracker: Tracker) -> None:
+    # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
+    tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
+    tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
+    if ready.network.cut:
+        tracker.metrics(ready.features.account.metrics())
+        tracker.metrics({"features/store_mib": ready.features.bytes() / 2**20})

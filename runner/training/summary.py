@@ -1,0 +1,94 @@
+"""What a run says of itself: an overview at the start, a line an epoch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from accelerate import Accelerator
+
+from runner.config.schema import Experiment
+from runner.data.manifest import SPLITS
+from runner.features.cache import Demand
+from runner.training import devices
+from runner.training.loop import Epoch
+from runner.training.setup import Prepared
+from runner.utils.console import Terminal, duration, size
+
+
+def say_start(ready: Prepared, demand: Demand, accelerator: Accelerator, terminal: Terminal) -> None:
+    """The overview before a run begins: data, network, cut, device."""
+    experiment, manifest, network = ready.experiment, ready.manifest, ready.network
+    counts = Counter(entry.split for entry in manifest.entries)
+    split = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
+    rest = [
+        f"{count:,} {what}"
+        for count, what in (
+            (len(manifest.rejected), "unreadable left out"),
+            (manifest.unused, "unused"),
+            (manifest.duplicates, "exact duplicates"),
+        )
+        if count
+    ]
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
+    normalisation = network.architecture.normalisation
+    terminal.facts(
+        f"{experiment.name}",
+        [
+            ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
+            ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
+            ("views", _views_words(experiment)),
+            ("network", f"{experiment.model.arch}, {experiment.model.head} head"),
+            ("parameters", f"{trained:,} train, {frozen:,} are frozen"),
+            (
+                "weights",
+                experiment.model.weights
+                or "RANDOM: the convolutions were never trained, so scores mean little",
+            ),
+            ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
+            ("cut", _cut_words(ready)),
+            ("features", _demand_words(ready, demand)),
+            ("device", f"{devices.describe(accelerator)}, precision {experiment.train.precision}"),
+        ],
+    )
+
+
+def _views_words(experiment: Experiment) -> str:
+    augment = experiment.augment
+    if augment.views == "none":
+        return f"clean, {augment.crop} px"
+    count = "a fresh one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
+    return f"augmented, {count}, {augment.crop} px (seed {experiment.seed.augment})"
+
+
+def _cut_words(ready: Prepared) -> str:
+    if not ready.network.cut:
+        return "none: everything trains"
+    shape, dtype = ready.features.row_shape()
+    row = size(math.prod(shape) * dtype.itemsize)
+    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view"
+
+
+def _demand_words(ready: Prepared, demand: Demand) -> str:
+    if not ready.network.cut:
+        return "none to keep"
+    if not ready.features.stored:
+        return "computed every time (features.store is off)"
+    if not demand.rows:
+        return "all kept already"
+    compiled = ", compiled" * ready.features.prefix.compiled
+    return (
+        f"at most {demand.images:,} images and views through the convolutions{compiled}; {size(demand.bytes)} to keep"
+        f" in {ready.experiment.cache}"
+    )
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """An epoch in one line."""
+    marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
+    return (
+        f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
+        f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
+        f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
+    )

@@ -1,0 +1,11 @@
+"""Where the package and the folders beside it lie: in a checkout, or inside an installed wheel."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+"""The folder `runner/`."""
+EXPERIMENTS = next(
+    path for path in (PACKAGE.parent / "experiments", PACKAGE / "experiments") if path.is_dir()
+)
+BENCHMARKS = PACKAGE.parent / "benchmarks"
+"""Only in a checkout."""
