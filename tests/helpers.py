@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runner.fit
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import runner.training.loop
 from runner.config.schema import Experiment, Normalisation
 from runner.evaluation.metrics import Scores
 from runner.models.network import Architecture, Network
@@ -146,10 +146,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Seq
     def say(*_: object) -> Scores:
         first, second = next(pairs)
         return Scores(
-            loss=1, top1=first, top5=1, recall=second, images=100, hits1=round(first * 100), hits5=100
+            loss=1,
+            top1=first,
+            top5=1,
+            balanced_accuracy=second,
+            images=100,
+            hits1=round(first * 100),
+            hits5=100,
         )
 
-    monkeypatch.setattr(runner.fit, "count", say)
+    monkeypatch.setattr(runner.training.loop, "count", say)
 
 
 @contextmanager

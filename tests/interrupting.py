@@ -28,6 +28,7 @@ from runner import train
 from runner.config.schema import Checkpoints, Experiment
 from runner.models.network import Network
 from runner.training import run, snapshot
+from runner.training import seeds as repeat
 from runner.training.loop import Epoch, Inputs, fit
 from runner.training.snapshot_policy import Keeping
 from runner.utils.errors import UserError, guarded, interrupt_on_signals, stopping_signals

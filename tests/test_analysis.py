@@ -80,7 +80,7 @@ class TestOutcomes:
         assert intervals["top1"].value == pytest.approx(counted.top1, abs=1e-12)
         assert intervals["top5"].value == pytest.approx(counted.top5, abs=1e-12)
         assert intervals["recall"].value == pytest.approx(
-            counted.recall, abs=1e-6
+            counted.balanced_accuracy, abs=1e-6
         )  # judge counts in float32 here
         known = [each.recall for each in statistics.per_class(case) if each.support]
         assert np.mean(known) == pytest.approx(intervals["recall"].value, abs=1e-12)

@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_checks_before_the_launch_import_neither_torch_nor_mlflow(words: list[str]) -> None:
     code = (
-        "import sys; import runner.launch; runner.launch.launch = lambda *_: 7;"
+        "import sys; import runner.cli.launcher; runner.cli.launcher.launch = lambda *_: 7;"
         "from runner.cli.main import main; status = main(sys.argv[1:]);"
         "print(status, [name for name in ('torch', 'mlflow') if name in sys.modules])"
     )

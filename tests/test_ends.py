@@ -17,12 +17,11 @@ import pytest
 from accelerate import Accelerator
 
 from runner.cli import launcher
-from runner.utils import processes
 from runner.config.parser import parse
 from runner.config.schema import Experiment
 from runner.tracking.tracker import _how
 from runner.training import setup
-from runner.utils import atomic_files
+from runner.utils import atomic_files, processes
 from runner.utils.console import Terminal
 from runner.utils.errors import (
     LAUNCHED,

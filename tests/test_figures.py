@@ -22,7 +22,13 @@ MARKUP = "/data/[red]x[/red]/[/]"
 
 def epoch(number: int, top1: float, best: bool, reduced: bool = False, lr: float = 0.01) -> Epoch:
     val = Scores(
-        loss=2 - top1, top1=top1, top5=1.0, recall=top1, images=100, hits1=int(100 * top1), hits5=100
+        loss=2 - top1,
+        top1=top1,
+        top5=1.0,
+        balanced_accuracy=top1,
+        images=100,
+        hits1=int(100 * top1),
+        hits5=100,
     )
     return Epoch(
         number=number,

@@ -413,7 +413,7 @@ class TestRuns:
         # A run that ends there ends with the same network.
         scripted(monkeypatch, [0.5, 0.7, 0.7, 0.1][:number], [0.5, 0.4, 0.8, 0.8][:number])
         _, shorter = train(
-            dataclasses.replace(experiment, fit=dataclasses.replace(experiment.train, epochs=number))
+            dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, epochs=number))
         )
         first, second = (
             load_file(path)

@@ -10,7 +10,6 @@ from math import ceil
 from pathlib import Path
 
 import pytest
-import runner.scan
 import torchvision
 from accelerate import Accelerator
 from conftest import COLOURS, draw
@@ -18,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
+import runner.data.scan
 from runner.config.schema import Data, Experiment, Split
 from runner.data.datasets import CALTECH_MD5
 from runner.data.manifest import SPLITS, Entry, Manifest, assign, build, read_csv
@@ -34,13 +34,13 @@ Make = Callable[..., Experiment]
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that a scan decodes, as it goes."""
     names: list[str] = []
-    decode = runner.scan._decode
+    decode = runner.data.scan._decode
 
     def counted(path: Path) -> tuple[str, str | None]:
         names.append(path.name)
         return decode(path)
 
-    monkeypatch.setattr(runner.scan, "_decode", counted)
+    monkeypatch.setattr(runner.data.scan, "_decode", counted)
     return names
 
 
@@ -80,10 +80,10 @@ def test_the_listing_does_not_depend_on_the_order_of_the_disk(
     make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = build(make(), silent)
-    entries = runner.scan._entries
-    monkeypatch.setattr(runner.scan, "_entries", lambda folder: sorted(entries(folder), key=hash))
+    entries = runner.data.scan._entries
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: sorted(entries(folder), key=hash))
     assert build(make(), silent).entries == before.entries
-    monkeypatch.setattr(runner.scan, "_entries", lambda folder: entries(folder)[::-1])
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: entries(folder)[::-1])
     assert build(make(), silent).entries == before.entries
 
 
@@ -278,7 +278,7 @@ def test_a_second_scan_decodes_nothing(make: Make, silent: Terminal, monkeypatch
     def refuse(path: Path) -> tuple[str, str | None]:
         raise AssertionError(f"{path} is decoded again")
 
-    monkeypatch.setattr(runner.scan, "_decode", refuse)
+    monkeypatch.setattr(runner.data.scan, "_decode", refuse)
     assert build(make(), silent) == first
     with pytest.raises(AssertionError, match="is decoded again"):
         build(make("--cache", make().cache + "-other"), silent)
@@ -331,7 +331,7 @@ def test_only_a_new_file_is_decoded_and_a_deleted_one_forgotten(
 def test_an_interrupted_scan_keeps_what_it_had(
     make: Make, silent: Terminal, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = runner.scan._decode
+    counted = runner.data.scan._decode
 
     def interrupted(path: Path) -> tuple[str, str | None]:
         if len(decoded) >= 30:
@@ -340,12 +340,12 @@ def test_an_interrupted_scan_keeps_what_it_had(
 
     # One thread, so that it is certain how far the scan came.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0}, raising=False)
-    monkeypatch.setattr(runner.scan, "_decode", interrupted)
+    monkeypatch.setattr(runner.data.scan, "_decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(make(), silent)
     had = set(decoded)
     decoded.clear()
-    monkeypatch.setattr(runner.scan, "_decode", counted)
+    monkeypatch.setattr(runner.data.scan, "_decode", counted)
     assert len(build(make(), silent).entries) == 36
     assert 6 <= len(decoded) <= 6 + 4
     assert len(had) == 12

@@ -372,7 +372,10 @@ def test_a_finished_run_hands_over_one_model(
     )
     (about,) = tracker.models
     assert about["name"] == "a-b"
-    assert (about["score"], about["value"]) == ("val/balanced_accuracy", result.best_epoch.val.recall)
+    assert (about["score"], about["value"]) == (
+        "val/balanced_accuracy",
+        result.best_epoch.val.balanced_accuracy,
+    )
     assert about["step"] == result.best_epoch.number
     assert train(make(*more, "--tracking.model", "false"))[1].models == []
 

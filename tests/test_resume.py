@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runner.fit
 import torch
 from accelerate import Accelerator
 from helpers import QUIET, Make, Recorder, rows_and_labels, small_network
 from interrupting import Fitted, Stop, part_of_a_fit, plain
 from torch import Tensor
 
+import runner.training.loop
 from runner.config.schema import Checkpoints, as_tree
 from runner.models.network import Network
 from runner.tracking import interrupted_runs
@@ -436,7 +436,7 @@ def test_a_run_goes_on_to_the_same_result(
     whole = run.train(experiment, accelerator, first, QUIET)
     for step in (1, 4, 9):
         place = Recorder(tmp_path / f"stopped {step}")
-        count, between = iter(range(1, 100)), runner.fit._Fitting._between
+        count, between = iter(range(1, 100)), runner.training.loop._Fitting._between
 
         def stopping(
             self: Any, *given: Any, count: Any = count, step: int = step, between: Any = between
@@ -446,7 +446,7 @@ def test_a_run_goes_on_to_the_same_result(
                 raise Interrupted(signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(runner.fit._Fitting, "_between", stopping)
+            patch.setattr(runner.training.loop._Fitting, "_between", stopping)
             with pytest.raises(Interrupted):
                 run.train(experiment, accelerator, place, QUIET)
         kept, _ = snapshot.newest(place.folder / "state")

@@ -66,7 +66,7 @@ class TestAgainstScikitLearn:
     def test_recall_is_balanced_accuracy(self, case: tuple[np.ndarray, list[int]]) -> None:
         logits, labels = case
         predicted = logits.argmax(1)
-        ours = scored(logits, labels).recall
+        ours = scored(logits, labels).balanced_accuracy
         assert ours == pytest.approx(metrics.balanced_accuracy_score(labels, predicted), abs=1e-12)
         present = sorted(set(labels))
         macro = metrics.recall_score(labels, predicted, labels=present, average="macro")
@@ -84,7 +84,7 @@ class TestAgainstScikitLearn:
     def test_of_known_numbers(self) -> None:
         ours = scored([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], [0, 2, 1, 0])
         assert (ours.hits1, ours.hits5, ours.images) == (2, 4, 4)
-        assert ours.recall == pytest.approx((1 / 2 + 0 + 1) / 3)
+        assert ours.balanced_accuracy == pytest.approx((1 / 2 + 0 + 1) / 3)
         log_sum = np.log(1 + np.e + np.e**2)
         assert ours.loss == pytest.approx(((log_sum - 2) * 2 + (log_sum - 1) + log_sum) / 4)
 
@@ -108,7 +108,7 @@ class TestTies:
         ours = scored(torch.zeros(14, 7), [*range(7), *range(7)])
         assert ours.hits1 == 2
         assert ours.hits5 == 10
-        assert ours.recall == pytest.approx(1 / 7)
+        assert ours.balanced_accuracy == pytest.approx(1 / 7)
 
 
 class TestNumbersThatAreNone:
@@ -120,11 +120,11 @@ class TestNumbersThatAreNone:
         logits[0, 0] = 1.0
         logits[0, place] = number
         ours = scored(logits, [0])
-        assert (ours.hits1, ours.hits5, ours.recall) == (0, 0, 0)
+        assert (ours.hits1, ours.hits5, ours.balanced_accuracy) == (0, 0, 0)
 
     def test_all_nan_is_wrong(self) -> None:
         ours = scored(torch.full((3, 3), torch.nan), [0, 1, 2])
-        assert (ours.hits1, ours.top1, ours.top5, ours.recall) == (0, 0, 0, 0)
+        assert (ours.hits1, ours.top1, ours.top5, ours.balanced_accuracy) == (0, 0, 0, 0)
         assert not np.isfinite(ours.loss)
 
     def test_other_images_are_judged_as_before(self) -> None:
@@ -137,7 +137,7 @@ class TestNumbersThatAreNone:
 class TestCount:
     def test_class_without_images_does_not_enter_the_recall(self) -> None:
         logits = torch.eye(5)[[0, 0, 1]]
-        assert scored(logits, [0, 1, 1]).recall == pytest.approx((1 + 1 / 2) / 2)
+        assert scored(logits, [0, 1, 1]).balanced_accuracy == pytest.approx((1 + 1 / 2) / 2)
 
     def test_metrics_and_fields_have_their_names(self) -> None:
         ours = scored(torch.eye(6)[[0, 1, 2, 0]], [0, 1, 2, 3])

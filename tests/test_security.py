@@ -372,7 +372,7 @@ class Watch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 sys.meta_path.insert(0, Watch())
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="false", MLFLOW_ALLOW_PICKLE_DESERIALIZATION="true")
-import runner.train, runner.evaluation, runner.search, runner.cli
+import runner.train, runner.cli.evaluate, runner.search, runner.cli.main
 from runner.errors import interrupt_on_signals
 entry, *words = sys.argv[1:]
 main = runner.cli.main if entry == "cli" else getattr(runner, entry).main
@@ -694,7 +694,7 @@ def watched(host, *rest, **more):
 
 socket.getaddrinfo = watched
 from accelerate import Accelerator
-from runner.repeat import train
+from runner.training.seeds import train
 from runner.settings import parse
 from runner.terminal import Terminal
 import huggingface_hub, optuna, runner.report, runner.worker

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import runner.experiment
 import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
+import runner.config.schema
 from runner.config.parser import DEFAULTS, EXPERIMENTS, Options, find_experiment, parse, read
 from runner.config.schema import (
     Data,
@@ -62,7 +62,7 @@ def helps() -> dict[str, str]:
         after = {a.target.id: b for a, b in pairwise(body) if isinstance(a, ast.AnnAssign)}
         found: dict[str, str] = {}
         for each in dataclasses.fields(kind):
-            group = getattr(runner.experiment, str(each.type), None)
+            group = getattr(runner.config.schema, str(each.type), None)
             if dataclasses.is_dataclass(group):
                 found |= {f"{each.name}.{name}": text for name, text in of(group).items()}
             else:
@@ -87,7 +87,7 @@ def test_the_defaults_are_the_published_report() -> None:
     assert report.data.kind == "caltech101"
     assert not report.data.background
     assert report.split == Split(by="fraction", train=0.5, val=0.25, test=0.25)
-    assert report.views == Views(
+    assert report.augment == Views(
         train="fresh",
         resize=256,
         crop=224,

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from runner.cli.launcher import take_processes
-from runner.config.parser import EXPERIMENTS, parse
+from runner.config.parser import parse
+from runner.utils.paths import EXPERIMENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [

@@ -750,7 +750,8 @@ def test_telemetry_and_pickles_are_off_before_mlflow_is_imported(tmp_path: Path)
 
 
 def test_nothing_imports_mlflow_before_it_is_connected_to() -> None:
-    code = "import sys, runner.repeat, runner.dry_run, runner.evaluation; print('mlflow' in sys.modules)"
+    modules = "runner.training.seeds, runner.training.dry_run, runner.cli.evaluate"
+    code = f"import sys, {modules}; print('mlflow' in sys.modules)"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert outcome.stdout == "False\n"
 

@@ -18,9 +18,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from runner.config.parser import check_setting
-from runner.utils.paths import EXPERIMENTS
 from runner.config.schema import Experiment, as_tree, flatten
 from runner.utils.errors import UserError
+from runner.utils.paths import EXPERIMENTS
 from runner.utils.safe_yaml import read_yaml
 from runner.utils.text import brief, nearest
 

@@ -17,10 +17,10 @@ from PIL import Image
 from fuzz import tensorfile
 from fuzz.damage import bent, bent_json, damaged
 from fuzz.target import Target, check
+from runner.cli import store as store_command
 from runner.data import channel_stats
 from runner.data import scan as scans
 from runner.data.datasets import Source
-from runner.cli import store as store_command
 from runner.features import eviction
 from runner.features.shard_store import Store, _checksum
 from runner.utils.console import Terminal
