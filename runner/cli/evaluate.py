@@ -68,6 +68,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return asked
 
 
+def launch_evaluation(argv: Sequence[str]) -> int:
+    """`runner evaluate`: check the command line, then hand over to `accelerate launch` on this file."""
+    from runner.cli.launcher import launch, take_processes
+
+    processes, rest = take_processes(argv)
+    parse(rest)
+    return launch("cli/evaluate.py", rest, processes)
+
+
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says. Raises `UserError` for what its user can mend."""
     follow_launcher()

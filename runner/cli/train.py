@@ -1,0 +1,33 @@
+"""`runner train`: check settings, data and tracking server, then hand over to `accelerate launch runner/train.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runner.cli.launcher import launch, take_processes
+from runner.config.parser import parse
+from runner.tracking.interrupted_runs import asked_for, words
+from runner.tracking.mlflow_server import ask, server
+from runner.training.preflight import check
+from runner.utils.console import Terminal
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train as the command line says: the exit status of the launched processes.
+
+    Raises `UserError` for what can be refused before anything is launched.
+    """
+    processes, rest = take_processes(argv)
+    experiment, options = parse(words(rest))
+    place = server(experiment.tracking.root)
+    if not options.dry_run:
+        ask(place.uri)
+    if options.resume is not None:
+        asked_for(place, experiment, options.resume, options.repeat, options.branch)
+    check(experiment, Terminal())
+    status = launch("train.py", rest, processes)
+    if status:
+        from runner.cli.sync import close_the_dead
+
+        close_the_dead(place, Terminal())
+    return status
