@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["OMP_NUM_THREADS"] = (
@@ -17,56 +16,32 @@ os.environ["OMP_NUM_THREADS"] = (
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from accelerate import Accelerator
+from commands import one_sentence
 from helpers import QUIET, Recorder
+from pictures import COLOURS as COLOURS
+from pictures import draw as draw
+from pictures import small_experiment, write_pictures
 from torch import Tensor
 
+from runner.cli import main
 from runner.config.parser import parse
 from runner.config.schema import Experiment
 from runner.features.extractor import Prefix
+from runner.tracking.mlflow_server import server
 from runner.training import run
 from runner.utils.console import Terminal
-
-COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
-
-
-def draw(label: str, number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A noisy picture whose colour tells its class: easy to learn, different in every file."""
-    random = np.random.default_rng([sorted(COLOURS).index(label), number])
-    noise = random.normal(0, 40, (size[1], size[0], 3))
-    return Image.fromarray(np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A folder of three classes of twelve PNG pictures each."""
-    root = tmp_path / "pictures"
-    for label in COLOURS:
-        (root / label).mkdir(parents=True)
-        for number in range(12):
-            draw(label, number).save(root / label / f"{number:02}.png")
-    return root
+    return write_pictures(tmp_path / "pictures")
 
 
 @pytest.fixture
 def words(pictures: Path, tmp_path: Path) -> list[str]:
     """Command-line words of a small experiment on `pictures`: vgg11 at random weights on 32 px, three epochs."""
-    return [
-        *("--name", "small", "--data.kind", "folder", "--data.root", str(pictures)),
-        *("--cache", str(tmp_path / "cache"), "--tracking.root", str(tmp_path / "mlruns")),
-        *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
-        *("--model.width", "16", "--augment.resize", "36", "--augment.crop", "32", "--augment.views", "2"),
-        *(
-            "--train.epochs",
-            "3",
-            "--train.batch_size",
-            "8",
-            "--train.precision",
-            "no",
-            "--features.batch_size",
-            "8",
-        ),
-        *("--tracking.model", "false", "--tracking.gallery", "0"),
-    ]
+    return small_experiment(pictures, tmp_path / "cache", tmp_path / "mlruns")
 
 
 @pytest.fixture
@@ -117,3 +92,77 @@ def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Prefix, "through", counting)
     return counts
+
+
+# Commands
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of twelve pictures, for all tests here."""
+    return write_pictures(tmp_path_factory.mktemp("images") / "pictures")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a store without runs. Creating one takes seconds; each test gets a copy."""
+    root = tmp_path_factory.mktemp("template")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        server(str(root)).connect()
+    return root / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def place(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path
+) -> Callable[[Path], list[str]]:
+    """`place(folder)`: the words of the small experiment, with an empty store in `folder`/mlruns."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def build(folder: Path) -> list[str]:
+        (folder / "mlruns").mkdir()
+        with (
+            sqlite3.connect(empty_store) as source,
+            sqlite3.connect(folder / "mlruns" / "mlflow.db") as target,
+        ):
+            source.backup(target)
+        return [*small_experiment(images, cache, folder / "mlruns"), "--features.compile", "false"]
+
+    return build
+
+
+@pytest.fixture
+def small(place: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
+    """The words of the small experiment, with an empty store in `tmp_path`/mlruns."""
+    return place(tmp_path)
+
+
+@pytest.fixture
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor, and no store but the one that a test names."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`refused(words)`: the sentence with which `runner` refuses them; nothing may be launched."""
+
+    def launch(*_: object) -> int:
+        pytest.fail("it was launched")
+
+    monkeypatch.setattr("runner.cli.launcher.launch", launch)
+    monkeypatch.setattr("runner.cli.train.launch", launch)
+
+    def run(words: list[str]) -> str:
+        capfd.readouterr()
+        status = main.main(words)
+        captured = capfd.readouterr()
+        assert status == 2
+        sentence = one_sentence(captured.err)
+        assert captured.err == f"runner: {sentence}\n"
+        return sentence
+
+    return run

@@ -9,8 +9,6 @@ import pickle
 import re
 import signal
 import socket
-import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,164 +20,30 @@ import pytest
 import safetensors
 import torch
 import torchvision
-from conftest import COLOURS, draw
+from commands import (
+    RUNNER,
+    accelerate,
+    client_of,
+    command,
+    one_sentence,
+    runs_of,
+    started,
+)
 from safetensors.torch import save_file
 
 from runner import train
 from runner.cli import main
 from runner.config import parser
 from runner.config.schema import as_tree, flatten
-from runner.tracking.mlflow_server import server
 from runner.utils.console import Terminal
-from runner.utils.errors import guarded
+from runner.utils.exit_status import guarded
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNNER = ROOT / "runner"
 LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
 """Settings of a run that has to be stopped."""
-SLOW_START = 120
-"""Seconds that a process has to come to its first epochs on a busy machine."""
 CURVES = (
     *("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/balanced_accuracy"),
     *("lr", "images_per_second", "epoch_seconds"),
 )
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of twelve pictures, for all tests here."""
-    root = tmp_path_factory.mktemp("commands") / "pictures"
-    for label in COLOURS:
-        (root / label).mkdir(parents=True)
-        for number in range(12):
-            draw(label, number).save(root / label / f"{number:02}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a store without runs. Creating one takes seconds; each test gets a copy."""
-    root = tmp_path_factory.mktemp("template")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        server(str(root)).connect()
-    return root / "mlflow.db"
-
-
-@pytest.fixture(scope="module")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path
-) -> Callable[[Path], list[str]]:
-    """`place(folder)`: the words of the small experiment, with an empty store in `folder`/mlruns."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def build(folder: Path) -> list[str]:
-        (folder / "mlruns").mkdir()
-        with (
-            sqlite3.connect(empty_store) as source,
-            sqlite3.connect(folder / "mlruns" / "mlflow.db") as target,
-        ):
-            source.backup(target)
-        return [
-            *("--name", "small", "--data.kind", "folder", "--data.root", str(images)),
-            *("--cache", str(cache), "--tracking.root", str(folder / "mlruns")),
-            *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
-            *(
-                "--model.width",
-                "16",
-                "--augment.resize",
-                "36",
-                "--augment.crop",
-                "32",
-                "--augment.views",
-                "2",
-            ),
-            *(
-                "--train.epochs",
-                "3",
-                "--train.batch_size",
-                "8",
-                "--train.precision",
-                "no",
-                "--features.batch_size",
-                "8",
-            ),
-            *("--features.compile", "false"),
-            *("--tracking.model", "false", "--tracking.gallery", "0"),
-        ]
-
-    return build
-
-
-@pytest.fixture
-def small(place: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
-    """The words of the small experiment, with an empty store in `tmp_path`/mlruns."""
-    return place(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processor, and no store but the one that a test names."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-
-
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
-    return {**kept, "ACCELERATE_USE_CPU": "true"}
-
-
-def accelerate(words: list[str]) -> list[str]:
-    return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *(str(RUNNER / "train.py"), *words),
-    ]
-
-
-def command(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=280
-    )
-
-
-def client_of(folder: Path) -> Any:
-    """A client of the store in `folder`/mlruns."""
-    import mlflow
-
-    return mlflow.MlflowClient(f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}")
-
-
-def runs_of(client: Any) -> list[Any]:
-    """The store's runs, the oldest first."""
-    found = client.search_experiments(filter_string="name = 'small'")
-    ids = [each.experiment_id for each in found]
-    return list(client.search_runs(ids, order_by=["attributes.start_time ASC"])) if ids else []
-
-
-def one_sentence(errors: str) -> str:
-    """The one line that says what is wrong, after checking that there is one, and no traceback."""
-    said = [line for line in errors.splitlines() if line.startswith("runner: ")]
-    assert len(said) == 1, errors
-    assert "Traceback" not in errors
-    return said[0].removeprefix("runner: ")
-
-
-def started(words: list[str], until: str, folder: Path) -> subprocess.Popen[bytes]:
-    """Start a command and wait until its output holds `until`."""
-    output = folder / "output.txt"
-    with output.open("wb") as out, (folder / "errors.txt").open("wb") as errors:
-        process = subprocess.Popen(
-            words, env=environment(), stdout=out, stderr=errors, stdin=subprocess.DEVNULL
-        )
-    deadline = time.monotonic() + SLOW_START
-    while until not in output.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            pytest.fail(f"no {until!r}: {output.read_text()} {(folder / 'errors.txt').read_text()}")
-        time.sleep(0.05)
-    return process
 
 
 # A finished run
@@ -382,27 +246,6 @@ def test_a_dry_run_trains_and_records_nothing(
 
 
 # What is refused before anything is spawned
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`refused(words)`: the sentence with which `runner` refuses them; nothing may be launched."""
-
-    def launch(*_: object) -> int:
-        pytest.fail("it was launched")
-
-    monkeypatch.setattr("runner.cli.launcher.launch", launch)
-
-    def run(words: list[str]) -> str:
-        capfd.readouterr()
-        status = main.main(words)
-        captured = capfd.readouterr()
-        assert status == 2
-        sentence = one_sentence(captured.err)
-        assert captured.err == f"runner: {sentence}\n"
-        return sentence
-
-    return run
 
 
 @pytest.mark.parametrize(

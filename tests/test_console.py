@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_commands import ROOT, RUNNER, environment
+from commands import ROOT, RUNNER, environment
 
 from runner.cli import main
 

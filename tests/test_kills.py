@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 import pytest
+from commands import RUNNER, client_of, command, environment, one_sentence, runs_of
 from interrupting import Kill, artifacts, command_in_a_fork, points, times
-from test_commands import RUNNER, client_of, command, environment, images, one_sentence, refused, runs_of
 
 from runner import train
 from runner.tracking import interrupted_runs
@@ -30,7 +30,7 @@ from runner.tracking.mlflow_server import server
 from runner.tracking.uploader import recover
 from runner.training import snapshot
 from runner.utils.console import Terminal
-from runner.utils.errors import guarded
+from runner.utils.exit_status import guarded
 
 __all__ = ["images", "refused"]  # fixtures
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import ROOT, client_of, command, environment, one_sentence, runs_of
 from conftest import COLOURS, draw
 from helpers import QUIET
 from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
-from test_commands import ROOT, client_of, command, environment, one_sentence, runs_of
 
 from runner.cli import main
 from runner.config import parser

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import RUNNER, environment, one_sentence, started
 from conftest import COLOURS, draw
-from test_commands import RUNNER, environment, one_sentence, started
 from truth import lies
 
 from runner.tracking.mlflow_server import server
