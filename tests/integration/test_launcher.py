@@ -23,16 +23,10 @@ from runner.tracking.tracker import _how
 from runner.training import setup
 from runner.utils import atomic_files, processes
 from runner.utils.console import Terminal
-from runner.utils.errors import (
-    LAUNCHED,
-    STATUS_FILE,
-    Interrupted,
-    UserError,
-    failed_elsewhere,
-    guarded,
-    left_status,
-    undisturbed,
-)
+from runner.utils.errors import UserError
+from runner.utils.exit_status import failed_elsewhere, guarded, left_status
+from runner.utils.launch_environment import LAUNCHED, STATUS_FILE
+from runner.utils.signals import Interrupted, undisturbed
 
 
 @pytest.fixture

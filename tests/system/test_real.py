@@ -19,7 +19,7 @@ from runner.data.transforms import Renderer
 from runner.training import run
 from runner.utils.console import Terminal
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 DATA = Path(os.environ.get("RUNNER_TEST_DATA", SHARED / "data"))
 WEIGHTS = Path(os.environ.get("RUNNER_TEST_WEIGHTS", SHARED / "weights" / "vgg16_features.safetensors"))
 CATEGORIES = DATA / "caltech101" / "101_ObjectCategories"

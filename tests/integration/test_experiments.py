@@ -16,7 +16,7 @@ from runner.cli.launcher import take_processes
 from runner.config.parser import parse
 from runner.utils.paths import EXPERIMENTS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     line.split("#")[0].strip()
     for page in ("README.md", "docs/reliability.md")

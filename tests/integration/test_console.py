@@ -30,7 +30,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_checks_before_the_launch_import_neither_torch_nor_mlflow(words: list[str]) -> None:
     code = (
-        "import sys; import runner.cli.launcher; runner.cli.launcher.launch = lambda *_: 7;"
+        "import sys; from runner.cli import train; train.launch = lambda *_: 7;"
         "from runner.cli.main import main; status = main(sys.argv[1:]);"
         "print(status, [name for name in ('torch', 'mlflow') if name in sys.modules])"
     )
@@ -49,23 +49,27 @@ def test_usage_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out.strip()[0].isdigit()
 
 
-MODULES = sorted(path.stem for path in RUNNER.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    [path.stem for path in RUNNER.glob("*.py") if path.stem != "__init__"]
+    + [path.parent.name for path in RUNNER.glob("*/__init__.py")]
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_no_module_bears_the_name_of_another_package(name: str) -> None:
-    """`accelerate launch runner/train.py` puts runner/ on the module path."""
+def test_no_module_has_the_name_of_another_package(name: str) -> None:
+    """`accelerate launch runner/train.py` puts runner/ first on the module path."""
     assert str(RUNNER) not in sys.path
     assert importlib.util.find_spec(name) is None
 
 
-@pytest.mark.parametrize("script", ["train.py", "cli/evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "search.py", "cli/evaluate.py"])
 def test_a_script_takes_its_folder_off_the_module_path(script: str) -> None:
     code = (
         "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2]);"
         "print(sys.argv[1] in sys.path)"
     )
-    words = [sys.executable, "-c", code, str(RUNNER), str(RUNNER / script)]
+    path = RUNNER / script
+    words = [sys.executable, "-c", code, str(path.parent), str(path)]
     outcome = subprocess.run(words, capture_output=True, text=True, check=True)
     assert outcome.stdout == "False\n"
 

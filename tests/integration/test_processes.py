@@ -15,7 +15,7 @@ from conftest import COLOURS, draw
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = str(REPOSITORY / "runner" / "train.py")
 SEVERAL = ("--multi_gpu", "--main_process_port", "0", "--num_processes")
 
