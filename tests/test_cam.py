@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from helpers import CLASSES, NUMBERS, QUIET, Make, small_network
 from torch import Tensor, nn
 
-from runner.data.transforms import CLEAN
+from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam
 from runner.explain.methods import METHODS
 from runner.models.network import Architecture, Network
@@ -128,7 +128,7 @@ def test_score_cam_is_its_definition(network: Network) -> None:
     found = cam.score_maps(network, views, targets, layer)
     assert found.shape == (2, 32, 32)
     np.testing.assert_allclose(
-        found, scaled(torch.from_numpy(cam.upscaled(scaled(torch.stack(wanted)), (32, 32)))), atol=5e-3
+        found, scaled(torch.from_numpy(cam.resize_maps(scaled(torch.stack(wanted)), (32, 32)))), atol=5e-3
     )
 
 
@@ -282,10 +282,10 @@ def test_stored_rows_have_the_maps_of_their_images(make: Make, accelerator: Any,
     network, features = ready.network, ready.features
     layer = {"head": "features.20", "features.16": "features.15"}[trainable]
     assert network.name_of(network.stages[0][1] - 1) == layer
-    features.rows("val", CLEAN)
+    features.rows("val", EVALUATION_VIEW)
     entries = ready.manifest.select("val")
-    stored = features._store(0, CLEAN).read([f"{entry.digest}:{CLEAN}" for entry in entries])
-    views = next(iter(ready.loader.batches(list(entries), CLEAN, [range(len(entries))])))
+    stored = features._store(0, EVALUATION_VIEW).read([f"{entry.digest}:{EVALUATION_VIEW}" for entry in entries])
+    views = next(iter(ready.loader.batches(list(entries), EVALUATION_VIEW, [range(len(entries))])))
     targets = [place % 3 for place in range(len(entries))]
     computed = cam.activations(network, views, layer)
     torch.testing.assert_close(stored, computed, atol=1e-4, rtol=1e-4)
@@ -418,7 +418,7 @@ def test_the_default_is_the_last_convolution_with_what_is_behind_it_but_the_pool
 def test_every_layer_with_a_map_has_its_place(network: Network) -> None:
     for place, (name, _) in enumerate(network.layers()):
         if name.startswith("features.") or name == "avgpool":
-            assert cam.place_of(network, name) == place
+            assert cam.layer_index(network, name) == place
             assert cam.activations(network, images(1, 32), name).dim() == 4
 
 
@@ -437,7 +437,7 @@ def test_every_layer_with_a_map_has_its_place(network: Network) -> None:
 )
 def test_a_layer_without_a_map_is_refused(network: Network, layer: str, said: str) -> None:
     with pytest.raises(UserError, match="no layer") as refusal:
-        cam.place_of(network, layer)
+        cam.layer_index(network, layer)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
     for ask in (cam.activations, cam.probabilities):

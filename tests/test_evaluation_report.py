@@ -25,11 +25,12 @@ from runner.cli import main
 from runner.evaluation import report
 from runner.evaluation.predictions import read_csv
 from runner.evaluation.report import _boxes, sample
-from runner.portable.pixels import open_rgb
-from runner.portable.view import evaluation_view
+from runner.portable.images import open_rgb
+from runner.portable.transform import evaluation_transform
 from runner.serving.load import load_model
-from runner.serving.predictor import Model
-from runner.utils.errors import UserError, guarded
+from runner.serving.predictor import LoadedModel
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
 
 TEST = 24
 """Images of the test split."""
@@ -81,7 +82,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
     place = tmp_path_factory.mktemp("report")
     boxes = write_objects(place / "pictures")
-    assert guarded(lambda: train.main(objects_words(place / "pictures", place))) == 0
+    assert run_main(lambda: train.main(objects_words(place / "pictures", place))) == 0
     client = MlflowClient(f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("objects")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -108,7 +109,7 @@ def evaluate(
 @pytest.fixture(scope="module")
 def reported(kept: Kept) -> Kept:
     """The run, with the report of its test split."""
-    assert guarded(lambda: evaluation.main([kept.run_id, *kept.tracking])) == 0
+    assert run_main(lambda: evaluation.main([kept.run_id, *kept.tracking])) == 0
     return kept
 
 
@@ -395,7 +396,7 @@ def test_a_box_is_of_the_image_as_a_person_sees_it(tmp_path: Path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned right by 90 degrees
     shown.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=turned)
-    view = evaluation_view(64, 64, "bilinear")(open_rgb(tmp_path / "a.png"))
+    view = evaluation_transform(64, 64, "bilinear")(open_rgb(tmp_path / "a.png"))
     white = (view[0] > 127).nonzero()
     (top, left), (bottom, right) = white.amin(0).tolist(), white.amax(0).tolist()
     found = _boxes(box_table(tmp_path, {"a.png": (20, 80, 60, 110)}), judged(tmp_path, "a.png"), QUIET)
@@ -450,16 +451,16 @@ def test_two_processes_refuse_a_bad_table_in_one_sentence(kept: Kept, tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def model(kept: Kept) -> Model:
+def model(kept: Kept) -> LoadedModel:
     return load_model(kept.run_id, str(kept.place / "mlruns"))
 
 
 @pytest.fixture
 def explain(
-    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """`explain("--target", "rose", "a.png")`: status and errors of `runner explain`, which writes to `tmp_path`/out."""
-    monkeypatch.setattr("runner.cli.explain.load_soon", lambda *_: model)
+    monkeypatch.setattr("runner.cli.explain.load_model_concurrently", lambda *_: model)
     monkeypatch.chdir(tmp_path)
 
     def start(*words: str) -> tuple[int, str]:
@@ -500,7 +501,7 @@ def test_an_explanation_is_a_picture_of_each_image(
 
 
 def test_a_folder_is_explained_with_all_that_is_beneath_it(
-    kept: Kept, explain: Callable[..., tuple[int, str]], titles: dict[str, tuple[str, str]], model: Model
+    kept: Kept, explain: Callable[..., tuple[int, str]], titles: dict[str, tuple[str, str]], model: LoadedModel
 ) -> None:
     assert explain(str(kept.pictures / "rose"))[0] == 0
     assert set(titles) == {f"{number:02}.gradcam.png" for number in range(32)}
@@ -588,12 +589,12 @@ def test_a_long_file_name_can_be_explained(
 
 def test_pictures_can_be_had_with_predictions(
     kept: Kept,
-    model: Model,
+    model: LoadedModel,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     titles: dict[str, tuple[str, str]],
 ) -> None:
-    monkeypatch.setattr("runner.cli.predict.load_soon", lambda *_: model)
+    monkeypatch.setattr("runner.cli.predict.load_model_concurrently", lambda *_: model)
     words = ["predict", str(kept.pictures / "leaf" / "03.png"), "--json", "--explain", str(tmp_path / "out")]
     assert main.main(words) == 0
     assert set(titles) == {"03.gradcam.png"}

@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from runner.config.parser import parse
-from runner.data.transforms import CLEAN
+from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, faithfulness
 from runner.explain.faithfulness import Box, Faithfulness
-from runner.portable.view import evaluation_view
+from runner.portable.transform import evaluation_transform
 from runner.training import run
-from runner.training.setup import Prepared, prepare
+from runner.training.setup import Setup, prepare
 
 OBJECTS = {"coin": (230, 200, 40), "leaf": (40, 190, 60), "rose": (220, 40, 90)}
 SIDE, SIZE, EACH = 64, 24, 32
@@ -70,11 +70,11 @@ def objects_words(root: Path, place: Path) -> list[str]:
 class Learned:
     """A network that knows the objects, and test images with their boxes."""
 
-    def __init__(self, ready: Prepared, boxes: dict[str, tuple[int, int, int, int]], top1: float) -> None:
+    def __init__(self, ready: Setup, boxes: dict[str, tuple[int, int, int, int]], top1: float) -> None:
         entries = list(ready.manifest.select("test"))
         self.network = ready.network
         self.top1 = top1
-        self.views: Tensor = next(iter(ready.loader.batches(entries, CLEAN, [range(len(entries))])))
+        self.views: Tensor = next(iter(ready.loader.batches(entries, EVALUATION_VIEW, [range(len(entries))])))
         self.labels = ready.manifest.labels("test")
         self.digests = [entry.digest for entry in entries]
         self.boxes: list[Box] = [boxes[entry.path] for entry in entries]
@@ -116,20 +116,20 @@ def test_a_map_finds_the_object(learned: Learned, layer: str, method: str) -> No
     generator = np.random.default_rng(0)
     noise = np.concatenate(
         [
-            cam.upscaled(generator.random((len(found), 4, 4), dtype=np.float32), (SIDE, SIDE))
+            cam.resize_maps(generator.random((len(found), 4, 4), dtype=np.float32), (SIDE, SIDE))
             for _ in range(20)
         ]
     )
-    by_chance = faithfulness.pointing(noise, learned.boxes * 20)
+    by_chance = faithfulness.pointing_game(noise, learned.boxes * 20)
     assert by_chance == pytest.approx(chance, abs=0.08)
-    assert faithfulness.pointing(found, learned.boxes) > max(0.5, 3 * by_chance)
-    assert faithfulness.energy(found, learned.boxes) > 1.25 * faithfulness.energy(noise, learned.boxes * 20)
+    assert faithfulness.pointing_game(found, learned.boxes) > max(0.5, 3 * by_chance)
+    assert faithfulness.energy_in_boxes(found, learned.boxes) > 1.25 * faithfulness.energy_in_boxes(noise, learned.boxes * 20)
 
 
 def test_a_map_of_another_image_does_not_find_the_object(learned: Learned) -> None:
     found = cam.explain(learned.network, learned.views, learned.labels)
     others = np.roll(found, len(found) // 3, axis=0)
-    assert faithfulness.pointing(others, learned.boxes) < faithfulness.pointing(found, learned.boxes) / 2
+    assert faithfulness.pointing_game(others, learned.boxes) < faithfulness.pointing_game(found, learned.boxes) / 2
 
 
 # ROAD
@@ -150,7 +150,7 @@ def test_road_tells_the_true_map_from_others(learned: Learned) -> None:
     for place in range(6):
         view, target = learned.views[place : place + 1], learned.labels[place]
         around = closeness(learned.boxes[place])
-        noise = cam.upscaled(generator.random((1, 4, 4), dtype=np.float32), (SIDE, SIDE))
+        noise = cam.resize_maps(generator.random((1, 4, 4), dtype=np.float32), (SIDE, SIDE))
         for scores, found in ((true, around), (random_, noise), (inverted, 1 - around)):
             scores.append(faithfulness.road(learned.network, view, target, found, str(place)))
     assert np.mean(true) > np.mean(random_) + 0.15
@@ -197,7 +197,7 @@ def test_road_takes_no_more_away_of_a_map_that_is_mostly_zero(learned: Learned, 
     elif zero != "all":
         cells = np.zeros((1, 8, 8), np.float32)
         cells[0, 2, 2] = 1
-        found = cam.upscaled(cells, (SIDE, SIDE))
+        found = cam.resize_maps(cells, (SIDE, SIDE))
     assert taken_away(learned, found) == [0.3, 0.3, 0.1, 0.1]
 
 
@@ -272,17 +272,17 @@ def test_a_network_that_trains_nothing_is_measured_too() -> None:
 def test_a_map_points_where_its_maximum_is() -> None:
     found = np.zeros((2, 4, 6), np.float32)
     found[0, 1, 4] = found[1, 3, 0] = 1  # row, column
-    assert faithfulness.pointing(found, [(4, 1, 5, 2), (0, 3, 1, 4)]) == 1
-    assert faithfulness.pointing(found, [(1, 4, 2, 5), (0, 3, 1, 4)]) == 0.5, "columns first"
-    assert faithfulness.pointing(found, [(2, 0, 4, 4), (1, 0, 6, 4)]) == 0, "the right edge lies outside"
-    assert faithfulness.pointing(found[:1], [(3.2, 0.5, 4.9, 1.5)]) == 1
+    assert faithfulness.pointing_game(found, [(4, 1, 5, 2), (0, 3, 1, 4)]) == 1
+    assert faithfulness.pointing_game(found, [(1, 4, 2, 5), (0, 3, 1, 4)]) == 0.5, "columns first"
+    assert faithfulness.pointing_game(found, [(2, 0, 4, 4), (1, 0, 6, 4)]) == 0, "the right edge lies outside"
+    assert faithfulness.pointing_game(found[:1], [(3.2, 0.5, 4.9, 1.5)]) == 1
 
 
 def test_energy_is_the_share_of_the_map_in_the_box() -> None:
     found = np.array([[[1, 2], [3, 4]], [[0, 1], [0, 0]]], np.float32)
-    assert faithfulness.energy(found, [(0, 0, 1, 2), (0, 0, 2, 2)]) == pytest.approx((0.4 + 1) / 2)
-    assert faithfulness.energy(found[:1], [(1, 1, 2, 2)]) == pytest.approx(0.4)
-    assert faithfulness.energy(found[:1] * 0, [(0, 0, 2, 2)]) == 0
+    assert faithfulness.energy_in_boxes(found, [(0, 0, 1, 2), (0, 0, 2, 2)]) == pytest.approx((0.4 + 1) / 2)
+    assert faithfulness.energy_in_boxes(found[:1], [(1, 1, 2, 2)]) == pytest.approx(0.4)
+    assert faithfulness.energy_in_boxes(found[:1] * 0, [(0, 0, 2, 2)]) == 0
 
 
 # Boxes in views
@@ -304,9 +304,9 @@ def test_a_box_lies_in_the_view_where_its_object_does(
     assume(min(right - left, bottom - top) * scale >= 6)
     image = Image.new("RGB", size)
     ImageDraw.Draw(image).rectangle((left, top, right - 1, bottom - 1), fill="white")
-    view = evaluation_view(resize, crop, "bilinear")(image)
+    view = evaluation_transform(resize, crop, "bilinear")(image)
     shown = (view[0] > 127).nonzero()
-    box = faithfulness.in_view((left, top, right, bottom), width, height, resize, crop)
+    box = faithfulness.box_in_crop((left, top, right, bottom), width, height, resize, crop)
     if box is None:
         assert not len(shown) or min(np.ptp(shown.numpy(), axis=0)) <= 1.5
         return
@@ -319,24 +319,24 @@ def test_a_box_lies_in_the_view_where_its_object_does(
 
 
 def test_an_images_whole_box_is_the_whole_view() -> None:
-    assert faithfulness.in_view((0, 0, 300, 200), 300, 200, 64, 64) == (0, 0, 64, 64)
-    assert faithfulness.in_view((-9, -9, 999, 999), 200, 300, 256, 224) == (0, 0, 224, 224)
+    assert faithfulness.box_in_crop((0, 0, 300, 200), 300, 200, 64, 64) == (0, 0, 64, 64)
+    assert faithfulness.box_in_crop((-9, -9, 999, 999), 200, 300, 256, 224) == (0, 0, 224, 224)
 
 
 def test_where_nothing_is_cut_off_a_box_is_scaled() -> None:
-    assert faithfulness.in_view((10, 20, 30, 40), 100, 100, 50, 50) == (5, 10, 15, 20)
-    assert faithfulness.in_view((10, 20, 30, 40), 100, 100, 200, 200) == (20, 40, 60, 80)
+    assert faithfulness.box_in_crop((10, 20, 30, 40), 100, 100, 50, 50) == (5, 10, 15, 20)
+    assert faithfulness.box_in_crop((10, 20, 30, 40), 100, 100, 200, 200) == (20, 40, 60, 80)
 
 
 @pytest.mark.parametrize(
     "box", [(0, 0, 10, 10), (90, 90, 100, 100), (40, 40, 40, 60), (60, 40, 40, 60), (200, 0, 300, 90)]
 )
 def test_a_box_of_which_nothing_is_left_is_none(box: Box) -> None:
-    assert faithfulness.in_view(box, 100, 100, 100, 60) is None
+    assert faithfulness.box_in_crop(box, 100, 100, 100, 60) is None
 
 
 @pytest.mark.parametrize("place", range(4))
 def test_a_box_that_is_no_number_is_none(place: int) -> None:
     box = [10.0, 10.0, 50.0, 50.0]
     box[place] = float("nan")
-    assert faithfulness.in_view(tuple(box), 100, 100, 64, 64) is None  # type: ignore[arg-type]
+    assert faithfulness.box_in_crop(tuple(box), 100, 100, 64, 64) is None  # type: ignore[arg-type]

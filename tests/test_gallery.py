@@ -22,13 +22,13 @@ from torch import Tensor
 
 from runner.data.manifest import Entry
 from runner.explain import cam, overlay
-from runner.explain.gallery import Gallery, choose
+from runner.explain.gallery import Gallery, select_images
 from runner.models.network import Network
 from runner.training import run
-from runner.training.loop import Epoch
-from runner.training.run import Result
+from runner.training.loop import EpochResult
+from runner.training.run import RunResult
 
-Train = Callable[..., tuple[run.Result, Recorder]]
+Train = Callable[..., tuple[run.RunResult, Recorder]]
 NAME = re.compile(
     r"images/gallery~(?P<number>\d+) (?P<label>.+)\+step\+(?P<step>\d+)\+timestamp\+(?P<time>\d+)"
     r"\+(?P<unique>[0-9a-f-]{36})(?P<end>\.png|\+compressed\.webp)"
@@ -37,10 +37,10 @@ NAME = re.compile(
 
 
 @pytest.fixture
-def gallery_of(make: Make, train: Train) -> Callable[..., tuple[Result, Recorder, list[dict[str, str]]]]:
+def gallery_of(make: Make, train: Train) -> Callable[..., tuple[RunResult, Recorder, list[dict[str, str]]]]:
     """`gallery_of("--tracking.gallery", "4")`: a run's result and records, and the parts of its pictures' names."""
 
-    def start(*words: str) -> tuple[Result, Recorder, list[dict[str, str]]]:
+    def start(*words: str) -> tuple[RunResult, Recorder, list[dict[str, str]]]:
         result, tracker = train(make("--schedule.kind", "constant", "--tracking.model", "false", *words))
         names = [name for name in tracker.artifacts if name.startswith("images/")]
         parts = [NAME.fullmatch(name) for name in names]
@@ -65,7 +65,7 @@ def judgements(wrong: list[bool]) -> Tensor:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 12))
 def test_half_of_the_images_are_wrong_where_there_are_so_many(wrong: list[bool], count: int) -> None:
-    places = choose(split(len(wrong)), judgements(wrong), count)
+    places = select_images(split(len(wrong)), judgements(wrong), count)
     assert places == sorted(set(places))
     assert len(places) == min(count, len(wrong))
     chosen_wrong, all_wrong = sum(wrong[place] for place in places), sum(wrong)
@@ -79,17 +79,19 @@ def test_half_of_the_images_are_wrong_where_there_are_so_many(wrong: list[bool],
 @given(st.lists(st.booleans(), min_size=1, max_size=20), st.integers(1, 8), st.randoms())
 def test_the_choice_is_of_images_whatever_their_order(wrong: list[bool], count: int, shuffle: Any) -> None:
     entries = split(len(wrong))
-    chosen = {entries[place].path for place in choose(entries, judgements(wrong), count)}
+    chosen = {entries[place].path for place in select_images(entries, judgements(wrong), count)}
     order = list(range(len(wrong)))
     shuffle.shuffle(order)
-    again = choose([entries[place] for place in order], judgements([wrong[place] for place in order]), count)
+    again = select_images(
+        [entries[place] for place in order], judgements([wrong[place] for place in order]), count
+    )
     assert {entries[order[place]].path for place in again} == chosen
 
 
 def test_an_image_that_got_no_answer_is_wrong() -> None:
     judged = judgements([False] * 6)
     judged[4, 1] = torch.inf
-    assert 4 in choose(split(6), judged, 2)
+    assert 4 in select_images(split(6), judged, 2)
 
 
 # When
@@ -209,7 +211,7 @@ def test_titles_say_what_the_network_said(
             assert about == f"Grad-CAM for {said}"
             assert found.shape == view.shape[-2:] == (32, 32)
 
-    def shown(self: Gallery, epoch: Epoch) -> None:
+    def shown(self: Gallery, epoch: EpochResult) -> None:
         show(self, epoch)
         if steps[-1] == epoch.number:
             wrong = [above.startswith("✗") for _, _, above, _ in drawn]

@@ -28,9 +28,9 @@ from runner import load_model
 from runner.cli import main
 from runner.config.parser import parse
 from runner.models import checkpoint
-from runner.portable.classifier import CHUNK, Classifier, ModelError, seal
+from runner.portable.classifier import BATCH_SIZE, Classifier, ModelError, metadata_digest
 from runner.serving import packaging
-from runner.serving.predictor import Model
+from runner.serving.predictor import LoadedModel
 from runner.tracking import model_registry
 from runner.tracking.mlflow_server import server
 from runner.training.seeds import train as train_all
@@ -106,7 +106,7 @@ def client(place: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(place: Path) -> Model:
+def model(place: Path) -> LoadedModel:
     return load_model(tracking=str(place / "mlruns"), device="cpu")
 
 
@@ -123,7 +123,7 @@ def some(place: Path) -> list[Path]:
     return [place / "pictures" / label / "00.png" for label in sorted(COLOURS)]
 
 
-def numbers(model: Model, paths: list[Path]) -> list[tuple[tuple[str, float], ...]]:
+def numbers(model: LoadedModel, paths: list[Path]) -> list[tuple[tuple[str, float], ...]]:
     return [tuple((guess.name, guess.probability) for guess in each.top) for each in model.predict(paths, 9)]
 
 
@@ -182,7 +182,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("runner",
 """
 
 
-def test_a_model_can_be_used_without_the_runner(logged: Path, model: Model, some: list[Path]) -> None:
+def test_a_model_can_be_used_without_the_runner(logged: Path, model: LoadedModel, some: list[Path]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", ALONE, str(logged), *map(str, some)], capture_output=True, text=True
     )
@@ -200,13 +200,13 @@ def test_a_model_computes_what_the_trained_network_did(arch: str, head: str, tmp
         "transform": {"resize": 32, "crop": 32, "interpolation": "bilinear"},
         "precision": "no",
     }
-    told = packaging.about(network, use, epoch=1, val={})
+    told = packaging.describe(network, use, epoch=1, val={})
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        assert torch.equal(packaging.classifier(network, told, "cpu").network(images), network(images))
+        assert torch.equal(packaging.to_classifier(network, told, "cpu").network(images), network(images))
 
 
-def test_predictions_are_the_runs_own(place: Path, client: Any, model: Model) -> None:
+def test_predictions_are_the_runs_own(place: Path, client: Any, model: LoadedModel) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     text = Path(client.download_artifacts(run.info.run_id, "predictions.csv")).read_bytes().decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
@@ -220,9 +220,9 @@ def test_predictions_are_the_runs_own(place: Path, client: Any, model: Model) ->
 # What it says does not depend on what else is asked
 
 
-@pytest.mark.parametrize("count", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("count", [1, 2, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, 2 * BATCH_SIZE + 3])
 def test_an_image_is_told_alike_in_any_batch(
-    model: Model, some: list[Path], count: int, tmp_path: Path
+    model: LoadedModel, some: list[Path], count: int, tmp_path: Path
 ) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     paths = [some[place % 3] for place in range(count)]
@@ -232,13 +232,13 @@ def test_an_image_is_told_alike_in_any_batch(
     assert [each.path for each in said] == [str(path) for path in paths]
     for path, each in zip(paths, said, strict=True):
         if path.name == "broken.png":
-            assert each.fault
+            assert each.error
         else:
             assert tuple((guess.name, guess.probability) for guess in each.top) == alone[path]
 
 
 def test_a_model_is_found_by_all_its_names(
-    place: Path, model: Model, client: Any, logged: Path, some: list[Path], tmp_path: Path
+    place: Path, model: LoadedModel, client: Any, logged: Path, some: list[Path], tmp_path: Path
 ) -> None:
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     root = str(place / "mlruns")
@@ -388,7 +388,7 @@ def copy(logged: Path, tmp_path: Path) -> Path:
 def edited(copy: Path, **changes: Any) -> None:
     about = json.loads((copy / "model.json").read_text())
     about |= changes
-    (copy / "model.json").write_text(json.dumps({**about, "digest": seal(about)}))
+    (copy / "model.json").write_text(json.dumps({**about, "digest": metadata_digest(about)}))
 
 
 def digest(path: Path) -> str:
@@ -522,7 +522,7 @@ def asked(address: str, body: dict[str, Any]) -> tuple[int, Any]:
         return error.code, error.read().decode()
 
 
-def test_mlflow_serves_the_champion(place: Path, model: Model, some: list[Path]) -> None:
+def test_mlflow_serves_the_champion(place: Path, model: LoadedModel, some: list[Path]) -> None:
     images = [b64encode(path.read_bytes()).decode() for path in some]
     wanted = [[name for name, _ in row] for row in numbers(model, some)]
     with served(place, "models:/small@champion") as address:
@@ -541,7 +541,7 @@ def test_mlflow_serves_the_champion(place: Path, model: Model, some: list[Path])
             assert "Image 0" in str(said)
 
 
-def test_onnx_says_the_same(command: Command, model: Model, some: list[Path], tmp_path: Path) -> None:
+def test_onnx_says_the_same(command: Command, model: LoadedModel, some: list[Path], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     status, out, _ = command("export", "--onnx", str(tmp_path / "deep" / "model.onnx"))

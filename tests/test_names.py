@@ -35,7 +35,7 @@ def test_chinese_knows_every_class_of_caltech() -> None:
     known = [row["class"] for row in csv.DictReader(io.StringIO(text))]
     assert sorted(known) == sorted(CALTECH.split())
     assert len(known) == 102
-    said = class_names.read("zh", known)
+    said = class_names.translations("zh", known)
     assert len(set(said.values())) == 102
     assert said["watch"] == "手表"
     for name in said.values():
@@ -62,7 +62,7 @@ def test_languages_are_listed() -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_a_table_of_ones_own(tmp_path: Path, content: str, encoding: str, said: list[str]) -> None:
     path = table(tmp_path, content, encoding)
-    assert class_names.read(path, CLASSES) == dict(zip(CLASSES, said, strict=True))
+    assert class_names.translations(path, CLASSES) == dict(zip(CLASSES, said, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_table_of_ones_own(tmp_path: Path, content: str, encoding: str, said: 
 def test_a_bad_table_is_refused_in_a_sentence(tmp_path: Path, content: str | bytes, sentence: str) -> None:
     path = table(tmp_path, content)
     with pytest.raises(UserError) as failure:
-        class_names.read(path, CLASSES)
+        class_names.translations(path, CLASSES)
     assert sentence in str(failure.value)
     assert str(failure.value).startswith(path)
     assert "\n" not in str(failure.value)
@@ -107,10 +107,10 @@ def test_a_bad_table_is_refused_in_a_sentence(tmp_path: Path, content: str | byt
 )
 def test_an_unknown_language_is_refused(language: str, sentence: str) -> None:
     with pytest.raises(UserError) as failure:
-        class_names.read(language, CLASSES)
+        class_names.translations(language, CLASSES)
     assert sentence in str(failure.value)
 
 
 def test_a_folder_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give a CSV file"):
-        class_names.read(str(tmp_path), CLASSES)
+        class_names.translations(str(tmp_path), CLASSES)

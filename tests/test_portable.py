@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 
 from runner import load_model
 from runner.config.schema import Views
-from runner.data.transforms import CLEAN, Renderer
+from runner.data.transforms import EVALUATION_VIEW, ViewTransform
 from runner.models.network import Network
-from runner.portable.classifier import CHUNK, Classifier, ModelError
-from runner.portable.network import precision
-from runner.portable.view import evaluation_view
+from runner.portable.classifier import BATCH_SIZE, Classifier, ModelError
+from runner.portable.network import supported_precision
+from runner.portable.transform import evaluation_transform
 from runner.serving import packaging
 from runner.utils.errors import UserError
 
@@ -63,8 +63,8 @@ def views() -> torch.Tensor:
 def packed(network: Network, views: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network as a run would log it."""
     folder = tmp_path_factory.mktemp("packed") / "model"
-    told = packaging.about(network, USE, epoch=2, val={"top1": 0.5})
-    packaging.pack(network, told, views[0], folder)
+    told = packaging.describe(network, USE, epoch=2, val={"top1": 0.5})
+    packaging.save_model(network, told, views[0], folder)
     return folder
 
 
@@ -87,7 +87,7 @@ def test_a_loaded_model_computes_what_the_trained_network_did(
 ) -> None:
     with torch.no_grad():
         assert torch.equal(classifier.network(views), network(views))
-        assert torch.equal(classifier.logits(views[:CHUNK]), network(views[:CHUNK]))
+        assert torch.equal(classifier.logits(views[:BATCH_SIZE]), network(views[:BATCH_SIZE]))
 
 
 @pytest.mark.parametrize("count", range(1, 21))
@@ -122,8 +122,8 @@ def test_of_equal_classes_the_first_is_told_first(copied: Path, views: torch.Ten
 def test_its_view_is_the_one_that_training_judges_on(interpolation: Any, size: tuple[int, int]) -> None:
     settings = Views(resize=36, crop=32, interpolation=interpolation)
     picture = draw("red", 1, size)
-    wanted = Renderer(settings, view_seed=0)(picture, "digest", CLEAN)
-    given = evaluation_view(resize=36, crop=32, interpolation=interpolation)(picture)
+    wanted = ViewTransform(settings, view_seed=0)(picture, "digest", EVALUATION_VIEW)
+    given = evaluation_transform(resize=36, crop=32, interpolation=interpolation)(picture)
     assert given.shape == (3, 32, 32)
     assert given.dtype == torch.uint8
     assert torch.equal(given, wanted)
@@ -131,10 +131,10 @@ def test_its_view_is_the_one_that_training_judges_on(interpolation: Any, size: t
 
 def test_the_processor_computes_no_half_precision() -> None:
     cpu = torch.device("cpu")
-    assert precision("fp16", cpu) == "no"
-    assert precision("no", cpu) == "no"
-    assert precision("bf16", cpu) in ("no", "bf16")
-    assert precision("fp16", torch.device("cuda")) == "fp16"
+    assert supported_precision("fp16", cpu) == "no"
+    assert supported_precision("no", cpu) == "no"
+    assert supported_precision("bf16", cpu) in ("no", "bf16")
+    assert supported_precision("fp16", torch.device("cuda")) == "fp16"
 
 
 # What is in it
@@ -158,7 +158,7 @@ def test_a_model_tells_all_that_using_it_takes(packed: Path, network: Network) -
     assert [(each["name"], each["default"]) for each in json.loads(signature["params"])] == [("top", 5)]
     assert description["saved_input_example_info"]["artifact_path"] == "input_example.json"
     wanted = (packed / "requirements.txt").read_text().split()
-    assert {each.partition("==")[0] for each in wanted} == set(packaging.NEEDED)
+    assert {each.partition("==")[0] for each in wanted} == set(packaging.REQUIREMENTS)
     assert f"torch=={torch.__version__.partition('+')[0]}" in wanted
 
 

@@ -27,12 +27,12 @@ from runner import load_model
 from runner.cli import main
 from runner.config.parser import parse
 from runner.models import checkpoint
-from runner.serving.predictor import Model
+from runner.serving.predictor import LoadedModel
 from runner.tracking.mlflow_server import server
 from runner.tracking.model_registry import MODEL_TAG
 from runner.training.seeds import train as train_all
 from runner.utils.errors import UserError
-from runner.utils.image_paths import expand
+from runner.utils.image_paths import find_images
 
 Command = Callable[..., tuple[int, str, str]]
 _trained: list[Path] = []
@@ -72,12 +72,12 @@ def client(root: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def model(root: str) -> Model:
+def model(root: str) -> LoadedModel:
     return load_model(tracking=root, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(client: Any, model: Model) -> Any:
+def run(client: Any, model: LoadedModel) -> Any:
     """The trained run."""
     return client.get_run(client.get_model_version_by_alias("small", "champion").run_id)
 
@@ -94,7 +94,7 @@ def images(place: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def alone(model: Model, images: list[Path]) -> dict[Path, Any]:
+def alone(model: LoadedModel, images: list[Path]) -> dict[Path, Any]:
     """What is said of each picture when it is asked about alone."""
     return {path: numbers(model, [path])[0] for path in images}
 
@@ -133,7 +133,7 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
 
 @pytest.mark.parametrize("count", range(1, 21))
 def test_a_picture_is_told_alike_among_any_others(
-    model: Model, images: list[Path], alone: dict[Path, Any], count: int, tmp_path: Path
+    model: LoadedModel, images: list[Path], alone: dict[Path, Any], count: int, tmp_path: Path
 ) -> None:
     draws = random.Random(count)
     asked = draws.sample(images, count)
@@ -144,29 +144,29 @@ def test_a_picture_is_told_alike_among_any_others(
     said = model.predict(asked, 9)
     assert [each.path for each in said] == [str(path) for path in asked]
     for path, each in zip(asked, said, strict=True):
-        assert bool(each.fault) == (path not in alone)
+        assert bool(each.error) == (path not in alone)
         assert tuple((guess.name, guess.probability) for guess in each.top) == alone.get(path, ())
 
 
 def test_only_bad_files_between_are_passed_over(
-    model: Model, images: list[Path], alone: dict[Path, Any], tmp_path: Path
+    model: LoadedModel, images: list[Path], alone: dict[Path, Any], tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     asked = [bad] * 40 + [images[0]] + [bad] * 40 + [images[1]] + [bad] * 3
     said = model.predict(asked, 9)
     assert len(said) == len(asked)
-    good = [each for each in said if not each.fault]
+    good = [each for each in said if not each.error]
     assert [each.path for each in good] == [str(images[0]), str(images[1])]
     assert tuple((guess.name, guess.probability) for guess in good[1].top) == alone[images[1]]
 
 
-def test_a_picture_asked_twice_is_told_twice(model: Model, images: list[Path]) -> None:
+def test_a_picture_asked_twice_is_told_twice(model: LoadedModel, images: list[Path]) -> None:
     first, second, _ = model.predict([images[0], images[0], images[1]])
     assert first == second
 
 
-def test_nothing_asked_is_nothing_told(model: Model) -> None:
+def test_nothing_asked_is_nothing_told(model: LoadedModel) -> None:
     assert model.predict([]) == []
 
 
@@ -190,7 +190,7 @@ def test_hundreds_of_files_keep_their_order(
     ]
 
 
-def test_progress_counts_every_file(model: Model, images: list[Path], tmp_path: Path) -> None:
+def test_progress_counts_every_file(model: LoadedModel, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     done: list[int] = []
     model.predict([*images, tmp_path / "bad.png"], advance=done.append)
@@ -280,7 +280,7 @@ def save_kind(kind: str, folder: Path) -> tuple[Path, np.ndarray]:
         *("CMYK", "EXIF 2", "EXIF 3", "EXIF 6", "EXIF 8", "webp", "bmp", "tif", "ppm"),
     ],
 )
-def test_a_picture_is_judged_as_a_person_sees_it(model: Model, kind: str, tmp_path: Path) -> None:
+def test_a_picture_is_judged_as_a_person_sees_it(model: LoadedModel, kind: str, tmp_path: Path) -> None:
     path, wanted = save_kind(kind, tmp_path)
     Image.fromarray(wanted).save(tmp_path / "plain.png")
     said, plain = numbers(model, [path, tmp_path / "plain.png"])
@@ -288,21 +288,23 @@ def test_a_picture_is_judged_as_a_person_sees_it(model: Model, kind: str, tmp_pa
 
 
 def test_a_file_may_be_called_anything(
-    model: Model, images: list[Path], alone: dict[Path, Any], tmp_path: Path
+    model: LoadedModel, images: list[Path], alone: dict[Path, Any], tmp_path: Path
 ) -> None:
     for name in ("no suffix", "text.txt", "猫.png", "a\nb.png", "[1].png", "-x", "ü\u0308.PNG"):
         shutil.copy(images[3], tmp_path / name)
-        assert expand([str(tmp_path / name)]) == [tmp_path / name]
+        assert find_images([str(tmp_path / name)]) == [tmp_path / name]
         assert numbers(model, [tmp_path / name]) == [alone[images[3]]]
 
 
-def test_tiny_and_thin_pictures_are_judged(model: Model, tmp_path: Path) -> None:
+def test_tiny_and_thin_pictures_are_judged(model: LoadedModel, tmp_path: Path) -> None:
     for size in ((1, 1), (1, 200), (200, 1), (3, 2)):
         Image.new("RGB", size, "red").save(tmp_path / f"{size}.png")
-    assert not [each.fault for each in model.predict(sorted(tmp_path.iterdir())) if each.fault]
+    assert not [each.error for each in model.predict(sorted(tmp_path.iterdir())) if each.error]
 
 
-def test_a_thin_picture_is_no_bomb(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thin_picture_is_no_bomb(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its shorter side is brought to the crop, and the longer one grows along: 1 × 80,000 to 36 × 2,880,000."""
     areas: list[int] = []
     resize = Image.Image.resize
@@ -335,39 +337,39 @@ def test_a_thin_picture_is_no_bomb(model: Model, tmp_path: Path, monkeypatch: py
     ids=["empty", "text", "signature", "no rows", "bomb", "gif", "jpeg", "pickle"],
 )
 def test_what_is_wrong_with_a_file_is_said_in_a_line(
-    model: Model, images: list[Path], content: bytes, fault: str, tmp_path: Path
+    model: LoadedModel, images: list[Path], content: bytes, error: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     bad, good = model.predict([path, images[0]])
     assert bad.top == ()
-    assert bad.fault.startswith(fault)
-    assert "\n" not in bad.fault
-    assert not good.fault
+    assert bad.error.startswith(error)
+    assert "\n" not in bad.error
+    assert not good.error
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
-def test_half_a_picture_is_none(model: Model, kind: str, share: float, tmp_path: Path) -> None:
+def test_half_a_picture_is_none(model: LoadedModel, kind: str, share: float, tmp_path: Path) -> None:
     whole = io.BytesIO()
     draw("red", 1, (200, 160)).save(whole, kind)
     path = tmp_path / "half"
     path.write_bytes(whole.getvalue()[: int(len(whole.getvalue()) * share)])
     (said,) = model.predict([path])
-    assert said.fault
-    assert "\n" not in said.fault
+    assert said.error
+    assert "\n" not in said.error
 
 
 def test_a_picture_above_the_limit_is_left_out(
-    model: Model, images: list[Path], monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
     (said,) = model.predict([images[0]])
-    assert "decompression bomb" in said.fault
+    assert "decompression bomb" in said.error
 
 
 def test_files_that_cannot_be_opened_are_told(
-    model: Model, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locked = tmp_path / "locked.png"
     shutil.copy(images[0], locked)
@@ -380,7 +382,7 @@ def test_files_that_cannot_be_opened_are_told(
 
     monkeypatch.setattr(Image, "open", careful)
     said = model.predict([locked, tmp_path, tmp_path / "gone.png", "a\0b", "x" * 300, "/dev/zero", images[0]])
-    assert [each.fault for each in said] == [
+    assert [each.error for each in said] == [
         "cannot be read (Permission denied)",
         "cannot be read (Is a directory)",
         "cannot be read (No such file or directory)",
@@ -476,7 +478,7 @@ def test_names_that_are_no_text_are_told(
     assert main.main(["predict", str(odd), way, "--tracking.root", root]) == 0
 
 
-def test_probabilities_are_a_softmax(model: Model, images: list[Path]) -> None:
+def test_probabilities_are_a_softmax(model: LoadedModel, images: list[Path]) -> None:
     for each in model.predict(images, 9):
         values = [guess.probability for guess in each.top]
         assert sum(values) == pytest.approx(1, abs=1e-12)
@@ -581,7 +583,7 @@ def copied(checkpoints: Path, tmp_path: Path) -> Path:
 
 
 def test_a_checkpoint_needs_its_own_frozen_file(
-    model: Model, copied: Path, command: Command, images: list[Path], alone: dict[Path, Any]
+    model: LoadedModel, copied: Path, command: Command, images: list[Path], alone: dict[Path, Any]
 ) -> None:
     best, frozen = copied / "best.safetensors", copied / checkpoint.FROZEN
     opened = load_model(best, device="cpu")

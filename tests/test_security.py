@@ -38,11 +38,11 @@ from test_postgres import address as database  # noqa: F401 (a fixture)
 from runner import train
 from runner.cli import main
 from runner.config.parser import parse
-from runner.data.manifest import build
+from runner.data.manifest import build_manifest
 from runner.models.pretrained import read as read_weights
-from runner.portable.classifier import CHUNK
+from runner.portable.classifier import BATCH_SIZE
 from runner.serving import packaging
-from runner.serving.load import _fetched, load_model
+from runner.serving.load import _downloaded, load_model
 from runner.study.mlflow_run import _check_same_records
 from runner.study.space import read as read_space
 from runner.tracking.journal import Journal, me
@@ -50,9 +50,11 @@ from runner.tracking.mlflow_server import server
 from runner.tracking.tracker import tracked
 from runner.training import environment as provenance
 from runner.utils.console import Terminal
-from runner.utils.errors import COMMAND, UserError, guarded
-from runner.utils.image_paths import expand
-from runner.utils.redaction import redacted, without_login
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
+from runner.utils.image_paths import find_images
+from runner.utils.launch_environment import COMMAND
+from runner.utils.redaction import redact, without_credentials
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(ROOT / "runner").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")])
@@ -213,7 +215,7 @@ def test_code_in_weights_does_not_run(
     trace = tmp_path / "it ran"
     path = weights_file(tmp_path, kind, trace)
     experiment = make("--model.weights", str(path), "--model.normalize", "weights")
-    assert guarded(lambda: read_weights(experiment.model) and None) == 2
+    assert run_main(lambda: read_weights(experiment.model) and None) == 2
     said = capfd.readouterr().err
     assert said.startswith(f"runner: {path} ")
     assert "was not loaded" in said
@@ -256,9 +258,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = small_network().eval()
     transform = {"resize": 36, "crop": 32, "interpolation": "bilinear"}
     use = {"name": "small", "transform": transform, "precision": "no"}
-    told = packaging.about(network, use, epoch=1, val={}, run="run", manifest="m")
+    told = packaging.describe(network, use, epoch=1, val={}, run="run", manifest="m")
     folder = tmp_path_factory.mktemp("packed") / "model"
-    packaging.pack(network, told, torch.zeros(3, 32, 32, dtype=torch.uint8), folder)
+    packaging.save_model(network, told, torch.zeros(3, 32, 32, dtype=torch.uint8), folder)
     return folder
 
 
@@ -334,7 +336,7 @@ def test_code_beside_a_model_does_not_run(
         words = ["predict", str(picture), "--model", reference, "--tracking.root", str(store), "--json"]
         assert main.main(words) == 0, capfd.readouterr().err
         assert json.loads(capfd.readouterr().out)[0]["path"] == str(picture)
-    assert len(load_model(folder).predict([picture] * (CHUNK + 1))) == CHUNK + 1
+    assert len(load_model(folder).predict([picture] * (BATCH_SIZE + 1))) == BATCH_SIZE + 1
     assert not trace.exists()
 
 
@@ -350,7 +352,7 @@ def test_a_server_that_lists_files_elsewhere_writes_none(
         answering(200, json.dumps(listed).encode()) as uri,
         pytest.raises(UserError, match="cannot be fetched from") as stopped,
     ):
-        _fetched(f"{uri}/api/2.0/mlflow-artifacts/artifacts/1/models/m", "model")
+        _downloaded(f"{uri}/api/2.0/mlflow-artifacts/artifacts/1/models/m", "model")
     assert SECRET not in str(stopped.value)
     assert everything(tmp_path) == {"tmp"}
 
@@ -486,7 +488,7 @@ def test_an_archive_does_not_write_outside(
     with pytest.raises(
         UserError, match=r"damaged, or would write outside its folder .* and was not used"
     ) as stopped:
-        build(caltech(make, tmp_path / "data"), silent)
+        build_manifest(caltech(make, tmp_path / "data"), silent)
     assert "\n" not in str(stopped.value)
     assert everything(tmp_path) - before <= {"data/.caltech101.lock"}
 
@@ -505,7 +507,7 @@ def test_absolute_names_and_those_of_a_zip_stay_inside(
     (tmp_path / "data").mkdir()
     before = everything(tmp_path)
     with pytest.raises(UserError):  # which are no images
-        build(caltech(make, tmp_path / "data"), silent)
+        build_manifest(caltech(make, tmp_path / "data"), silent)
     new = {path for path in everything(tmp_path) - before if not path.startswith("cache")}
     place = "data/caltech101/101_ObjectCategories"
     inside = {place, *(f"{place}/{label}{end}" for label in labels for end in ("", "/x"))}
@@ -527,7 +529,7 @@ def test_a_damaged_archive_is_said_in_one_sentence(
 
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", download)
     with pytest.raises(UserError, match="is damaged, or"):
-        build(caltech(make, tmp_path / "data"), silent)
+        build_manifest(caltech(make, tmp_path / "data"), silent)
     assert everything(tmp_path / "data") <= {".caltech101.lock"}
 
 
@@ -541,7 +543,7 @@ def test_without_pythons_filter_nothing_is_unpacked(
     archive(tar_of(("file", "../../evil", "x")))
     monkeypatch.delattr(tarfile, "data_filter")
     with pytest.raises(UserError, match=r"use 3\.11\.4 or newer, or fetch"):
-        build(caltech(make, tmp_path / "data"), silent)
+        build_manifest(caltech(make, tmp_path / "data"), silent)
 
 
 # Links
@@ -561,10 +563,10 @@ def test_training_follows_no_links_unless_told(
     (pictures / "red" / "inner" / "folder").symlink_to(outside)
     (pictures / "red" / "again.png").symlink_to(pictures / "red" / "inner" / "file.png")
     (pictures / "alien").symlink_to(outside)
-    plain = {entry.path for entry in build(make(), silent).entries}
+    plain = {entry.path for entry in build_manifest(make(), silent).entries}
     assert len(plain) == 36
     assert not any((pictures / path).resolve().is_relative_to(outside) for path in plain)
-    followed = {entry.path for entry in build(make("--data.follow_links", "true"), silent).entries}
+    followed = {entry.path for entry in build_manifest(make("--data.follow_links", "true"), silent).entries}
     assert {path.partition("/")[0] for path in followed - plain} == {"red", "alien"}
 
 
@@ -589,15 +591,15 @@ def linked(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("pattern", ["", "/**/*.png", "/**", "/**/*", "/[ic]*"])
 def test_a_folder_of_pictures_stands_for_no_linked_folders(linked: Path, pattern: str) -> None:
     """Circles would otherwise have no end: two links make 2^40 paths."""
-    found = [path.relative_to(linked).as_posix() for path in expand([f"{linked}{pattern}"])]
+    found = [path.relative_to(linked).as_posix() for path in find_images([f"{linked}{pattern}"])]
     assert sorted(set(found) - {"broken.png", "round.png"}) == ["chosen.png", "inner/own.png"]
     assert len(found) == len(set(found))
 
 
 def test_a_link_that_is_named_is_followed(linked: Path) -> None:
-    assert expand([str(linked / "chosen.png")]) == [linked / "chosen.png"]
-    assert expand([str(linked / "out")]) == [linked / "out/deep/private.png", linked / "out/private.png"]
-    assert expand([str(linked / "o*" / "*.png")]) == [linked / "out/private.png"]
+    assert find_images([str(linked / "chosen.png")]) == [linked / "chosen.png"]
+    assert find_images([str(linked / "out")]) == [linked / "out/deep/private.png", linked / "out/private.png"]
+    assert find_images([str(linked / "o*" / "*.png")]) == [linked / "out/private.png"]
 
 
 # YAML
@@ -773,8 +775,8 @@ def test_training_calls_nobody(words: list[str], store: Path, ending: str) -> No
     ],
 )
 def test_secrets_are_hidden(text: str, shown: str) -> None:
-    assert redacted(text) == shown
-    assert redacted(shown) == shown
+    assert redact(text) == shown
+    assert redact(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -791,7 +793,7 @@ def test_secrets_are_hidden(text: str, shown: str) -> None:
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
-    assert redacted(text) == text
+    assert redact(text) == text
 
 
 @given(
@@ -804,15 +806,15 @@ def test_what_is_no_secret_stays(text: str) -> None:
 )
 def test_no_password_of_an_address_is_shown(scheme: str, user: str, word: str, around: str) -> None:
     password = f"q7{word}7q"
-    shown = redacted(around.format(f"{scheme}://{user}:{password}@host/db"))
+    shown = redact(around.format(f"{scheme}://{user}:{password}@host/db"))
     assert password not in shown
     assert "q7" not in shown
     assert "host/db" in shown
 
 
 def test_an_address_without_its_login() -> None:
-    assert without_login("http://user:p@ss@[::1]:5000/x?y=1") == "http://[::1]:5000/x?y=1"
-    assert without_login("https://host") == "https://host"
+    assert without_credentials("http://user:p@ss@[::1]:5000/x?y=1") == "http://[::1]:5000/x?y=1"
+    assert without_credentials("https://host") == "https://host"
 
 
 @contextmanager
@@ -890,7 +892,7 @@ def test_no_verb_tells_a_password(
     space.write_text(SPACE)
     root = ("--tracking.root", str(tmp_path / "mlruns"))
     verbs: dict[str, Callable[[], int]] = {
-        "train": lambda: guarded(lambda: train.main(words)),
+        "train": lambda: run_main(lambda: train.main(words)),
         "predict": lambda: main.main(["predict", str(picture), *root]),
         "explain": lambda: main.main(["explain", str(picture), "--out", str(tmp_path / "out"), *root]),
         "compare": lambda: main.main(["compare", "aaaa", "bbbb", *root]),
@@ -995,7 +997,7 @@ def test_faults_of_ours_tell_no_password_either(
     def fail() -> None:
         raise RuntimeError(f"API request to http://user:{SECRET}@host/api failed")
 
-    assert guarded(fail) == 1
+    assert run_main(fail) == 1
     err = capfd.readouterr().err
     assert "Traceback" in err
     assert SECRET not in err + status.read_text()

@@ -18,7 +18,7 @@ from test_models import asked, served
 from test_predict import save_kind, trained
 
 from runner import load_model
-from runner.serving.predictor import Model
+from runner.serving.predictor import LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(place: Path) -> Model:
+def model(place: Path) -> LoadedModel:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return load_model("small@champion", str(place / "mlruns"), "cpu")
@@ -49,7 +49,7 @@ def text_of(path: Path) -> str:
     return b64encode(path.read_bytes()).decode()
 
 
-def wanted(model: Model, paths: list[Path], top: int = 5) -> list[list[tuple[str, float]]]:
+def wanted(model: LoadedModel, paths: list[Path], top: int = 5) -> list[list[tuple[str, float]]]:
     return [[(guess.name, guess.probability) for guess in each.top] for each in model.predict(paths, top)]
 
 
@@ -65,13 +65,13 @@ def test_the_server_says_that_it_is_well(address: str) -> None:
             assert answer.status == 200
 
 
-def test_what_is_served_is_what_the_model_says(address: str, model: Model, some: list[Path]) -> None:
+def test_what_is_served_is_what_the_model_says(address: str, model: LoadedModel, some: list[Path]) -> None:
     said = answered(asked(address, {"inputs": {"image": [text_of(path) for path in some]}}))
     assert said == wanted(model, some)
 
 
 @pytest.mark.parametrize("form", ["inputs", "dataframe_split", "dataframe_records", "list"])
-def test_requests_of_every_form(address: str, model: Model, some: list[Path], form: str) -> None:
+def test_requests_of_every_form(address: str, model: LoadedModel, some: list[Path], form: str) -> None:
     texts = [text_of(path) for path in some[:2]]
     body = {
         "inputs": {"inputs": {"image": texts}},
@@ -83,29 +83,29 @@ def test_requests_of_every_form(address: str, model: Model, some: list[Path], fo
 
 
 @pytest.mark.parametrize(("top", "told"), [(1, 1), (2, 2), (3, 3), (99, 3)])
-def test_top_may_be_asked_for(address: str, model: Model, some: list[Path], top: int, told: int) -> None:
+def test_top_may_be_asked_for(address: str, model: LoadedModel, some: list[Path], top: int, told: int) -> None:
     body = {"inputs": {"image": [text_of(some[0])]}, "params": {"top": top}}
     assert answered(asked(address, body)) == wanted(model, some[:1], told)
 
 
-def test_a_picture_is_served_alike_in_any_batch(address: str, model: Model, some: list[Path]) -> None:
+def test_a_picture_is_served_alike_in_any_batch(address: str, model: LoadedModel, some: list[Path]) -> None:
     paths = (some * 4)[:11]
     said = answered(asked(address, {"inputs": {"image": [text_of(path) for path in paths]}}))
     assert said == [wanted(model, [path])[0] for path in paths]
 
 
 @pytest.mark.parametrize("kind", ["gray", "16 bit", "RGBA", "CMYK", "EXIF 6", "palette"])
-def test_pictures_of_every_kind_are_served(address: str, model: Model, kind: str, tmp_path: Path) -> None:
+def test_pictures_of_every_kind_are_served(address: str, model: LoadedModel, kind: str, tmp_path: Path) -> None:
     path, _ = save_kind(kind, tmp_path)
     assert answered(asked(address, {"inputs": {"image": [text_of(path)]}})) == wanted(model, [path])
 
 
-def test_a_data_address_is_taken(address: str, model: Model, some: list[Path]) -> None:
+def test_a_data_address_is_taken(address: str, model: LoadedModel, some: list[Path]) -> None:
     body = {"inputs": {"image": [f"data:image/png;base64,{text_of(some[0])}"]}}
     assert answered(asked(address, body)) == wanted(model, some[:1])
 
 
-def test_wrapped_base64_is_taken(address: str, model: Model, some: list[Path]) -> None:
+def test_wrapped_base64_is_taken(address: str, model: LoadedModel, some: list[Path]) -> None:
     """As `base64 photo.jpg` writes it."""
     body = {"inputs": {"image": ["\n".join(textwrap.wrap(text_of(some[0]), 76)) + "\n"]}}
     assert answered(asked(address, body)) == wanted(model, some[:1])
@@ -167,7 +167,7 @@ def test_a_bad_request_is_refused(address: str, body: dict[str, Any]) -> None:
     assert status == 400, said
 
 
-def test_the_server_goes_on_after_bad_requests(address: str, model: Model, some: list[Path]) -> None:
+def test_the_server_goes_on_after_bad_requests(address: str, model: LoadedModel, some: list[Path]) -> None:
     asked(address, {"inputs": {"image": ["no base64!"]}})
     assert answered(asked(address, {"inputs": {"image": [text_of(some[1])]}})) == wanted(model, some[1:2])
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from runner.cli.predict import PARTLY, add_model
 from runner.explain.methods import METHODS
-from runner.serving.load import load_soon
+from runner.serving.load import load_model_concurrently
 from runner.serving.pictures import PREDICTED, pictures
-from runner.utils.atomic_files import writable
+from runner.utils.atomic_files import output_folder
+from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import Parser, UserError
-from runner.utils.image_paths import expand, shown
+from runner.utils.errors import UserError
+from runner.utils.image_paths import find_images
+from runner.utils.text import printable
 
 if TYPE_CHECKING:
     pass
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = Parser(prog="runner explain", description="Draw where in images a class is found.")
+    parser = CommandLineParser(prog="runner explain", description="Draw where in images a class is found.")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, a folder, or a pattern")
     add_model(parser)
     parser.add_argument("--method", choices=tuple(METHODS), default="gradcam", help="default: gradcam")
@@ -47,15 +49,15 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for what its user can mend, and where no file was an image.
     """
     asked = parse(argv)
-    paths = expand(asked.images)
-    folder = writable(asked.out)
+    paths = find_images(asked.images)
+    folder = output_folder(asked.out)
 
     terminal = Terminal()
-    model = load_soon(asked.model, asked.tracking)
+    model = load_model_concurrently(asked.model, asked.tracking)
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     faults = pictures(model, paths, folder, terminal, asked.method, asked.layer, asked.target)
     for path, fault in faults:
-        print(f"runner: {shown(path)} {fault}", file=sys.stderr)
+        print(f"runner: {printable(path)} {fault}", file=sys.stderr)
     if len(faults) == len(paths):
         raise UserError(f"None of {len(paths)} files is an image that can be read.")
     terminal.line(f"pictures in {folder}: {len(paths) - len(faults)}")

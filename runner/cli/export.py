@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.cli.predict import add_model
-from runner.utils.atomic_files import replacing, writable
-from runner.utils.console import Terminal, size
-from runner.utils.errors import Parser, UserError
+from runner.utils.atomic_files import atomic_write, output_folder
+from runner.utils.command_line import CommandLineParser
+from runner.utils.console import Terminal, format_bytes
+from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from runner.serving.predictor import Model
+    from runner.serving.predictor import LoadedModel
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 CHECKED = 8
@@ -36,7 +37,7 @@ CLOSE = 1e-4
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = Parser(prog="runner export", description="Write a model as an ONNX file.")
+    parser = CommandLineParser(prog="runner export", description="Write a model as an ONNX file.")
     add_model(parser)
     parser.add_argument("--onnx", metavar="FILE", type=Path, required=True, help="the file to write")
     return parser.parse_args(argv)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     asked = parse(argv)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(f"Export needs {' and '.join(missing)}; pip install -e '.[onnx]' installs them.")
-    path = writable(str(asked.onnx.expanduser().parent)) / asked.onnx.name
+    path = output_folder(str(asked.onnx.expanduser().parent)) / asked.onnx.name
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file, as {path / 'model.onnx'}.")
 
@@ -56,17 +57,17 @@ def main(argv: Sequence[str]) -> int:
     terminal = Terminal()
     model = load_model(asked.model, asked.tracking, "cpu")
     terminal.line(f"{model.source}, {len(model.classes)} classes")
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         export(model, aside)
         worst = check(model, aside)
     terminal.line(
-        f"{path} ({size(path.stat().st_size)}): images (n × 3 × {_crop(model)} × {_crop(model)}, uint8) in, logits out;"
+        f"{path} ({format_bytes(path.stat().st_size)}): images (n × 3 × {_crop(model)} × {_crop(model)}, uint8) in, logits out;"
         f" the same top 5 in onnxruntime on {CHECKED} images, probabilities within {worst:.1e}"
     )
     return 0
 
 
-def export(model: Model, path: Path) -> None:
+def export(model: LoadedModel, path: Path) -> None:
     """Write a model's network as ONNX: uint8 images of any number in, float32 logits out; its classes as metadata."""
     import onnx
     import torch
@@ -97,7 +98,7 @@ def export(model: Model, path: Path) -> None:
     onnx.save_model(proto, os.fspath(path))
 
 
-def check(model: Model, path: Path) -> float:
+def check(model: LoadedModel, path: Path) -> float:
     """Ask a model and its ONNX file about the same images: the greatest difference of a probability.
 
     Raises:
@@ -123,11 +124,11 @@ def check(model: Model, path: Path) -> float:
     return worst
 
 
-def _crop(model: Model) -> int:
+def _crop(model: LoadedModel) -> int:
     return int(model.classifier.about["transform"]["crop"])
 
 
-def _images(model: Model, count: int) -> Tensor:
+def _images(model: LoadedModel, count: int) -> Tensor:
     """Smooth noise in the model's input size, the same each time."""
     import torch
     import torch.nn.functional as F

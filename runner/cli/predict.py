@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.serving import class_names
-from runner.serving.load import load_soon
-from runner.utils.atomic_files import writable
+from runner.serving.load import load_model_concurrently
+from runner.utils.atomic_files import output_folder
+from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import Parser, UserError
-from runner.utils.image_paths import expand, shown
+from runner.utils.errors import UserError
+from runner.utils.image_paths import find_images
+from runner.utils.text import printable
 
 if TYPE_CHECKING:
     from runner.serving.predictor import Prediction
@@ -29,7 +31,7 @@ PARTLY = 1
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = Parser(prog="runner predict", description="Say what is in images.")
+    parser = CommandLineParser(prog="runner predict", description="Say what is in images.")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, a folder, or a pattern")
     add_model(parser)
     parser.add_argument("--top", type=positive, default=5, help="classes to tell of each image; default: 5")
@@ -69,17 +71,17 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for what its user can mend, and where no file was an image.
     """
     asked = parse(argv)
-    paths = expand(asked.images)
-    folder = writable(asked.explain) if asked.explain else None
+    paths = find_images(asked.images)
+    folder = output_folder(asked.explain) if asked.explain else None
 
     terminal = Terminal(errors=asked.json or asked.csv)
-    model = load_soon(asked.model, asked.tracking)
-    called = class_names.read(asked.lang, model.classes) if asked.lang else {}
+    model = load_model_concurrently(asked.model, asked.tracking)
+    called = class_names.translations(asked.lang, model.classes) if asked.lang else {}
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     with terminal.progress("predict", len(paths)) as advance:
         predictions = model.predict(paths, asked.top, advance)
-    good = [each for each in predictions if not each.fault]
-    faulty = [each for each in predictions if each.fault]
+    good = [each for each in predictions if not each.error]
+    faulty = [each for each in predictions if each.error]
     _say(good, called, asked, terminal)
     if folder and good:
         from runner.serving.pictures import pictures
@@ -87,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
         pictures(model, [Path(each.path) for each in good], folder, terminal)
         terminal.line(f"pictures in {folder}: {len(good)}")
     for each in faulty:
-        print(f"runner: {shown(each.path)} {each.fault}", file=sys.stderr)
+        print(f"runner: {printable(each.path)} {each.error}", file=sys.stderr)
     if not good:
         raise UserError(f"None of {len(faulty)} files is an image that can be read.")
     return PARTLY if faulty else 0
@@ -117,6 +119,6 @@ def _say(
             )
         return
     for each in predictions:
-        terminal.line(f"\n{shown(each.path)}", style="bold")
+        terminal.line(f"\n{printable(each.path)}", style="bold")
         for guess in each.top:
             terminal.line(f"  {100 * guess.probability:6.2f} %  {name(guess.name)}")

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from runner.data.transforms import CLEAN
+from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation import report_page, statistics
 from runner.evaluation.checkpoint_predictions import Judged
 from runner.evaluation.predictions import Outcomes
 from runner.explain import cam, faithfulness, overlay
 from runner.explain.faithfulness import Box, Faithfulness
-from runner.portable.pixels import open_rgb
+from runner.portable.images import open_rgb
 from runner.tracking.journal import now_ms
 from runner.tracking.mlflow_server import server
 from runner.tracking.run_lookup import Found
-from runner.utils.atomic_files import writable, write_text
+from runner.utils.atomic_files import output_folder, write_text
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.intervals import CONFIDENCE
-from runner.utils.text import brief
+from runner.utils.text import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,7 +62,7 @@ def write(
 
     Raises `UserError` for boxes that do not fit.
     """
-    out = writable(asked.out) if asked.out else None
+    out = output_folder(asked.out) if asked.out else None
     boxes = _boxes(asked.boxes, best, terminal) if asked.boxes else {}
     outcomes = best.outcomes
     folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def write(
     except Exception as error:  # each kind of artifact store raises its own; what was computed is kept
         terminal.warn(f"MLflow did not take the report ({' '.join(str(error).split())[:200]})")
         if out is None:
-            out = writable(server(asked.tracking).root / "reports" / f"{run.run_id}-{best.split}")
+            out = output_folder(server(asked.tracking).root / "reports" / f"{run.run_id}-{best.split}")
             shutil.copytree(folder, out, dirs_exist_ok=True)
     if out is None:
         return f"in MLflow: run {run.run_id[:8]}, artifact evaluation/{best.split}/{page.name}"
@@ -125,7 +125,7 @@ def _log(run: Found, best: Judged, metrics: dict[str, float], client: MlflowClie
 
 def _views(best: Judged, places: Sequence[int]) -> Tensor:
     entries = best.ready.manifest.select(best.split)
-    batches = best.ready.loader.batches([entries[place] for place in places], CLEAN, [range(len(places))])
+    batches = best.ready.loader.batches([entries[place] for place in places], EVALUATION_VIEW, [range(len(places))])
     return next(iter(batches))
 
 
@@ -202,8 +202,8 @@ def _pointing(best: Judged, boxes: dict[int, Box], terminal: Terminal) -> tuple[
     area = views.shape[-1] * views.shape[-2]
     chance = sum((b[2] - b[0]) * (b[3] - b[1]) for b in wanted) / len(wanted) / area
     scores = {
-        "pointing": faithfulness.pointing(found, wanted),
-        "pointing_energy": faithfulness.energy(found, wanted),
+        "pointing": faithfulness.pointing_game(found, wanted),
+        "pointing_energy": faithfulness.energy_in_boxes(found, wanted),
         "pointing_chance": chance,
     }
     rows = [
@@ -236,7 +236,7 @@ def _boxes(path: Path, best: Judged, terminal: Terminal) -> dict[int, Box]:
             if not (box[0] < box[2] and box[1] < box[3]):
                 raise ValueError(f"the box {box} is empty")
             width, height = open_rgb(root / where).size  # upright, as it is seen
-            seen = faithfulness.in_view(box, width, height, augment.resize, augment.crop)
+            seen = faithfulness.box_in_crop(box, width, height, augment.resize, augment.crop)
             if seen is None:
                 outside += 1
             else:
@@ -245,7 +245,7 @@ def _boxes(path: Path, best: Judged, terminal: Terminal) -> dict[int, Box]:
         raise UserError(f"{path} cannot be read ({error.strerror}: {error.filename}).") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{path} is no table path,left,top,right,bottom of pixels ({brief(f'{where}: {error}', 300)})."
+            f"{path} is no table path,left,top,right,bottom of pixels ({one_line(f'{where}: {error}', 300)})."
         ) from None
     if outside:
         terminal.warn(

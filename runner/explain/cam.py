@@ -41,15 +41,15 @@ def default_layer(network: VGG) -> str:
     return layers[place][0]
 
 
-def place_of(network: VGG, layer: str) -> int:
+def layer_index(network: VGG, layer: str) -> int:
     """The place of a layer whose output is a map. Raises `UserError` with the nearest names."""
-    from runner.utils.text import nearest
+    from runner.utils.text import did_you_mean
 
     names = [name for name, _ in network.layers()]
     maps = [name for name in names if name.startswith("features.") or name == "avgpool"]
     if layer not in maps:
         raise UserError(
-            f"There is no layer {layer!r} whose output is a map{nearest(layer, maps)};"
+            f"There is no layer {layer!r} whose output is a map{did_you_mean(layer, maps)};"
             f" the network has {maps[0]} to {maps[-2]}, and {maps[-1]}."
         )
     return names.index(layer)
@@ -57,9 +57,9 @@ def place_of(network: VGG, layer: str) -> int:
 
 def activations(network: VGG, images: Tensor, layer: str) -> Tensor:
     """What a layer makes of images (n × 3 × h × w, uint8): n × channels × h' × w', float32, on the device."""
-    place = place_of(network, layer)
+    place = layer_index(network, layer)
     device = next(network.parameters()).device
-    with unchanged(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with evaluation_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
         return torch.cat(
             [
                 network.run(chunk.to(device), 0, place + 1).contiguous().clone()
@@ -70,8 +70,8 @@ def activations(network: VGG, images: Tensor, layer: str) -> Tensor:
 
 def probabilities(network: VGG, rows: Tensor, layer: str) -> Tensor:
     """Softmax probabilities (n × classes, float32, on the CPU) of a layer's output."""
-    place = place_of(network, layer)
-    with unchanged(network), torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+    place = layer_index(network, layer)
+    with evaluation_mode(network), torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         return torch.cat(
             [
                 network.run(chunk.clone(), place + 1, network.depth).softmax(1).cpu()
@@ -95,7 +95,7 @@ def maps(
     import pytorch_grad_cam  # takes seconds (OpenCV)
 
     kind = _eigencam() if method == "eigencam" else getattr(pytorch_grad_cam, KINDS[method])
-    focus = _Focus(network, place_of(network, layer))
+    focus = _Focus(network, layer_index(network, layer))
     rows = rows.to(focus.anchor.device).float()
     return _run(kind, focus, rows, targets)
 
@@ -107,7 +107,7 @@ def score_maps(network: VGG, images: Tensor, targets: Sequence[int], layer: str)
     """
     import pytorch_grad_cam
 
-    focus = _Focus(network, place_of(network, layer), start=1)
+    focus = _Focus(network, layer_index(network, layer), start=1)
     found = []
     for image, target in zip(images.split(1), targets, strict=True):  # it masks each once a channel
         with torch.no_grad():
@@ -132,10 +132,10 @@ def explain(
         raise UserError(
             f"The output of {layer} is a single pixel, which says nothing of where; look at an earlier layer."
         )
-    return upscaled(maps(network, rows, targets, layer, method), images.shape[-2:])
+    return resize_maps(maps(network, rows, targets, layer, method), images.shape[-2:])
 
 
-def upscaled(found: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def resize_maps(found: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Maps (n × h' × w') in another size (h, w), bilinearly."""
     values = F.interpolate(
         torch.from_numpy(found)[:, None], size=tuple(size), mode="bilinear", align_corners=False
@@ -190,7 +190,7 @@ def _run(kind: type, focus: _Focus, values: Tensor, targets: Sequence[int]) -> n
     network = focus.network[0]
     found = []
     with (
-        unchanged(network),
+        evaluation_mode(network),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(values.device.type, enabled=False),
@@ -207,7 +207,7 @@ def _run(kind: type, focus: _Focus, values: Tensor, targets: Sequence[int]) -> n
 
 
 @contextmanager
-def unchanged(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients for the weights, within the block only."""
     modes = {module: module.training for module in network.modules()}
     wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]

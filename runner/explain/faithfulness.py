@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner.explain import cam
 from runner.portable.network import VGG
 from runner.utils import hashing
-from runner.utils.intervals import Paired, paired
+from runner.utils.intervals import PairedDifference, paired_difference
 from runner.utils.rng import seeded
 
 PERCENTILES = (70, 90)
@@ -37,7 +37,7 @@ class Faithfulness:
     """Mean of the maps."""
     random: float
     """Mean of random maps on the same images."""
-    difference: Paired
+    difference: PairedDifference
     """Map against random map, image by image."""
     wins: float
     """Share of the images on which the map's score is the greater."""
@@ -81,9 +81,9 @@ def measure(
         if method == "scorecam":  # of images, not of rows
             found = cam.score_maps(network, view, [target], layer)
         else:
-            found = cam.upscaled(cam.maps(network, rows, [target], layer, method), size)
-        with seeded(hashing.seed("random map", content)):
-            noise = cam.upscaled(torch.rand(1, *rows.shape[-2:]).numpy(), size)
+            found = cam.resize_maps(cam.maps(network, rows, [target], layer, method), size)
+        with seeded(hashing.derive_seed("random map", content)):
+            noise = cam.resize_maps(torch.rand(1, *rows.shape[-2:]).numpy(), size)
         of_maps.append(road(network, view, target, found, content))
         of_random.append(road(network, view, target, noise, content))
         advance(1)
@@ -91,7 +91,7 @@ def measure(
         len(of_maps),
         float(np.mean(of_maps)),
         float(np.mean(of_random)),
-        paired(of_maps, of_random),
+        paired_difference(of_maps, of_random),
         float(np.mean(np.array(of_maps) > np.array(of_random))),
     )
 
@@ -104,12 +104,12 @@ def road(network: VGG, view: Tensor, target: int, found: np.ndarray, content: st
     model = _Normalised(network)
     ranks = _ranked(found, content)
     device = next(network.parameters()).device
-    with cam.unchanged(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with cam.evaluation_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
         values = network.run(view.to(device), 0, 1)
         scores = []
         for percentile in PERCENTILES:
             for kind, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):
-                with seeded(hashing.seed("road", content, percentile, sign)):
+                with seeded(hashing.derive_seed("road", content, percentile, sign)):
                     after = kind(percentile)(
                         values, ranks, [ClassifierOutputSoftmaxTarget(target)], model, return_diff=False
                     )
@@ -124,15 +124,15 @@ def _ranked(found: np.ndarray, content: str) -> np.ndarray:
     The draw is a smooth map, as the random ones: single pixels are restored better than areas, which would flatter.
     """
     height, width = found.shape[-2:]
-    with seeded(hashing.seed("ties", content)):
+    with seeded(hashing.derive_seed("ties", content)):
         coarse = torch.rand(1, max(2, height // 16), max(2, width // 16)).numpy()
-    order = np.lexsort((cam.upscaled(coarse, (height, width)).ravel(), found.ravel()))
+    order = np.lexsort((cam.resize_maps(coarse, (height, width)).ravel(), found.ravel()))
     ranks = np.empty(found.size, np.float32)
     ranks[order] = np.linspace(0, 1, found.size, dtype=np.float32)
     return ranks.reshape(found.shape)
 
 
-def pointing(found: np.ndarray, boxes: Sequence[Box]) -> float:
+def pointing_game(found: np.ndarray, boxes: Sequence[Box]) -> float:
     """Share of maps (n × h × w) whose maximum lies in the object's box: the pointing game (Zhang et al. 2016)."""
     hits = 0
     for each, (left, top, right, bottom) in zip(found, boxes, strict=True):
@@ -141,7 +141,7 @@ def pointing(found: np.ndarray, boxes: Sequence[Box]) -> float:
     return hits / len(found)
 
 
-def energy(found: np.ndarray, boxes: Sequence[Box]) -> float:
+def energy_in_boxes(found: np.ndarray, boxes: Sequence[Box]) -> float:
     """Mean share of a map's sum that lies in the object's box (Wang et al. 2020, Score-CAM, sec. 4.3)."""
     shares = []
     for each, (left, top, right, bottom) in zip(found, boxes, strict=True):
@@ -151,7 +151,7 @@ def energy(found: np.ndarray, boxes: Sequence[Box]) -> float:
     return float(np.mean(shares))
 
 
-def in_view(box: Box, width: int, height: int, resize: int, crop: int) -> Box | None:
+def box_in_crop(box: Box, width: int, height: int, resize: int, crop: int) -> Box | None:
     """An image's box in its evaluation view: the shorter side brought to `resize`, the centre `crop` cut out.
 
     None where nothing of it is left.

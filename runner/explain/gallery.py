@@ -1,4 +1,4 @@
-"""What a run looks at: Grad-CAM of the same few validation images, as MLflow's stepped pictures."""
+"""Grad-CAM pictures of a few validation images during a run, logged as MLflow's stepped images."""
 
 from __future__ import annotations
 
@@ -10,125 +10,138 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from runner.config.schema import Tracking
+from runner.data.loader import ImageLoader
 from runner.data.manifest import Entry
-from runner.data.transforms import CLEAN
+from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, overlay
+from runner.models.network import Network
 from runner.tracking.journal import now_ms
 from runner.tracking.tracker import Tracker
-from runner.training.loop import Epoch
-from runner.training.setup import Prepared
-from runner.utils.atomic_files import replacing
+from runner.utils.atomic_files import atomic_write
 
 LONGEST = 80
-"""Characters of a picture's name; a file system takes 255 bytes with the rest."""
+"""Maximum characters of a picture's name. File systems allow 255 bytes, including the step, time and id."""
 
 
-def choose(entries: Sequence[Entry], judged: Tensor, count: int) -> list[int]:
-    """Places of `count` images of a split, half of them wrong where there are so many, in the order of the split.
+def select_images(entries: Sequence[Entry], sample_results: Tensor, count: int) -> list[int]:
+    """Indices of `count` images of a split, in its order: half of them misclassified, if there are enough.
+
+    The digests of the images' contents decide, so that every run selects the same images.
 
     Args:
         entries: The split.
-        judged: n × 3, as `scores.judge` gives it.
-        count: Images to choose.
-
-    The order of their contents' digests decides: it is the same in every run, and says nothing of the images.
+        sample_results: n × 3, one row per image; column 1 is the rank of the true class (0 is correct).
+        count: Number of images to select.
     """
-    order = sorted(range(len(entries)), key=lambda place: (entries[place].digest, entries[place].path))
-    right = [place for place in order if judged[place, 1] == 0]
-    wrong = [place for place in order if judged[place, 1] > 0]
-    of_wrong = min(len(wrong), max(count // 2, count - len(right)))
-    return sorted([*wrong[:of_wrong], *right[: count - of_wrong]])
+    order = sorted(range(len(entries)), key=lambda index: (entries[index].digest, entries[index].path))
+    correct = [index for index in order if sample_results[index, 1] == 0]
+    wrong = [index for index in order if sample_results[index, 1] > 0]
+    wrong_count = min(len(wrong), max(count // 2, count - len(correct)))
+    return sorted([*wrong[:wrong_count], *correct[: count - wrong_count]])
 
 
 class Gallery:
-    """The pictures of one run. Only for rank 0.
+    """Grad-CAM pictures of the same few validation images at several epochs of a run. Used on rank 0 only.
 
     Args:
-        ready: The run's network and images.
-        tracker: Takes the pictures.
+        model: The model that the run trains.
+        entries: The validation split.
+        loader: Loads the images.
+        settings: `gallery` (number of images) and `gallery_every` (epochs between two pictures).
+        tracker: Logs the pictures.
     """
 
-    def __init__(self, ready: Prepared, tracker: Tracker) -> None:
-        self.ready = ready
+    def __init__(
+        self,
+        model: Network,
+        entries: Sequence[Entry],
+        loader: ImageLoader,
+        settings: Tracking,
+        tracker: Tracker,
+    ) -> None:
+        self.model = model
+        self.entries = entries
+        self.loader = loader
+        self.settings = settings
         self.tracker = tracker
-        self.entries = ready.manifest.select("val")
-        self.labels = ready.manifest.labels("val")
-        self.places: list[int] = []
-        self.layer = cam.default_layer(ready.network)
-        self._rows: Tensor | None = None
-        self._shown: set[int] = set()
-        wanted = ready.experiment.tracking.gallery > 0
-        self._first = _clone(ready.network.parts()[0]) if wanted else {}
+        self.indices: list[int] = []
+        """Indices of the shown images in the validation split."""
+        self.layer = cam.default_layer(model)
+        self._features: Tensor | None = None
+        self._drawn_steps: set[int] = set()
+        self._untrained = _clone(model.parts()[0]) if settings.gallery > 0 else {}
 
-    def due(self, epoch: Epoch) -> bool:
-        """Whether this epoch's pictures are wanted."""
-        settings = self.ready.experiment.tracking
-        every = settings.gallery_every
-        return bool(settings.gallery and every and epoch.number % every == 0)
+    def due(self, epoch: int) -> bool:
+        """Whether pictures are wanted at the end of an epoch (counted from 1)."""
+        every = self.settings.gallery_every
+        return bool(self.settings.gallery and every and epoch % every == 0)
 
-    def show(self, epoch: Epoch) -> None:
-        """Draw the images as the network sees them now, which is as it was at the end of an epoch.
+    def show(self, epoch: int, sample_results: Tensor) -> None:
+        """Draw and log the images with the model's weights at the end of an epoch; do nothing if already done.
 
-        The first call chooses them, and draws them as the network saw them before it was trained, too: step 0,
-        where MLflow's slider begins.
+        The first call selects the images and also draws them with the weights from before training, as step 0.
+
+        Args:
+            epoch: Its number, from 1: the step of the pictures.
+            sample_results: Validation results of that epoch, as `select_images` takes them.
         """
-        settings, network = self.ready.experiment.tracking, self.ready.network
-        if not settings.gallery or epoch.number in self._shown:
+        if not self.settings.gallery or epoch in self._drawn_steps:
             return
-        if not self.places:
+        if not self.indices:
             self.tracker.tags({"mlflow.loggedImages": "True"})
-            self.choose(choose(self.entries, epoch.judged, settings.gallery))
-            now = _clone(network.parts()[0])
-            network.load_state_dict(self._first, strict=False)
-            self._first = {}
+            self.select(select_images(self.entries, sample_results, self.settings.gallery))
+            trained = _clone(self.model.parts()[0])
+            self.model.load_state_dict(self._untrained, strict=False)
+            self._untrained = {}
             try:
                 self._draw(0)
             finally:
-                network.load_state_dict(now, strict=False)
-        self._draw(epoch.number)
+                self.model.load_state_dict(trained, strict=False)
+        self._draw(epoch)
 
-    def choose(self, places: list[int]) -> None:
-        """Show the images at these places of the validation split; none: they are chosen when first shown."""
-        self.places = places
-        if places:
-            chosen = [self.entries[place] for place in places]
-            self.views = next(self.ready.loader.batches(chosen, CLEAN, [range(len(chosen))]))
+    def select(self, indices: list[int]) -> None:
+        """Show these images of the validation split; an empty list leaves the selection to the first `show`."""
+        self.indices = indices
+        if indices:
+            entries = [self.entries[index] for index in indices]
+            self.images = next(self.loader.batches(entries, EVALUATION_VIEW, [range(len(entries))]))
 
     def _draw(self, step: int) -> None:
-        self._shown.add(step)
-        network, classes = self.ready.network, self.ready.manifest.classes
-        rows = self._activations()
-        probabilities = cam.probabilities(network, rows, self.layer)
+        self._drawn_steps.add(step)
+        classes = self.model.architecture.classes
+        features = self._activations()
+        probabilities = cam.probabilities(self.model, features, self.layer)
         predicted = probabilities.argmax(1).tolist()
-        found = cam.upscaled(cam.maps(network, rows, predicted, self.layer), self.views.shape[-2:])
-        for number, (place, said) in enumerate(zip(self.places, predicted, strict=True)):
-            true = classes[self.labels[place]]
-            above = overlay.title(classes[said], float(probabilities[number, said]), true)
+        maps = cam.resize_maps(cam.maps(self.model, features, predicted, self.layer), self.images.shape[-2:])
+        for number, (index, prediction) in enumerate(zip(self.indices, predicted, strict=True)):
+            true = self.entries[index].label
+            title = overlay.title(classes[prediction], float(probabilities[number, prediction]), true)
             key = f"gallery/{number + 1} {true}"
-            self._log(key, step, self.views[number], found[number], above, f"Grad-CAM for {classes[said]}")
+            label = f"Grad-CAM for {classes[prediction]}"
+            self._log(key, step, self.images[number], maps[number], title, label)
 
     def _activations(self) -> Tensor:
-        """The layer's output of the chosen images; where all in front of it is frozen it stays."""
-        network = self.ready.network
-        if self._rows is None or cam.place_of(network, self.layer) >= network.cut:
-            self._rows = cam.activations(network, self.views, self.layer)
-        return self._rows
+        """The layer's output for the selected images; computed once if everything up to the layer is frozen."""
+        if self._features is None or cam.layer_index(self.model, self.layer) >= self.model.cut:
+            self._features = cam.activations(self.model, self.images, self.layer)
+        return self._features
 
-    def _log(self, key: str, step: int, view: Tensor, found: np.ndarray, above: str, about: str) -> None:
-        """Give MLflow a picture of a step, under the names that its page looks for: one to open, one to show."""
+    def _log(self, key: str, step: int, image: Tensor, found: np.ndarray, title: str, label: str) -> None:
+        """Log a picture as a PNG file and a small WebP file, named as `MlflowClient.log_image` names them."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
         if self.tracker.recorded(
             "artifact", f"images/{name}+step+{step}+", ".webp"
-        ):  # before it was interrupted
+        ):  # before an interruption
             return
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
-        whole, shown = (self.tracker.stage(f"{stem}{end}") for end in (".png", "+compressed.webp"))
-        overlay.draw(view, found, above, about, whole)
-        with replacing(shown) as aside, Image.open(whole) as picture:
+        full, thumbnail = (self.tracker.stage(f"{stem}{end}") for end in (".png", "+compressed.webp"))
+        overlay.draw(image, found, title, label, full)
+        with atomic_write(thumbnail) as aside, Image.open(full) as picture:
             picture.convert("RGB").save(aside, "webp", quality=85)
-        self.tracker.artifact(whole, "images")
-        self.tracker.artifact(shown, "images")
+        self.tracker.artifact(full, "images")
+        self.tracker.artifact(thumbnail, "images")
 
 
 def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

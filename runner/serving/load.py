@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING
 
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.errors import UserError
-from runner.utils.image_paths import given_path
-from runner.utils.redaction import redacted
+from runner.utils.image_paths import expand_user
+from runner.utils.redaction import redact
 
 if TYPE_CHECKING:
     import torch
     from mlflow import MlflowClient
 
-    from runner.serving.predictor import Model
+    from runner.serving.predictor import LoadedModel
 
 PARTS = ("artifacts/classifier", ".")
 """Where in a logged model, or in a folder that somebody gives, the classifier's files may be."""
 
 
 @dataclass(frozen=True)
-class Located:
+class ModelLocation:
     """Where a model's files are, and what they are of."""
 
     path: Path
@@ -46,7 +46,7 @@ def load_model(
     reference: str | Path | None = None,
     tracking: str = "mlruns",
     device: torch.device | str | None = None,
-) -> Model:
+) -> LoadedModel:
     """A model that is ready to predict.
 
     Args:
@@ -57,23 +57,23 @@ def load_model(
 
     Raises `UserError` where there is no such model, or it is damaged, or another version's.
     """
-    return open_model(locate(reference, tracking), device)
+    return open_model(locate_model(reference, tracking), device)
 
 
-def load_soon(reference: str | None, tracking: str) -> Model:
+def load_model_concurrently(reference: str | None, tracking: str) -> LoadedModel:
     """`load_model` for a command that has imported neither torch nor MLflow: a second process asks MLflow meanwhile."""
     with ProcessPoolExecutor(1, get_context("fork"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        located = pool.submit(locate, reference, tracking)
+        located = pool.submit(locate_model, reference, tracking)
         importlib.import_module("runner.serving.predictor")
         return open_model(located.result())
 
 
-def locate(reference: str | Path | None, tracking: str) -> Located:
+def locate_model(reference: str | Path | None, tracking: str) -> ModelLocation:
     """Find a model's files, without importing torch. Arguments and errors: `load_model`'s."""
     if isinstance(reference, str):
         reference = _plain(reference)
     if reference is not None and (isinstance(reference, Path) or _is_path(reference)):
-        return _in_files(given_path(str(reference)))
+        return _in_files(expand_user(str(reference)))
     from runner.tracking.mlflow_server import server
 
     store = server(tracking)
@@ -86,14 +86,14 @@ def locate(reference: str | Path | None, tracking: str) -> Located:
     return _of_run(client, reference)
 
 
-def open_model(located: Located, device: torch.device | str | None = None) -> Model:
+def open_model(located: ModelLocation, device: torch.device | str | None = None) -> LoadedModel:
     """Load what `locate` found. Raises `UserError` where it is damaged, or another version's."""
     from runner.portable.classifier import Classifier, ModelError
-    from runner.serving.predictor import Model
+    from runner.serving.predictor import LoadedModel
 
     try:
         if located.path.is_dir():
-            return Model(Classifier.load(located.path, device), located.source)
+            return LoadedModel(Classifier.load(located.path, device), located.source)
         return _open_checkpoint(located, device)
     except ModelError as error:
         raise UserError(str(error)) from None
@@ -116,15 +116,15 @@ def _is_path(reference: str) -> bool:
     ) or ("@" not in reference and os.path.exists(reference))  # fmt: skip
 
 
-def _in_files(path: Path) -> Located:
+def _in_files(path: Path) -> ModelLocation:
     if not os.path.exists(path):
         raise UserError(f"There is no {path}; give a checkpoint, a model's folder, a run, or NAME@ALIAS.")
     if path.is_dir():
         for part in PARTS:
             if _is_model(path / part):
-                return Located(path / part, str(path))
+                return ModelLocation(path / part, str(path))
         if (path / "best.safetensors").exists():
-            return Located(path / "best.safetensors", f"checkpoint {path / 'best.safetensors'}")
+            return ModelLocation(path / "best.safetensors", f"checkpoint {path / 'best.safetensors'}")
         raise UserError(f"{path} holds no model (model.json) and no checkpoint (best.safetensors).")
     if path.suffix != ".safetensors":
         raise UserError(
@@ -132,18 +132,18 @@ def _in_files(path: Path) -> Located:
             " since they can run code."
         )
     if path.name == "model.safetensors" and _is_model(path.parent):
-        return Located(path.parent, str(path))
-    return Located(path, f"checkpoint {path}")
+        return ModelLocation(path.parent, str(path))
+    return ModelLocation(path, f"checkpoint {path}")
 
 
 def _is_model(folder: Path) -> bool:
     return (folder / "model.json").exists()
 
 
-def _in_registry(client: MlflowClient, reference: str) -> Located:
+def _in_registry(client: MlflowClient, reference: str) -> ModelLocation:
     from mlflow.exceptions import MlflowException
 
-    from runner.utils.text import nearest
+    from runner.utils.text import did_you_mean
 
     name, _, alias = reference.rpartition("@")
     try:
@@ -154,7 +154,7 @@ def _in_registry(client: MlflowClient, reference: str) -> Located:
     except MlflowException:
         known = [each.name for each in client.search_registered_models()]
         if name not in known:
-            hint = nearest(name, known) or (f"; there are {', '.join(known[:5])}" if known else "")
+            hint = did_you_mean(name, known) or (f"; there are {', '.join(known[:5])}" if known else "")
             raise UserError(
                 f"There is no registered model {name!r}{hint}; a finished run registers one."
             ) from None
@@ -164,20 +164,20 @@ def _in_registry(client: MlflowClient, reference: str) -> Located:
             " by number."
         ) from None
     source = f"model {name!r} version {version.version} of run {version.run_id[:8]}"
-    return _fetched(version.source, source)
+    return _downloaded(version.source, source)
 
 
-def _logged(client: MlflowClient, model_id: str) -> Located:
+def _logged(client: MlflowClient, model_id: str) -> ModelLocation:
     from mlflow.exceptions import MlflowException
 
     try:
         model = client.get_logged_model(model_id)
     except MlflowException:
         raise UserError(f"There is no logged model {model_id!r}.") from None
-    return _fetched(model.artifact_location, f"model {model_id} of run {(model.source_run_id or '')[:8]}")
+    return _downloaded(model.artifact_location, f"model {model_id} of run {(model.source_run_id or '')[:8]}")
 
 
-def _of_run(client: MlflowClient, reference: str | None) -> Located:
+def _of_run(client: MlflowClient, reference: str | None) -> ModelLocation:
     from runner.tracking import run_lookup
 
     found = run_lookup.find(client, reference) if reference is not None else run_lookup.newest_trained(client)
@@ -185,7 +185,7 @@ def _of_run(client: MlflowClient, reference: str | None) -> Located:
     experiment = client.get_experiment(run.info.experiment_id).name
     source = f"run {found.run_id[:8]} ({experiment}, {found.name})"
     if model_id := run.data.tags.get(MODEL_TAG):
-        return _fetched(client.get_logged_model(model_id).artifact_location, source)
+        return _downloaded(client.get_logged_model(model_id).artifact_location, source)
     if "checkpoints" not in {each.path for each in client.list_artifacts(found.run_id)}:
         raise UserError(
             f"Run {found.run_id[:8]} ({found.name}, {found.status}) has no model and no checkpoint; choose another run."
@@ -197,10 +197,10 @@ def _of_run(client: MlflowClient, reference: str | None) -> Located:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Located(checkpoints / "best.safetensors", source, settings, folder)
+    return ModelLocation(checkpoints / "best.safetensors", source, settings, folder)
 
 
-def _fetched(location: str, source: str) -> Located:
+def _downloaded(location: str, source: str) -> ModelLocation:
     """A logged model's classifier on this machine. Raises `UserError` where it cannot be had."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -215,24 +215,25 @@ def _fetched(location: str, source: str) -> Located:
         if fetched:
             shutil.rmtree(fetched, ignore_errors=True)
         raise UserError(
-            f"The files of {source} cannot be fetched from {redacted(location)}"
-            f" ({redacted(' '.join(str(error).split()))[:200]})."
+            f"The files of {source} cannot be fetched from {redact(location)}"
+            f" ({redact(' '.join(str(error).split()))[:200]})."
         ) from None
-    return Located(Path(folder), source, fetched=fetched)
+    return ModelLocation(Path(folder), source, fetched=fetched)
 
 
-def _open_checkpoint(located: Located, device: torch.device | str | None) -> Model:
+def _open_checkpoint(location: ModelLocation, device: torch.device | str | None) -> LoadedModel:
     from runner.config.parser import read
     from runner.models import checkpoint
-    from runner.serving.packaging import about, classifier, use
-    from runner.serving.predictor import Model
+    from runner.serving import packaging
+    from runner.serving.predictor import LoadedModel
 
-    kept = checkpoint.load(located.path)
-    needed = use(read(located.experiment)) if located.experiment else kept.use
-    if not {"name", "transform", "precision"} <= set(needed):
+    loaded = checkpoint.load(location.path)
+    inference = packaging.inference_settings(read(location.experiment)) if location.experiment else loaded.use
+    if not {"name", "transform", "precision"} <= set(inference):
         raise UserError(
-            f"{located.path} was written before checkpoints held their transform; give its run (--model RUN), or train"
-            " again."
+            f"{location.path} was written by a version that did not store the transform; give its run (--model RUN),"
+            " or train again."
         )
-    told = about(kept.network, needed, epoch=kept.epoch, val=kept.val)
-    return Model(classifier(kept.network, told, device), f"{located.source}, epoch {kept.epoch}")
+    description = packaging.describe(loaded.network, inference, epoch=loaded.epoch, val=loaded.val)
+    classifier = packaging.to_classifier(loaded.network, description, device)
+    return LoadedModel(classifier, f"{location.source}, epoch {loaded.epoch}")

@@ -1,4 +1,4 @@
-"""A run's best network as a folder that MLflow can serve and anyone can load: safetensors, JSON, a little code."""
+"""Saves a trained model as an MLflow model: weights (safetensors), description (JSON) and the code to load them."""
 
 from __future__ import annotations
 
@@ -10,134 +10,185 @@ import json
 import logging
 import shutil
 import warnings
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from runner.config.schema import Experiment
-from runner.data.transforms import CLEAN, transform
+from runner.data.loader import ImageLoader
+from runner.data.manifest import Manifest
+from runner.data.transforms import EVALUATION_VIEW, evaluation_settings
 from runner.models.network import Network
-from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, Classifier, seal
-from runner.portable.network import build
+from runner.portable.classifier import FORMAT, DESCRIPTION_FILE, WEIGHTS_FILE, Classifier, description_digest
+from runner.portable.network import build_model
 from runner.tracking.model_registry import registered_name
 from runner.tracking.tracker import Tracker
-from runner.training.loop import Epoch
-from runner.training.setup import Prepared
-from runner.utils.atomic_files import flush, write_text
+from runner.utils.atomic_files import sync_tree, write_text
 from runner.utils.paths import PACKAGE
-from runner.utils.tensors import write
+from runner.utils.tensors import save_tensors
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 PORTABLE = PACKAGE / "portable"
-NEEDED = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
-"""Packages that a logged model asks for, in the versions that it was made with."""
+REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
+"""Packages that a logged model needs, in the versions that it was made with."""
 
 
-def use(experiment: Experiment) -> dict[str, Any]:
-    """What using a network of an experiment takes beside it: name, transform, precision."""
+@dataclass(frozen=True)
+class SelectedEpoch:
+    """The epoch whose weights are logged: its number (from 1) and its validation results."""
+
+    number: int
+    scores: dict[str, Any]
+    """All results by name, for the model's description."""
+    metrics: dict[str, float]
+    """Results by the metric's name in MLflow, such as `val/top1`."""
+
+
+def inference_settings(experiment: Experiment) -> dict[str, Any]:
+    """What inference needs besides the model itself: name, transform and precision."""
     return {
         "name": experiment.name,
-        "transform": transform(experiment.augment),
+        "transform": evaluation_settings(experiment.augment),
         "precision": experiment.train.precision,
     }
 
 
-def about(network: Network, use: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What a model says of itself: everything needed to use it, and where it comes from."""
-    shape = dataclasses.asdict(network.architecture)
-    classes = shape.pop("classes")
-    del shape["trainable"]
-    return {"format": FORMAT, **use, "network": shape, "classes": list(classes), **more}
+def describe(model: Network, inference: dict[str, Any], **origin: Any) -> dict[str, Any]:
+    """The content of model.json, without its digests.
+
+    Args:
+        model: Its architecture and classes are described.
+        inference: From `inference_settings`.
+        origin: Where the model comes from: epoch, validation results, run and manifest.
+    """
+    architecture = dataclasses.asdict(model.architecture)
+    classes = architecture.pop("classes")
+    del architecture["trainable"]
+    return {"format": FORMAT, **inference, "network": architecture, "classes": list(classes), **origin}
 
 
-def publish(ready: Prepared, best: Epoch, tracker: Tracker) -> None:
-    """Log and register a run's best network, which `ready` holds, with the epoch that it is of."""
-    experiment, network, manifest = ready.experiment, ready.network, ready.manifest
+def log_model(
+    experiment: Experiment,
+    model: Network,
+    manifest: Manifest,
+    loader: ImageLoader,
+    epoch: SelectedEpoch,
+    tracker: Tracker,
+) -> None:
+    """Log and register a run's best model; does nothing if `tracking.model` is off or it is already logged.
+
+    Args:
+        experiment: The run's experiment.
+        model: With the weights of `epoch`.
+        manifest: The run's images; the first of validation becomes the input example.
+        loader: Loads that image.
+        epoch: The epoch that the weights are of.
+        tracker: Logs the model.
+    """
     if not experiment.tracking.model or tracker.recorded("model"):
         return
-    told = about(
-        network, use(experiment), epoch=best.number, val=best.val.as_dict(), run=tracker.run_id,
+    description = describe(
+        model,
+        inference_settings(experiment),
+        epoch=epoch.number,
+        val=epoch.scores,
+        run=tracker.run_id,
         manifest=manifest.digest,
-    )  # fmt: skip
-    first = manifest.select("val")[:1]
-    example = next(ready.loader.batches(first, CLEAN, [[0]]))[0]
+    )
+    example = next(loader.batches(manifest.select("val")[:1], EVALUATION_VIEW, [[0]]))[0]
     folder = tracker.room("model")
-    shutil.rmtree(folder, ignore_errors=True)  # half a one of an interrupted run
-    pack(network, told, example, folder)
-    metrics = best.val.metrics("val")
+    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
+    save_model(model, description, example, folder)
     score = f"val/{experiment.train.best}"
     tracker.model(
         folder,
         {
             "name": registered_name(experiment.name),
-            "metrics": metrics,
+            "metrics": epoch.metrics,
             "score": score,
-            "value": metrics[score],
+            "value": epoch.metrics[score],
             "manifest": manifest.digest,
-            "step": best.number,
+            "step": epoch.number,
         },
     )
 
 
-def classifier(
-    network: Network, told: dict[str, Any], device: torch.device | str | None = None
+def to_classifier(
+    model: Network, description: dict[str, Any], device: torch.device | str | None = None
 ) -> Classifier:
-    """A trained network as what predicts: a copy."""
-    state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-    return Classifier(build(told["network"], len(told["classes"]), state), told, device)
+    """A copy of a trained model, ready for inference."""
+    state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return Classifier(
+        build_model(description["network"], len(description["classes"]), state), description, device
+    )
 
 
-def pack(network: Network, told: dict[str, Any], example: Tensor, folder: Path) -> None:
-    """Write the model of a network into `folder`, which must not be there yet.
+def save_model(model: Network, description: dict[str, Any], example: Tensor, folder: Path) -> None:
+    """Write a model as an MLflow model.
 
     Args:
-        network: With the weights of the model.
-        told: As `about` gives it.
-        example: A view (3 × crop × crop, uint8) for the input example.
-        folder: Becomes an MLflow model.
+        model: With its final weights.
+        description: From `describe`.
+        example: An image (3 × crop × crop, uint8) for the input example.
+        folder: Where to write to; it must not exist.
     """
     with warnings.catch_warnings():  # of its own models' types
         warnings.simplefilter("ignore")
         import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
 
     files = folder.parent / "classifier"
-    files.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write(state, files / WEIGHTS, {"format": told["format"]}, folder / WEIGHTS)
-    with (files / WEIGHTS).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    told = json.loads(json.dumps({**told, "sha256": digest}))  # as it will be read
-    told["digest"] = seal(told)
-    write_text(files / ABOUT, json.dumps(told, indent=1, ensure_ascii=False))
+    _write_classifier(model, description, files, folder)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
-    guess = Object([Property("class", DataType.string), Property("probability", DataType.double)])
-    # It wants types, which the signature tells; recorded, since it changes the filters itself.
+    # MLflow warns of missing type hints, though the signature has the types. It changes the warning filters itself,
+    # so that its warnings must be recorded to be silenced.
     with warnings.catch_warnings(record=True):
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(PORTABLE / "serve.py"),
             artifacts={"classifier": str(files)},
             code_paths=[str(PORTABLE)],
-            signature=ModelSignature(
-                inputs=Schema([ColSpec(DataType.string, "image")]),
-                outputs=Schema([ColSpec(Array(guess), "top")]),
-                params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
-            ),
+            signature=_signature(),
             input_example={"image": [_base64(example)]},
-            pip_requirements=[f"{name}=={version(name)}" for name in NEEDED],
-            metadata={"classes": len(told["classes"]), "epoch": told["epoch"]},
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+            metadata={"classes": len(description["classes"]), "epoch": description["epoch"]},
         )
-    shutil.rmtree(files)  # it was copied
-    flush(folder)
+    shutil.rmtree(files)  # MLflow has copied it
+    sync_tree(folder)
 
 
-def _base64(view: Tensor) -> str:
+def _write_classifier(model: Network, description: dict[str, Any], files: Path, target: Path) -> None:
+    """Write the two files that `Classifier.load` reads; an error of the disk names `target`, where they go."""
+    files.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_tensors(state, files / WEIGHTS_FILE, {"format": description["format"]}, target / WEIGHTS_FILE)
+    with (files / WEIGHTS_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    described = json.loads(json.dumps({**description, "sha256": digest}))  # as it will be read
+    described["digest"] = description_digest(described)
+    write_text(files / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False))
+
+
+def _signature() -> ModelSignature:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    probability = Object([Property("class", DataType.string), Property("probability", DataType.double)])
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image")]),
+        outputs=Schema([ColSpec(Array(probability), "top")]),
+        params=ParamSchema([ParamSpec("top", DataType.long, 5)]),
+    )
+
+
+def _base64(image: Tensor) -> str:
     file = io.BytesIO()
-    functional.to_pil_image(view).save(file, "png")
+    functional.to_pil_image(image).save(file, "png")
     return base64.b64encode(file.getvalue()).decode("ascii")

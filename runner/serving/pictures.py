@@ -12,14 +12,14 @@ from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from runner.serving.predictor import Model
+    from runner.serving.predictor import LoadedModel
 
 
 PREDICTED, TRUE = "predicted", "true"
 
 
 def pictures(
-    model: Model,
+    model: LoadedModel,
     paths: Sequence[Path],
     folder: Path,
     terminal: Terminal,
@@ -45,7 +45,7 @@ def pictures(
     from runner.explain import cam, overlay
 
     layer = layer or cam.default_layer(model.network)
-    cam.place_of(model.network, layer)
+    cam.layer_index(model.network, layer)
     fixed = _fixed(model, target)
     by_folder = target == TRUE and fixed is None
     if by_folder:
@@ -83,21 +83,21 @@ def pictures(
     return faults
 
 
-def _fixed(model: Model, target: str) -> int | None:
+def _fixed(model: LoadedModel, target: str) -> int | None:
     """The index of a class that is asked about in every image. Raises `UserError` for an unknown one."""
-    from runner.utils.text import nearest
+    from runner.utils.text import did_you_mean
 
     if target in model.classes:
         return model.classes.index(target)
     if target in (PREDICTED, TRUE):
         return None
     raise UserError(
-        f"The model knows no class {target!r}{nearest(target, model.classes)}; --target takes predicted, true, or one"
+        f"The model knows no class {target!r}{did_you_mean(target, model.classes)}; --target takes predicted, true, or one"
         f" of its {len(model.classes)} classes."
     )
 
 
-def _true(model: Model, path: Path) -> str | None:
+def _true(model: LoadedModel, path: Path) -> str | None:
     name = path.absolute().parent.name  # of a link, where it lies
     return name if name in model.classes else None
 

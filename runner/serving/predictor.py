@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.portable.classifier import CHUNK, Classifier
+from runner.portable.classifier import BATCH_SIZE, Classifier
 from runner.portable.network import VGG
-from runner.utils.cpu import cores
+from runner.utils.cpu import cpu_count
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassProbability:
     """A class, and its softmax probability."""
 
     name: str
@@ -30,8 +30,8 @@ class Prediction:
     """What a model says of a file: its likeliest classes, the likeliest first; or why the file is no image."""
 
     path: str
-    top: tuple[Guess, ...]
-    fault: str = ""
+    top: tuple[ClassProbability, ...]
+    error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """`{"path": …, "top": [{"class": …, "probability": …}, …]}`."""
@@ -41,7 +41,7 @@ class Prediction:
         }
 
 
-class Model:
+class LoadedModel:
     """A classifier, and where it comes from.
 
     Args:
@@ -81,9 +81,9 @@ class Model:
         found: list[Prediction] = []
         for names, views, faults in self.views(paths):
             said = iter(self.classifier.top(torch.stack(views), top) if views else [])
-            for name, fault in zip(names, faults, strict=True):
-                guesses = () if fault else tuple(Guess(*each) for each in next(said))
-                found.append(Prediction(name, guesses, fault))
+            for name, error in zip(names, faults, strict=True):
+                guesses = () if error else tuple(ClassProbability(*each) for each in next(said))
+                found.append(Prediction(name, guesses, error))
             advance(len(names))
         return found
 
@@ -93,18 +93,18 @@ class Model:
         Files are decoded beside the network, a few chunks ahead of it.
         """
         todo = iter(paths)
-        with ThreadPoolExecutor(min(8, cores())) as pool:
+        with ThreadPoolExecutor(min(8, cpu_count())) as pool:
             ahead: list[tuple[str, Future[Tensor | str]]] = []
 
             def more(count: int) -> None:
                 for path in itertools.islice(todo, count):
                     ahead.append((str(path), pool.submit(self._view, path)))
 
-            more(4 * CHUNK)
+            more(4 * BATCH_SIZE)
             while ahead:
                 views: list[Tensor] = []
                 names, faults = [], []
-                while ahead and len(views) < CHUNK:  # whole chunks: a bad file must not cost a pass
+                while ahead and len(views) < BATCH_SIZE:  # whole chunks: a bad file must not cost a pass
                     name, future = ahead.pop(0)
                     outcome = future.result()
                     names.append(name)

@@ -33,12 +33,12 @@ from runner.study.study import Asked, Study
 from runner.tracking.sessions import Records
 from runner.tracking.tracker import Pruned, Tracker
 from runner.training import curves, run
-from runner.training.loop import Epoch
-from runner.training.setup import Prepared, Shared, prepare
+from runner.training.loop import EpochResult
+from runner.training.setup import Setup, SharedSetup, prepare
 from runner.utils.console import Terminal
-from runner.utils.cpu import cores
-from runner.utils.errors import UserError, sentence
-from runner.utils.redaction import redacted
+from runner.utils.cpu import cpu_count
+from runner.utils.errors import UserError, user_message
+from runner.utils.redaction import redact
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Worker:
     parent: Tracker
     terminal: Terminal
     stopping: Callable[[], bool]
-    shared: Shared = field(default_factory=Shared)
+    shared: SharedSetup = field(default_factory=SharedSetup)
 
     def work(self) -> int:
         """Run trials until there are no more, or it is told to stop: their number.
@@ -81,7 +81,7 @@ class Worker:
                 done += 1
         except BaseException as error:
             if self.study is not None:
-                self.study.lost(f"stopped: {sentence(error) or error or type(error).__name__}")
+                self.study.lost(f"stopped: {user_message(error) or error or type(error).__name__}")
             raise
         finally:
             over.set()
@@ -126,9 +126,9 @@ class Worker:
         except Exception as error:
             if not self._only_this_trial(error):
                 raise
-            text = sentence(error) or f"{type(error).__name__}: {error}"
-            if sentence(error) is None:
-                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+            text = user_message(error) or f"{type(error).__name__}: {error}"
+            if user_message(error) is None:
+                print(redact(traceback.format_exc()), end="", file=sys.stderr)
             self._fail(text)
             return
         self._tell("complete", value, fitted, began)
@@ -142,7 +142,7 @@ class Worker:
     def _fits(self, asked: Asked, tracker: Tracker, fitted: _Stopwatch) -> float:
         """Train the trial's fits: the mean of their scores."""
         best: list[Scores] = []
-        first: tuple[Prepared, list[Epoch], dict[str, Tensor]] | None = None
+        first: tuple[Setup, list[EpochResult], dict[str, Tensor]] | None = None
         for place in range(self.plan.fits):
             seed = dataclasses.replace(asked.experiment.seed, train=asked.experiment.seed.train + place)
             ready = self._prepare(dataclasses.replace(asked.experiment, seed=seed))
@@ -150,8 +150,8 @@ class Worker:
             best.append(next(epoch for epoch in reversed(history) if epoch.best).val)
             first = first or (ready, history, weights)
             if self.plan.fits > 1:
-                self._report(place, objective(best[-1], self.plan.objective), f"after fit {place + 1}")
-        values = [objective(scores, self.plan.objective) for scores in best]
+                self._report(place, best[-1][self.plan.objective], f"after fit {place + 1}")
+        values = [scores[self.plan.objective] for scores in best]
         value = statistics.fmean(values)
         assert first is not None  # noqa: S101 (for types: there is a fit at least)
         ready, history, weights = first
@@ -160,13 +160,13 @@ class Worker:
         tracker.metrics({"best_epoch": next(epoch.number for epoch in reversed(history) if epoch.best)})
         if self.study is not None:
             self.study.note(
-                scores={name: objective(best[0], name) for name in ("top1", "balanced_accuracy", "loss")}
+                scores=dict(best[0].values)
             )
             if self.study.better(value):
                 _keep(ready, history, weights, tracker)
         return value
 
-    def _prepare(self, experiment: Experiment) -> Prepared:
+    def _prepare(self, experiment: Experiment) -> Setup:
         ready = prepare(experiment, self.accelerator, self.terminal, self.shared)
         needed = [each for each in run.wanted(experiment) if each[0] != "test"]
         if ready.features.reserve(needed).images and ready.features.stored:
@@ -176,13 +176,13 @@ class Worker:
         return ready
 
     def _learn(
-        self, ready: Prepared, place: int, tracker: Tracker, fitted: _Stopwatch
-    ) -> tuple[list[Epoch], dict[str, Tensor]]:
-        history: list[Epoch] = []
+        self, ready: Setup, place: int, tracker: Tracker, fitted: _Stopwatch
+    ) -> tuple[list[EpochResult], dict[str, Tensor]]:
+        history: list[EpochResult] = []
         weights: dict[str, Tensor] = {}
         prefix = f"fit{place}/" if place else ""
 
-        def on_epoch(epoch: Epoch) -> None:
+        def on_epoch(epoch: EpochResult) -> None:
             history.append(epoch)
             if epoch.best:
                 weights.update(
@@ -192,7 +192,7 @@ class Worker:
             tracker.metrics(values, epoch.number)
             if self.plan.fits == 1:
                 self._report(
-                    epoch.number, objective(epoch.val, self.plan.objective), f"at epoch {epoch.number}"
+                    epoch.number, epoch.val[self.plan.objective], f"at epoch {epoch.number}"
                 )
 
         with fitted:
@@ -224,19 +224,14 @@ class Worker:
             self.study.tell("failed")
 
 
-def objective(scores: Scores, name: str) -> float:
-    """The validation score that a study goes by."""
-    return float(getattr(scores, name))
-
-
-def _keep(ready: Prepared, history: list[Epoch], weights: dict[str, Tensor], tracker: Tracker) -> None:
+def _keep(ready: Setup, history: list[EpochResult], weights: dict[str, Tensor], tracker: Tracker) -> None:
     """Checkpoint and pictures of the best trial so far."""
     network = ready.network
     network.load_state_dict(weights, strict=False)
     best = next(epoch for epoch in reversed(history) if epoch.best)
     path = tracker.stage("checkpoints/best.safetensors")
     checkpoint.save_frozen(network, path.parent)
-    use = packaging.use(ready.experiment)
+    use = packaging.inference_settings(ready.experiment)
     checkpoint.save(network, path, best.number, best.val.as_dict(), checkpoint.frozen_digest(network), use)
     for file in (path, path.parent / checkpoint.FROZEN):
         tracker.artifact(file, "checkpoints")
@@ -274,7 +269,7 @@ ALL_CORES: set[int] = set()
 def pin(worker: int, workers: int, threads: int | None) -> None:
     """Give this process its share of the host's cores, `threads` of them or an even part."""
     if not hasattr(os, "sched_setaffinity"):
-        torch.set_num_threads(threads or max(1, cores() // workers))
+        torch.set_num_threads(threads or max(1, cpu_count() // workers))
         return
     ALL_CORES.update(os.sched_getaffinity(0))
     here = sorted(ALL_CORES)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from runner.config.schema import Experiment, as_tree, as_yaml, flatten
-from runner.data.transforms import CLEAN, view_of
+from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
 from runner.evaluation import metrics
 from runner.evaluation.inference import outcomes, predict
 from runner.evaluation.metrics import Scores
@@ -21,32 +21,33 @@ from runner.explain.gallery import Gallery
 from runner.features.cache import Account
 from runner.models import checkpoint
 from runner.serving import packaging
+from runner.serving.packaging import SelectedEpoch
 from runner.tracking import interrupted_runs
 from runner.tracking.tracker import Tracker
 from runner.training import curves, devices, summary
 from runner.training import environment as provenance
-from runner.training.error_translation import explained
-from runner.training.loop import Epoch, Inputs, Keeper, epochs_of, fit
-from runner.training.resume import Start, check_same, identity_of
-from runner.training.setup import Prepared, prepare
-from runner.training.snapshot import Snapshot, taking_up
+from runner.training.error_translation import translate_errors
+from runner.training.loop import EpochResult, Keeper, LabeledFeatures, fit, saved_history
+from runner.training.resume import ResumePoint, check_same_data, data_identity
+from runner.training.setup import Setup, prepare
+from runner.training.snapshot import Snapshot, reading_state
 from runner.training.snapshot_policy import Keeping
 from runner.utils.console import Terminal
-from runner.utils.errors import Diverged
+from runner.utils.errors import DivergedError
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What came of a run."""
 
-    history: tuple[Epoch, ...]
+    history: tuple[EpochResult, ...]
     best: Scores
     """Of the best checkpoint, on the test split."""
     last: Scores
     """Of the final epoch, on the test split."""
 
     @property
-    def best_epoch(self) -> Epoch:
+    def best_epoch(self) -> EpochResult:
         """The epoch that the best checkpoint is of."""
         return [epoch for epoch in self.history if epoch.best][-1]
 
@@ -56,10 +57,10 @@ class Result:
         return {"history": history, "best": self.best.as_dict(), "last": self.last.as_dict()}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Result:
+    def from_json(cls, told: dict[str, Any]) -> RunResult:
         """What `as_json` gave. Raises KeyError or TypeError where it did not."""
-        history = tuple(Epoch.from_json(each) for each in told["history"])
-        return cls(history, Scores(**told["best"]), Scores(**told["last"]))
+        history = tuple(EpochResult.from_json(each) for each in told["history"])
+        return cls(history, Scores.from_dict(told["best"]), Scores.from_dict(told["last"]))
 
 
 def train(
@@ -67,9 +68,9 @@ def train(
     accelerator: Accelerator,
     tracker: Tracker,
     terminal: Terminal,
-    start: Start | None = None,
+    start: ResumePoint | None = None,
     parent: str = "",
-) -> Result:
+) -> RunResult:
     """Run an experiment: train, keep the best and the last checkpoint, and judge both on the test split, once.
 
     Every process calls it; `tracker` and `terminal` do nothing on ranks beyond the first.
@@ -84,8 +85,10 @@ def train(
 
     Raises `UserError` as `prepare` and `fit` do, and where a run cannot go on with these images or weights.
     """
-    with explained(experiment, accelerator):
-        return _train(experiment, accelerator, tracker, terminal, start or Start(as_tree(experiment)), parent)
+    with translate_errors(experiment, accelerator):
+        return _train(
+            experiment, accelerator, tracker, terminal, start or ResumePoint(as_tree(experiment)), parent
+        )
 
 
 def _train(
@@ -93,9 +96,9 @@ def _train(
     accelerator: Accelerator,
     tracker: Tracker,
     terminal: Terminal,
-    start: Start,
+    start: ResumePoint,
     parent: str,
-) -> Result:
+) -> RunResult:
     state = tracker.room("state") if accelerator.is_main_process else None
     if state is not None and not start.run_id:  # killed from here on, it goes on as this run
         interrupted_runs.describe(state, tracker.name, start.asked, None, parent)
@@ -107,16 +110,20 @@ def _train(
         raise
     network, manifest, features = ready.network, ready.manifest, ready.features
     frozen = checkpoint.frozen_digest(network) if accelerator.is_main_process else ""
-    identity = identity_of(ready, frozen, accelerator)
-    check_same(start, ready, identity, terminal)
+    identity = data_identity(ready, frozen, accelerator)
+    check_same_data(start, ready, identity, terminal)
     _log_start(ready, start, accelerator, tracker)
     demand = features.reserve(wanted(experiment))
-    summary.say_start(ready, demand, accelerator, terminal)
-    use = packaging.use(ready.experiment)
+    summary.print_start(ready, demand, accelerator, terminal)
+    use = packaging.inference_settings(ready.experiment)
     best: dict[str, Tensor] = {}
-    gallery = Gallery(ready, tracker) if accelerator.is_main_process else None
+    gallery = (
+        Gallery(network, manifest.select("val"), ready.loader, experiment.tracking, tracker)
+        if accelerator.is_main_process
+        else None
+    )
 
-    def keep(epoch: Epoch, name: str) -> None:
+    def keep(epoch: EpochResult, name: str) -> None:
         if accelerator.is_main_process:
             path = tracker.stage(f"checkpoints/{name}.safetensors")
             if not (path.parent / checkpoint.FROZEN).exists():
@@ -126,14 +133,14 @@ def _train(
     def more() -> tuple[dict[str, Tensor], dict[str, Any]]:
         account = dataclasses.asdict(features.account)
         told = {
-            "gallery": gallery.places if gallery else [],
+            "gallery": gallery.indices if gallery else [],
             "account": account,
             **identity,
         }
         return {f"best/{name}": value for name, value in best.items()}, told
 
     keeping = Keeping(state, experiment.checkpoints, more, start.snapshot, bool(start.branch))
-    history: list[Epoch] = []
+    history: list[EpochResult] = []
     if state is not None:
         interrupted_runs.describe(state, tracker.name, start.asked, ready.experiment, parent)
     if start.snapshot is not None:
@@ -141,20 +148,20 @@ def _train(
         for epoch in history:  # what was recorded is not recorded twice
             tracker.metrics(epoch.metrics(), epoch.number)
 
-    def on_epoch(epoch: Epoch) -> None:
+    def on_epoch(epoch: EpochResult) -> None:
         history.append(epoch)
         if epoch.best:
             best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
             keep(epoch, "best")
         tracker.metrics(epoch.metrics(), epoch.number)
         terminal.line(summary.epoch_line(epoch))
-        if gallery and gallery.due(epoch):
-            gallery.show(epoch)
+        if gallery and gallery.due(epoch.number):
+            gallery.show(epoch.number, epoch.judged)
 
     try:
         learn(ready, accelerator, on_epoch, terminal, keeping)
         keep(history[-1], "last")
-    except Diverged:
+    except DivergedError:
         if state is not None:
             interrupted_runs.describe(
                 state, tracker.name, start.asked, ready.experiment, parent, diverged=True
@@ -162,47 +169,53 @@ def _train(
         raise
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
-    rows, labels = features.rows("test", CLEAN), manifest.labels("test")
+    rows, labels = features.rows("test", EVALUATION_VIEW), manifest.labels("test")
     of_last = predict(network, rows, len(labels), accelerator, ready.chunk)
     network.load_state_dict(best, strict=False)
     of_best = predict(network, rows, len(labels), accelerator, ready.chunk)
-    result = Result(tuple(history), metrics.of_logits(of_best, labels), metrics.of_logits(of_last, labels))
+    result = RunResult(
+        tuple(history),
+        metrics.scores_from_logits(of_best, labels),
+        metrics.scores_from_logits(of_last, labels),
+    )
     _log_result(ready, result, tracker)
     if gallery:  # on rank 0
         tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
-        gallery.show(result.best_epoch)
-        packaging.publish(ready, result.best_epoch, tracker)
+        chosen = result.best_epoch
+        gallery.show(chosen.number, chosen.judged)
+        selected = SelectedEpoch(chosen.number, chosen.val.as_dict(), chosen.val.metrics("val"))
+        packaging.log_model(ready.experiment, network, manifest, ready.loader, selected, tracker)
         tracker.metrics(keeping.metrics())
     return result
 
 
 def _take_up(
     kept: Snapshot,
-    ready: Prepared,
+    ready: Setup,
     best: dict[str, Tensor],
     gallery: Gallery | None,
-    keep: Callable[[Epoch, str], None],
-) -> list[Epoch]:
+    keep: Callable[[EpochResult, str], None],
+) -> list[EpochResult]:
     """Stand where an interrupted run stood, but for its fit: best checkpoint, pictures, account; its epochs."""
-    with taking_up():
-        epochs = epochs_of(kept)
+    with reading_state():
+        epochs = saved_history(kept)
         best.update(kept.part("best"))
         if best:
             ready.network.load_state_dict(best, strict=False)
             keep([epoch for epoch in epochs if epoch.best][-1], "best")
         if gallery is not None:
-            gallery.choose(kept.about["gallery"])
+            gallery.select(kept.about["gallery"])
         ready.features.account = Account(**kept.about["account"])
     return epochs
 
 
 def learn(
-    ready: Prepared,
+    ready: Setup,
     accelerator: Accelerator,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[EpochResult], None],
     terminal: Terminal,
     keeper: Keeper | None = None,
-) -> list[Epoch]:
+) -> list[EpochResult]:
     """Train on the training split and judge each epoch on validation; the test split is not read.
 
     Raises `UserError` as `fit` does, and whatever `on_epoch` raises.
@@ -211,8 +224,11 @@ def learn(
     return fit(
         ready.experiment,
         ready.network,
-        Inputs(lambda epoch: features.rows("train", view_of(epoch, augment.views)), manifest.labels("train")),
-        Inputs(lambda _: features.rows("val", CLEAN), manifest.labels("val")),
+        LabeledFeatures(
+            lambda epoch: features.rows("train", view_of_epoch(epoch, augment.views)),
+            manifest.labels("train"),
+        ),
+        LabeledFeatures(lambda _: features.rows("val", EVALUATION_VIEW), manifest.labels("val")),
         accelerator,
         ready.chunk,
         on_epoch,
@@ -224,11 +240,11 @@ def learn(
 def wanted(experiment: Experiment) -> list[tuple[str, int]]:
     """The splits and views that a run uses, if it does not stop early."""
     epochs = range(experiment.train.epochs)
-    views = sorted({view_of(epoch, experiment.augment.views) for epoch in epochs})
-    return [*(("train", view) for view in views), ("val", CLEAN), ("test", CLEAN)]
+    views = sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
+    return [*(("train", view) for view in views), ("val", EVALUATION_VIEW), ("test", EVALUATION_VIEW)]
 
 
-def _log_start(ready: Prepared, start: Start, accelerator: Accelerator, tracker: Tracker) -> None:
+def _log_start(ready: Setup, start: ResumePoint, accelerator: Accelerator, tracker: Tracker) -> None:
     experiment, manifest = ready.experiment, ready.manifest
     tracker.params(flatten(as_tree(experiment)))
     if not accelerator.is_main_process:
@@ -260,11 +276,13 @@ def _log_start(ready: Prepared, start: Start, accelerator: Accelerator, tracker:
     tracker.text("environment.json", json.dumps(environment, indent=1))
 
 
-def _where(start: Start) -> str:
+def _where(start: ResumePoint) -> str:
     return f"step {start.snapshot.step}" if start.snapshot else "the beginning"
 
 
-def _log_learned(ready: Prepared, history: list[Epoch], accelerator: Accelerator, tracker: Tracker) -> None:
+def _log_learned(
+    ready: Setup, history: list[EpochResult], accelerator: Accelerator, tracker: Tracker
+) -> None:
     if not accelerator.is_main_process or not history:
         return
     for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
@@ -275,7 +293,7 @@ def _log_learned(ready: Prepared, history: list[Epoch], accelerator: Accelerator
     tracker.artifact(accuracy, "figures")
 
 
-def _log_result(ready: Prepared, result: Result, tracker: Tracker) -> None:
+def _log_result(ready: Setup, result: RunResult, tracker: Tracker) -> None:
     # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
     tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
     tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})

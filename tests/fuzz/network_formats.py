@@ -24,10 +24,10 @@ from fuzz.target import Target, check
 from runner.config.schema import NetworkSettings, Normalisation
 from runner.models import checkpoint, pretrained
 from runner.models.network import Architecture, Network
-from runner.portable.classifier import ABOUT, FORMAT, WEIGHTS, seal
-from runner.portable.pixels import open_rgb
+from runner.portable.classifier import FORMAT, METADATA_FILE, WEIGHTS_FILE, metadata_digest
+from runner.portable.images import open_rgb
 from runner.serving import load
-from runner.serving.packaging import about
+from runner.serving.packaging import describe
 
 CLASSES = ("blue", "green", "red")
 USE = {
@@ -144,7 +144,7 @@ class ModelFolder(Target):
         self.place.mkdir()
         self.tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
         self.weights = safetensors.torch.save(self.tensors, {"format": FORMAT})
-        told = about(network, USE, epoch=4, val=VAL, run="0123", manifest="4567")
+        told = describe(network, USE, epoch=4, val=VAL, run="0123", manifest="4567")
         self.told = json.loads(json.dumps(told))
         self.about = self._sealed(self.told, self.weights)
         picture = io.BytesIO()
@@ -157,7 +157,7 @@ class ModelFolder(Target):
     def _sealed(told: Any, tensors: bytes) -> bytes:
         if isinstance(told, dict):
             told = {**told, "sha256": hashlib.sha256(tensors).hexdigest()}
-            told["digest"] = seal(told)
+            told["digest"] = metadata_digest(told)
         return json.dumps(told, indent=1).encode("utf-8", "surrogatepass")
 
     def make(self, random: Random) -> bytes:
@@ -182,9 +182,9 @@ class ModelFolder(Target):
 
     def read(self, content: bytes) -> None:
         (length,) = struct.unpack("<Q", content[1:9])
-        (self.place / ABOUT).write_bytes(content[9 : 9 + length])
-        (self.place / WEIGHTS).write_bytes(content[9 + length :])
-        model = load.open_model(load.locate(self.place, "mlruns"), "cpu")
+        (self.place / METADATA_FILE).write_bytes(content[9 : 9 + length])
+        (self.place / WEIGHTS_FILE).write_bytes(content[9 + length :])
+        model = load.open_model(load.locate_model(self.place, "mlruns"), "cpu")
         found = model.classifier
         check(all(type(each) is str for each in found.classes), f"the classes {found.classes}"[:500])
         check(len(set(found.classes)) == len(found.classes) > 1, f"the classes {found.classes}"[:500])

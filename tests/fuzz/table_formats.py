@@ -16,7 +16,7 @@ from PIL import Image
 from fuzz.damage import damaged
 from fuzz.target import Target, check
 from runner.config.schema import Views
-from runner.data.manifest import SPLITS, Entry, Manifest, read_csv
+from runner.data.manifest import SPLITS, Entry, Manifest, parse_manifest
 from runner.evaluation.report import _boxes
 from runner.serving import class_names
 from runner.utils.console import Terminal
@@ -95,7 +95,7 @@ class ManifestFile(Table):
 
     def read(self, content: bytes) -> None:
         text = content.decode("utf-8", "surrogateescape")  # as what reads a run's manifest does
-        manifest = read_csv(text, self.folder)
+        manifest = parse_manifest(text, self.folder)
         check(rows_of(manifest.as_csv()) == rows_of(text), "other rows come back")
         paths = [entry.path for entry in manifest.entries]
         check(len(set(paths)) == len(paths), "an image is there twice")
@@ -120,7 +120,7 @@ class NamesFile(Table):
     def read(self, content: bytes) -> None:
         path = self.folder / "names.csv"
         path.write_bytes(content)
-        found = class_names.read(str(path), self.CLASSES)
+        found = class_names.translations(str(path), self.CLASSES)
         check(tuple(found) == self.CLASSES, f"names of {tuple(found)}")
         table = [[cell.strip() for cell in row] for row in rows_of(content.decode("utf-8-sig")) if row]
         for label, name in found.items():

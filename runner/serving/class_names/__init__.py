@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.utils.errors import UserError
-from runner.utils.image_paths import given_path, shown
+from runner.utils.image_paths import expand_user
+from runner.utils.text import printable
 
 FOLDER = Path(__file__).parent
 HEADER = ["class", "name"]
@@ -22,7 +23,7 @@ def languages() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
-def read(language: str, classes: Sequence[str]) -> dict[str, str]:
+def translations(language: str, classes: Sequence[str]) -> dict[str, str]:
     """What each class is called in a language.
 
     Args:
@@ -32,7 +33,7 @@ def read(language: str, classes: Sequence[str]) -> dict[str, str]:
     Raises `UserError` where there is no such language or file, or it names none of the classes.
     """
     own = FOLDER / f"{language}.csv"
-    path = own if language in languages() else given_path(language)
+    path = own if language in languages() else expand_user(language)
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except FileNotFoundError:
@@ -55,9 +56,11 @@ def read(language: str, classes: Sequence[str]) -> dict[str, str]:
     known: dict[str, str] = {}
     for label, name in ((label.strip(), name.strip()) for label, name in rows[1:]):
         if any(unicodedata.category(each) in NO_TEXT for each in name):
-            raise UserError(f"{path}: the name {shown(name)[:80]!r} holds a line end or control character.")
+            raise UserError(
+                f"{path}: the name {printable(name)[:80]!r} holds a line end or control character."
+            )
         if name and known.setdefault(label, name) != name:
-            raise UserError(f"{path} names the class {shown(label)[:80]!r} twice; one name is needed.")
+            raise UserError(f"{path} names the class {printable(label)[:80]!r} twice; one name is needed.")
     if not known.keys() & set(classes):
         raise UserError(f"{path} names none of the model's classes ({', '.join(classes[:3])}, …).")
     return {label: known.get(label, label) for label in classes}
