@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# A server would start eight processes for jobs after its first answer; they keep two cores busy for many seconds.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 os.environ["OMP_NUM_THREADS"] = (
     "1"  # small tensors: threads that wait for each other cost more than they save
 )
@@ -53,7 +55,7 @@ def make(words: list[str]) -> Callable[..., Experiment]:
 @pytest.fixture
 def silent() -> Terminal:
     """A terminal that says nothing."""
-    return Terminal(speaks=False)
+    return Terminal(enabled=False)
 
 
 @pytest.fixture(scope="session")
@@ -67,12 +69,12 @@ def accelerator():  # type: ignore[no-untyped-def]
 @pytest.fixture
 def train(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[run.Result, Recorder]]:
+) -> Callable[..., tuple[run.RunResult, Recorder]]:
     """Run an experiment whole but for its drawings, its records in a folder of their own."""
     numbers = iter(range(100))
     monkeypatch.setattr("runner.training.curves.curves", lambda *_: None)
 
-    def start(experiment: Experiment) -> tuple[run.Result, Recorder]:
+    def start(experiment: Experiment) -> tuple[run.RunResult, Recorder]:
         tracker = Recorder(tmp_path / f"records {next(numbers)}")
         return run.train(experiment, accelerator, tracker, QUIET), tracker
 
