@@ -147,10 +147,10 @@ def _naive(experiment: Any, terminal: Any) -> dict[str, float]:
 
     from runner.data import manifest as manifests
     from runner.models import pretrained
-    from runner.portable.pixels import open_rgb
+    from runner.portable.images import open_rgb
     from runner.utils.console import Terminal
 
-    manifest = manifests.build(experiment, Terminal(speaks=False))
+    manifest = manifests.build_manifest(experiment, Terminal(enabled=False))
     network = torchvision.models.vgg16()
     if (loaded := pretrained.read(experiment.model)) is not None:
         network.load_state_dict(
@@ -305,7 +305,7 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
 def _fit(experiment: Any, ready: Any, trial: int) -> float:
     """Train 16 epochs as trial number so-and-so of a search of the learning rate: the best validation top-1."""
     from runner.models.network import Network
-    from runner.training.loop import Inputs, fit
+    from runner.training.loop import LabeledFeatures, fit
     from runner.utils.console import Terminal
 
     replace = dataclasses.replace
@@ -321,14 +321,14 @@ def _fit(experiment: Any, ready: Any, trial: int) -> float:
     history = fit(
         tried,
         network,
-        Inputs(lambda _: features.rows("train", -1), manifest.labels("train")),
-        Inputs(lambda _: features.rows("val", -1), manifest.labels("val")),
+        LabeledFeatures(lambda _: features.rows("train", -1), manifest.labels("train")),
+        LabeledFeatures(lambda _: features.rows("val", -1), manifest.labels("val")),
         features.accelerator,
         ready.chunk,
         lambda _: None,
-        Terminal(speaks=False),
+        Terminal(enabled=False),
     )
-    return max(epoch.val.top1 for epoch in history)
+    return max(epoch.val["top1"] for epoch in history)
 
 
 def _prepared(experiment: Any, accelerator: Any, root: Path) -> Any:
@@ -336,7 +336,7 @@ def _prepared(experiment: Any, accelerator: Any, root: Path) -> Any:
     from runner.training.setup import prepare
     from runner.utils.console import Terminal
 
-    ready = prepare(experiment, accelerator, Terminal(speaks=False))
+    ready = prepare(experiment, accelerator, Terminal(enabled=False))
     kept = dataclasses.replace(ready.features.kept, root=root)
     return dataclasses.replace(ready, features=dataclasses.replace(ready.features, kept=kept))
 

@@ -26,10 +26,10 @@ def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
     from runner.config.parser import parse
     from runner.data.manifest import Manifest
-    from runner.data.transforms import CLEAN
-    from runner.evaluation.inference import evaluate, infer
+    from runner.data.transforms import EVALUATION_VIEW
+    from runner.evaluation.inference import Inference
     from runner.training import devices
-    from runner.training.loop import Inputs, fit
+    from runner.training.loop import LabeledFeatures, fit
     from runner.training.setup import prepare
     from runner.utils.console import Terminal
     from runner.utils.errors import UserError
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     )
     accelerator = devices.start(experiment)
     terminal = Terminal()
-    ready = prepare(experiment, accelerator, Terminal(speaks=False))
+    ready = prepare(experiment, accelerator, Terminal(enabled=False))
     count = CHUNKS * ready.chunk
     entries = _spread(ready.manifest.select("train"), count)
     sample = Manifest(
@@ -61,12 +61,14 @@ def main(argv: Sequence[str]) -> int:
     few = Manifest(sample.root, sample.entries[:1])
     val = dataclasses.replace(ready.features, manifest=few)
 
+    inference = Inference(ready.network, accelerator, ready.chunk)
+
     def bare() -> None:
         for _ in range(len(entries) // ready.chunk):
-            infer(ready.network, features.prefix(images), accelerator, ready.chunk).sum().item()
+            inference.batch(features.prefix(images)).sum().item()
 
     def judged() -> None:
-        evaluate(ready.network, features.rows("train", CLEAN), labels, accelerator, ready.chunk)
+        inference.sample_results(features.rows("train", EVALUATION_VIEW), labels)
 
     trained: list[float] = []
 
@@ -74,20 +76,20 @@ def main(argv: Sequence[str]) -> int:
         history = fit(
             experiment,
             ready.network,
-            Inputs(
-                lambda _: features.rows("train", CLEAN if experiment.augment.views == "clean" else 0), labels
+            LabeledFeatures(
+                lambda _: features.rows("train", EVALUATION_VIEW if experiment.augment.views == "clean" else 0), labels
             ),
-            Inputs(lambda _: val.rows("train", CLEAN), labels[:1]),
+            LabeledFeatures(lambda _: val.rows("train", EVALUATION_VIEW), labels[:1]),
             accelerator,
             ready.chunk,
             lambda _: None,
-            Terminal(speaks=False),
+            Terminal(enabled=False),
         )
         trained.append(history[0].images_per_second)
 
     ready.network.eval()
     rates: dict[str, list[float]] = {"bare": [], "eval": []}
-    infer(ready.network, features.prefix(images), accelerator, ready.chunk)
+    inference.batch(features.prefix(images))
     for number in range(ROUNDS):
         rates["bare"].append(len(entries) // ready.chunk * ready.chunk / _seconds(bare))
         rates["eval"].append(len(entries) / _seconds(judged))

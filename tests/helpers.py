@@ -23,17 +23,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import runner.training.loop
-from runner.config.schema import Experiment, Normalisation
+from runner.config.schema import Experiment, Normalization
 from runner.evaluation.metrics import Scores
 from runner.models.network import Architecture, Network
 from runner.tracking.tracker import Tracker
-from runner.training.loop import Epoch, Inputs, fit
+from runner.training.loop import EpochResult, LabeledFeatures, fit
 from runner.utils.console import Terminal
 
 Make = Callable[..., Experiment]
-NUMBERS = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+NUMBERS = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CLASSES = ("blue", "green", "red")
-QUIET = Terminal(speaks=False)
+QUIET = Terminal(enabled=False)
 TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
 
 
@@ -73,11 +73,11 @@ class Recorder(Tracker):
 def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Network:
     fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
     return Network(
-        Architecture(**fields, dropout=dropout, classes=CLASSES, normalisation=NUMBERS), fit_seed, True
+        Architecture(**fields, dropout=dropout, classes=CLASSES, normalization=NUMBERS), fit_seed, True
     )
 
 
-def comparable(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
+def comparable(epochs: Sequence[EpochResult]) -> list[dict[str, Any]]:
     """Everything about epochs but how long they took."""
     plain = [{**dataclasses.asdict(epoch), "judged": epoch.judged.tolist()} for epoch in epochs]
     return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
@@ -125,13 +125,13 @@ def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
 
 def learn(
     experiment: Experiment, network: Network, accelerator: Accelerator, count: int = 20
-) -> tuple[list[Epoch], list[dict[str, Tensor]]]:
+) -> tuple[list[EpochResult], list[dict[str, Tensor]]]:
     """Fit a head on rows from memory: the epochs, and the parameters after each."""
     values, labels = rows_and_labels(count)
-    inputs = Inputs(lambda _: Matrix(values), labels)
+    inputs = LabeledFeatures(lambda _: Matrix(values), labels)
     after: list[dict[str, Tensor]] = []
 
-    def remember(_: Epoch) -> None:
+    def remember(_: EpochResult) -> None:
         after.append({name: value.detach().clone() for name, value in network.classifier.named_parameters()})
 
     history = fit(experiment, network, inputs, inputs, accelerator, 8, remember, QUIET)
@@ -145,17 +145,10 @@ def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Seq
 
     def say(*_: object) -> Scores:
         first, second = next(pairs)
-        return Scores(
-            loss=1,
-            top1=first,
-            top5=1,
-            balanced_accuracy=second,
-            images=100,
-            hits1=round(first * 100),
-            hits5=100,
-        )
+        values = {"top1": first, "top5": 1.0, "balanced_accuracy": second, "loss": 1.0}
+        return Scores(values, images=100, hits1=round(first * 100), hits5=100)
 
-    monkeypatch.setattr(runner.training.loop, "count", say)
+    monkeypatch.setattr(runner.training.loop, "compute_scores", say)
 
 
 @contextmanager

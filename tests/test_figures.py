@@ -13,24 +13,17 @@ from PIL import Image
 
 from runner.evaluation.metrics import Scores
 from runner.training.curves import curves
-from runner.training.loop import Epoch
+from runner.training.loop import EpochResult
 from runner.utils import console
-from runner.utils.console import Terminal, duration, size
+from runner.utils.console import Terminal, format_bytes, format_duration
 
 MARKUP = "/data/[red]x[/red]/[/]"
 
 
-def epoch(number: int, top1: float, best: bool, reduced: bool = False, lr: float = 0.01) -> Epoch:
-    val = Scores(
-        loss=2 - top1,
-        top1=top1,
-        top5=1.0,
-        balanced_accuracy=top1,
-        images=100,
-        hits1=int(100 * top1),
-        hits5=100,
-    )
-    return Epoch(
+def epoch(number: int, top1: float, best: bool, reduced: bool = False, lr: float = 0.01) -> EpochResult:
+    values = {"top1": top1, "top5": 1.0, "balanced_accuracy": top1, "loss": 2 - top1}
+    val = Scores(values, images=100, hits1=int(100 * top1), hits5=100)
+    return EpochResult(
         number=number,
         train_loss=3 - top1,
         train_top1=top1 / 2,
@@ -66,7 +59,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return kept
 
 
-def draw(history: list[Epoch], folder: Path) -> tuple[Path, Path]:
+def draw(history: list[EpochResult], folder: Path) -> tuple[Path, Path]:
     loss, accuracy = folder / "loss.png", folder / "accuracy.png"
     curves(history, "small", loss, accuracy)
     return loss, accuracy
@@ -110,7 +103,7 @@ def test_curves_show_the_historys_numbers(tmp_path: Path, drawn: list[Figure]) -
     for lines in (loss, accuracy):
         assert list(lines[0].get_xdata()) == list(lines[1].get_xdata()) == [1, 2, 3, 4, 5]
     assert list(loss[0].get_ydata()) == [each.train_loss for each in HISTORY]
-    assert list(loss[1].get_ydata()) == [each.val.loss for each in HISTORY]
+    assert list(loss[1].get_ydata()) == [each.val["loss"] for each in HISTORY]
     assert list(accuracy[0].get_ydata()) == pytest.approx([10, 30, 25, 27.5, 20])
     assert list(accuracy[1].get_ydata()) == pytest.approx([20, 60, 50, 55, 40])
     assert (list(accuracy[2].get_xdata()), list(accuracy[2].get_ydata())) == ([2], pytest.approx([60]))
@@ -187,10 +180,10 @@ def test_nothing_is_said_by_one_that_does_not_speak(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
-    silent = Terminal(speaks=False)
+    silent = Terminal(enabled=False)
     silent.line("hello")
     silent.warn("hello")
-    silent.facts("hello", [("a", "b")])
+    silent.key_values("hello", [("a", "b")])
     silent.table("hello", ("a", "b"), [("c", "d")])
     with silent.progress("hello", 10) as advance:
         advance(1)
@@ -198,7 +191,7 @@ def test_nothing_is_said_by_one_that_does_not_speak(
 
 
 def test_a_command_whose_output_is_data_speaks_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal(errors=True).line("hello")
+    Terminal(stderr=True).line("hello")
     assert capsys.readouterr() == ("", "hello\n")
 
 
@@ -207,8 +200,8 @@ def test_a_command_whose_output_is_data_speaks_on_standard_error(capsys: pytest.
     [
         lambda to: to.line(MARKUP),
         lambda to: to.warn(MARKUP),
-        lambda to: to.facts("title", [("path", MARKUP)]),
-        lambda to: to.facts(MARKUP, [("a", "b" * 40)]),
+        lambda to: to.key_values("title", [("path", MARKUP)]),
+        lambda to: to.key_values(MARKUP, [("a", "b" * 40)]),
         lambda to: to.table("title", ("path", "n"), [(MARKUP, "1")]),
         lambda to: to.table(MARKUP, ("a", "b"), [("c" * 40, "d")]),
     ],
@@ -231,7 +224,7 @@ def test_a_long_line_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (4000, "1:06:40")],
 )
 def test_durations(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -239,4 +232,4 @@ def test_durations(seconds: float, said: str) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (3 * 2**50, "3072.0 TiB")],
 )
 def test_sizes(count: float, said: str) -> None:
-    assert size(count) == said
+    assert format_bytes(count) == said

@@ -139,7 +139,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Normalisation:
+class Normalization:
     """Numbers that a channel's values in [0, 1] are normalised with: (value - mean) / std."""
 
     mean: Triple
@@ -164,7 +164,7 @@ class NetworkSettings:
     """Units of the head's hidden layer"""
     dropout: DropProbability = 0.4
     """Drop probability in the head (pooled: before the hidden layer too)"""
-    normalize: str | Normalisation = "statistics"
+    normalize: str | Normalization = "statistics"
     """statistics: of the training images; weights: as the weights' enum or file says; an enum; or numbers"""
     trainable: str = "head"
     """What trains: head, all, or the name of a module from which on everything does, as features.24"""
@@ -244,7 +244,7 @@ class Fit:
     """shuffled: each image once an epoch; balanced: drawn with replacement, every class equally often"""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Of the network without its head, which stays in float32; auto: bf16 or fp16 where the device is fast at it"""
-    best: Literal["top1", "balanced_accuracy"] = "top1"
+    best: str = "top1"
     """Validation score that chooses the best checkpoint: top-1 or balanced accuracy"""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When loss or gradient of a step is not a finite number: stop, or leave the step out (train/skipped counts)"""

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from runner.config.schema import Experiment, Split
 from runner.data.datasets import Source, locate
-from runner.data.scan import ImageFile, scan
+from runner.data.scan import ImageFile, scan_images
 from runner.utils.console import Terminal
+from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 
@@ -78,28 +79,20 @@ class Manifest:
 
     def as_csv(self) -> str:
         """The entries as a table with a header."""
-        return _csv(
+        return to_csv(
             COLUMNS,
             [(e.path, e.label, e.split, e.size, e.digest) for e in self.entries],
         )
 
-    def rejected_as_csv(self) -> str:
+    def rejected_to_csv(self) -> str:
         """The files that are no images, with the reason."""
-        return _csv(
+        return to_csv(
             ("path", "class", "size", "reason"), [(f.path, f.label, f.size, f.fault) for f in self.rejected]
         )
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)  # lines end in \r\n (RFC 4180): so a name with \r or \n in it is quoted
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def read_csv(text: str, root: Path) -> Manifest:
-    """The manifest that `Manifest.as_csv` wrote. Raises `UserError` where the table is another's."""
+def parse_manifest(text: str, root: Path) -> Manifest:
+    """The manifest that `Manifest.to_csv` wrote. Raises `UserError` where the table is another's."""
     try:
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         if tuple(header) != COLUMNS:
@@ -132,7 +125,7 @@ def _fault(row: Sequence[str]) -> str | None:
     return None if re.fullmatch("[0-9a-f]{40}", content) else "a digest that is none"
 
 
-def build(experiment: Experiment, terminal: Terminal) -> Manifest:
+def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     """Locate, scan and split an experiment's images.
 
     Raises `UserError` for missing data, for unreadable files (unless `data.unreadable=skip`) and for classes
@@ -140,18 +133,18 @@ def build(experiment: Experiment, terminal: Terminal) -> Manifest:
     """
     cache = Path(experiment.cache).expanduser()
     source = locate(experiment.data, cache, terminal)
-    files = scan(source, cache, experiment.data.follow_links, terminal)
-    rejected = tuple(file for file in files if file.fault)
+    files = scan_images(source, cache, experiment.data.follow_links, terminal)
+    rejected = tuple(file for file in files if file.error)
     if rejected and experiment.data.unreadable == "stop":
-        named = "; ".join(f"{source.root / file.path} {file.fault}" for file in rejected[:5])
+        named = "; ".join(f"{source.root / file.path} {file.error}" for file in rejected[:5])
         more = f" and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise UserError(
             f"{len(rejected)} of {len(files)} files cannot be used: {named}{more};"
             " mend or remove them, or set data.unreadable=skip to leave them out."
         )
-    good = [file for file in files if not file.fault]
+    good = [file for file in files if not file.error]
     _check_folders(source, experiment.data.follow_links, good)
-    assigned = assign(good, experiment.split, experiment.seed.split)
+    assigned = assign_splits(good, experiment.split, experiment.seed.split)
     entries = tuple(
         Entry(file.path, file.label, assigned[file.path], file.size, file.digest)
         for file in good
@@ -169,7 +162,7 @@ def _check_folders(source: Source, follow_links: bool, files: Sequence[ImageFile
             raise UserError(f"The class folder {folder} holds no image; fill or remove it.")
 
 
-def assign(files: Sequence[ImageFile], split: Split, split_seed: int) -> dict[str, str]:
+def assign_splits(files: Sequence[ImageFile], split: Split, split_seed: int) -> dict[str, str]:
     """Path → split, stratified by class: a pure function of the seed, the paths and which files are equal.
 
     Within each class the images are put in an order drawn for (seed, path) and cut: the first for test, the

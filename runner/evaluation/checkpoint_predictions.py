@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 
     from runner.config.schema import Experiment
     from runner.data.manifest import Manifest
-    from runner.evaluation.predictions import Outcomes
+    from runner.evaluation.predictions import Predictions
     from runner.features.cache import Held
-    from runner.training.setup import Prepared
     from runner.utils.console import Terminal
 
 
@@ -67,10 +66,10 @@ class Judged:
 
 
 def _outcomes(ready: "Prepared", split: str, accelerator: "Accelerator") -> "Outcomes":
-    from runner.data.transforms import CLEAN
+    from runner.data.transforms import EVALUATION_VIEW
     from runner.evaluation.inference import outcomes, predict
 
-    ready.features.reserve([(split, CLEAN)])
-    rows = ready.features.rows(split, CLEAN)
+    ready.features.reserve([(split, EVALUATION_VIEW)])
+    rows = ready.features.rows(split, EVALUATION_VIEW)
     count = len(ready.manifest.select(split))
     return outcomes(ready.manifest, split, predict(ready.network, rows, count, accelerator, ready.chunk))

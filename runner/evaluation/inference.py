@@ -1,94 +1,69 @@
-"""Judging a network on rows: the same logits and counts on any number of processes, next to whatever else."""
+"""Inference on a whole split: the same logits on any number of processes, whatever else is in a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner.data.manifest import Manifest
-from runner.evaluation import metrics
-from runner.evaluation.metrics import Scores
-from runner.evaluation.predictions import Outcomes
+from runner.evaluation.metrics import gather, sample_results
 from runner.features.cache import Rows
 from runner.models.network import Network
-from runner.utils.tensors import filled
+from runner.utils.tensors import pad_rows
 
 
-def evaluate(
-    network: Network, rows: Rows, labels: Sequence[int], accelerator: Accelerator, chunk: int
-) -> Scores:
-    """Scores of a network on rows: the same counts on any number of processes.
+@dataclass(frozen=True)
+class Inference:
+    """Runs the head of a model on features, in batches that the processes share.
 
-    Args:
-        network: Unwrapped; left in evaluation mode.
-        rows: Of the split, in its order.
-        labels: The class index of each.
-        accelerator: Its processes share the chunks.
-        chunk: Rows judged at once; the last ones are filled up, so that none depends on its batch.
+    Batches have a fixed size; the last one is padded. So the result for an image depends on no other image, and not on
+    the number of processes. Every process calls the same methods and gets the results of all.
     """
-    judged = judgements(network, rows, labels, accelerator, chunk)
-    return metrics.count(judged, labels, len(network.architecture.classes))
 
+    network: Network
+    """Not wrapped by Accelerate; left in evaluation mode."""
+    accelerator: Accelerator
+    batch_size: int
+    """Images per batch."""
 
-def judgements(
-    network: Network, rows: Rows, labels: Sequence[int], accelerator: Accelerator, chunk: int
-) -> Tensor:
-    """What scores are counted from, n × 3 as `scores.judge` gives it, in the order of the split. Args: `evaluate`'s."""
-    truth = torch.tensor(labels)
+    def logits(self, features: Rows, count: int) -> Tensor:
+        """Logits of the `count` images of a split: count × classes, float64, on the CPU."""
+        classes = len(self.network.architecture.classes)
+        return self._run(features, count, classes, lambda _, logits: logits.double())
 
-    def judged(places: Sequence[int], logits: Tensor) -> Tensor:
-        return metrics.judge(logits, truth[list(places)].to(logits.device))
+    def sample_results(self, features: Rows, labels: Sequence[int]) -> Tensor:
+        """Results of single images, as `metrics.sample_results` returns them: n × 3, float64, on the CPU.
 
-    return _everywhere(network, rows, len(labels), accelerator, chunk, judged, 3)
+        Args:
+            features: Of the split.
+            labels: Its n class indices.
+        """
+        true = torch.tensor(labels)
 
+        def results(indices: Sequence[int], logits: Tensor) -> Tensor:
+            return sample_results(logits, true[list(indices)].to(logits.device))
 
-def predict(network: Network, rows: Rows, count: int, accelerator: Accelerator, chunk: int) -> Tensor:
-    """Logits of a whole split (count × classes, float64, on the CPU), on every process. Args: `evaluate`'s."""
+        return self._run(features, len(labels), 3, results)
 
-    def told(_places: Sequence[int], logits: Tensor) -> Tensor:
-        return logits.double()
+    def batch(self, features: Tensor) -> Tensor:
+        """Logits of at most `batch_size` images: n × classes."""
+        network = self.network
+        with torch.no_grad(), self.accelerator.autocast():
+            padded = pad_rows(features, self.batch_size)
+            return network.run(padded, network.cut, network.depth)[: len(features)]
 
-    classes = len(network.architecture.classes)
-    return _everywhere(network, rows, count, accelerator, chunk, told, classes)
-
-
-def outcomes(manifest: Manifest, split: str, logits: Tensor) -> Outcomes:
-    """The logits (n × classes) of a split with its images and classes."""
-    entries = manifest.select(split)
-    return Outcomes(
-        tuple(entry.path for entry in entries),
-        tuple(entry.digest for entry in entries),
-        np.array(manifest.labels(split), dtype=np.int64),
-        logits.double().cpu().numpy(),
-        manifest.classes,
-    )
-
-
-def _everywhere(
-    network: Network,
-    rows: Rows,
-    count: int,
-    accelerator: Accelerator,
-    chunk: int,
-    of: Callable[[Sequence[int], Tensor], Tensor],
-    width: int,
-) -> Tensor:
-    """`of` the places and logits of each chunk, from all processes: count × width."""
-    chunks = [range(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-    own = chunks[accelerator.process_index :: accelerator.num_processes]
-    found = [torch.zeros(0, width, dtype=torch.float64, device=accelerator.device)]
-    network.eval()
-    for places, batch in zip(own, rows.batches(own), strict=True):
-        found.append(of(places, infer(network, batch, accelerator, chunk)))
-    places_of_all = [place for chunk_places in own for place in chunk_places]
-    return metrics.gather(places_of_all, torch.cat(found), count, accelerator)
-
-
-def infer(network: Network, rows: Tensor, accelerator: Accelerator, chunk: int) -> Tensor:
-    """Logits (n × classes) of at most `chunk` rows of the prefix, which no other row influences."""
-    with torch.no_grad(), accelerator.autocast():
-        return network.run(filled(rows, chunk), network.cut, network.depth)[: len(rows)]
+    def _run(
+        self, features: Rows, count: int, columns: int, convert: Callable[[Sequence[int], Tensor], Tensor]
+    ) -> Tensor:
+        """`convert` the indices and logits of each batch; the rows of all processes: count × columns."""
+        size, accelerator = self.batch_size, self.accelerator
+        batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        own = batches[accelerator.process_index :: accelerator.num_processes]
+        rows = [torch.zeros(0, columns, dtype=torch.float64, device=accelerator.device)]
+        self.network.eval()
+        for indices, batch in zip(own, features.batches(own), strict=True):
+            rows.append(convert(indices, self.batch(batch)))
+        return gather([index for indices in own for index in indices], torch.cat(rows), count, accelerator)

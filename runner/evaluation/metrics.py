@@ -1,112 +1,226 @@
-"""Scores: sums of integer counts over distinct samples, gathered exactly from any number of processes."""
+"""Metrics: one table that everything reads, and their exact computation on any number of processes.
+
+A metric is a function of the sample results of a split: n × 3, float64, with the columns `LOSS`, `RANK` and `PREDICTED`.
+To add one, write that function and add it to `METRICS`. Evaluation, run logs, `train.best`, studies, comparisons and
+reports read the table. Torch is imported only where it computes, so that command lines can read the table at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from torch import Tensor
+from runner.utils.errors import UserError
+from runner.utils.text import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+    from accelerate import Accelerator
+    from torch import Tensor
 
 TOP_K = 5
+LOSS, RANK, PREDICTED = 0, 1, 2
+"""Columns of sample results: cross-entropy in nats, rank of the true class (0: correct), predicted class."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that summarizes the sample results of a split."""
+
+    name: str
+    """As in `val/<name>`, settings and the command line."""
+    label: str
+    """As people read it: in tables, plots and reports."""
+    direction: Literal["maximize", "minimize"]
+    compute: Callable[[Tensor, Tensor], float]
+    """Value from sample results (n × 3) and labels (n class indices), for n ≥ 1."""
+    counted: bool = True
+    """Whether it depends on integer counts only: then equal predictions give exactly equal values."""
+    resampled: Callable[[np.ndarray], np.ndarray] | None = None
+    """Values of bootstrap resamples, from their images by class and rank: resamples × classes × 3, where the last axis
+    counts rank 0, ranks 1 to 4, and the rest. None: reports give no interval."""
+
+    @property
+    def sign(self) -> int:
+        """1 if larger values are better, else -1."""
+        return 1 if self.direction == "maximize" else -1
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether a value is strictly better than another; NaN is neither better nor worse."""
+        return self.sign * value > self.sign * than
+
+
+def _top_k(results: Tensor, k: int) -> float:
+    return int((results[:, RANK] < k).sum()) / len(results)
+
+
+def _loss(results: Tensor, labels: Tensor) -> float:
+    return float(results[:, LOSS].mean())
+
+
+def _balanced_accuracy(results: Tensor, labels: Tensor) -> float:
+    """Mean recall over the classes that have images."""
+    images = labels.bincount()
+    correct = labels.bincount(weights=(results[:, RANK] == 0).double())
+    present = images > 0
+    return float((correct[present] / images[present]).mean())
+
+
+def _resampled_balanced_accuracy(counts: np.ndarray) -> np.ndarray:
+    images = counts.sum(axis=2)
+    recall = counts[:, :, 0] / images.clip(1)
+    return recall.sum(axis=1) / (images > 0).sum(axis=1)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="top1",
+            label="top-1",
+            direction="maximize",
+            compute=lambda results, labels: _top_k(results, 1),
+            resampled=lambda counts: counts[:, :, 0].sum(axis=1) / counts.sum(axis=(1, 2)),
+        ),
+        Metric(
+            name="top5",
+            label="top-5",
+            direction="maximize",
+            compute=lambda results, labels: _top_k(results, TOP_K),
+            resampled=lambda counts: counts[:, :, :2].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
+        ),
+        Metric(
+            name="balanced_accuracy",
+            label="balanced accuracy",
+            direction="maximize",
+            compute=_balanced_accuracy,
+            resampled=_resampled_balanced_accuracy,
+        ),
+        Metric(name="loss", label="loss", direction="minimize", compute=_loss, counted=False),
+    )
+}
+"""By name, in the order of tables."""
+
+
+def metric_of(metric_key: str) -> Metric | None:
+    """The metric that a logged name such as `test/best/top1` ends with; None for names of other figures."""
+    return METRICS.get(metric_key.rpartition("/")[2])
+
+
+def selection_metric(name: str) -> Metric:
+    """The validation metric that `train.best` names. Larger must be better, as for the registry's champion.
+
+    Raises `UserError` for any other name.
+    """
+    names = [metric.name for metric in METRICS.values() if metric.direction == "maximize"]
+    if name not in names:
+        raise UserError(f"train.best is {name!r}{did_you_mean(name, names)}; set it to one of {', '.join(names)}.")
+    return METRICS[name]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How a network does on a split. `loss` is the mean cross-entropy in nats; the others are fractions 0 to 1."""
+    """The metrics of a model on a split."""
 
-    loss: float
-    top1: float
-    top5: float
-    balanced_accuracy: float
-    """Mean over classes of the share of their images that were classified right."""
+    values: Mapping[str, float]
+    """Value of each metric, by name, in the order of `METRICS`. Shares are between 0 and 1."""
     images: int
     hits1: int
+    """Images whose true class ranks first."""
     hits5: int
+    """Images whose true class is among the first five."""
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The four figures under `prefix/`."""
-        return {
-            f"{prefix}/{name}": getattr(self, name) for name in ("loss", "top1", "top5", "balanced_accuracy")
-        }
+        """The values as they are logged: `{"val/top1": …}` for the prefix `val`."""
+        return {f"{prefix}/{name}": value for name, value in self.values.items()}
 
-    def as_dict(self) -> dict[str, Any]:
-        """All fields, by name."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """A flat dictionary for JSON."""
+        return {**self.values, "images": self.images, "hits1": self.hits1, "hits5": self.hits5}
+
+    @classmethod
+    def from_dict(cls, flat: Mapping[str, Any]) -> Scores:
+        """The inverse of `to_dict`. Raises KeyError if an entry is missing."""
+        values = {name: flat[name] for name in METRICS}
+        return cls(values, flat["images"], flat["hits1"], flat["hits5"])
 
 
-def judge(logits: Tensor, labels: Tensor) -> Tensor:
-    """What scores are counted from: n × 3 float64 of loss, rank of the true class, predicted class.
+def sample_results(logits: Tensor, labels: Tensor) -> Tensor:
+    """The results of single images, from which metrics are computed: n × 3, float64.
 
-    The rank counts the classes that come before the true one: a larger logit, or an equal one of a smaller
-    index, so that ties are broken the same way everywhere. Logits that are not finite rank the true class last.
+    The rank of the true class is the number of classes before it: those with a larger logit, and those with an equal
+    logit and a smaller index, so that ties are broken the same way everywhere. If any logit of an image is not finite,
+    the rank is infinite.
 
     Args:
         logits: n × classes.
         labels: n class indices.
     """
+    import torch
+    from torch.nn.functional import cross_entropy
+
     logits = logits.double()
-    loss = F.cross_entropy(logits, labels, reduction="none")
+    loss = cross_entropy(logits, labels, reduction="none")
     true = logits.gather(1, labels[:, None])
-    places = torch.arange(logits.shape[1], device=logits.device)
-    before = (logits > true) | ((logits == true) & (places < labels[:, None]))
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    before = (logits > true) | ((logits == true) & (classes < labels[:, None]))
     rank = before.sum(1).double()
-    rank[~torch.isfinite(logits).all(1)] = torch.inf
+    rank[~logits.isfinite().all(1)] = math.inf
     return torch.stack([loss, rank, logits.argmax(1).double()], dim=1)
 
 
-def gather(places: Sequence[int], judged: Tensor, total: int, accelerator: Accelerator) -> Tensor:
-    """The rows of all processes in the order of the split, float64, on the CPU: as `judge` gives them, or logits.
+def gather(indices: Sequence[int], rows: Tensor, total: int, accelerator: Accelerator) -> Tensor:
+    """Collect the rows of all processes in the order of the split: total × columns, float64, on the CPU.
 
     Args:
-        places: The place in the split of each row of `judged`.
-        judged: This process's rows.
-        total: Images of the split.
+        indices: Index in the split of each row of `rows`.
+        rows: This process's rows, such as sample results or logits.
+        total: Images in the split.
+        accelerator: Gathers from all processes.
 
     Raises:
-        RuntimeError: a sample is missing, or was judged twice.
+        RuntimeError: An image is missing or occurs twice.
     """
-    rows = torch.cat(
-        [torch.tensor(places, dtype=torch.float64, device=judged.device)[:, None], judged], dim=1
+    import torch
+
+    numbered = torch.cat(
+        [torch.tensor(indices, dtype=torch.float64, device=rows.device)[:, None], rows], dim=1
     )
-    padded = accelerator.pad_across_processes(rows, dim=0, pad_index=-1)
-    everywhere = accelerator.gather(padded).cpu()
-    everywhere = everywhere[everywhere[:, 0] >= 0]
-    everywhere = everywhere[everywhere[:, 0].argsort(stable=True)]
-    if everywhere[:, 0].tolist() != list(range(total)):
-        raise RuntimeError(f"{len(everywhere)} judgements do not cover the {total} images once each")
-    return everywhere[:, 1:]
+    padded = accelerator.pad_across_processes(numbered, dim=0, pad_index=-1)
+    gathered = accelerator.gather(padded).cpu()
+    gathered = gathered[gathered[:, 0] >= 0]
+    gathered = gathered[gathered[:, 0].argsort(stable=True)]
+    if gathered[:, 0].tolist() != list(range(total)):
+        raise RuntimeError(f"{len(gathered)} gathered rows do not cover the {total} images once each")
+    return gathered[:, 1:]
 
 
-def count(judged: Tensor, labels: Sequence[int], classes: int) -> Scores:
-    """Scores from the judgements of a whole split.
+def compute_scores(results: Tensor, labels: Sequence[int]) -> Scores:
+    """All metrics of a split.
 
     Args:
-        judged: n × 3, as `judge` gives them, in the order of `labels`.
+        results: n × 3, as `sample_results` returns them, in the order of `labels`.
         labels: The n true class indices.
-        classes: Number of classes; one without images does not enter the balanced accuracy.
     """
-    loss, rank = judged[:, 0], judged[:, 1]
-    true = torch.tensor(labels)
-    hits = (rank == 0).long()
-    of_class = torch.bincount(true, minlength=classes)
-    hits_of_class = torch.bincount(true, weights=hits.double(), minlength=classes)
-    present = of_class > 0
-    hits1, hits5 = int(hits.sum()), int((rank < TOP_K).sum())
+    import torch
+
+    true = torch.tensor(labels, device=results.device)
+    rank = results[:, RANK]
     return Scores(
-        loss=float(loss.mean()),
-        top1=hits1 / len(true),
-        top5=hits5 / len(true),
-        balanced_accuracy=float((hits_of_class[present] / of_class[present]).mean()),
-        images=len(true),
-        hits1=hits1,
-        hits5=hits5,
+        {name: metric.compute(results, true) for name, metric in METRICS.items()},
+        images=len(labels),
+        hits1=int((rank == 0).sum()),
+        hits5=int((rank < TOP_K).sum()),
     )
 
 
-def of_logits(logits: Tensor, labels: Sequence[int]) -> Scores:
-    """Scores from the logits (n × classes) of a whole split and its n class indices."""
-    return count(judge(logits, torch.tensor(labels, device=logits.device)), labels, logits.shape[1])
+def scores_from_logits(logits: Tensor, labels: Sequence[int]) -> Scores:
+    """All metrics of a split, from its logits (n × classes) and n class indices."""
+    import torch
+
+    return compute_scores(sample_results(logits, torch.tensor(labels, device=logits.device)), labels)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from runner.evaluation.predictions import Outcomes
+from runner.evaluation.predictions import Predictions
 from runner.evaluation.statistics import Calibration, ClassReport, confusion
-from runner.utils.atomic_files import replacing
+from runner.utils.atomic_files import atomic_write
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
 CELL = 0.2
@@ -31,7 +31,7 @@ LISTED = 190
 """Up to so many classes are drawn one by one; of more, those with the lowest recall."""
 
 
-def confusion_matrix(outcomes: Outcomes, path: Path) -> None:
+def confusion_matrix(outcomes: Predictions, path: Path) -> None:
     """Draw which class was taken for which, as shares of the true class's images, with counts in the cells.
 
     Args:
@@ -266,7 +266,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    with warnings.catch_warnings(), replacing(path) as aside:
+    with warnings.catch_warnings(), atomic_write(path) as aside:
         # A class's name may be in a script that matplotlib's font lacks; boxes are drawn for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(aside, format="png")

@@ -1,4 +1,4 @@
-"""What a network said of each image of a split, and the table that keeps it."""
+"""Predictions of a model on a split, and predictions.csv, the table that stores them."""
 
 from __future__ import annotations
 
@@ -6,29 +6,36 @@ import csv
 import io
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runner.evaluation.metrics import PREDICTED, RANK, TOP_K, Scores, compute_scores, sample_results
+from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 
-TOP_K = 5
-"""`scores.TOP_K`, which cannot be imported without torch."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from runner.data.manifest import Manifest
+
 COLUMNS = ("path", "digest", "true", "predicted", "probability", "true_probability", "rank")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits, n × classes; a row with a logit that is not finite becomes nan."""
+    """Probabilities, n × classes. A row with a logit that is not finite becomes NaN."""
     finite = np.isfinite(logits).all(axis=1, keepdims=True)
     shifted = np.where(finite, logits, 0.0)
-    odds = np.exp(shifted - shifted.max(axis=1, keepdims=True))  # at most 1: nothing overflows
+    odds = np.exp(shifted - shifted.max(axis=1, keepdims=True))  # at most 1, so nothing overflows
     return np.where(finite, odds / odds.sum(axis=1, keepdims=True), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
-class Outcomes:
-    """What a network said of the n images of a split, at least one, in the split's order.
+class Predictions:
+    """The logits of a model for the n ≥ 1 images of a split, in the order of the split.
 
-    Raises `ValueError` where the parts do not fit together.
+    Raises:
+        ValueError: The parts do not belong to the same images and classes.
     """
 
     paths: tuple[str, ...]
@@ -45,41 +52,62 @@ class Outcomes:
         if not fits or self.logits.shape != (images, len(self.classes)):
             raise ValueError(
                 f"{images} paths, {len(self.digests)} digests, labels of shape {self.labels.shape} and logits of"
-                f" shape {self.logits.shape} are not of the same images, of {len(self.classes)} classes"
+                f" shape {self.logits.shape} do not belong to the same images and {len(self.classes)} classes"
             )
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
             raise ValueError(f"a label is not one of {len(self.classes)} classes")
 
+    @classmethod
+    def of_split(cls, manifest: Manifest, split: str, logits: Tensor) -> Predictions:
+        """Combine the logits of a split (n × classes) with its images and classes."""
+        entries = manifest.select(split)
+        return cls(
+            tuple(entry.path for entry in entries),
+            tuple(entry.digest for entry in entries),
+            np.array(manifest.labels(split), dtype=np.int64),
+            logits.double().cpu().numpy(),
+            manifest.classes,
+        )
+
+    @cached_property
+    def sample_results(self) -> Tensor:
+        """n × 3, as `metrics.sample_results` returns them."""
+        import torch
+
+        return sample_results(torch.from_numpy(self.logits), torch.from_numpy(self.labels))
+
+    @cached_property
+    def scores(self) -> Scores:
+        """All metrics."""
+        return compute_scores(self.sample_results, self.labels.tolist())
+
     @cached_property
     def finite(self) -> np.ndarray:
-        """Whether all logits of an image are numbers; where not, the network gave no answer: it is wrong."""
+        """Whether all logits of an image are finite. If not, the image has no prediction and counts as wrong."""
         return np.isfinite(self.logits).all(axis=1)
 
     @cached_property
     def probabilities(self) -> np.ndarray:
-        """n × classes; nan where the logits are not finite."""
+        """n × classes; NaN where the logits are not finite."""
         return softmax(self.logits)
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The n predicted class indices; the smaller of two with equal logits."""
-        return self.logits.argmax(axis=1)
+        """The n predicted class indices, int64; of equal logits the first."""
+        return self.sample_results[:, PREDICTED].long().numpy()
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """How many classes come before the true one, int64: a larger logit, or an equal one of a smaller index.
+        """The rank of the true class, int64; 0 is correct.
 
-        As `scores.judge` has it; its infinity, for logits that are not finite, is here the number of classes, or
-        5 where that is more: in no top k either way.
+        An infinite rank becomes the number of classes, or 5 if that is more, so that it is in no top k.
         """
-        true = np.take_along_axis(self.logits, self.labels[:, None], axis=1)
-        places = np.arange(len(self.classes))
-        before = (self.logits > true) | ((self.logits == true) & (places < self.labels[:, None]))
-        return np.where(self.finite, before.sum(axis=1), max(len(self.classes), TOP_K))
+        ranks = self.sample_results[:, RANK].numpy()
+        return np.where(self.finite, ranks, max(len(self.classes), TOP_K)).astype(np.int64)
 
     @cached_property
-    def right(self) -> np.ndarray:
-        """Whether the true class comes first."""
+    def correct(self) -> np.ndarray:
+        """Whether the true class ranks first."""
         return self.ranks == 0
 
     @cached_property
@@ -92,55 +120,63 @@ class Outcomes:
         """The probability of the true class."""
         return np.take_along_axis(self.probabilities, self.labels[:, None], axis=1)[:, 0]
 
-    def as_csv(self) -> str:
-        """A row an image, with a header: `COLUMNS`; classes by name, rank 0 is right."""
-        text = io.StringIO()
-        writer = csv.writer(text)  # lines end in \r\n (RFC 4180): so a name with \r or \n in it is quoted
-        writer.writerow(COLUMNS)
-        for place, (path, digest) in enumerate(zip(self.paths, self.digests, strict=True)):
-            writer.writerow(
-                [
+    def to_csv(self) -> str:
+        """One row per image with the header `COLUMNS`; classes by name."""
+        return to_csv(
+            COLUMNS,
+            (
+                (
                     path,
                     digest,
-                    self.classes[self.labels[place]],
-                    self.classes[self.predicted[place]],
-                    f"{self.confidence[place]:.6f}",
-                    f"{self.true_probability[place]:.6f}",
-                    self.ranks[place],
-                ]
-            )
-        return text.getvalue()
+                    self.classes[self.labels[index]],
+                    self.classes[self.predicted[index]],
+                    f"{self.confidence[index]:.6f}",
+                    f"{self.true_probability[index]:.6f}",
+                    self.ranks[index],
+                )
+                for index, (path, digest) in enumerate(zip(self.paths, self.digests, strict=True))
+            ),
+        )
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """A row of the table: an image's true and predicted class, the latter's probability, the former's rank."""
+class PredictionRow:
+    """A row of predictions.csv."""
 
     path: str
     digest: str
     true: str
     predicted: str
     probability: float
+    """Of the predicted class; NaN if the logits were not finite."""
     rank: int
+    """Of the true class."""
 
     @property
-    def right(self) -> bool:
-        """Whether the true class came first."""
+    def correct(self) -> bool:
+        """Whether the true class ranks first."""
         return self.rank == 0
 
 
-def read_csv(text: str) -> list[Prediction]:
-    """The table that `Outcomes.as_csv` wrote, its line ends untouched. Raises `UserError` for another's."""
+def read_predictions(text: str) -> list[PredictionRow]:
+    """Read predictions.csv.
+
+    Args:
+        text: The file's content with its line ends unchanged: a path may contain a line break.
+
+    Raises:
+        UserError: The table was not written by `Predictions.to_csv`.
+    """
     try:
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
         if tuple(header) != COLUMNS:
             raise ValueError(header)
         predictions = [
-            Prediction(path, digest, true, predicted, float(probability), int(rank))
+            PredictionRow(path, digest, true, predicted, float(probability), int(rank))
             for path, digest, true, predicted, probability, _, rank in rows
         ]
-        if any(each.rank < 0 or each.probability < 0 or each.probability > 1 for each in predictions):
+        if any(row.rank < 0 or row.probability < 0 or row.probability > 1 for row in predictions):
             raise ValueError("out of range")
     except (ValueError, csv.Error):
-        raise UserError("The table of predictions is not one that the runner wrote.") from None
+        raise UserError("The table of predictions was not written by the runner.") from None
     return predictions

@@ -17,7 +17,7 @@ from torch import Tensor
 from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation import report_page, statistics
 from runner.evaluation.checkpoint_predictions import Judged
-from runner.evaluation.predictions import Outcomes
+from runner.evaluation.predictions import Predictions
 from runner.explain import cam, faithfulness, overlay
 from runner.explain.faithfulness import Box, Faithfulness
 from runner.portable.images import open_rgb
@@ -43,7 +43,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 def write(
     run: Found,
     best: Judged,
-    val: Outcomes,
+    val: Predictions,
     asked: argparse.Namespace,
     client: MlflowClient,
     folder: Path,
@@ -70,9 +70,9 @@ def write(
     galleries = [
         (
             "Most confident errors",
-            _gallery(best, statistics.errors_by_confidence(outcomes, SHOWN), folder, terminal),
+            _gallery(best, statistics.most_confident_errors(outcomes, SHOWN), folder, terminal),
         ),
-        ("Least confident hits", _gallery(best, statistics.hits_by_doubt(outcomes, SHOWN), folder, terminal)),
+        ("Least confident hits", _gallery(best, statistics.least_confident_correct(outcomes, SHOWN), folder, terminal)),
     ]
     metrics: dict[str, float] = {}
     extra: list[Table] = []

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.evaluation import plots, statistics
-from runner.evaluation.predictions import Outcomes, softmax
+from runner.evaluation.predictions import Predictions, softmax
 from runner.evaluation.statistics import ClassReport, Confusion
 from runner.utils.atomic_files import write_text
 from runner.utils.html import Page
@@ -22,8 +22,8 @@ def write(
     *,
     title: str,
     under: str,
-    test: Outcomes,
-    val: Outcomes,
+    test: Predictions,
+    val: Predictions,
     folder: Path,
     galleries: Sequence[tuple[str, Sequence[tuple[Path, str]]]] = (),
     extra: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),

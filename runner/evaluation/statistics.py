@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.evaluation.predictions import TOP_K, Outcomes
+from runner.evaluation.predictions import TOP_K, Predictions
 
 BINS = 15
 """Bins of confidence; that of Guo et al. (2017)."""
@@ -72,7 +72,7 @@ class Interval:
     high: float
 
 
-def per_class(outcomes: Outcomes) -> list[ClassReport]:
+def per_class(outcomes: Predictions) -> list[ClassReport]:
     """Precision, recall and F1 of each class, in the order of the classes.
 
     The precision of a class that was never predicted is nan, as are recall and F1 of one without images.
@@ -97,14 +97,14 @@ def per_class(outcomes: Outcomes) -> list[ClassReport]:
     ]
 
 
-def confusion(outcomes: Outcomes) -> np.ndarray:
+def confusion(outcomes: Predictions) -> np.ndarray:
     """Images by true (rows) and predicted class (columns), int64; those without an answer are left out."""
     classes = len(outcomes.classes)
     cells = (outcomes.labels * classes + outcomes.predicted)[outcomes.finite]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def confused(outcomes: Outcomes, most: int | None = 20) -> list[Confusion]:
+def confused(outcomes: Predictions, most: int | None = 20) -> list[Confusion]:
     """The pairs of classes taken for each other, most frequent first, equal ones by name; None: all of them."""
     counts = confusion(outcomes)
     np.fill_diagonal(counts, 0)
@@ -121,7 +121,7 @@ def confused(outcomes: Outcomes, most: int | None = 20) -> list[Confusion]:
     return sorted(pairs, key=lambda pair: (-pair.count, pair.true, pair.predicted))[:most]
 
 
-def topk(outcomes: Outcomes, most: int = 20) -> np.ndarray:
+def topk(outcomes: Predictions, most: int = 20) -> np.ndarray:
     """Share of images whose true class is among the first k, for k = 1 … `most` or the number of classes."""
     upto = np.arange(1, min(most, len(outcomes.classes)) + 1)
     return (outcomes.ranks[:, None] < upto).mean(axis=0)
@@ -190,7 +190,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def bootstrap(
-    outcomes: Outcomes, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+    outcomes: Predictions, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, Interval]:
     """`top1`, `top5` and `balanced_accuracy` with percentile bootstrap intervals over images.
 
@@ -236,14 +236,14 @@ def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def errors_by_confidence(outcomes: Outcomes, most: int) -> list[int]:
+def most_confident_errors(outcomes: Predictions, most: int) -> list[int]:
     """Places of the errors that the network was surest of, surest first, equal ones by path."""
     confidence = np.nan_to_num(outcomes.confidence, nan=-1.0)
     places = np.flatnonzero(~outcomes.right).tolist()
     return sorted(places, key=lambda place: (-confidence[place], outcomes.paths[place]))[:most]
 
 
-def hits_by_doubt(outcomes: Outcomes, most: int) -> list[int]:
+def least_confident_correct(outcomes: Predictions, most: int) -> list[int]:
     """Places of the right answers that the network was least sure of, least sure first, equal ones by path."""
     places = np.flatnonzero(outcomes.right).tolist()
     return sorted(places, key=lambda place: (outcomes.confidence[place], outcomes.paths[place]))[:most]

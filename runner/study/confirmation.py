@@ -9,15 +9,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from runner.config.schema import Experiment, as_tree
-from runner.evaluation.metrics import Scores
 from runner.study.study import Study
 from runner.tracking.sessions import Records
 from runner.tracking.tracker import Tracker
 from runner.training import resume, run
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest
-
-FIGURES = ("top1", "top5", "balanced_accuracy", "loss")
 
 Figures = dict[str, float]
 """`val/top1`, `test/loss`, … → value of one training."""
@@ -67,19 +64,15 @@ def confirm(
                 figures: Figures | None = broadcast_object_list([known])[0]
                 if figures is None:
                     lean, start = _lean(seeded), as_tree(_lean(experiment))
-                    quiet = Terminal(speaks=False)
+                    quiet = Terminal(enabled=False)
                     lean, going = resume.child(lean, start, parent.run_id, accelerator, quiet)
                     title = f"confirm {name}, seed {seed}"
                     with records.begin(title, parent, works=False, again=going.run_id) as tracker:
                         tracker.tags({"runner.study": parent.name, "runner.confirms": name})
                         result = run.train(lean, accelerator, tracker, quiet, going, parent.run_id)
-                    figures = {**_figures("val", result.best_epoch.val), **_figures("test", result.best)}
+                    figures = {**result.best_epoch.val.metrics("val"), **result.best.metrics("test")}
                     if study is not None:
                         study.optuna.set_user_attr(key, figures)
                 sides[name].append(figures)
                 advance(1)
     return sides["best"], sides["baseline"]
-
-
-def _figures(split: str, scores: Scores) -> Figures:
-    return {f"{split}/{name}": float(getattr(scores, name)) for name in FIGURES}

@@ -26,10 +26,12 @@ from runner.tracking.sessions import Records
 from runner.tracking.uploader import recover
 from runner.training.preflight import check
 from runner.utils.console import Terminal
-from runner.utils.errors import COMMAND, STATUS_FILE, Interrupted, UserError, stopping_signals
+from runner.utils.errors import UserError
+from runner.utils.launch_environment import COMMAND, STATUS_FILE
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import die_with_parent, gpu_count
-from runner.utils.redaction import redacted
+from runner.utils.processes import exit_with_parent, gpu_count
+from runner.utils.redaction import redact
+from runner.utils.signals import Interrupted, stop_signals
 
 LOOK = 0.5
 """Seconds between two looks at the storage."""
@@ -157,11 +159,11 @@ class Crew:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=partial(die_with_parent, os.getpid()),
+            preexec_fn=partial(exit_with_parent, os.getpid()),
         )
 
     def _listen(self, place: int, stream: IO[str]) -> None:
-        for line in map(redacted, stream):
+        for line in map(redact, stream):
             if line.startswith("runner: "):  # its last word, which becomes ours
                 self.reason = self.reason or line.removeprefix("runner: ").rstrip()
             else:
@@ -202,7 +204,7 @@ class Crew:
             if gently:
                 self.said.put("stopping behind the running trials; Ctrl-C again stops at once")
 
-        before = {each: signal.signal(each, told) for each in stopping_signals()}
+        before = {each: signal.signal(each, told) for each in stop_signals()}
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from runner.study.plan import Plan
 from runner.study.study import Study, is_baseline, is_lost, words
-from runner.utils.console import Terminal, duration
+from runner.utils.console import Terminal, format_duration
 
 LAST = 5
 """Ended trials that the table shows."""
@@ -93,7 +93,7 @@ class View:
         if not ended:
             return ""
         left = max(0, self.plan.trials - self.study.counted())
-        return f"{60 * ended / elapsed:.1f} trials/min, {duration(left * elapsed / ended)} left"
+        return f"{60 * ended / elapsed:.1f} trials/min, {format_duration(left * elapsed / ended)} left"
 
     def _table(self, trials: list[FrozenTrial]) -> Group:
         table = Table(

@@ -12,7 +12,7 @@ from runner.tracking.journal import is_alive, me, this_host
 from runner.tracking.sessions import Records
 from runner.tracking.tracker import Tracker, tracked
 from runner.utils.errors import UserError
-from runner.utils.redaction import redacted
+from runner.utils.redaction import redact
 
 
 class Parent(Tracker):
@@ -59,7 +59,7 @@ def open_parent(study: Study, records: Records, owns: bool = True) -> Parent:
             )
             tracker.text("baseline.yaml", as_yaml(plan.baseline))
         client.update_run(tracker.run_id, status="RUNNING")
-        study.optuna.set_user_attr("records", [redacted(server.uri), this_host()])
+        study.optuna.set_user_attr("records", [redact(server.uri), this_host()])
         study.optuna.set_user_attr("run", tracker.run_id)
         return Parent(tracker.run_id, plan.name)
 
@@ -95,8 +95,8 @@ def _is_there(run_id: str, records: Records) -> bool:
 def _check_same_records(plan: Plan, kept: list[str] | None, uri: str, embedded: bool) -> None:
     if kept is None:
         return
-    stored, host = redacted(kept[0]), kept[1]  # all who can read the storage can read it
-    uri = redacted(uri)
+    stored, host = redact(kept[0]), kept[1]  # all who can read the storage can read it
+    uri = redact(uri)
     if embedded and host != this_host() and not storages.is_local(plan.storage):
         raise UserError(
             f"The records of the study {plan.name!r} are in a database file on {host}; several hosts need an MLflow"

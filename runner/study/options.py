@@ -5,7 +5,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.utils.errors import Parser, UserError
+from runner.evaluation.metrics import METRICS
+from runner.utils.command_line import CommandLineParser
+from runner.utils.errors import UserError
 
 WORKER = "RUNNER_WORKER"
 """Tells a process what it is in a study: `2/4`, a worker beside others, or `finish`, what comes after them."""
@@ -13,9 +15,6 @@ WORKER = "RUNNER_WORKER"
 
 STOP = signal.SIGUSR1
 """Tells a worker to end behind its trial."""
-
-
-OBJECTIVES = ("top1", "balanced_accuracy", "loss")
 
 
 SAMPLERS = ("tpe", "gp", "cmaes", "random", "grid")
@@ -26,7 +25,7 @@ PRUNERS = ("auto", "median", "hyperband", "wilcoxon", "none")
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The study's options, and the experiment's, which are left. Raises `UserError`."""
-    parser = Parser(
+    parser = CommandLineParser(
         prog="runner search",
         description=(__doc__ or "").split("\n")[0],
         epilog="All other words are the experiment's, as in runner train: --config FILE, --optim.lr 0.001, …",
@@ -49,7 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         metavar="URL",
         help="journal file or Optuna URL; default: studies.journal in tracking.root",
     )
-    add("--objective", choices=OBJECTIVES, default="top1", help="validation score to go by (default: top1)")
+    add("--objective", choices=tuple(METRICS), default="top1", help="validation score to go by (default: top1)")
     add("--fits", type=number, default=1, help="fit seeds that a trial's value is the mean of (default: 1)")
     add("--sampler", choices=SAMPLERS, default="tpe", help="default: tpe")
     add("--pruner", choices=PRUNERS, default="auto", help="auto: median; with several fits wilcoxon")

@@ -5,18 +5,12 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from runner.config.schema import Experiment, as_tree, flatten
 from runner.study.space import Space
 from runner.utils.errors import UserError
 
-OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
-    "top1": "maximize",
-    "balanced_accuracy": "maximize",
-    "loss": "minimize",
-}
-"""Validation scores that a study can go by."""
 IRRELEVANT = (
     "cache",
     "tracking",

@@ -13,8 +13,9 @@ import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from runner.evaluation.metrics import METRICS
 from runner.study.study import is_baseline, is_lost
-from runner.utils.atomic_files import replacing
+from runner.utils.atomic_files import atomic_write
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
 
@@ -22,7 +23,6 @@ def table(trials: Sequence[FrozenTrial], settings: Sequence[str]) -> str:
     """The trials as CSV: number, state, value, seconds, the searched settings, scores, run and reason."""
     text = io.StringIO()
     writer = csv.writer(text)
-    scores = ("top1", "balanced_accuracy", "loss")
     writer.writerow(
         [
             "trial",
@@ -31,7 +31,7 @@ def table(trials: Sequence[FrozenTrial], settings: Sequence[str]) -> str:
             "baseline",
             "seconds",
             *settings,
-            *(f"val/{name}" for name in scores),
+            *(f"val/{name}" for name in METRICS),
             "run",
             "reason",
         ]
@@ -47,7 +47,7 @@ def table(trials: Sequence[FrozenTrial], settings: Sequence[str]) -> str:
                 "yes" if is_baseline(trial) else "",
                 f"{about['seconds']:.2f}" if "seconds" in about else "",
                 *(trial.params.get(name, "") for name in settings),
-                *(known.get(name, "") for name in scores),
+                *(known.get(name, "") for name in METRICS),
                 about.get("run", ""),
                 about.get("lost") or about.get("reason", ""),
             ]
@@ -109,7 +109,7 @@ def draw(study: optuna.Study, name: str, objective: str, folder: Path) -> list[P
                 figure.set_size_inches(10, 5.5)
                 figure.tight_layout()
             path = folder / f"{what}.png"
-            with replacing(path) as aside:
+            with atomic_write(path) as aside:
                 figure.savefig(aside, format="png", dpi=110)
             pyplot.close(figure)
             files.append(path)
@@ -122,7 +122,7 @@ def interactive(study: optuna.Study, objective: str, path: Path) -> bool:
     if len(complete) < 3:
         return False
     figure = optuna.visualization.plot_parallel_coordinate(study, target_name=f"validation {objective}")
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
     return True
 

@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import Experiment, as_yaml
+from runner.evaluation.metrics import METRICS
 from runner.study import plots
-from runner.study.confirmation import FIGURES, Figures, confirm
+from runner.study.confirmation import Figures, confirm
 from runner.study.plan import Plan
 from runner.study.space import applied
 from runner.study.study import Study, is_baseline, is_lost, words
@@ -21,9 +22,7 @@ from runner.tracking.sessions import Records
 from runner.tracking.tracker import Tracker, tracked
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
-from runner.utils.intervals import CONFIDENCE, paired
-
-NAMES = {"top1": "top-1", "top5": "top-5", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+from runner.utils.intervals import CONFIDENCE, paired_difference
 
 
 def finish(
@@ -96,7 +95,7 @@ def _found(study: Study, terminal: Terminal) -> dict[str, bool | int | float | s
     rows = [_row("baseline", baseline)] if baseline else []
     if not is_baseline(best):
         rows.append(_row("best", best))
-    header = ("", "trial", f"validation {NAMES[study.plan.objective]}")
+    header = ("", "trial", f"validation {METRICS[study.plan.objective].label}")
     terminal.table(f"Study {study.plan.name}: {counts}", header, rows)
     terminal.line(f"best: {words(best.params)}")
     if weights := plots.importances(study.optuna):
@@ -131,11 +130,11 @@ def _record(
         records.server, client, plan.baseline.name, f"study {plan.name}", terminal, run_id=parent.run_id
     ) as tracker:
         for path in plots.draw(
-            study.optuna, plan.name, NAMES[plan.objective], tracker.stage("figures/any").parent
+            study.optuna, plan.name, METRICS[plan.objective].label, tracker.stage("figures/any").parent
         ):
             tracker.artifact(path, "figures")
         page = tracker.stage("parallel_coordinates.html")
-        if plots.interactive(study.optuna, NAMES[plan.objective], page):
+        if plots.interactive(study.optuna, METRICS[plan.objective].label, page):
             tracker.artifact(page)
         settings = [each.setting for each in plan.space.dimensions]
         tracker.text("trials.csv", plots.table(study.trials(), settings))
@@ -161,13 +160,13 @@ def _compare(
     rows, values = [], {}
     verdict = "The baseline itself is the best: nothing was won."
     for split in ("val", "test"):
-        for name in FIGURES:
+        for name in METRICS:
             key = f"{split}/{name}"
             ones, others = [each[key] for each in best], [each[key] for each in baseline]
-            difference = paired(ones, others)
+            difference = paired_difference(ones, others)
             rows.append(
                 (
-                    f"{'validation' if split == 'val' else 'test'} {NAMES[name]}",
+                    f"{'validation' if split == 'val' else 'test'} {METRICS[name].label}",
                     _spread(others),
                     _spread(ones),
                     f"{difference.mean:+.4f}",
@@ -181,7 +180,7 @@ def _compare(
                 values[f"confirm/{key}/difference_low"] = difference.low
                 values[f"confirm/{key}/difference_high"] = difference.high
             if key == "test/top1" and not same:
-                verdict = _verdict(difference.mean, difference.certain)
+                verdict = _verdict(difference.mean, difference.significant)
     header = ("", "baseline", "best", "difference", f"{CONFIDENCE:.0%} interval")
     terminal.table(f"Best against baseline on {seeds} new fit seeds (mean ± sd, paired)", header, rows)
     terminal.line(verdict, style="bold")

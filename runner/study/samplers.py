@@ -43,7 +43,7 @@ class Keyed(BaseSampler):
         self._inner: BaseSampler = self._build(0)
 
     def _build(self, number: int) -> BaseSampler:
-        seed = hashing.seed("sampler", self.seed, number) % 2**32
+        seed = hashing.derive_seed("sampler", self.seed, number) % 2**32
         if self.name == "random":
             return RandomSampler(seed=seed)
         if self.name == "gp":

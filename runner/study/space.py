@@ -22,7 +22,7 @@ from runner.config.schema import Experiment, as_tree, flatten
 from runner.utils.errors import UserError
 from runner.utils.paths import EXPERIMENTS
 from runner.utils.safe_yaml import read_yaml
-from runner.utils.text import brief, nearest
+from runner.utils.text import did_you_mean, one_line
 
 Value: TypeAlias = bool | int | float | str | None
 Suggest: TypeAlias = Callable[["Dimension"], Value]
@@ -149,7 +149,7 @@ def find_space(name: str) -> Path:
             return path
     shipped = sorted(path.stem for path in SPACES.glob("*.yaml"))
     raise UserError(
-        f"There is no search space {name!r}{nearest(Path(name).stem, shipped)};"
+        f"There is no search space {name!r}{did_you_mean(Path(name).stem, shipped)};"
         f" give a path, or one of {', '.join(shipped)}."
     )
 
@@ -165,7 +165,7 @@ def read(path: Path, baseline: Experiment, checked: bool = False) -> Space:
     try:
         return _read(path, read_yaml(path), baseline, checked)
     except UserError as error:
-        raise UserError(brief(str(error))) from None  # it may hold a value as it stands in the file
+        raise UserError(one_line(str(error))) from None  # it may hold a value as it stands in the file
 
 
 def _read(path: Path, text: str, baseline: Experiment, checked: bool) -> Space:
@@ -177,7 +177,7 @@ def _read(path: Path, text: str, baseline: Experiment, checked: bool) -> Space:
         TypeError,
         RecursionError,
     ) as error:  # ValueError: of a value that is said to be a date
-        raise UserError(f"{path} is not a YAML file: {brief(str(error), 300)}.") from None
+        raise UserError(f"{path} is not a YAML file: {one_line(str(error), 300)}.") from None
     if not tree:
         raise UserError(
             f"The space {path} is empty; name settings, as optim.lr: {{low: 1e-4, high: 1e-2, log: true}}."
@@ -198,7 +198,7 @@ def _dimension(
 ) -> Dimension:
     where = f"{path}: {name}"
     if name not in settings:
-        raise UserError(f"{where} is no setting{nearest(name, list(settings))}; --help lists them all.")
+        raise UserError(f"{where} is no setting{did_you_mean(name, list(settings))}; --help lists them all.")
     for fixed, reason in FIXED.items():
         if name == fixed or name.startswith(f"{fixed}."):
             raise UserError(f"{where} cannot be searched: {reason}.")
@@ -212,7 +212,7 @@ def _dimension(
     for word in words:
         if word not in known:
             raise UserError(
-                f"{where} says {word!r}, which is none of {', '.join(known)}{nearest(str(word), known)}."
+                f"{where} says {word!r}, which is none of {', '.join(known)}{did_you_mean(str(word), known)}."
             )
     when = _conditions(where, words.get("when", {}))
     if "choices" in words:
@@ -325,7 +325,7 @@ def _ordered(
                     )
             elif name not in settings:
                 raise UserError(
-                    f"{path}: {each.setting} hangs on {name}, which is no setting{nearest(name, list(settings))}."
+                    f"{path}: {each.setting} hangs on {name}, which is no setting{did_you_mean(name, list(settings))}."
                 )
         placed.setdefault(each.setting, each)
 

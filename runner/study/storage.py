@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from runner.utils.errors import UserError
-from runner.utils.redaction import redacted
+from runner.utils.redaction import redact
 
 JOURNAL = "studies.journal"
 """The default storage's name, in the folder of the records."""
@@ -58,7 +58,7 @@ def on_network(path: Path) -> str | None:
 
 def hidden(storage: str) -> str:
     """An address without its password."""
-    return redacted(storage)
+    return redact(storage)
 
 
 def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseStorage:
@@ -161,7 +161,7 @@ def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage
                 )
         except ImportError as error:
             raise UserError(
-                f"The storage {hidden(storage)} needs a driver that is not installed ({redacted(str(error))});"
+                f"The storage {hidden(storage)} needs a driver that is not installed ({redact(str(error))});"
                 " for PostgreSQL: pip install 'vgg-runner[postgresql]'."
             ) from None
         except SQLAlchemyError as error:
@@ -170,11 +170,11 @@ def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage
                 continue
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise UserError(
-                f"The storage {hidden(storage)} cannot be reached ({redacted(reason)}); start it, or mend --storage."
+                f"The storage {hidden(storage)} cannot be reached ({redact(reason)}); start it, or mend --storage."
             ) from None
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"The storage {hidden(storage)} cannot be used ({redacted(str(error))}); mend --storage."
+                f"The storage {hidden(storage)} cannot be used ({redact(str(error))}); mend --storage."
             ) from None
     raise UserError(f"The tables of {hidden(storage)} cannot be made; another process keeps making them.")
 

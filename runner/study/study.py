@@ -17,15 +17,16 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from runner.config.schema import Experiment, as_tree, flatten
+from runner.evaluation.metrics import METRICS
 from runner.study import storage as storages
-from runner.study.plan import OBJECTIVES, Plan
+from runner.study.plan import Plan
 from runner.study.samplers import Keyed, build_pruner, distribution
 from runner.study.space import Dimension, Value, applied
 from runner.tracking.journal import is_alive, me, this_host
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
-from runner.utils.redaction import redacted
-from runner.utils.text import brief
+from runner.utils.redaction import redact
+from runner.utils.text import one_line
 
 FAILURES = 5
 """Trials that may fail one after the other before the study stops: what makes them fail will not go by itself."""
@@ -77,7 +78,7 @@ class Study:
             about: dict[str, Any] = {
                 "storage": self.storage,
                 "study_name": plan.name,
-                "direction": OBJECTIVES[plan.objective],
+                "direction": METRICS[plan.objective].direction,
                 "sampler": Keyed(plan.sampler, plan.space, plan.seed),
                 "pruner": build_pruner(plan.pruner, plan.baseline.train.epochs, plan.fits),
             }
@@ -175,7 +176,7 @@ class Study:
         assert self._trial is not None  # noqa: S101 (for types: asked for before)
         with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead
             for name, value in attributes.items():
-                self._trial.set_user_attr(name, redacted(value) if isinstance(value, str) else value)
+                self._trial.set_user_attr(name, redact(value) if isinstance(value, str) else value)
 
     def tell(self, state: str, value: float | None = None) -> None:
         """End the running trial: complete, with a value; pruned; or failed."""
@@ -375,7 +376,7 @@ def give_back(root: Path, journal: str, study: optuna.Study, trial: FrozenTrial)
 
 def _lose(study: optuna.Study, trial: FrozenTrial, reason: str, stopped: bool) -> None:
     with suppress(optuna.exceptions.UpdateFinishedTrialError):
-        study._storage.set_trial_user_attr(trial._trial_id, "lost", redacted(reason))
+        study._storage.set_trial_user_attr(trial._trial_id, "lost", redact(reason))
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         _retry(study, trial, stopped)
 
@@ -402,7 +403,7 @@ def _age(trial: FrozenTrial) -> float:
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     one, other = flatten(stored), flatten(wanted)
     return [
-        brief(f"{name} was {one.get(name, 'not there')!r} and is {other.get(name, 'not there')!r} now", 300)
+        one_line(f"{name} was {one.get(name, 'not there')!r} and is {other.get(name, 'not there')!r} now", 300)
         for name in sorted({*one, *other})
         if one.get(name, "not there") != other.get(name, "not there")
     ]

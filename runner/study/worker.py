@@ -196,7 +196,7 @@ class Worker:
                 )
 
         with fitted:
-            run.learn(ready, self.accelerator, on_epoch, Terminal(speaks=False))
+            run.learn(ready, self.accelerator, on_epoch, Terminal(enabled=False))
         return history, weights
 
     def _report(self, step: int, value: float, when: str) -> None:
@@ -232,7 +232,7 @@ def _keep(ready: Setup, history: list[EpochResult], weights: dict[str, Tensor], 
     path = tracker.stage("checkpoints/best.safetensors")
     checkpoint.save_frozen(network, path.parent)
     use = packaging.inference_settings(ready.experiment)
-    checkpoint.save(network, path, best.number, best.val.as_dict(), checkpoint.frozen_digest(network), use)
+    checkpoint.save(network, path, best.number, best.val.to_dict(), checkpoint.frozen_digest(network), use)
     for file in (path, path.parent / checkpoint.FROZEN):
         tracker.artifact(file, "checkpoints")
     tracker.text("experiment.yaml", as_yaml(ready.experiment))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.training.loop import Epoch
-from runner.utils.atomic_files import replacing
+from runner.training.loop import EpochResult
+from runner.utils.atomic_files import atomic_write
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
 
-def curves(history: Sequence[Epoch], title: str, loss: Path, accuracy: Path) -> None:
+def curves(history: Sequence[EpochResult], title: str, loss: Path, accuracy: Path) -> None:
     """Draw loss and accuracy over epochs, training and validation, with the steps of the learning rate.
 
     Args:
@@ -25,8 +25,8 @@ def curves(history: Sequence[Epoch], title: str, loss: Path, accuracy: Path) -> 
         f"{title}: loss",
         "cross-entropy (nats an image)",
         [epoch.train_loss for epoch in history],
-        [epoch.val.loss for epoch in history],
-        (best.number, best.val.loss),
+        [epoch.val["loss"] for epoch in history],
+        (best.number, best.val["loss"]),
         loss,
     )
     _curve(
@@ -34,14 +34,14 @@ def curves(history: Sequence[Epoch], title: str, loss: Path, accuracy: Path) -> 
         f"{title}: top-1 accuracy",
         "top-1 accuracy (%)",
         [100 * epoch.train_top1 for epoch in history],
-        [100 * epoch.val.top1 for epoch in history],
-        (best.number, 100 * best.val.top1),
+        [100 * epoch.val["top1"] for epoch in history],
+        (best.number, 100 * best.val["top1"]),
         accuracy,
     )
 
 
 def _curve(
-    history: Sequence[Epoch],
+    history: Sequence[EpochResult],
     title: str,
     label: str,
     train: list[float],
@@ -74,5 +74,5 @@ def _curve(
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png")

@@ -18,22 +18,22 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from runner.config.schema import Experiment
-from runner.config.schema import Fit as FitSettings
-from runner.evaluation.inference import judgements
-from runner.evaluation.metrics import Scores, count
+from runner.evaluation.inference import Inference
+from runner.evaluation.metrics import Scores, compute_scores, selection_metric
 from runner.features.cache import Rows
 from runner.models.network import Network
-from runner.training.snapshot import Snapshot, taking_up
+from runner.training.snapshot import Snapshot, reading_state
 from runner.training.step import Trainer
 from runner.utils.console import Terminal
-from runner.utils.errors import Diverged, Held, held
+from runner.utils.errors import DivergedError
+from runner.utils.signals import DeferredSignals, defer_signals
 
 MEETING = 0.5
 """Seconds between two moments at which all processes agree on whether to go on."""
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochResult:
     """What came of an epoch. `number` counts from 1; `seconds` holds features, training and validation."""
 
     number: int
@@ -68,13 +68,13 @@ class Epoch:
         return {**asdict(replace(self, judged=torch.empty(0, 3))), "judged": None}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Epoch:
+    def from_json(cls, told: dict[str, Any]) -> EpochResult:
         """What `as_json` gave. Raises KeyError or TypeError where it did not."""
         return cls(**{**told, "val": Scores(**told["val"]), "judged": torch.empty(0, 3)})
 
 
 @dataclass(frozen=True)
-class Inputs:
+class LabeledFeatures:
     """Rows and class indices of a split; `rows` is told the epoch, from 0."""
 
     rows: Callable[[int], Rows]
@@ -99,14 +99,14 @@ class Keeper(Protocol):
 def fit(
     experiment: Experiment,
     network: Network,
-    train: Inputs,
-    val: Inputs,
+    train: LabeledFeatures,
+    val: LabeledFeatures,
     accelerator: Accelerator,
     chunk: int,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[EpochResult], None],
     terminal: Terminal,
     keeper: Keeper | None = None,
-) -> list[Epoch]:
+) -> list[EpochResult]:
     """Train a network's tail; `on_epoch` hears of each epoch while the network is as it was then.
 
     Args:
@@ -140,7 +140,7 @@ class _Fitting:
         self,
         experiment: Experiment,
         network: Network,
-        train: Inputs,
+        train: LabeledFeatures,
         accelerator: Accelerator,
         keeper: Keeper | None,
     ) -> None:
@@ -150,7 +150,7 @@ class _Fitting:
         self.accelerator = accelerator
         self.keeper = keeper
         self.trainer = Trainer(experiment, network, torch.tensor(train.labels), accelerator)
-        self.history: list[Epoch] = []
+        self.history: list[EpochResult] = []
         self.over = False
         self.spent = 0.0
         """Seconds that the epoch took before it was interrupted."""
@@ -161,10 +161,12 @@ class _Fitting:
         """Epoch and batch of the last snapshot."""
         self._stride, self._since, self._met = 1, 0, time.monotonic()
 
-    def run(self, val: Inputs, chunk: int, on_epoch: Callable[[Epoch], None], terminal: Terminal) -> None:
+    def run(self, val: LabeledFeatures, chunk: int, on_epoch: Callable[[EpochResult], None], terminal: Terminal) -> None:
         """Train until the epochs are over, or the schedule says so."""
         trainer, images = self.trainer, len(self.train.labels)
         settings = self.experiment.train
+        inference = Inference(self.network, self.accelerator, chunk)
+        selected_by = selection_metric(settings.best)
         with terminal.progress("train", settings.epochs * images) as advance:
             if trainer.step:
                 advance(min(trainer.step * settings.batch_size, settings.epochs * images))
@@ -174,16 +176,16 @@ class _Fitting:
                 fresh = images - min(images, trainer.done * settings.batch_size)
                 rows = self.train.rows(number) if fresh else _NoRows()
                 ready = time.monotonic()
-                with held() as signals:
+                with defer_signals() as signals:
                     loss, top1 = trainer.epoch(rows, lambda count: self._between(count, signals, advance))
                 trained = time.monotonic()
                 _check_finite("training", loss, number, self.experiment)
-                judged = judgements(self.network, val.rows(number), val.labels, self.accelerator, chunk)
-                scores = count(judged, val.labels, len(self.network.architecture.classes))
-                _check_finite("validation", scores.loss, number, self.experiment)
-                with held() as signals:
+                judged = inference.sample_results(val.rows(number), val.labels)
+                scores = compute_scores(judged, val.labels)
+                _check_finite("validation", scores["loss"], number, self.experiment)
+                with defer_signals() as signals:
                     self.over, reduced = trainer.ended(scores)
-                    epoch = Epoch(
+                    epoch = EpochResult(
                         number=number + 1,
                         train_loss=loss,
                         train_top1=top1,
@@ -192,7 +194,8 @@ class _Fitting:
                         seconds=self.spent + time.monotonic() - self._began,
                         images_per_second=fresh / (trained - ready),
                         best=all(
-                            _score(scores, settings) > _score(each.val, settings) for each in self.history
+                            selected_by.better(scores[selected_by.name], each.val[selected_by.name])
+                            for each in self.history
                         ),
                         reduced=reduced,
                         skipped=trainer.skipped,
@@ -216,19 +219,19 @@ class _Fitting:
 
     def _resume(self, snapshot: Snapshot, changed: bool) -> None:
         told = snapshot.about
-        with taking_up():
-            self.history = epochs_of(snapshot)
+        with reading_state():
+            self.history = saved_history(snapshot)
             self.trainer.restore(snapshot, changed)
             self.over = bool(told["over"]) and not changed
             self.spent = 0.0 if changed else float(told["seconds"])
 
-    def _between(self, count: int, signals: Held, advance: Callable[[int], None]) -> None:
+    def _between(self, count: int, signals: DeferredSignals, advance: Callable[[int], None]) -> None:
         """Between two steps: at times all processes agree on whether to keep a snapshot, and whether to stop."""
         advance(count)
         self._since += 1
         if self.accelerator.num_processes == 1:  # it has nobody to ask
             due = self.keeper is not None and self.keeper.due(0)
-            if not (due or signals.number is not None) and self._since < self._stride:
+            if not (due or signals.received is not None) and self._since < self._stride:
                 return
         elif self._since < self._stride:
             return
@@ -238,10 +241,10 @@ class _Fitting:
         self._since, self._met = 0, now
         self._meet(signals)
 
-    def _meet(self, signals: Held, must: bool = False, ended: int = 0) -> None:
+    def _meet(self, signals: DeferredSignals, must: bool = False, ended: int = 0) -> None:
         self.trainer.check()
         due = must or (self.keeper is not None and self.keeper.due(ended))
-        told = gather_object([(signals.number, due, self._stride)])
+        told = gather_object([(signals.received, due, self._stride)])
         self._stride = told[0][2]  # rank 0's, so that they meet again
         stop = next((number for number, _, _ in told if number is not None), None)
         if self.keeper is not None and (told[0][1] or stop is not None):
@@ -250,7 +253,7 @@ class _Fitting:
                 self.keeper.keep(snapshot)
                 self._kept = (snapshot.epoch, snapshot.batch)
         if stop is not None:
-            signals.stop(stop)
+            signals.deliver(stop)
 
     def _snapshot(self) -> Snapshot | None:
         snapshot = self.trainer.capture()
@@ -267,9 +270,9 @@ class _Fitting:
         return snapshot
 
 
-def epochs_of(snapshot: Snapshot) -> list[Epoch]:
+def saved_history(snapshot: Snapshot) -> list[EpochResult]:
     """The epochs that had ended when a snapshot was taken; the best one with what was judged of each image."""
-    epochs = [Epoch.from_json(each) for each in snapshot.about["history"]]
+    epochs = [EpochResult.from_json(each) for each in snapshot.about["history"]]
     best = max((epoch.number for epoch in epochs if epoch.best), default=0)
     judged = snapshot.tensors.get("judged", torch.empty(0, 3))
     return [replace(each, judged=judged) if each.number == best else each for each in epochs]
@@ -284,11 +287,7 @@ class _NoRows:
 
 def _check_finite(which: str, loss: float, number: int, experiment: Experiment) -> None:
     if not math.isfinite(loss):
-        raise Diverged(
+        raise DivergedError(
             f"The {which} loss is {loss} in epoch {number + 1}: training diverged;"
             f" lower optim.lr ({experiment.optim.lr:g}) or set train.clip."
         )
-
-
-def _score(scores: Scores, settings: FitSettings) -> float:
-    return scores.top1 if settings.best == "top1" else scores.balanced_accuracy

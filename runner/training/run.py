@@ -15,8 +15,9 @@ from torch import Tensor
 from runner.config.schema import Experiment, as_tree, as_yaml, flatten
 from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
 from runner.evaluation import metrics
-from runner.evaluation.inference import outcomes, predict
+from runner.evaluation.inference import Inference
 from runner.evaluation.metrics import Scores
+from runner.evaluation.predictions import Predictions
 from runner.explain.gallery import Gallery
 from runner.features.cache import Account
 from runner.models import checkpoint
@@ -54,7 +55,7 @@ class RunResult:
     def as_json(self) -> dict[str, Any]:
         """All but what was judged of each image."""
         history = [epoch.as_json() for epoch in self.history]
-        return {"history": history, "best": self.best.as_dict(), "last": self.last.as_dict()}
+        return {"history": history, "best": self.best.to_dict(), "last": self.last.to_dict()}
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> RunResult:
@@ -128,7 +129,7 @@ def _train(
             path = tracker.stage(f"checkpoints/{name}.safetensors")
             if not (path.parent / checkpoint.FROZEN).exists():
                 checkpoint.save_frozen(network, path.parent)
-            checkpoint.save(network, path, epoch.number, epoch.val.as_dict(), frozen, use)
+            checkpoint.save(network, path, epoch.number, epoch.val.to_dict(), frozen, use)
 
     def more() -> tuple[dict[str, Tensor], dict[str, Any]]:
         account = dataclasses.asdict(features.account)
@@ -170,9 +171,10 @@ def _train(
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
     rows, labels = features.rows("test", EVALUATION_VIEW), manifest.labels("test")
-    of_last = predict(network, rows, len(labels), accelerator, ready.chunk)
+    inference = Inference(network, accelerator, ready.chunk)
+    of_last = inference.logits(rows, len(labels))
     network.load_state_dict(best, strict=False)
-    of_best = predict(network, rows, len(labels), accelerator, ready.chunk)
+    of_best = inference.logits(rows, len(labels))
     result = RunResult(
         tuple(history),
         metrics.scores_from_logits(of_best, labels),
@@ -180,10 +182,10 @@ def _train(
     )
     _log_result(ready, result, tracker)
     if gallery:  # on rank 0
-        tracker.text("predictions.csv", outcomes(manifest, "test", of_best).as_csv())
+        tracker.text("predictions.csv", Predictions.of_split(manifest, "test", of_best).to_csv())
         chosen = result.best_epoch
         gallery.show(chosen.number, chosen.judged)
-        selected = SelectedEpoch(chosen.number, chosen.val.as_dict(), chosen.val.metrics("val"))
+        selected = SelectedEpoch(chosen.number, chosen.val.to_dict(), chosen.val.metrics("val"))
         packaging.log_model(ready.experiment, network, manifest, ready.loader, selected, tracker)
         tracker.metrics(keeping.metrics())
     return result
@@ -270,9 +272,9 @@ def _log_start(ready: Setup, start: ResumePoint, accelerator: Accelerator, track
         json.dumps({"images": len(manifest.entries), "classes": len(manifest.classes), **counts}),
     )
     tracker.text("experiment.yaml", as_yaml(experiment))
-    tracker.text("manifest.csv", manifest.as_csv())
+    tracker.text("manifest.csv", manifest.to_csv())
     if manifest.rejected:
-        tracker.text("unreadable.csv", manifest.rejected_as_csv())
+        tracker.text("unreadable.csv", manifest.rejected_to_csv())
     tracker.text("environment.json", json.dumps(environment, indent=1))
 
 

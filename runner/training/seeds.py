@@ -14,17 +14,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from runner.config.schema import Experiment, as_tree, flatten
-from runner.evaluation.metrics import Scores
+from runner.evaluation.metrics import METRICS, Scores
 from runner.tracking import interrupted_runs
 from runner.tracking.sessions import Records, reproduced
 from runner.tracking.tracker import Tracker
 from runner.training import resume, run
-from runner.training.resume import Start
-from runner.training.run import Result
+from runner.training.resume import ResumePoint
+from runner.training.run import RunResult
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
-
-FIGURES = ("top1", "top5", "balanced_accuracy", "loss")
 
 
 def train(
@@ -32,8 +30,8 @@ def train(
     times: int,
     accelerator: Accelerator,
     terminal: Terminal,
-    start: Start | None = None,
-) -> list[Result]:
+    start: ResumePoint | None = None,
+) -> list[RunResult]:
     """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out.
 
     Args:
@@ -45,7 +43,7 @@ def train(
 
     Raises `UserError` as `run.train` does, and where somebody else goes on with the same run.
     """
-    start = start or Start(as_tree(experiment))
+    start = start or ResumePoint(as_tree(experiment))
     records = Records(experiment, accelerator, terminal)
     original = reproduced()[1]
     name = f"reproduction of {original}" if original else start.name or time.strftime("%m-%d %H:%M:%S")
@@ -60,8 +58,8 @@ def train(
         summary = {
             f"test/{which}/{figure}{'' if name == 'mean' else '_sd'}": value  # as the children's, to compare
             for which in ("best", "last")
-            for figure in FIGURES
-            for name, value in spread([getattr(getattr(result, which), figure) for result in results]).items()
+            for figure in METRICS
+            for name, value in spread([getattr(result, which)[figure] for result in results]).items()
         }
         parent.metrics(summary)
         parent.params({"repeat": times})
@@ -77,8 +75,8 @@ def _seeds(
     terminal: Terminal,
     records: Records,
     parent: Tracker,
-    start: Start,
-) -> tuple[list[Result], list[Tracker]]:
+    start: ResumePoint,
+) -> tuple[list[RunResult], list[Tracker]]:
     """Train fit seed after fit seed as children of a run; those that had finished before it was interrupted stay."""
     parent.params(flatten(as_tree(experiment)))
     state = parent.room("state") if accelerator.is_main_process else None
@@ -87,7 +85,7 @@ def _seeds(
     experiment = dataclasses.replace(experiment, train=decided)
     if state is not None:
         interrupted_runs.describe(state, parent.name, start.asked, experiment, repeat=times)
-    results: list[Result] = []
+    results: list[RunResult] = []
     children: list[Tracker] = []
     for seed in range(experiment.seed.train, experiment.seed.train + times):
         seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, train=seed))
@@ -97,7 +95,7 @@ def _seeds(
         done = broadcast_object_list([_finished(state, seed) if state is not None else None])[0]
         if done is not None and not going.run_id:
             child = Tracker()
-            child.run_id, child.name, result = done["run_id"], name, Result.from_json(done["result"])
+            child.run_id, child.name, result = done["run_id"], name, RunResult.from_json(done["result"])
             terminal.line(f"run {child.run_id[:8]} has finished before")
         else:
             with records.begin(name, parent, again=going.run_id) as child:
@@ -115,7 +113,7 @@ def _finished(state: Path, seed: int) -> dict[str, Any] | None:
     """What was kept of a fit seed that has finished."""
     try:
         told: dict[str, Any] = json.loads((state / f"seed-{seed}.json").read_text(encoding="utf-8"))
-        Result.from_json(told["result"])
+        RunResult.from_json(told["result"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return told
@@ -126,11 +124,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
 
 
-def _val(pair: tuple[Result, Tracker]) -> tuple[float, float]:
-    return pair[0].best_epoch.val.top1, -pair[0].best_epoch.val.loss
+def _val(pair: tuple[RunResult, Tracker]) -> tuple[float, float]:
+    return pair[0].best_epoch.val["top1"], -pair[0].best_epoch.val["loss"]
 
 
-def _say(result: Result, terminal: Terminal) -> None:
+def _say(result: RunResult, terminal: Terminal) -> None:
     best = result.best_epoch
     last = result.history[-1]
     rows: list[tuple[str, int, Scores]] = [
@@ -140,32 +138,29 @@ def _say(result: Result, terminal: Terminal) -> None:
     ]
     terminal.table(
         "Result",
-        ("", "epoch", "images", "top-1", "top-5", "balanced accuracy", "loss"),
+        ("", "epoch", "images", *(metric.label for metric in METRICS.values())),
         [
             (
                 what,
                 str(epoch),
                 f"{s.images:,}",
-                f"{s.top1:.4f}",
-                f"{s.top5:.4f}",
-                f"{s.balanced_accuracy:.4f}",
-                f"{s.loss:.4f}",
+                *(f"{s[name]:.4f}" for name in METRICS),
             )
             for what, epoch, s in rows
         ],
     )
 
 
-def _say_spread(results: Sequence[Result], terminal: Terminal) -> None:
+def _say_spread(results: Sequence[RunResult], terminal: Terminal) -> None:
     rows = []
     for which in ("best", "last"):
         cells = []
-        for figure in FIGURES:
-            figures = spread([getattr(getattr(result, which), figure) for result in results])
+        for figure in METRICS:
+            figures = spread([getattr(result, which)[figure] for result in results])
             cells.append(f"{figures['mean']:.4f} ± {figures['sd']:.4f}")
         rows.append((f"test, {which} checkpoint", *cells))
     terminal.table(
-        f"Mean ± sd of {len(results)} fit seeds", ("", "top-1", "top-5", "balanced accuracy", "loss"), rows
+        f"Mean ± sd of {len(results)} fit seeds", ("", *(metric.label for metric in METRICS.values())), rows
     )
 
 

@@ -11,12 +11,12 @@ from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS
 from runner.features.cache import Demand
 from runner.training import devices
-from runner.training.loop import Epoch
-from runner.training.setup import Prepared
-from runner.utils.console import Terminal, duration, size
+from runner.training.loop import EpochResult
+from runner.training.setup import Setup
+from runner.utils.console import Terminal, format_bytes, format_duration
 
 
-def say_start(ready: Prepared, demand: Demand, accelerator: Accelerator, terminal: Terminal) -> None:
+def print_start(ready: Setup, demand: Demand, accelerator: Accelerator, terminal: Terminal) -> None:
     """The overview before a run begins: data, network, cut, device."""
     experiment, manifest, network = ready.experiment, ready.manifest, ready.network
     counts = Counter(entry.split for entry in manifest.entries)
@@ -32,8 +32,8 @@ def say_start(ready: Prepared, demand: Demand, accelerator: Accelerator, termina
     ]
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
-    normalisation = network.architecture.normalisation
-    terminal.facts(
+    normalization = network.architecture.normalization
+    terminal.key_values(
         f"{experiment.name}",
         [
             ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
@@ -46,7 +46,7 @@ def say_start(ready: Prepared, demand: Demand, accelerator: Accelerator, termina
                 experiment.model.weights
                 or "RANDOM: the convolutions were never trained, so scores mean little",
             ),
-            ("normalise", " ".join(f"{value:.4f}" for value in (*normalisation.mean, *normalisation.std))),
+            ("normalise", " ".join(f"{value:.4f}" for value in (*normalization.mean, *normalization.std))),
             ("cut", _cut_words(ready)),
             ("features", _demand_words(ready, demand)),
             ("device", f"{devices.describe(accelerator)}, precision {experiment.train.precision}"),
@@ -62,15 +62,15 @@ def _views_words(experiment: Experiment) -> str:
     return f"augmented, {count}, {augment.crop} px (seed {experiment.seed.augment})"
 
 
-def _cut_words(ready: Prepared) -> str:
+def _cut_words(ready: Setup) -> str:
     if not ready.network.cut:
         return "none: everything trains"
     shape, dtype = ready.features.row_shape()
-    row = size(math.prod(shape) * dtype.itemsize)
+    row = format_bytes(math.prod(shape) * dtype.itemsize)
     return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view"
 
 
-def _demand_words(ready: Prepared, demand: Demand) -> str:
+def _demand_words(ready: Setup, demand: Demand) -> str:
     if not ready.network.cut:
         return "none to keep"
     if not ready.features.stored:
@@ -79,16 +79,16 @@ def _demand_words(ready: Prepared, demand: Demand) -> str:
         return "all kept already"
     compiled = ", compiled" * ready.features.prefix.compiled
     return (
-        f"at most {demand.images:,} images and views through the convolutions{compiled}; {size(demand.bytes)} to keep"
+        f"at most {demand.images:,} images and views through the convolutions{compiled}; {format_bytes(demand.bytes)} to keep"
         f" in {ready.experiment.cache}"
     )
 
 
-def epoch_line(epoch: Epoch) -> str:
+def epoch_line(epoch: EpochResult) -> str:
     """An epoch in one line."""
     marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
     return (
         f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
-        f"  val loss {epoch.val.loss:.4f} top-1 {epoch.val.top1:.4f} top-5 {epoch.val.top5:.4f}"
-        f"  lr {epoch.lr:.2g}  {duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
+        f"  val loss {epoch.val['loss']:.4f} top-1 {epoch.val['top1']:.4f} top-5 {epoch.val['top5']:.4f}"
+        f"  lr {epoch.lr:.2g}  {format_duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
     )

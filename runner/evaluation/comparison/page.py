@@ -18,7 +18,7 @@ from runner.evaluation.comparison.tables import (
     summary,
 )
 from runner.evaluation.comparison.values import Figure, Match, Seen
-from runner.utils.atomic_files import replacing
+from runner.utils.atomic_files import atomic_write
 from runner.utils.html import Page
 
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
@@ -88,7 +88,7 @@ def draw(runs: Sequence[Seen], title: str, path: Path) -> None:
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    with replacing(path) as aside, warnings.catch_warnings():
+    with atomic_write(path) as aside, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that the font lacks
         figure.savefig(aside, format="png")
 

@@ -15,7 +15,7 @@ from runner.evaluation.significance import holm, paired
 from runner.tracking import run_lookup as records
 from runner.tracking.run_lookup import Found
 from runner.utils.errors import UserError
-from runner.utils.text import nearest
+from runner.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,7 +56,7 @@ def of_study(client: MlflowClient, name: str) -> tuple[list[Found], int, str]:
     if name not in parents:
         names = ", ".join(map(repr, sorted(parents)[:10])) or "none"
         raise UserError(
-            f"There is no study {name!r}{nearest(name, list(parents))}; the records hold {names}."
+            f"There is no study {name!r}{did_you_mean(name, list(parents))}; the records hold {names}."
         )
     parent = parents[name]  # the newest of that name
     sign = -1 if parent.data.params.get("study.objective") == "loss" else 1

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from runner.evaluation.comparison.values import FALLING, RISING, Figure, Match, Seen, differing
 from runner.evaluation.significance import LEVEL
-from runner.utils.console import duration
+from runner.utils.console import format_duration
 
 Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
@@ -51,7 +51,7 @@ def about_rows(runs: Sequence[Seen]) -> Table:
             clipped(run.experiment, 30),
             run.status.lower(),
             f"{datetime.fromtimestamp(run.began).astimezone():%Y-%m-%d %H:%M %Z}",
-            ABSENT if run.seconds is None else duration(run.seconds),
+            ABSENT if run.seconds is None else format_duration(run.seconds),
             str(run.epochs or ABSENT),
             clipped(run.name, 120),
         )
