@@ -138,7 +138,7 @@ def test_a_map_of_another_image_does_not_find_the_object(learned: Learned) -> No
 def test_maps_of_the_last_convolution_are_better_than_random_ones_for_certain(learned: Learned) -> None:
     measured = faithfulness.measure(learned.network, learned.views[:8], learned.digests[:8])
     assert measured.difference.low > 0
-    assert measured.wins > 0.8
+    assert measured.win_rate > 0.8
     assert abs(measured.random) < measured.score / 2
 
 
@@ -232,7 +232,7 @@ def test_measuring_repeats_itself_and_leaves_everything_as_it_was(learned: Learn
     assert two.images == 3
     assert two.difference.mean == pytest.approx(two.score - two.random)
     assert two.difference.low <= two.difference.mean <= two.difference.high
-    assert two.wins in (0, 1 / 3, 2 / 3, 1)
+    assert two.win_rate in (0, 1 / 3, 2 / 3, 1)
 
 
 def test_an_image_is_measured_alike_whatever_is_measured_with_it(learned: Learned) -> None:

@@ -22,8 +22,8 @@ from runner.explain import cam, faithfulness, overlay
 from runner.explain.faithfulness import Box, Faithfulness
 from runner.portable.images import open_rgb
 from runner.tracking.journal import now_ms
-from runner.tracking.mlflow_server import server
-from runner.tracking.run_lookup import Found
+from runner.tracking.mlflow_server import tracking_server
+from runner.tracking.run_lookup import RunInfo
 from runner.utils.atomic_files import output_folder, write_text
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -41,7 +41,7 @@ Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def write(
-    run: Found,
+    run: RunInfo,
     best: Judged,
     val: Predictions,
     asked: argparse.Namespace,
@@ -103,14 +103,14 @@ def write(
     except Exception as error:  # each kind of artifact store raises its own; what was computed is kept
         terminal.warn(f"MLflow did not take the report ({' '.join(str(error).split())[:200]})")
         if out is None:
-            out = output_folder(server(asked.tracking).root / "reports" / f"{run.run_id}-{best.split}")
+            out = output_folder(tracking_server(asked.tracking).root / "reports" / f"{run.run_id}-{best.split}")
             shutil.copytree(folder, out, dirs_exist_ok=True)
     if out is None:
         return f"in MLflow: run {run.run_id[:8]}, artifact evaluation/{best.split}/{page.name}"
     return str(out / page.name)
 
 
-def _log(run: Found, best: Judged, metrics: dict[str, float], client: MlflowClient, folder: Path) -> None:
+def _log(run: RunInfo, best: Judged, metrics: dict[str, float], client: MlflowClient, folder: Path) -> None:
     from mlflow.entities import Metric
 
     client.log_artifacts(run.run_id, str(folder), f"evaluation/{best.split}")
@@ -183,7 +183,7 @@ def _faithfulness_table(measured: Faithfulness) -> Table:
                 f"gain ({CONFIDENCE:.0%} interval)",
                 f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})",
             ),
-            ("images on which Grad-CAM is the better", f"{measured.wins:.0%}"),
+            ("images on which Grad-CAM is the better", f"{measured.win_rate:.0%}"),
         ],
     )
 

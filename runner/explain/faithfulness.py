@@ -1,9 +1,11 @@
-"""Does the network look at the object? What is shown to matter is taken away, and the network asked again.
+"""Do the maps show what the model looks at? Two measures.
 
-ROAD (Rong et al. 2022, A Consistent and Efficient Evaluation Strategy for Attribution Methods) replaces the most, and
-then the least relevant pixels by a noisy linear interpolation of their surroundings; a faithful map makes the
-probability of its class fall in the first case and stay in the second. A random map of the same resolution is the
-measure: it would score about zero. Where the object's box is known, pointing scores tell more directly.
+ROAD (Rong et al. 2022, A Consistent and Efficient Evaluation Strategy for Attribution Methods) removes the most or the
+least relevant pixels of a map, replaces them by a noisy linear interpolation of their surroundings, and runs the model
+again. With a faithful map the probability of the class falls in the first case and stays in the second. Random maps of
+the same resolution score about zero and are the reference.
+
+Pointing scores compare maps with the bounding boxes of the objects, where these are known.
 """
 
 from __future__ import annotations
@@ -22,28 +24,28 @@ from runner.utils.intervals import PairedDifference, paired_difference
 from runner.utils.rng import seeded
 
 PERCENTILES = (70, 90)
-"""Pixels are taken away above these percentiles of relevance (most first) or irrelevance (least first)."""
+"""The pixels above these percentiles of relevance are removed; in the second case, of irrelevance."""
 
 Box = tuple[float, float, float, float]
-"""left, top, right, bottom in pixels of the view; right and bottom lie outside."""
+"""left, top, right, bottom in pixels; the right and bottom edges are exclusive."""
 
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """ROAD scores, (least relevant first - most relevant first) / 2, as differences of probability: -1 to 1."""
+    """ROAD scores: (least relevant first - most relevant first) / 2, differences of probability from -1 to 1."""
 
     images: int
     score: float
-    """Mean of the maps."""
+    """Mean score of the maps."""
     random: float
-    """Mean of random maps on the same images."""
+    """Mean score of random maps on the same images."""
     difference: PairedDifference
-    """Map against random map, image by image."""
-    wins: float
-    """Share of the images on which the map's score is the greater."""
+    """Map minus random map, image by image."""
+    win_rate: float
+    """Share of the images where the map scores higher than the random map."""
 
     def metrics(self) -> dict[str, float]:
-        """By name."""
+        """The scores by metric name."""
         return {
             "road": self.score,
             "road_random": self.random,
@@ -54,77 +56,85 @@ class Faithfulness:
 
 
 def measure(
-    network: VGG,
-    views: Tensor,
+    model: VGG,
+    images: Tensor,
     digests: Sequence[str],
     method: str = "gradcam",
     layer: str = "",
     advance: Callable[[int], None] = lambda count: None,
 ) -> Faithfulness:
-    """ROAD scores of a method's maps for the predicted classes, against random maps.
+    """ROAD scores of the maps for the predicted classes, compared with random maps.
 
     Args:
-        network: In float32.
-        views: n × 3 × h × w, uint8; n at least 2.
-        digests: Of the images' contents: they seed the random maps and the noise.
-        method: One of `cam_methods.METHODS`.
-        layer: Whose maps; empty: the last convolution.
-        advance: Is told of each image that is done.
+        model: In float32.
+        images: n × 3 × h × w, uint8, with n of at least 2.
+        digests: Digests of the images' contents. They seed the random maps and the noise.
+        method: One of `runner.explain.methods.METHODS`.
+        layer: Name of the layer; empty means `cam.default_layer`.
+        advance: Called with 1 after each image.
     """
-    layer = layer or cam.default_layer(network)
-    size = views.shape[-2:]
-    of_maps: list[float] = []
-    of_random: list[float] = []
-    for view, content in zip(views.split(1), digests, strict=True):
-        rows = cam.activations(network, view, layer)
-        target = int(cam.probabilities(network, rows, layer).argmax())
-        if method == "scorecam":  # of images, not of rows
-            found = cam.score_maps(network, view, [target], layer)
-        else:
-            found = cam.resize_maps(cam.maps(network, rows, [target], layer, method), size)
-        with seeded(hashing.derive_seed("random map", content)):
-            noise = cam.resize_maps(torch.rand(1, *rows.shape[-2:]).numpy(), size)
-        of_maps.append(road(network, view, target, found, content))
-        of_random.append(road(network, view, target, noise, content))
+    layer = layer or cam.default_layer(model)
+    scores: list[float] = []
+    random_scores: list[float] = []
+    for image, digest in zip(images.split(1), digests, strict=True):
+        outputs = cam.activations(model, image, layer)
+        target = int(cam.probabilities(model, outputs, layer).argmax())
+        found = cam.explain(model, image, [target], layer, method, outputs)
+        with seeded(hashing.derive_seed("random map", digest)):
+            noise = cam.resize_maps(torch.rand(1, *outputs.shape[-2:]).numpy(), image.shape[-2:])
+        scores.append(road(model, image, target, found, digest))
+        random_scores.append(road(model, image, target, noise, digest))
         advance(1)
     return Faithfulness(
-        len(of_maps),
-        float(np.mean(of_maps)),
-        float(np.mean(of_random)),
-        paired_difference(of_maps, of_random),
-        float(np.mean(np.array(of_maps) > np.array(of_random))),
+        len(scores),
+        float(np.mean(scores)),
+        float(np.mean(random_scores)),
+        paired_difference(scores, random_scores),
+        float(np.mean(np.array(scores) > np.array(random_scores))),
     )
 
 
-def road(network: VGG, view: Tensor, target: int, found: np.ndarray, content: str) -> float:
-    """The ROAD score of one map (1 × h × w) of one view (1 × 3 × h × w, uint8)."""
+def road(model: VGG, image: Tensor, target: int, found: np.ndarray, digest: str) -> float:
+    """The ROAD score of one map (1 × h × w) for a class index.
+
+    Args:
+        model: In float32.
+        image: 1 × 3 × h × w, uint8.
+        target: Index of the class that the map explains.
+        found: The map.
+        digest: Digest of the image's content, which seeds the noise.
+    """
     from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostRelevantFirst
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
-    model = _Normalised(network)
-    ranks = _ranked(found, content)
-    device = next(network.parameters()).device
-    with cam.evaluation_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        values = network.run(view.to(device), 0, 1)
+    ranks = _ranks(found, digest)
+    device = next(model.parameters()).device
+    with cam.evaluation_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        normalized = model.run(image.to(device), 0, 1)
         scores = []
         for percentile in PERCENTILES:
-            for kind, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):
-                with seeded(hashing.derive_seed("road", content, percentile, sign)):
-                    after = kind(percentile)(
-                        values, ranks, [ClassifierOutputSoftmaxTarget(target)], model, return_diff=False
+            for remove, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):
+                with seeded(hashing.derive_seed("road", digest, percentile, sign)):
+                    probability = remove(percentile)(
+                        normalized,
+                        ranks,
+                        [ClassifierOutputSoftmaxTarget(target)],
+                        _FromNormalized(model),
+                        return_diff=False,
                     )
-                scores.append(sign * float(after[0]))
+                scores.append(sign * float(probability[0]))
     return sum(scores) / len(scores)
 
 
-def _ranked(found: np.ndarray, content: str) -> np.ndarray:
-    """The places of a map's pixels in the order of relevance, 0 to 1: pixels that tie are drawn for.
+def _ranks(found: np.ndarray, digest: str) -> np.ndarray:
+    """The rank of each pixel of a map by relevance, scaled to 0 … 1, with ties broken at random.
 
-    Without, a percentile would take away all that tie with it: of a map that is zero outside the object, everything.
-    The draw is a smooth map, as the random ones: single pixels are restored better than areas, which would flatter.
+    With ties, a percentile would remove all tied pixels: for a map that is zero outside the object, the whole image.
+    The random order of ties is smooth, like the random maps, because removed areas are harder to restore than single
+    removed pixels, which would flatter the map.
     """
     height, width = found.shape[-2:]
-    with seeded(hashing.derive_seed("ties", content)):
+    with seeded(hashing.derive_seed("ties", digest)):
         coarse = torch.rand(1, max(2, height // 16), max(2, width // 16)).numpy()
     order = np.lexsort((cam.resize_maps(coarse, (height, width)).ravel(), found.ravel()))
     ranks = np.empty(found.size, np.float32)
@@ -133,47 +143,49 @@ def _ranked(found: np.ndarray, content: str) -> np.ndarray:
 
 
 def pointing_game(found: np.ndarray, boxes: Sequence[Box]) -> float:
-    """Share of maps (n × h × w) whose maximum lies in the object's box: the pointing game (Zhang et al. 2016)."""
+    """Share of maps (n × h × w) whose maximum lies in the object's box (Zhang et al. 2016)."""
     hits = 0
-    for each, (left, top, right, bottom) in zip(found, boxes, strict=True):
-        row, column = np.unravel_index(each.argmax(), each.shape)
+    for single, (left, top, right, bottom) in zip(found, boxes, strict=True):
+        row, column = np.unravel_index(single.argmax(), single.shape)
         hits += left <= column < right and top <= row < bottom
     return hits / len(found)
 
 
 def energy_in_boxes(found: np.ndarray, boxes: Sequence[Box]) -> float:
-    """Mean share of a map's sum that lies in the object's box (Wang et al. 2020, Score-CAM, sec. 4.3)."""
+    """Mean share of a map's sum that lies in the object's box (Wang et al. 2020, Score-CAM, section 4.3)."""
     shares = []
-    for each, (left, top, right, bottom) in zip(found, boxes, strict=True):
-        inside = each[max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))]
-        total = float(each.sum())
+    for single, (left, top, right, bottom) in zip(found, boxes, strict=True):
+        inside = single[
+            max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))
+        ]
+        total = float(single.sum())
         shares.append(float(inside.sum()) / total if total else 0.0)
     return float(np.mean(shares))
 
 
 def box_in_crop(box: Box, width: int, height: int, resize: int, crop: int) -> Box | None:
-    """An image's box in its evaluation view: the shorter side brought to `resize`, the centre `crop` cut out.
+    """A box of a width × height image after resizing the shorter side to `resize` and cutting out the center `crop`.
 
-    None where nothing of it is left.
+    None if the crop contains no part of it.
     """
     scale = resize / min(width, height)
-    # as torchvision has them: the longer side is cut off to whole pixels, the margin is rounded
-    wide, high = (
+    # Like torchvision: the longer side is truncated to whole pixels, the margin is rounded.
+    new_width, new_height = (
         resize if side == min(width, height) else int(resize * side / min(width, height))
         for side in (width, height)
     )
-    across, down = round((wide - crop) / 2.0), round((high - crop) / 2.0)
-    left, right = (min(max(x * scale - across, 0), crop) for x in (box[0], box[2]))
-    top, bottom = (min(max(y * scale - down, 0), crop) for y in (box[1], box[3]))
+    margin_x, margin_y = round((new_width - crop) / 2.0), round((new_height - crop) / 2.0)
+    left, right = (min(max(x * scale - margin_x, 0), crop) for x in (box[0], box[2]))
+    top, bottom = (min(max(y * scale - margin_y, 0), crop) for y in (box[1], box[3]))
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-class _Normalised(nn.Module):
-    """A network from normalised images on: what is imputed are those."""
+class _FromNormalized(nn.Module):
+    """A model that takes normalized images: ROAD replaces pixels of those. A list hides the model from torch."""
 
-    def __init__(self, network: VGG) -> None:
+    def __init__(self, model: VGG) -> None:
         super().__init__()
-        self.network = [network]
+        self.hidden = [model]
 
     def forward(self, values: Tensor) -> Tensor:
-        return self.network[0].run(values, 1, self.network[0].depth)
+        return self.hidden[0].run(values, 1, self.hidden[0].depth)

@@ -68,7 +68,7 @@ class Gallery:
         self.indices: list[int] = []
         """Indices of the shown images in the validation split."""
         self.layer = cam.default_layer(model)
-        self._features: Tensor | None = None
+        self._outputs: Tensor | None = None
         self._drawn_steps: set[int] = set()
         self._untrained = _clone(model.parts()[0]) if settings.gallery > 0 else {}
 
@@ -89,7 +89,7 @@ class Gallery:
         if not self.settings.gallery or epoch in self._drawn_steps:
             return
         if not self.indices:
-            self.tracker.tags({"mlflow.loggedImages": "True"})
+            self.tracker.set_tags({"mlflow.loggedImages": "True"})
             self.select(select_images(self.entries, sample_results, self.settings.gallery))
             trained = _clone(self.model.parts()[0])
             self.model.load_state_dict(self._untrained, strict=False)
@@ -110,10 +110,10 @@ class Gallery:
     def _draw(self, step: int) -> None:
         self._drawn_steps.add(step)
         classes = self.model.architecture.classes
-        features = self._activations()
-        probabilities = cam.probabilities(self.model, features, self.layer)
+        outputs = self._layer_outputs()
+        probabilities = cam.probabilities(self.model, outputs, self.layer)
         predicted = probabilities.argmax(1).tolist()
-        maps = cam.resize_maps(cam.maps(self.model, features, predicted, self.layer), self.images.shape[-2:])
+        maps = cam.explain(self.model, self.images, predicted, self.layer, outputs=outputs)
         for number, (index, prediction) in enumerate(zip(self.indices, predicted, strict=True)):
             true = self.entries[index].label
             title = overlay.title(classes[prediction], float(probabilities[number, prediction]), true)
@@ -121,27 +121,27 @@ class Gallery:
             label = f"Grad-CAM for {classes[prediction]}"
             self._log(key, step, self.images[number], maps[number], title, label)
 
-    def _activations(self) -> Tensor:
+    def _layer_outputs(self) -> Tensor:
         """The layer's output for the selected images; computed once if everything up to the layer is frozen."""
-        if self._features is None or cam.layer_index(self.model, self.layer) >= self.model.cut:
-            self._features = cam.activations(self.model, self.images, self.layer)
-        return self._features
+        if self._outputs is None or cam.layer_index(self.model, self.layer) >= self.model.cut:
+            self._outputs = cam.activations(self.model, self.images, self.layer)
+        return self._outputs
 
     def _log(self, key: str, step: int, image: Tensor, found: np.ndarray, title: str, label: str) -> None:
         """Log a picture as a PNG file and a small WebP file, named as `MlflowClient.log_image` names them."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
-        if self.tracker.recorded(
+        if self.tracker.has_logged(
             "artifact", f"images/{name}+step+{step}+", ".webp"
         ):  # before an interruption
             return
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
-        full, thumbnail = (self.tracker.stage(f"{stem}{end}") for end in (".png", "+compressed.webp"))
+        full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (".png", "+compressed.webp"))
         overlay.draw(image, found, title, label, full)
         with atomic_write(thumbnail) as aside, Image.open(full) as picture:
             picture.convert("RGB").save(aside, "webp", quality=85)
-        self.tracker.artifact(full, "images")
-        self.tracker.artifact(thumbnail, "images")
+        self.tracker.log_artifact(full, "images")
+        self.tracker.log_artifact(thumbnail, "images")
 
 
 def _clone(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
