@@ -1,6 +1,7 @@
-"""Hands a command over to `accelerate launch`, on as many processes as asked for, and returns its true status.
+"""Runs a script of the runner under `accelerate launch`, on as many processes as asked for.
 
-What can be refused is refused here, in one sentence, before anything is spawned.
+`accelerate launch` replaces a script's exit status by 1 and adds a traceback. So each process writes its status to a
+file (`runner.utils.exit_status`), and this module returns that status and prints one sentence in place of tracebacks.
 """
 
 from __future__ import annotations
@@ -22,29 +23,26 @@ from typing import IO
 
 import psutil
 
-from runner.utils.cpu import cores
-from runner.utils.errors import (
-    COMMAND,
-    LAUNCHED,
-    PROCESSES,
-    STATUS_FILE,
-    STOPPED,
-    UserError,
-    left_status,
-    stopping_signals,
-)
+from runner.utils.cpu import cpu_count
+from runner.utils.errors import UserError
+from runner.utils.exit_status import read_status
+from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import die_with_parent, gpu_count
-from runner.utils.redaction import redacted
+from runner.utils.processes import exit_with_parent, gpu_count
+from runner.utils.redaction import redact
+from runner.utils.signals import stop_signals
 
-DIED = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
-"""How launchers tell of a process that a signal ended."""
-ELASTIC = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
-"""How torch's launcher begins to tell of an end."""
+DEATH_REPORT = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
+"""How Accelerate and torch report that a signal ended a process."""
+ELASTIC_LOG_LINE = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
+"""How torch's launcher begins its report of a failure."""
 
 
 def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
-    """Split `-n N` (or `--processes N`) from the other words. Raises `UserError` where N is no positive number."""
+    """Split `-n N` (or `--processes N`) from the other words of a command line.
+
+    Raises `UserError` if N is not a positive whole number.
+    """
     rest: list[str] = []
     count: int | None = None
     words = iter(argv)
@@ -53,9 +51,7 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
         if name in ("-n", "--processes"):
             value = value or next(words, "")
             if not value.isdigit() or int(value) < 1:
-                raise UserError(
-                    f"{name} takes a number of processes, 1 or more; it is {value or 'missing'!r}."
-                )
+                raise UserError(f"{name} takes a number of processes, 1 or more, not {value or 'nothing'!r}.")
             count = int(value)
         else:
             rest.append(word)
@@ -63,146 +59,151 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 
 
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
-    """Run `runner/SCRIPT` under `accelerate launch`: a process for each GPU, else one, unless `processes` says.
+    """Run `runner/SCRIPT` under `accelerate launch` and return its exit status.
 
-    Returns its exit status. Raises `UserError` for more processes than GPUs.
+    Args:
+        script: Path below `runner/`.
+        argv: The script's words.
+        processes: How many; None: one per GPU, or one on the CPU.
+
+    Raises `UserError` for more processes than GPUs.
     """
     gpus = gpu_count()
     count = processes or max(1, gpus)
     if gpus and count > gpus:
         raise UserError(
             f"{count} processes were asked for, but there {'is' if gpus == 1 else 'are'} {gpus} GPU{'s' * (gpus > 1)};"
-            f" use -n {gpus}, or ACCELERATE_USE_CPU=true to compute on the processor."
+            f" use -n {gpus}, or set ACCELERATE_USE_CPU=true to compute on the CPU."
         )
     with tempfile.TemporaryDirectory(prefix="runner-") as folder:
         status_file = Path(folder) / "status"
-        environment = {**os.environ, STATUS_FILE: str(status_file), PROCESSES: str(count)}
-        environment[COMMAND] = shlex.join(["runner", *sys.argv[1:]])
-        environment[LAUNCHED] = str(os.getpid())
+        environment = {
+            **os.environ,
+            STATUS_FILE: str(status_file),
+            PROCESS_COUNT: str(count),
+            COMMAND: shlex.join(["runner", *sys.argv[1:]]),
+            LAUNCHER_PID: str(os.getpid()),
+        }
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
-        command = [*_accelerate(count, gpus), str(PACKAGE / script), *argv]
+        command = [*_accelerate_launch(count, gpus), str(PACKAGE / script), *argv]
         status = _supervise(command, environment, status_file)
-        left = left_status(status_file)
-        return status if left is None or status > 128 else left
+        own = read_status(status_file)
+        return status if own is None or status > 128 else own
 
 
-def _accelerate(count: int, gpus: int) -> list[str]:
-    """The launch command. Every choice is spelled out: a user's accelerate configuration must not change it."""
+def _accelerate_launch(count: int, gpus: int) -> list[str]:
+    """The launch command. Every option is spelled out: a user's Accelerate configuration must not change it."""
     words = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--num_processes", str(count)),
+        *("--num_cpu_threads_per_process", str(max(1, cpu_count() // count))),
     ]
-    words += ["--dynamo_backend", "no", "--num_processes", str(count)]
-    words += ["--num_cpu_threads_per_process", str(max(1, cores() // count))]
     if count > 1:  # --cpu would silently run one process
         return [*words, "--multi_gpu", "--main_process_port", "0"]
     return words if gpus else [*words, "--cpu"]
 
 
 def _supervise(command: list[str], environment: dict[str, str], status_file: Path) -> int:
-    """Run a launcher; pass signals on to what it launched, and its errors on until ours has been said."""
+    """Run a launch command to its end: its exit status, or 128 + the signal that ended it."""
     launcher = subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
         command,
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=partial(die_with_parent, os.getpid()),
+        preexec_fn=partial(exit_with_parent, os.getpid()),
         text=True,
         errors="replace",
     )
-    stopped: list[int] = []
-    relay = _Relay(launcher.stderr, status_file, stopped)
+    forwarded: list[int] = []
+    relay = _StderrRelay(launcher.stderr, status_file, forwarded)
     relay.start()
-    with _passing_signals_to(launcher, stopped, status_file):
+    with _forward_signals(launcher, forwarded, status_file):
         status = launcher.wait()
     relay.join(5)
-    if stopped:
-        if not relay.spoke:  # it came before they could
-            print(f"runner: stopped by {signal.Signals(stopped[0]).name}", file=sys.stderr)
-        return 128 + stopped[0]
-    if relay.died and not status_file.exists():
-        print(f"runner: {_killed(relay.died)}", file=sys.stderr)
-        return 128 + signal.Signals[relay.died]
+    if forwarded:
+        if not relay.reason_printed:  # the signal came before a process could react
+            print(f"runner: stopped by {signal.Signals(forwarded[0]).name}", file=sys.stderr)
+        return 128 + forwarded[0]
+    if relay.fatal_signal and not status_file.exists():
+        print(f"runner: {_describe_death(relay.fatal_signal)}", file=sys.stderr)
+        return 128 + signal.Signals[relay.fatal_signal]
     return status if status >= 0 else 128 - status
 
 
-def _killed(name: str) -> str:
-    why = (
-        "by the system for want of memory, or by somebody" if name == "SIGKILL" else "by a fault in a library"
+def _describe_death(name: str) -> str:
+    cause = (
+        "by the system, which had no memory left, or by somebody"
+        if name == "SIGKILL"
+        else "by a library fault"
     )
     return (
-        f"A process of this launch was ended by {name}, {why}; what it had come to is kept: the same command with"
-        " --resume auto goes on (a lower train.batch_size, features.batch_size or features.memory takes less memory)."
+        f"A process of this launch was ended by {name}, {cause}. Its results so far are saved: the same command with"
+        " --resume auto continues (lower train.batch_size, features.batch_size or features.memory to use less memory)."
     )
 
 
-class _Relay(threading.Thread):
-    """Passes a launcher's errors on. Once a process has said why it ends, its own traceback about that adds nothing.
+class _StderrRelay(threading.Thread):
+    """Copies a launcher's standard error to ours, without tracebacks that only repeat a reason already printed.
 
     Args:
-        errors: Of the launcher.
-        status_file: There once a process has said so.
-        stopped: Holds the signals that were passed on.
+        stream: The launcher's standard error.
+        status_file: Exists once a process has written its status and printed its reason.
+        forwarded: The signals that were forwarded so far.
     """
 
-    def __init__(self, errors: IO[str] | None, status_file: Path, stopped: list[int]) -> None:
+    def __init__(self, stream: IO[str] | None, status_file: Path, forwarded: list[int]) -> None:
         super().__init__(daemon=True)
-        self.errors = errors
+        self.stream = stream
         self.status_file = status_file
-        self.stopped = stopped
-        self.died = ""
+        self.forwarded = forwarded
+        self.fatal_signal = ""
         """Name of the signal that ended a launched process."""
-        self.spoke = False
-        """A launched process has said why it ends."""
+        self.reason_printed = False
+        """A launched process has printed why it ends."""
 
     def run(self) -> None:
-        """Relay until the launcher ends; its words about the end wait until it is known whether they are needed."""
-        ending: list[str] = []
-        begun = ""  # a traceback's first line: the second one tells whose it is
-        for line in self.errors or ():
-            said = DIED.search(line)
-            if said and not self.died:
-                self.died = said[1] or said[2]
+        """Copy until the launcher ends. Its final report is held back until it is known whether it is needed."""
+        report: list[str] = []
+        traceback_start = ""  # the second line of a traceback tells whose it is
+        for line in self.stream or ():
+            if (death := DEATH_REPORT.search(line)) and not self.fatal_signal:
+                self.fatal_signal = death[1] or death[2]
             if line.startswith("runner: "):
-                self.spoke = True
-                self._pass_on([line])
-            elif ending or ELASTIC.match(line) or (begun and "<frozen runpy>" in line):
-                ending += [begun, line]
-                begun = ""
+                self.reason_printed = True
+                self._write([line])
+            elif report or ELASTIC_LOG_LINE.match(line) or (traceback_start and "<frozen runpy>" in line):
+                report += [traceback_start, line]
+                traceback_start = ""
             elif line.startswith("Traceback"):
-                begun = line
+                traceback_start = line
             else:
-                self._pass_on([begun, line])
-                begun = ""
-        self._pass_on([begun, *([] if self.died else ending)])
+                self._write([traceback_start, line])
+                traceback_start = ""
+        self._write([traceback_start, *([] if self.fatal_signal else report)])
 
     @property
-    def _told(self) -> bool:
-        return bool(self.stopped) or self.status_file.exists()
+    def _reason_known(self) -> bool:
+        return bool(self.forwarded) or self.status_file.exists()
 
-    def _pass_on(self, lines: Sequence[str]) -> None:
+    def _write(self, lines: Sequence[str]) -> None:
         sys.stderr.writelines(
-            redacted(line) for line in lines if line.startswith("runner: ") or not self._told
+            redact(line) for line in lines if line.startswith("runner: ") or not self._reason_known
         )
         sys.stderr.flush()
 
 
 @contextmanager
-def _passing_signals_to(
-    launcher: subprocess.Popen[str], stopped: list[int], status_file: Path
+def _forward_signals(
+    launcher: subprocess.Popen[str], forwarded: list[int], status_file: Path
 ) -> Iterator[None]:
-    """Signals go to the launched processes, which close their records and end; to the launcher before it has any."""
+    """Within the block, stop signals go to the launched processes, or to the launcher before it has any."""
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        stopped.append(number)
+    def forward(number: int, _frame: FrameType | None) -> None:
+        forwarded.append(number)
         with suppress(OSError):
-            Path(f"{status_file}{STOPPED}").touch()
+            Path(f"{status_file}{STOPPED_SUFFIX}").touch()
         try:
             ranks = psutil.Process(launcher.pid).children()
         except psutil.NoSuchProcess:
@@ -213,9 +214,9 @@ def _passing_signals_to(
         if not ranks:
             launcher.terminate()
 
-    before = {each: signal.signal(each, pass_on) for each in stopping_signals()}
+    previous = {number: signal.signal(number, forward) for number in stop_signals()}
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
