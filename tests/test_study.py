@@ -29,7 +29,7 @@ from runner.study.plan import Plan, check_sampler
 from runner.study.space import Dimension, Space
 from runner.study.study import FAILURES, Asked, Study, is_baseline, words
 from runner.utils.errors import UserError
-from runner.utils.intervals import paired
+from runner.utils.intervals import paired_difference
 
 LR = Dimension("optim.lr", 1e-4, 0.1, log=True)
 DROPOUT = Dimension("model.dropout", 0.0, 0.8)
@@ -710,19 +710,19 @@ def test_pairs_have_students_interval() -> None:
     from scipy.stats import ttest_rel
 
     ones, others = [0.91, 0.93, 0.92, 0.95, 0.9], [0.9, 0.91, 0.93, 0.91, 0.88]
-    found, known = paired(ones, others), ttest_rel(ones, others).confidence_interval(0.95)
+    found, known = paired_difference(ones, others), ttest_rel(ones, others).confidence_interval(0.95)
     assert (found.low, found.high) == (pytest.approx(known.low), pytest.approx(known.high))
     assert found.mean == pytest.approx(0.016)
-    assert not found.certain
-    assert paired([0.9, 0.92, 0.94], [0.5, 0.53, 0.52]).certain
-    assert paired([0.5, 0.53, 0.52], [0.9, 0.92, 0.94]).certain
+    assert not found.significant
+    assert paired_difference([0.9, 0.92, 0.94], [0.5, 0.53, 0.52]).significant
+    assert paired_difference([0.5, 0.53, 0.52], [0.9, 0.92, 0.94]).significant
 
 
 def test_one_pair_is_never_certain() -> None:
-    found = paired([0.9], [0.1])
+    found = paired_difference([0.9], [0.1])
     assert found.mean == pytest.approx(0.8)
     assert (found.low, found.high) == (-math.inf, math.inf)
-    assert not found.certain
+    assert not found.significant
 
 
 def rows_of(study: Study) -> list[dict[str, str]]:
@@ -756,6 +756,18 @@ def test_a_tiny_study_has_a_picture(plan: Make, tmp_path: Path, trials: int) -> 
     assert "history" in drawn(study, tmp_path)
     assert [row["trial"] for row in rows_of(study)] == [str(each) for each in range(trials)]
     assert not plots.interactive(study.optuna, "top-1", tmp_path / "page.html")
+
+
+def test_plots_leave_the_style_of_matplotlib_unchanged(plan: Make, tmp_path: Path) -> None:
+    import matplotlib
+
+    study = Study(plan(trials=8), tmp_path)
+    work(study)
+    before = dict(matplotlib.rcParams)
+    assert drawn(study, tmp_path) >= {"parallel_coordinates", "contour"}, "Optuna's own plots, which set a style"
+    after = dict(matplotlib.rcParams)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"backend", "backend_fallback"}, "a backend may be selected, but no style"
 
 
 def test_trials_that_are_all_the_same_have_a_picture(plan: Make, tmp_path: Path) -> None:

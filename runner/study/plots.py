@@ -95,7 +95,8 @@ def draw(study: optuna.Study, name: str, objective: str, folder: Path) -> list[P
             pictures["contour"] = lambda: drawn.plot_contour(study, shared[:2], target_name=label)
     files = []
     for what, paint in pictures.items():
-        with warnings.catch_warnings():
+        # Optuna's plots set a matplotlib style for the whole process: its gray background would stay for later plots.
+        with matplotlib.rc_context(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 axes = paint()
