@@ -27,19 +27,21 @@ FIRST_RUNS = 5
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
-    from runner.cli.predict import add_model, positive
+    from runner.cli.model_options import add_model_options, positive_integer
+    from runner.utils.command_line import CommandLineParser
     from runner.utils.console import Terminal
-    from runner.utils.errors import Parser
-    from runner.utils.image_paths import expand
+    from runner.utils.image_paths import find_images
 
-    parser = Parser(prog="runner bench predict")
+    parser = CommandLineParser(prog="runner bench predict")
     parser.add_argument("paths", metavar="IMAGE", nargs="*")
-    parser.add_argument("--images", type=positive, default=500, help="how many to predict; default: 500")
-    add_model(parser)
+    parser.add_argument(
+        "--images", type=positive_integer, default=500, help="how many to predict; default: 500"
+    )
+    add_model_options(parser)
     asked = parser.parse_args(argv)
     terminal = Terminal()
     with tempfile.TemporaryDirectory() as folder:
-        given = expand(asked.paths) if asked.paths else _made(Path(folder), 50)
+        given = find_images(asked.paths) if asked.paths else _made(Path(folder), 50)
         paths = list(itertools.islice(itertools.cycle(given), asked.images))
         print(json.dumps(_measure(paths, asked, terminal)))
     return 0
@@ -48,13 +50,12 @@ def main(argv: Sequence[str]) -> int:
 def _measure(paths: list[Path], asked: argparse.Namespace, terminal: object) -> dict[str, object]:
     import torch
 
-    from runner.portable.classifier import CHUNK
+    from runner.portable.classifier import BATCH_SIZE
     from runner.serving.load import load_model
 
     first = [_first(paths[0], asked) for _ in range(FIRST_RUNS)]
     model = load_model(asked.model, asked.tracking)
-    views = next(iter(model.views(paths[:CHUNK] * CHUNK)))[1]
-    images = torch.stack(views)
+    images = torch.stack(next(iter(model.decoded_batches(paths[:BATCH_SIZE] * BATCH_SIZE))).images)
     chunks = max(1, len(paths) // len(images))
     model.classifier.logits(images)
     bare, whole = [], []
@@ -77,7 +78,7 @@ def _measure(paths: list[Path], asked: argparse.Namespace, terminal: object) -> 
         "images": len(paths),
         "rounds": ROUNDS,
         "first_runs": FIRST_RUNS,
-        "chunk": CHUNK,
+        "chunk": BATCH_SIZE,
         "precision": model.classifier.precision,
         "model": model.source,
     }

@@ -1,6 +1,6 @@
-"""A distributed experiment runner with tracking, for transfer learning on image folders.
+"""Trains image classifiers by transfer learning, on one or several processes, and tracks the runs.
 
-`from runner import load_model; load_model().predict(["image.jpg"])`
+The Python interface is `load_model`: `load_model().predict(["image.jpg"])` classifies images with the newest model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load_model`, when it is asked for: the console script imports this package too."""
+    """Import `load_model` on first use: every start of the console script imports this package."""
     if name == "load_model":
         from runner.serving.load import load_model
 

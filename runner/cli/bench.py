@@ -1,6 +1,6 @@
-"""Benchmarks: ratios measured side by side in one run. `runner bench NAME [experiment settings]`.
+"""`runner bench NAME [settings]`: run a benchmark from the folder benchmarks/.
 
-Each lies in benchmarks/ and ends with one bare JSON object on its last line.
+A benchmark prints one JSON object as its last line.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from runner.utils.paths import BENCHMARKS
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a benchmark. Raises `UserError` where there is none of that name."""
-    known = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
-    if not argv or argv[0] not in known:
-        given = f"There is no benchmark {argv[0]!r}" if argv else "Which benchmark"
-        raise UserError(f"{given}; there are: {', '.join(known) or 'none (they need a checkout)'}.")
+    """Run the named benchmark. Raises `UserError` if there is none of that name."""
+    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    if not argv or argv[0] not in names:
+        mistake = (
+            f"There is no benchmark {argv[0]!r}" if argv else "runner bench needs the name of a benchmark"
+        )
+        raise UserError(f"{mistake}; choose from: {', '.join(names) or 'none (they need a checkout)'}.")
     return int(runpy.run_path(str(BENCHMARKS / f"{argv[0]}.py"))["main"](list(argv[1:])) or 0)

@@ -1,6 +1,6 @@
-"""`runner explain`: where in images a class is found.
+"""`runner explain`: draw which regions of images support a class.
 
-./launch.sh explain IMAGE|FOLDER|GLOB… [--model …] [--method gradcam] [--layer features.29] [--target predicted]
+./launch.sh explain IMAGE|FOLDER|PATTERN… [--model …] [--method gradcam] [--layer features.29] [--target predicted]
 """
 
 from __future__ import annotations
@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from runner.cli.predict import PARTLY, add_model
+from runner.cli.model_options import SOME_UNREADABLE, add_image_arguments, add_model_options
 from runner.explain.methods import METHODS
+from runner.serving.explanations import PREDICTED, ExplanationSettings, draw_explanations
 from runner.serving.load import load_model_concurrently
-from runner.serving.pictures import PREDICTED, pictures
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
@@ -21,44 +20,44 @@ from runner.utils.errors import UserError
 from runner.utils.image_paths import find_images
 from runner.utils.text import printable
 
-if TYPE_CHECKING:
-    pass
-
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = CommandLineParser(prog="runner explain", description="Draw where in images a class is found.")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, a folder, or a pattern")
-    add_model(parser)
-    parser.add_argument("--method", choices=tuple(METHODS), default="gradcam", help="default: gradcam")
-    parser.add_argument(
-        "--layer", default="", help="whose output is looked at; default: the last convolution"
+    parser = CommandLineParser(
+        prog="runner explain",
+        description="Draw class activation maps: which regions of images support a class.",
     )
+    add_image_arguments(parser)
+    add_model_options(parser)
+    parser.add_argument("--method", choices=tuple(METHODS), default="gradcam", help="default: gradcam")
+    parser.add_argument("--layer", default="", help="layer to explain; default: the last convolution")
     parser.add_argument(
         "--target",
         default=PREDICTED,
-        help="predicted, true (the name of the image's folder), or a class; default: predicted",
+        metavar="CLASS",
+        help="class to explain: its name, predicted, or true (the name of the image's folder); default: predicted",
     )
-    parser.add_argument("--out", default="explained", metavar="DIR", help="default: explained")
+    parser.add_argument("--out", default="explained", metavar="DIR", help="output folder; default: explained")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Explain as the command line says: 0, or 1 where some files were no images.
+    """Run the command. Returns 0, or 1 if some of the files are not readable images.
 
-    Raises `UserError` for what its user can mend, and where no file was an image.
+    Raises `UserError` for mistakes in the command line, and if no file is a readable image.
     """
-    asked = parse(argv)
-    paths = find_images(asked.images)
-    folder = output_folder(asked.out)
+    options = parse(argv)
+    paths = find_images(options.images)
+    folder = output_folder(options.out)
 
     terminal = Terminal()
-    model = load_model_concurrently(asked.model, asked.tracking)
+    model = load_model_concurrently(options.model, options.tracking)
     terminal.line(f"{model.source}, {len(model.classes)} classes")
-    faults = pictures(model, paths, folder, terminal, asked.method, asked.layer, asked.target)
-    for path, fault in faults:
-        print(f"runner: {printable(path)} {fault}", file=sys.stderr)
-    if len(faults) == len(paths):
-        raise UserError(f"None of {len(paths)} files is an image that can be read.")
-    terminal.line(f"pictures in {folder}: {len(paths) - len(faults)}")
-    return PARTLY if faults else 0
+    settings = ExplanationSettings(options.method, options.layer, options.target)
+    unreadable = draw_explanations(model, paths, folder, terminal, settings)
+    for path, error in unreadable:
+        print(f"runner: {printable(path)} {error}", file=sys.stderr)
+    if len(unreadable) == len(paths):
+        raise UserError(f"None of {len(paths)} files is a readable image; check the paths.")
+    terminal.line(f"pictures in {folder}: {len(paths) - len(unreadable)}")
+    return SOME_UNREADABLE if unreadable else 0

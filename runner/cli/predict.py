@@ -1,6 +1,6 @@
-"""`runner predict`: what is in images.
+"""`runner predict`: classify images.
 
-./launch.sh predict IMAGE|FOLDER|GLOB… [--model RUN|NAME@ALIAS|CHECKPOINT] [--top 5] [--lang zh] [--json|--csv]
+./launch.sh predict IMAGE|FOLDER|PATTERN… [--model RUN|NAME@ALIAS|PATH] [--top 5] [--lang zh] [--json|--csv]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.cli.model_options import SOME_UNREADABLE, add_image_arguments, add_model_options, positive_integer
 from runner.serving import class_names
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
@@ -25,100 +26,86 @@ from runner.utils.text import printable
 if TYPE_CHECKING:
     from runner.serving.predictor import Prediction
 
-PARTLY = 1
-"""Exit status where some files were no images."""
-
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line. Raises `UserError`."""
-    parser = CommandLineParser(prog="runner predict", description="Say what is in images.")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="an image, a folder, or a pattern")
-    add_model(parser)
-    parser.add_argument("--top", type=positive, default=5, help="classes to tell of each image; default: 5")
+    parser = CommandLineParser(prog="runner predict", description="Classify images.")
+    add_image_arguments(parser)
+    add_model_options(parser)
+    parser.add_argument(
+        "--top", type=positive_integer, default=5, help="classes to show per image; default: 5"
+    )
     parser.add_argument(
         "--lang",
-        help=f"language of the class names: {', '.join(class_names.languages())}, or a CSV file: class,name",
+        help=f"language of the class names ({', '.join(class_names.languages())}), or a CSV file with the header"
+        " class,name",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument(
-        "--json", action="store_true", help="a JSON list on standard output, and nothing else"
+    output.add_argument("--json", action="store_true", help="print only a JSON list to standard output")
+    output.add_argument("--csv", action="store_true", help="print only a CSV table to standard output")
+    parser.add_argument(
+        "--explain", metavar="DIR", help="also draw the Grad-CAM of each image into this folder"
     )
-    output.add_argument("--csv", action="store_true", help="a CSV table on standard output, and nothing else")
-    parser.add_argument("--explain", metavar="DIR", help="folder for a picture of each, with its Grad-CAM")
     return parser.parse_args(argv)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options that name a model."""
-    parser.add_argument(
-        "--model",
-        metavar="RUN|NAME@ALIAS|CHECKPOINT",
-        help="a run, a registered model, or a file; default: the newest finished run's",
-    )
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-
-
-def positive(text: str) -> int:
-    """A whole number from 1. Raises ArgumentTypeError."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, not {text!r}")
-    return int(text)
-
-
 def main(argv: Sequence[str]) -> int:
-    """Predict as the command line says: 0, or 1 where some files were no images.
+    """Run the command. Returns 0, or 1 if some of the files are not readable images.
 
-    Raises `UserError` for what its user can mend, and where no file was an image.
+    Raises `UserError` for mistakes in the command line, and if no file is a readable image.
     """
-    asked = parse(argv)
-    paths = find_images(asked.images)
-    folder = output_folder(asked.explain) if asked.explain else None
+    options = parse(argv)
+    paths = find_images(options.images)
+    folder = output_folder(options.explain) if options.explain else None
 
-    terminal = Terminal(errors=asked.json or asked.csv)
-    model = load_model_concurrently(asked.model, asked.tracking)
-    called = class_names.translations(asked.lang, model.classes) if asked.lang else {}
+    terminal = Terminal(stderr=options.json or options.csv)
+    model = load_model_concurrently(options.model, options.tracking)
+    names = class_names.translations(options.lang, model.classes) if options.lang else {}
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     with terminal.progress("predict", len(paths)) as advance:
-        predictions = model.predict(paths, asked.top, advance)
-    good = [each for each in predictions if not each.error]
-    faulty = [each for each in predictions if each.error]
-    _say(good, called, asked, terminal)
-    if folder and good:
-        from runner.serving.pictures import pictures
+        predictions = model.predict(paths, options.top, advance)
+    readable = [prediction for prediction in predictions if not prediction.error]
+    if options.json:
+        _print_json(readable, names)
+    elif options.csv:
+        _print_csv(readable, names)
+    else:
+        _print_text(readable, names, terminal)
+    if folder and readable:
+        from runner.serving.explanations import draw_explanations
 
-        pictures(model, [Path(each.path) for each in good], folder, terminal)
-        terminal.line(f"pictures in {folder}: {len(good)}")
-    for each in faulty:
-        print(f"runner: {printable(each.path)} {each.error}", file=sys.stderr)
-    if not good:
-        raise UserError(f"None of {len(faulty)} files is an image that can be read.")
-    return PARTLY if faulty else 0
+        draw_explanations(model, [Path(prediction.path) for prediction in readable], folder, terminal)
+        terminal.line(f"pictures in {folder}: {len(readable)}")
+    for prediction in predictions:
+        if prediction.error:
+            print(f"runner: {printable(prediction.path)} {prediction.error}", file=sys.stderr)
+    if not readable:
+        raise UserError(f"None of {len(predictions)} files is a readable image; check the paths.")
+    return SOME_UNREADABLE if len(readable) < len(predictions) else 0
 
 
-def _say(
-    predictions: Sequence[Prediction], called: dict[str, str], asked: argparse.Namespace, terminal: Terminal
-) -> None:
-    def name(label: str) -> str:
-        return called.get(label, label)
+def _print_json(predictions: Sequence[Prediction], names: dict[str, str]) -> None:
+    """A list of `Prediction.as_dict`; with `--lang` each class has its `name` in that language too."""
+    rows = [prediction.as_dict() for prediction in predictions]
+    if names:
+        for row in rows:
+            for item in row["top"]:
+                item["name"] = names[item["class"]]
+    print(json.dumps(rows, ensure_ascii=False))
 
-    if asked.json:
-        told = [each.as_dict() for each in predictions]
-        for row in told:
-            for entry in row["top"]:
-                if called:
-                    entry["name"] = name(entry["class"])
-        print(json.dumps(told, ensure_ascii=False))
-        return
-    if asked.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "rank", "class", "probability"])
-        for each in predictions:
-            writer.writerows(
-                [each.path, rank, name(guess.name), f"{guess.probability:.6f}"]
-                for rank, guess in enumerate(each.top, 1)
-            )
-        return
-    for each in predictions:
-        terminal.line(f"\n{printable(each.path)}", style="bold")
-        for guess in each.top:
-            terminal.line(f"  {100 * guess.probability:6.2f} %  {name(guess.name)}")
+
+def _print_csv(predictions: Sequence[Prediction], names: dict[str, str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "rank", "class", "probability"])
+    for prediction in predictions:
+        writer.writerows(
+            [prediction.path, rank, names.get(item.name, item.name), f"{item.probability:.6f}"]
+            for rank, item in enumerate(prediction.top, 1)
+        )
+
+
+def _print_text(predictions: Sequence[Prediction], names: dict[str, str], terminal: Terminal) -> None:
+    for prediction in predictions:
+        terminal.line(f"\n{printable(prediction.path)}", style="bold")
+        for item in prediction.top:
+            terminal.line(f"  {100 * item.probability:6.2f} %  {names.get(item.name, item.name)}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_grad_cam
 
 
-class EigenCAM(pytorch_grad_cam.EigenCAM):  # type: ignore[misc]
+class EigenCAM(pytorch_grad_cam.EigenCAM):
     """The grad-cam package's EigenCAM with a reduced SVD.
 
     The package computes a full SVD, whose memory grows with the square of the number of pixels.

@@ -15,7 +15,7 @@ from runner.data.loader import ImageLoader
 from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, overlay
-from runner.models.network import Network
+from runner.models.network import TransferModel
 from runner.tracking.journal import now_ms
 from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import atomic_write
@@ -54,7 +54,7 @@ class Gallery:
 
     def __init__(
         self,
-        model: Network,
+        model: TransferModel,
         entries: Sequence[Entry],
         loader: ImageLoader,
         settings: Tracking,
@@ -70,7 +70,7 @@ class Gallery:
         self.layer = cam.default_layer(model)
         self._outputs: Tensor | None = None
         self._drawn_steps: set[int] = set()
-        self._untrained = _clone(model.parts()[0]) if settings.gallery > 0 else {}
+        self._untrained = _clone(model.trainable_state()) if settings.gallery > 0 else {}
 
     def due(self, epoch: int) -> bool:
         """Whether pictures are wanted at the end of an epoch (counted from 1)."""
@@ -91,7 +91,7 @@ class Gallery:
         if not self.indices:
             self.tracker.set_tags({"mlflow.loggedImages": "True"})
             self.select(select_images(self.entries, sample_results, self.settings.gallery))
-            trained = _clone(self.model.parts()[0])
+            trained = _clone(self.model.trainable_state())
             self.model.load_state_dict(self._untrained, strict=False)
             self._untrained = {}
             try:
@@ -109,7 +109,7 @@ class Gallery:
 
     def _draw(self, step: int) -> None:
         self._drawn_steps.add(step)
-        classes = self.model.architecture.classes
+        classes = self.model.spec.classes
         outputs = self._layer_outputs()
         probabilities = cam.probabilities(self.model, outputs, self.layer)
         predicted = probabilities.argmax(1).tolist()
@@ -123,7 +123,7 @@ class Gallery:
 
     def _layer_outputs(self) -> Tensor:
         """The layer's output for the selected images; computed once if everything up to the layer is frozen."""
-        if self._outputs is None or cam.layer_index(self.model, self.layer) >= self.model.cut:
+        if self._outputs is None or cam.layer_index(self.model, self.layer) >= self.model.split_index:
             self._outputs = cam.activations(self.model, self.images, self.layer)
         return self._outputs
 

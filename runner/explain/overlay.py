@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from runner.utils.atomic_files import replacing
+from runner.utils.atomic_files import atomic_write
 
 OPACITY = 0.55
 
@@ -49,7 +49,7 @@ def draw(image: Tensor, found: np.ndarray, title: str, label: str, path: Path) -
     bar: Any = figure.colorbar(shade, ax=right, shrink=0.85, ticks=[0, 0.5, 1])
     bar.set_label(_wrapped(label, 26), parse_math=False)
     bar.solids.set(alpha=1)
-    with replacing(path) as partial, warnings.catch_warnings():
+    with atomic_write(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a font without the script draws boxes
         figure.savefig(partial, format="png")
 

@@ -23,8 +23,8 @@ from runner.config.schema import Experiment
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.data.transforms import EVALUATION_VIEW, evaluation_settings
-from runner.models.network import Network
-from runner.portable.classifier import FORMAT, DESCRIPTION_FILE, WEIGHTS_FILE, Classifier, description_digest
+from runner.models.network import TransferModel
+from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, Classifier, description_digest
 from runner.portable.network import build_model
 from runner.tracking.model_registry import registered_name
 from runner.tracking.tracker import Tracker
@@ -60,7 +60,7 @@ def inference_settings(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def describe(model: Network, inference: dict[str, Any], **origin: Any) -> dict[str, Any]:
+def describe(model: TransferModel, inference: dict[str, Any], **origin: Any) -> dict[str, Any]:
     """The content of model.json, without its digests.
 
     Args:
@@ -68,15 +68,15 @@ def describe(model: Network, inference: dict[str, Any], **origin: Any) -> dict[s
         inference: From `inference_settings`.
         origin: Where the model comes from: epoch, validation results, run and manifest.
     """
-    architecture = dataclasses.asdict(model.architecture)
+    architecture = dataclasses.asdict(model.spec)
     classes = architecture.pop("classes")
     del architecture["trainable"]
-    return {"format": FORMAT, **inference, "network": architecture, "classes": list(classes), **origin}
+    return {"format": FORMAT, **inference, "model": architecture, "classes": list(classes), **origin}
 
 
 def log_model(
     experiment: Experiment,
-    model: Network,
+    model: TransferModel,
     manifest: Manifest,
     loader: ImageLoader,
     epoch: SelectedEpoch,
@@ -92,7 +92,7 @@ def log_model(
         epoch: The epoch that the weights are of.
         tracker: Logs the model.
     """
-    if not experiment.tracking.model or tracker.recorded("model"):
+    if not experiment.tracking.model or tracker.has_logged("model"):
         return
     description = describe(
         model,
@@ -103,11 +103,11 @@ def log_model(
         manifest=manifest.digest,
     )
     example = next(loader.batches(manifest.select("val")[:1], EVALUATION_VIEW, [[0]]))[0]
-    folder = tracker.room("model")
+    folder = tracker.local_folder("model")
     shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
     save_model(model, description, example, folder)
     score = f"val/{experiment.train.best}"
-    tracker.model(
+    tracker.log_model(
         folder,
         {
             "name": registered_name(experiment.name),
@@ -121,16 +121,16 @@ def log_model(
 
 
 def to_classifier(
-    model: Network, description: dict[str, Any], device: torch.device | str | None = None
+    model: TransferModel, description: dict[str, Any], device: torch.device | str | None = None
 ) -> Classifier:
     """A copy of a trained model, ready for inference."""
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     return Classifier(
-        build_model(description["network"], len(description["classes"]), state), description, device
+        build_model(description["model"], len(description["classes"]), state), description, device
     )
 
 
-def save_model(model: Network, description: dict[str, Any], example: Tensor, folder: Path) -> None:
+def save_model(model: TransferModel, description: dict[str, Any], example: Tensor, folder: Path) -> None:
     """Write a model as an MLflow model.
 
     Args:
@@ -163,7 +163,7 @@ def save_model(model: Network, description: dict[str, Any], example: Tensor, fol
     sync_tree(folder)
 
 
-def _write_classifier(model: Network, description: dict[str, Any], files: Path, target: Path) -> None:
+def _write_classifier(model: TransferModel, description: dict[str, Any], files: Path, target: Path) -> None:
     """Write the two files that `Classifier.load` reads; an error of the disk names `target`, where they go."""
     files.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}

@@ -1,11 +1,12 @@
-"""A model in one's hand: it says what is in image files."""
+"""A loaded model that classifies image files."""
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from runner.portable.classifier import BATCH_SIZE, Classifier
 from runner.portable.network import VGG
 from runner.utils.cpu import cpu_count
 
+READ_AHEAD = 4
+"""Batches of files that are decoded while the model computes."""
+
 
 @dataclass(frozen=True)
 class ClassProbability:
-    """A class, and its softmax probability."""
+    """A class and its softmax probability."""
 
     name: str
     probability: float
@@ -27,26 +31,39 @@ class ClassProbability:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of a file: its likeliest classes, the likeliest first; or why the file is no image."""
+    """The most probable classes of an image file, the most probable first."""
 
     path: str
     top: tuple[ClassProbability, ...]
+    """Empty if the file is not a readable image."""
     error: str = ""
+    """Why the file could not be read, to follow its name: `is empty`."""
 
     def as_dict(self) -> dict[str, Any]:
         """`{"path": …, "top": [{"class": …, "probability": …}, …]}`."""
         return {
             "path": self.path,
-            "top": [{"class": each.name, "probability": each.probability} for each in self.top],
+            "top": [{"class": item.name, "probability": item.probability} for item in self.top],
         }
 
 
+@dataclass
+class DecodedBatch:
+    """Consecutive files and the images in those that can be read."""
+
+    paths: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    """For each file why it could not be read; empty for an image."""
+    images: list[Tensor] = field(default_factory=list)
+    """3 × crop × crop, uint8, of the files without an error."""
+
+
 class LoadedModel:
-    """A classifier, and where it comes from.
+    """A classifier and where it was loaded from.
 
     Args:
-        classifier: Network, classes and transform.
-        source: For a person: which run, version or file it is of.
+        classifier: The model with its classes and transform.
+        source: Description of the run, version or file that it comes from, for messages.
     """
 
     def __init__(self, classifier: Classifier, source: str) -> None:
@@ -55,13 +72,13 @@ class LoadedModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes; a class's place is its index."""
+        """Class names by class index."""
         return self.classifier.classes
 
     @property
-    def network(self) -> VGG:
-        """The network, in evaluation mode: uint8 images (n × 3 × crop × crop) in, logits out."""
-        return self.classifier.network
+    def module(self) -> VGG:
+        """The torch module in evaluation mode. It maps images (n × 3 × crop × crop, uint8) to logits."""
+        return self.classifier.model
 
     def predict(
         self,
@@ -69,60 +86,59 @@ class LoadedModel:
         top: int = 5,
         advance: Callable[[int], None] = lambda count: None,
     ) -> list[Prediction]:
-        """What is in image files, in their order; a file that is no image is told so, and stops no other.
+        """Classify image files; the predictions are in the order of the files.
+
+        A file that cannot be read gets a prediction with an `error` and does not affect the others.
 
         Args:
-            paths: The files, or one; as many as you like.
-            top: Classes to tell of each.
-            advance: Is told how many more files are done.
+            paths: Any number of files, or a single one.
+            top: Number of classes per image.
+            advance: Called with the number of files done since the last call.
         """
         if isinstance(paths, (str, Path)):
             paths = [paths]
-        found: list[Prediction] = []
-        for names, views, faults in self.views(paths):
-            said = iter(self.classifier.top(torch.stack(views), top) if views else [])
-            for name, error in zip(names, faults, strict=True):
-                guesses = () if error else tuple(ClassProbability(*each) for each in next(said))
-                found.append(Prediction(name, guesses, error))
-            advance(len(names))
-        return found
+        predictions: list[Prediction] = []
+        for batch in self.decoded_batches(paths):
+            rows = iter(self.classifier.top_k(torch.stack(batch.images), top) if batch.images else [])
+            for path, error in zip(batch.paths, batch.errors, strict=True):
+                classes = () if error else tuple(ClassProbability(*item) for item in next(rows))
+                predictions.append(Prediction(path, classes, error))
+            advance(len(batch.paths))
+        return predictions
 
-    def views(self, paths: Sequence[Path | str]) -> Iterator[tuple[list[str], list[Tensor], list[str]]]:
-        """A chunk of files at a time: their names, the views of those that are images, and what is wrong with each.
-
-        Files are decoded beside the network, a few chunks ahead of it.
-        """
-        todo = iter(paths)
+    def decoded_batches(self, paths: Sequence[Path | str]) -> Iterator[DecodedBatch]:
+        """Read files in batches. Threads decode the next files while the caller uses a batch."""
+        remaining = iter(paths)
         with ThreadPoolExecutor(min(8, cpu_count())) as pool:
-            ahead: list[tuple[str, Future[Tensor | str]]] = []
+            pending: deque[tuple[str, Future[Tensor | str]]] = deque()
 
-            def more(count: int) -> None:
-                for path in itertools.islice(todo, count):
-                    ahead.append((str(path), pool.submit(self._view, path)))
+            def submit(count: int) -> None:
+                for path in itertools.islice(remaining, count):
+                    pending.append((str(path), pool.submit(self._decode, path)))
 
-            more(4 * BATCH_SIZE)
-            while ahead:
-                views: list[Tensor] = []
-                names, faults = [], []
-                while ahead and len(views) < BATCH_SIZE:  # whole chunks: a bad file must not cost a pass
-                    name, future = ahead.pop(0)
-                    outcome = future.result()
-                    names.append(name)
-                    faults.append(outcome if isinstance(outcome, str) else "")
-                    if not isinstance(outcome, str):
-                        views.append(outcome)
-                    more(1)
-                yield names, views, faults
+            submit(READ_AHEAD * BATCH_SIZE)
+            while pending:
+                batch = DecodedBatch()
+                while pending and len(batch.images) < BATCH_SIZE:  # a bad file must not cost a forward pass
+                    path, future = pending.popleft()
+                    image = future.result()
+                    batch.paths.append(path)
+                    batch.errors.append(image if isinstance(image, str) else "")
+                    if not isinstance(image, str):
+                        batch.images.append(image)
+                    submit(1)
+                yield batch
 
-    def _view(self, path: Path | str) -> Tensor | str:
+    def _decode(self, path: Path | str) -> Tensor | str:
+        """The image in a file, or why there is none."""
         from PIL import UnidentifiedImageError
 
         try:
             if not Path(path).stat().st_size:
                 return "is empty"
-            return self.classifier.open(path)
+            return self.classifier.load_image(path)
         except UnidentifiedImageError:
-            return "is not an image that Pillow knows"
+            return "is not an image that Pillow can read"
         except OSError as error:
             return f"cannot be read ({error.strerror or ' '.join(str(error).split())})"
         except Exception as error:  # Pillow's plugins raise nearly anything on damaged files

@@ -1,4 +1,4 @@
-"""Names of classes in other languages, one CSV file a language: `class,name`."""
+"""Class names in other languages: one CSV file per language, with the columns `class,name`."""
 
 from __future__ import annotations
 
@@ -14,53 +14,59 @@ from runner.utils.text import printable
 
 FOLDER = Path(__file__).parent
 HEADER = ["class", "name"]
-NO_TEXT = frozenset({"Cc", "Cs", "Zl", "Zp"})
-"""Unicode's categories of control characters, halves of characters, and ends of lines."""
+NOT_PRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode categories: control characters, surrogates, line and paragraph separators."""
 
 
 def languages() -> list[str]:
-    """The languages that come along."""
+    """The languages that have a file here."""
     return sorted(path.stem for path in FOLDER.glob("*.csv"))
 
 
 def translations(language: str, classes: Sequence[str]) -> dict[str, str]:
-    """What each class is called in a language.
+    """The name of each class in a language.
 
     Args:
-        language: One that comes along, as `zh`, or a CSV file of one's own with the header `class,name`.
-        classes: The model's; one that the file does not know keeps its name.
+        language: One of `languages()`, or the path of a CSV file with the header `class,name`.
+        classes: The model's classes. Those that the file does not have keep their name.
 
-    Raises `UserError` where there is no such language or file, or it names none of the classes.
+    Raises `UserError` if there is no such language or file, or if the file has none of the classes.
     """
-    own = FOLDER / f"{language}.csv"
-    path = own if language in languages() else expand_user(language)
+    path = FOLDER / f"{language}.csv" if language in languages() else expand_user(language)
+    names: dict[str, str] = {}
+    for label, name in _read_rows(path, language):
+        if any(unicodedata.category(character) in NOT_PRINTABLE for character in name):
+            raise UserError(
+                f"{path}: the name {printable(name)[:80]!r} has a line break or control character; remove it."
+            )
+        if name and names.setdefault(label, name) != name:
+            raise UserError(f"{path} names the class {printable(label)[:80]!r} twice; keep one name.")
+    if not names.keys() & set(classes):
+        raise UserError(
+            f"{path} has none of the model's classes ({', '.join(classes[:3])}, …); check its first column."
+        )
+    return {label: names.get(label, label) for label in classes}
+
+
+def _read_rows(path: Path, language: str) -> list[tuple[str, str]]:
+    """The rows after the header, without spaces around the cells. Raises `UserError`."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError:
         raise UserError(
-            f"There are no names in {language!r}; give {' or '.join(languages())}, or a CSV file with the header"
-            f" {','.join(HEADER)}."
+            f"There are no class names for {language!r}; --lang takes {' or '.join(languages())}, or a CSV file with"
+            f" the header {','.join(HEADER)}."
         ) from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no CSV file in UTF-8; save it as one.") from None
+        raise UserError(f"{path} is not a CSV file in UTF-8; save it as UTF-8.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a CSV file.") from None
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
-        raise UserError(f"{path} is no CSV file ({error}).") from None
+        raise UserError(f"{path} is not a valid CSV file ({error}); correct it.") from None
     if not rows or [cell.strip() for cell in rows[0]] != HEADER or any(len(row) != 2 for row in rows):
         raise UserError(
-            f"{path} must have the header {','.join(HEADER)} and two columns: a class of the model, and its name."
+            f"{path} must have the header {','.join(HEADER)} and two columns: a class of the model and its name."
         )
-    known: dict[str, str] = {}
-    for label, name in ((label.strip(), name.strip()) for label, name in rows[1:]):
-        if any(unicodedata.category(each) in NO_TEXT for each in name):
-            raise UserError(
-                f"{path}: the name {printable(name)[:80]!r} holds a line end or control character."
-            )
-        if name and known.setdefault(label, name) != name:
-            raise UserError(f"{path} names the class {printable(label)[:80]!r} twice; one name is needed.")
-    if not known.keys() & set(classes):
-        raise UserError(f"{path} names none of the model's classes ({', '.join(classes[:3])}, …).")
-    return {label: known.get(label, label) for label in classes}
+    return [(label.strip(), name.strip()) for label, name in rows[1:]]
