@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from runner.config.choices import provider
+
 if TYPE_CHECKING:
     from runner.serving.load import load_model as load_model
 
 __version__ = "0.1.0"
 __all__ = ["load_model"]
+
+
+@provider
+def _register_choices() -> None:
+    """Import the modules that register the values of data.kind, optim.name and schedule.kind."""
+    import runner.data.datasets
+    import runner.training.lr_schedule
+    import runner.training.optimizers  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

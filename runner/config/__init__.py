@@ -1,0 +1,1 @@
+"""Experiments: their settings, and reading them from a command line or a YAML file."""

@@ -1,367 +1,338 @@
-"""An experiment is a value: one frozen, typed tree, read from a YAML file and dotted overrides.
+"""The settings of an experiment: one frozen, typed tree.
 
-Nothing else configures anything that a result depends on. The defaults are the published report's experiment;
-the docstrings below are what `--help` and `--print_config` show.
+Nothing else changes a result. The defaults are those of the published report that the project reproduces. The
+docstring of each setting is its help; docs/settings.md is generated from this file.
+
+Types and ranges are validated where settings are read (`runner.config.tree`). Rules between settings are validated
+wherever a group is created, and raise `ValueError` with one sentence.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal
 
-import yaml
-from jsonargparse.typing import (
-    ClosedUnitInterval,
+from runner.config.choices import DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.fields import (
+    VALIDATION,
+    AboveOne,
+    BelowOne,
+    Degrees,
+    Hue,
+    Interval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    restricted_number_type,
+    PositiveTriple,
+    Probability,
+    Triple,
+    setting,
 )
-
-if not TYPE_CHECKING:  # so put, because jsonargparse runs the body of `if TYPE_CHECKING`
-    DropProbability = restricted_number_type("DropProbability", float, [(">=", 0), ("<", 1)])
-    ReductionFactor = restricted_number_type("ReductionFactor", float, (">", 1))
-    Degrees = restricted_number_type("Degrees", float, [(">=", 0), ("<=", 180)])
-    HueShift = restricted_number_type("HueShift", float, [(">=", 0), ("<=", 0.5)])
-else:
-    DropProbability: TypeAlias = float
-    ReductionFactor: TypeAlias = float
-    Degrees: TypeAlias = float
-    HueShift: TypeAlias = float
 
 Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Data:
-    """Which images."""
+class DataConfig:
+    """The images."""
 
-    kind: Literal["folder", "caltech101", "digits"] = "caltech101"
-    """A folder with a folder of images for each class, torchvision's Caltech-101, or scikit-learn's digits"""
-    root: str | None = None
-    """The folder; for caltech101 the one that holds caltech101/, as in torchvision; digits need none"""
-    download: bool = False
-    """Let torchvision download Caltech-101 (131 MiB) into root if it is not there"""
+    kind: str = setting("caltech101", choices=DATASETS)
+    """The dataset."""
+    root: str | None = setting(None, changes_results=False)
+    """Folder of the images. folder: it holds one folder per class; caltech101: it holds caltech101/, as in
+    torchvision. Resumed runs compare the images by content, wherever they are."""
+    download: bool = setting(False, changes_results=False)
+    """Download the dataset into data.root if it is not there (Caltech-101: 131 MiB)."""
     background: bool = False
-    """Take Caltech-101's BACKGROUND_Google as a class of its own"""
+    """Use Caltech-101's BACKGROUND_Google folder as a class."""
     follow_links: bool = False
-    """Follow symbolic links inside the root (the root itself may always be one)"""
+    """Follow symbolic links inside data.root. data.root itself may always be a link."""
     unreadable: Literal["stop", "skip"] = "stop"
-    """What to do when a file cannot be decoded: stop, or go on without it; either way it is named"""
-    workers: Literal["auto"] | NonNegativeInt = "auto"
-    """Processes that decode images, for each rank; auto: its share of the cores, none for a few images"""
+    """What to do with a file that cannot be decoded: stop, or skip it. Both name the file."""
+    workers: Literal["auto"] | NonNegativeInt = setting("auto", changes_results=False)
+    """Processes that decode images, per rank. auto: the rank's share of the CPU cores, 0 for few images."""
 
     def __post_init__(self) -> None:
-        if self.kind == "digits" and self.root is not None:
-            raise ValueError(
-                f"data.root is {self.root}, but data.kind=digits takes none; set data.kind=folder"
-            )
-        if self.kind != "caltech101" and (self.download or self.background):
-            raise ValueError(
-                f"data.download and data.background are for data.kind=caltech101, not {self.kind}"
-            )
+        kind = DATASETS.find(self.kind)
+        for name in ("root", "download", "background"):
+            if getattr(self, name) and name not in kind.uses:
+                users = [choice.name for choice in DATASETS.choices.values() if name in choice.uses]
+                raise ValueError(
+                    f"data.{name} is not used by data.kind={self.kind}; remove it, or set data.kind to"
+                    f" {' or '.join(users)}"
+                )
 
 
 @dataclass(frozen=True)
-class Split:
-    """Which of them to train on, validate on, test on; stratified, duplicates kept together."""
+class SplitConfig:
+    """Training, validation and test images: a stratified split that never separates duplicates."""
 
     by: Literal["fraction", "count"] = "fraction"
-    """fraction: the three numbers are fractions of each class; count: images of each class"""
+    """fraction: sizes are fractions of each class; count: sizes are images per class."""
     train: PositiveFloat = 0.5
-    """Fraction of each class, or number of images of each class, to train on"""
+    """Size of the training split."""
     val: PositiveFloat = 0.25
-    """Fraction or number to validate on"""
+    """Size of the validation split."""
     test: PositiveFloat = 0.25
-    """Fraction to test on; by count the most that a class may have in test, the rest is left unused"""
+    """Size of the test split. With split.by=count it is a maximum per class, and remaining images are not used."""
 
     def __post_init__(self) -> None:
-        numbers = (self.train, self.val, self.test)
-        if self.by == "fraction" and abs(sum(numbers) - 1) > 1e-6:
+        sizes = (self.train, self.val, self.test)
+        if self.by == "fraction" and abs(sum(sizes) - 1) > 1e-6:
             raise ValueError(
-                f"split.train, split.val and split.test add up to {sum(numbers):g}; fractions must add up to 1"
-                " (for numbers of images a class set split.by=count)"
+                f"split.train, split.val and split.test must add up to 1, not {sum(sizes):g};"
+                " for a number of images per class set split.by=count"
             )
-        if self.by == "count" and any(number != int(number) for number in numbers):
+        if self.by == "count" and any(size != int(size) for size in sizes):
             raise ValueError(
-                "with split.by=count, split.train, split.val and split.test must be whole numbers"
+                "split.train, split.val and split.test must be whole numbers with split.by=count"
             )
 
 
 @dataclass(frozen=True)
-class Views:
-    """How an image is shown to the network. The defaults are the report's augmentation."""
+class AugmentConfig:
+    """Augmentation of the training images, and the evaluation transform."""
 
     views: Literal["none", "fresh"] | PositiveInt = "fresh"
-    """fresh: a new augmented view every epoch; N: epoch e (from 0) shows view e mod N; none: no augmentation"""
-    resize: PositiveInt = 256
-    """Pixels of the shorter side in the evaluation view; size of the augmented crop"""
-    crop: PositiveInt = 224
-    """Pixels of the centre crop that the network sees"""
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.0)
-    """Least and greatest share of the image's area that the random crop takes"""
-    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
-    """Least and greatest aspect ratio (width / height) of the random crop"""
-    flip: ClosedUnitInterval = 0.5
-    """Probability of a horizontal flip"""
-    rotation: Degrees = 15.0
-    """Greatest rotation either way, in degrees"""
+    """Augmented views per training image. fresh: a new one every epoch; N: epoch e (from 0) uses view e mod N;
+    none: no augmentation."""
+    resize: PositiveInt = setting(256, unit="px")
+    """Shorter side of the image in the evaluation transform, and size of the augmented crop."""
+    crop: PositiveInt = setting(224, unit="px")
+    """Size of the center crop that the model receives."""
+    scale: Interval = (0.8, 1.0)
+    """Minimum and maximum fraction of the image's area in the random crop."""
+    ratio: Interval = (0.75, 4 / 3)
+    """Minimum and maximum aspect ratio (width / height) of the random crop."""
+    flip: Probability = 0.5
+    """Probability of a horizontal flip."""
+    rotation: Degrees = setting(15.0, unit="degrees")
+    """Maximum rotation in either direction."""
     brightness: NonNegativeFloat = 0.0
-    """Brightness is multiplied by a factor within 1 ± this"""
+    """Maximum brightness jitter: the factor is in 1 ± this value."""
     contrast: NonNegativeFloat = 0.0
-    """Contrast is multiplied by a factor within 1 ± this"""
+    """Maximum contrast jitter: the factor is in 1 ± this value."""
     saturation: NonNegativeFloat = 0.0
-    """Saturation is multiplied by a factor within 1 ± this"""
-    hue: HueShift = 0.0
-    """Hue is shifted by at most this share of the colour circle"""
+    """Maximum saturation jitter: the factor is in 1 ± this value."""
+    hue: Hue = 0.0
+    """Maximum hue shift, as a fraction of the color circle."""
     interpolation: Interpolation = "bilinear"
-    """Interpolation of resizing and of the random crop"""
+    """Interpolation of resizing and of the random crop."""
     rotation_interpolation: Interpolation = "nearest"
-    """Interpolation of the rotation"""
+    """Interpolation of the rotation."""
 
     def __post_init__(self) -> None:
         if self.crop > self.resize:
-            raise ValueError(f"augment.crop ({self.crop}) is greater than augment.resize ({self.resize})")
+            raise ValueError(
+                f"augment.crop ({self.crop}) must not be greater than augment.resize ({self.resize})"
+            )
         if self.crop < 32:
-            raise ValueError(f"augment.crop is {self.crop}; the five poolings of VGG need at least 32 pixels")
+            raise ValueError(f"augment.crop must be at least 32 for VGG's five poolings; it is {self.crop}")
         if not self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
-                f"augment.scale must be two shares, the smaller first, at most 1; it is {self.scale}"
+                f"augment.scale must be a minimum and a maximum, at most 1; it is {list(self.scale)}"
             )
         if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"augment.ratio must name the smaller ratio first; it is {self.ratio}")
+            raise ValueError(f"augment.ratio must be a minimum and a maximum; it is {list(self.ratio)}")
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Numbers that a channel's values in [0, 1] are normalised with: (value - mean) / std."""
+    """Constants of the normalization (value - mean) / std of channel values in [0, 1]."""
 
     mean: Triple
-    """Mean of red, green and blue, on the scale 0 to 1"""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Standard deviation of red, green and blue, on the scale 0 to 1"""
+    """Mean of red, green and blue."""
+    std: PositiveTriple
+    """Standard deviation of red, green and blue."""
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """The network: torchvision's VGG with a new head."""
+class ModelConfig:
+    """A torchvision VGG with a new head."""
 
     arch: Arch = "vgg16"
-    """The VGG"""
+    """The architecture."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
-    """A torchvision weights enum, a .safetensors or .pth file of torchvision's names, or null: random"""
+    """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names, or null for random
+    weights."""
     head: Literal["classifier", "pooled"] = "classifier"
-    """classifier: a new head in place of classifier[6]; pooled: a new head on the pooled convolutions"""
+    """classifier: VGG's classifier with its last layer replaced; pooled: a new head on the pooled convolutions."""
     pool: PositiveInt = 3
-    """The pooled head averages the convolutions' output down to pool × pool"""
+    """Output size of the pooled head's average pooling: pool x pool."""
     width: PositiveInt = 256
-    """Units of the head's hidden layer"""
-    dropout: DropProbability = 0.4
-    """Drop probability in the head (pooled: before the hidden layer too)"""
+    """Units of the head's hidden layer."""
+    dropout: BelowOne = 0.4
+    """Dropout probability in the head."""
     normalize: str | Normalization = "statistics"
-    """statistics: of the training images; weights: as the weights' enum or file says; an enum; or numbers"""
+    """statistics: mean and standard deviation of the training images; weights: as the weights expect; a torchvision
+    weights enum; or numbers, as {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}."""
     trainable: str = "head"
-    """What trains: head, all, or the name of a module from which on everything does, as features.24"""
+    """Layers to train: head, all, or the name of the first trainable module, as features.24."""
 
     def __post_init__(self) -> None:
         if self.weights is None and self.normalize == "weights":
-            raise ValueError("model.normalize=weights needs model.weights, which is null (random weights)")
-
-
-@dataclass(frozen=True)
-class FeatureSettings:
-    """What the frozen part of the network computes, once an image and view."""
-
-    store: bool = True
-    """Keep what was computed on disk for later epochs and runs; off: compute it again each time"""
-    batch_size: Literal["auto"] | PositiveInt = "auto"
-    """Images that go through the network at once wherever it does not train; auto: 32 on a CPU, 256 on a GPU"""
-    compile: Literal["auto"] | bool = "auto"
-    """Compile the convolutions (torch.compile); auto: on a CPU with a C++ compiler, from 4,000 images of 224 px on"""
-    memory: PositiveFloat = 4.0
-    """GiB of rows that are held in memory; what is larger is gathered from the memory-mapped store"""
-    cap: PositiveFloat = 50.0
-    """GiB that all stores in the cache may take together; those that were unused longest are removed first"""
-
-
-@dataclass(frozen=True)
-class Optim:
-    """The optimiser."""
-
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    """The optimiser"""
-    lr: PositiveFloat = 0.01
-    """Learning rate at the start (onecycle: at the peak)"""
-    weight_decay: NonNegativeFloat = 0.0
-    """Weight decay (adam, sgd: as an L2 penalty; adamw: decoupled)"""
-    momentum: ClosedUnitInterval = 0.9
-    """Momentum of sgd"""
-    groups: dict[str, PositiveFloat] = field(default_factory=dict)
-    """Learning rates of named modules in place of lr, as {features: 1.0e-5}; the longest name counts"""
-
-    def __post_init__(self) -> None:
-        if not all(math.isfinite(rate) for rate in (self.lr, self.weight_decay, *self.groups.values())):
             raise ValueError(
-                "optim.lr, optim.weight_decay and the rates of optim.groups must be finite numbers"
+                "model.normalize=weights needs model.weights, which is null; set model.normalize=statistics"
             )
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How the learning rate goes on."""
+class FeaturesConfig:
+    """Cached outputs of the frozen backbone: each image and view is computed once."""
 
-    kind: Literal["reduce_on_drop", "cosine", "onecycle", "constant"] = "reduce_on_drop"
-    """reduce_on_drop: divide when validation top-1 falls, stop at the last reduction; the others end at train.epochs"""
-    factor: ReductionFactor = 5.0
-    """reduce_on_drop: what the learning rate is divided by"""
-    reductions: PositiveInt = 3
-    """reduce_on_drop: the reduction, in total, at which training stops"""
+    store: bool = setting(True, changes_results=False)
+    """Save features on disk for later epochs and runs; false: compute them again each time."""
+    batch_size: Literal["auto"] | PositiveInt = setting("auto", unit="images")
+    """Inference batch, for features and evaluation. auto: 32 on a CPU, 256 on a GPU."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the convolutions with torch.compile. auto: on a CPU with a C++ compiler, for 4,000 images of 224 px or
+    more."""
+    memory: PositiveFloat = setting(4.0, unit="GiB", changes_results=False)
+    """Features up to this size are loaded into memory; larger ones are read from the memory-mapped store."""
+    cap: PositiveFloat = setting(50.0, unit="GiB", changes_results=False)
+    """Maximum size of all stores in the cache. The least recently used stores are removed first."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class OptimConfig:
+    """The optimizer."""
+
+    name: str = setting("adam", choices=OPTIMIZERS)
+    """The optimizer."""
+    lr: PositiveFloat = 0.01
+    """Initial learning rate; with schedule.kind=onecycle the maximum."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Weight decay. adam, sgd: an L2 penalty; adamw: decoupled."""
+    momentum: Probability = 0.9
+    """Momentum of sgd."""
+    groups: dict[str, PositiveFloat] = setting(dict)
+    """Learning rates of modules that differ from optim.lr, as {features: 1e-5}. The longest matching name applies."""
+
+    def __post_init__(self) -> None:
+        OPTIMIZERS.find(self.name)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning-rate schedule."""
+
+    kind: str = setting("reduce_on_drop", choices=SCHEDULES)
+    """The schedule. reduce_on_drop can stop the training early; the others end after train.epochs."""
+    factor: AboveOne = 5.0
+    """reduce_on_drop: divisor of the learning rate."""
+    reductions: PositiveInt = 3
+    """reduce_on_drop: number of reductions at which training stops."""
+
+    def __post_init__(self) -> None:
+        SCHEDULES.find(self.kind)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
     """The training loop."""
 
     epochs: PositiveInt = 30
-    """At most so many epochs"""
-    batch_size: PositiveInt = 64
-    """Images of one optimiser step, over all processes"""
+    """Maximum number of epochs."""
+    batch_size: PositiveInt = setting(64, unit="images")
+    """Images per optimizer step, over all processes."""
     accumulate: PositiveInt = 1
-    """Parts that a batch is computed in, to save memory; the result stays"""
+    """Parts that a batch is computed in, to save memory. The gradient is that of the whole batch."""
     clip: NonNegativeFloat = 0.0
-    """Greatest norm of the gradient; 0: no clipping"""
-    label_smoothing: DropProbability = 0.0
-    """Share of the target spread evenly over the classes"""
+    """Maximum norm of the gradient; 0: no clipping."""
+    label_smoothing: BelowOne = 0.0
+    """Fraction of the target that is spread evenly over all classes."""
     class_weights: bool = False
-    """Weigh each class in the loss by the inverse of its number of training images"""
+    """Weight each class in the loss by the inverse of its number of training images."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """shuffled: each image once an epoch; balanced: drawn with replacement, every class equally often"""
-    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
-    """Of the network without its head, which stays in float32; auto: bf16 or fp16 where the device is fast at it"""
-    best: str = "top1"
-    """Validation score that chooses the best checkpoint: top-1 or balanced accuracy"""
+    """shuffled: each image once per epoch; balanced: with replacement, all classes equally often."""
+    precision: Literal["auto", "no", "fp16", "bf16"] = setting(
+        "auto", not_searchable="it depends on the device"
+    )
+    """Mixed precision of the model without its head, which stays in float32. auto: bf16 or fp16 if the device is fast
+    at it."""
+    best: Literal["top1", "balanced_accuracy"] = setting(
+        "top1", not_searchable="trials would be compared by different metrics"
+    )
+    """Validation metric that selects the best checkpoint."""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """When loss or gradient of a step is not a finite number: stop, or leave the step out (train/skipped counts)"""
+    """What to do if the loss or gradient of a step is not finite: stop, or skip the step (counted in
+    train/skipped)."""
 
     def __post_init__(self) -> None:
         if self.accumulate > self.batch_size:
             raise ValueError(
-                f"train.accumulate ({self.accumulate}) is greater than train.batch_size ({self.batch_size})"
+                f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"
             )
 
 
 @dataclass(frozen=True)
-class Checkpoints:
-    """The states that an interrupted run goes on from (--resume); the best and last network are kept anyway."""
+class CheckpointsConfig:
+    """Snapshots of the training state for --resume. The best and last model are always saved."""
 
-    minutes: Literal["auto", "never"] | NonNegativeFloat = "auto"
-    """Minutes between two, in mid-epoch too; auto: 10 s or more, so that writing takes a hundredth of the time"""
+    minutes: Literal["auto", "never"] | NonNegativeFloat = setting("auto", unit="min")
+    """Time between two snapshots, also within an epoch. auto: at least 10 s, and writing takes about 1 % of the
+    time."""
     epochs: NonNegativeInt = 0
-    """Epochs between two, beside those by time; 0: none"""
+    """Epochs between two snapshots, in addition to those by time; 0: none."""
     keep: PositiveInt = 2
-    """So many are kept, so that a damaged one has a predecessor"""
+    """Number of snapshots to keep; if the newest is damaged, an earlier one is used."""
 
 
 @dataclass(frozen=True)
-class Seed:
-    """Three seeds, so that new fits reuse the same split and views."""
+class SeedConfig:
+    """Random seeds. They are separate so that training can be repeated on the same split and views."""
 
     split: int = 0
-    """Of the split"""
+    """Seed of the split."""
     augment: int = 0
-    """Of the augmentation"""
+    """Seed of the augmentation."""
     train: int = 0
-    """Of the head's first weights, the order of images and the dropout masks"""
+    """Seed of the head's initial weights, the order of the images and dropout."""
 
 
 @dataclass(frozen=True)
-class Tracking:
-    """Where the records go."""
+class TrackingConfig:
+    """Where and what to record."""
 
     root: str = "mlruns"
-    """Folder of the journal and, unless MLFLOW_TRACKING_URI names a server, of MLflow's database and artifacts"""
+    """Folder of the journal, and of MLflow's database and artifacts unless MLFLOW_TRACKING_URI is set."""
     system_metrics: bool = True
-    """Record use of processor, memory and GPU every few seconds"""
+    """Record CPU, memory and GPU usage every few seconds."""
     model: bool = True
-    """Log the best checkpoint of a finished run as a model, and register it under the experiment's name"""
-    gallery: NonNegativeInt = 8
-    """Validation images, half of them wrong where there are such, that are shown with their Grad-CAM; 0: none"""
-    gallery_every: NonNegativeInt = 10
-    """Epochs between two pictures of each; 0: at the end only"""
+    """Log the best model of a finished run, and register it under the experiment's name."""
+    gallery: NonNegativeInt = setting(8, unit="images")
+    """Validation images shown with Grad-CAM, up to half of them misclassified; 0: none."""
+    gallery_every: NonNegativeInt = setting(10, unit="epochs")
+    """Time between two galleries; 0: only at the end."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
-    name: str = "caltech101"
-    """Name of the MLflow experiment that the run belongs to"""
-    data: Data = field(default_factory=Data)
-    split: Split = field(default_factory=Split)
-    augment: Views = field(default_factory=Views)
-    model: NetworkSettings = field(default_factory=NetworkSettings)
-    features: FeatureSettings = field(default_factory=FeatureSettings)
-    optim: Optim = field(default_factory=Optim)
-    schedule: Schedule = field(default_factory=Schedule)
-    train: Fit = field(default_factory=Fit)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    seed: Seed = field(default_factory=Seed)
-    tracking: Tracking = field(default_factory=Tracking)
-    cache: str = "~/.cache/vgg-runner"
-    """Folder of what is computed once: scans, statistics, features; shared by all experiments"""
+    __pydantic_config__ = VALIDATION
+    name: str = setting("caltech101", not_searchable="it is the MLflow experiment that all trials belong to")
+    """Name of the MLflow experiment. A run is resumed under the same name only."""
+    data: DataConfig = setting(DataConfig, not_searchable="trials would be evaluated on other images")
+    split: SplitConfig = setting(SplitConfig, not_searchable="trials would be evaluated on other images")
+    augment: AugmentConfig = setting(AugmentConfig)
+    model: ModelConfig = setting(ModelConfig)
+    features: FeaturesConfig = setting(FeaturesConfig, not_searchable="it is a matter of speed")
+    optim: OptimConfig = setting(OptimConfig)
+    schedule: ScheduleConfig = setting(ScheduleConfig)
+    train: TrainConfig = setting(TrainConfig)
+    checkpoints: CheckpointsConfig = setting(CheckpointsConfig, changes_results=False)
+    seed: SeedConfig = setting(
+        SeedConfig, not_searchable="luck would be selected; to average over seeds use --seeds"
+    )
+    tracking: TrackingConfig = setting(TrackingConfig, changes_results=False)
+    cache: str = setting("~/.cache/vgg-runner", changes_results=False)
+    """Folder of what all experiments share: scans, channel statistics and features."""
 
     def __post_init__(self) -> None:
-        if self.data.kind != "digits" and self.data.root is None:
+        if "root" in DATASETS.find(self.data.kind).uses and self.data.root is None:
             raise ValueError(f"data.kind={self.data.kind} needs data.root, the folder of the images")
-        if not isinstance(self.name, str) or not self.name.strip() or "/" in self.name:
-            raise ValueError(f"name must be a word or more without a slash; it is {self.name!r}")
-
-
-def as_tree(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as nested dictionaries and lists, ready for YAML or JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(each) for key, each in value.items()}
-        if isinstance(value, tuple):
-            return [plain(each) for each in value]
-        # The parser's restricted numbers are subclasses, which YAML does not know.
-        return next((kind(value) for kind in (bool, int, float) if isinstance(value, kind)), value)
-
-    return plain(dataclasses.asdict(experiment))
-
-
-def as_yaml(experiment: Experiment) -> str:
-    """The experiment as a file that `--config` reads back to an equal one."""
-    return dump(as_tree(experiment))
-
-
-def dump(tree: dict[str, Any]) -> str:
-    """Plain values as YAML that the parser reads back as they are."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes words like 1e3 too: a number to the parser, which goes by YAML 1.2, though not to PyYAML."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"fit": {"epochs": 3}}` → `{"train.epochs": 3}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        if not self.name.strip() or "/" in self.name:
+            raise ValueError(f"name must not be empty or contain a slash; it is {self.name!r}")

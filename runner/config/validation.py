@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.config.schema import NetworkSettings
+from runner.config.schema import ModelConfig
 from runner.utils.errors import UserError
 
 
@@ -13,7 +13,7 @@ def is_file(name: str) -> bool:
     return name.endswith((".safetensors", ".pth", ".pt")) or "/" in name
 
 
-def check_weights(settings: NetworkSettings) -> None:
+def check_weights(settings: ModelConfig) -> None:
     """What can be refused of weights without reading or downloading them. Raises `UserError`."""
     name = settings.weights
     if name is None:

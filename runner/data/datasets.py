@@ -1,25 +1,26 @@
-"""Where the images of each `data.kind` lie: every kind becomes a folder with a folder for each class."""
+"""Datasets: each `data.kind` becomes a folder with one folder of images per class.
+
+To add a dataset, register a function: `@DATASETS.register(name, description, uses)`. It is called with the data
+settings, the cache folder and the terminal, downloads or unpacks what it must, and returns a `Source`. `uses` names
+those of root, download and background that it reads; the others are then errors. This module is imported for
+`--help` too, so that large libraries are imported where they are needed.
+"""
 
 from __future__ import annotations
 
-import http.client
 import os
 import shutil
-import tarfile
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from filelock import FileLock
-from PIL import Image
-
-from runner.config.schema import Data
-from runner.utils.console import Terminal
-from runner.utils.downloads import impatient
+from runner.config.choices import DATASETS
+from runner.config.schema import DataConfig
 from runner.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from runner.utils.console import Terminal
 
 CALTECH_ARCHIVE = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
 CALTECH_MD5 = "3138e1922a9193bfa496528edbbc45d0"
@@ -27,23 +28,29 @@ CALTECH_MD5 = "3138e1922a9193bfa496528edbbc45d0"
 
 @dataclass(frozen=True)
 class Source:
-    """A folder of class folders, of which some may be left out."""
+    """A folder with one folder per class, some of which may be left out."""
 
     root: Path
     without: frozenset[str] = frozenset()
 
 
-def locate(data: Data, cache: Path, terminal: Terminal) -> Source:
-    """The folder that an experiment's images lie in; downloads or unpacks it first where that is asked for.
+def locate(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+    """The folder of an experiment's images; downloads or unpacks it first if needed.
 
-    Raises `UserError` where there is none, saying how to get it.
+    Raises `UserError` if there is none, with how to get it.
     """
-    if data.kind == "digits":
-        return Source(_unpack_digits(cache))
-    assert data.root is not None  # noqa: S101 (for types: the experiment checks it)
-    root = Path(data.root).expanduser()
-    if data.kind == "caltech101":
-        return _caltech101(root, data, terminal)
+    source: Source = DATASETS.find(data.kind).implementation(data, cache, terminal)
+    return source
+
+
+def _root(data: DataConfig) -> Path:
+    assert data.root is not None  # noqa: S101 (for types: the experiment requires it)
+    return Path(data.root).expanduser()
+
+
+@DATASETS.register("folder", "one folder of images per class", uses=("root",))
+def _folder(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+    root = _root(data)
     if not root.exists():
         raise UserError(
             f"There is no folder {root}; set data.root to the folder that holds the class folders."
@@ -53,7 +60,9 @@ def locate(data: Data, cache: Path, terminal: Terminal) -> Source:
     return Source(root)
 
 
-def _caltech101(root: Path, data: Data, terminal: Terminal) -> Source:
+@DATASETS.register("caltech101", "torchvision's Caltech-101", uses=("root", "download", "background"))
+def _caltech101(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+    root = _root(data)
     images = root / "caltech101" / "101_ObjectCategories"
     if not images.is_dir():
         if not data.download:
@@ -74,7 +83,15 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
     Archives are unpacked with Python's filter for data, which keeps names and links that lead out of the folder from
     being written; Python's first releases of 3.11 had none.
     """
+    import http.client
+    import tarfile
+    import zipfile
+    import zlib
+
+    from filelock import FileLock
     from torchvision.datasets import Caltech101
+
+    from runner.utils.downloads import download_timeout
 
     by_hand = (
         f"fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}), unpack it and its 101_ObjectCategories.tar.gz, and put the"
@@ -94,7 +111,7 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
             return  # another process has brought it meanwhile
         terminal.line(f"Downloading Caltech-101 into {root} …")
         try:
-            with impatient():
+            with download_timeout():
                 Caltech101(aside, target_type="category", download=True)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError) as error:
             raise UserError(
@@ -108,11 +125,19 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
         os.replace(aside / categories, root / categories)
 
 
+@DATASETS.register("digits", "scikit-learn's 1,797 handwritten digits")
+def _digits(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+    return Source(_unpack_digits(cache))
+
+
 def _unpack_digits(cache: Path) -> Path:
     """scikit-learn's 1,797 handwritten digits (8 × 8 pixels, values 0 to 16) as PNG files."""
     root = cache / "digits"
     if root.is_dir():
         return root
+    import numpy as np
+    from filelock import FileLock
+    from PIL import Image
     from sklearn.datasets import load_digits
 
     cache.mkdir(parents=True, exist_ok=True)

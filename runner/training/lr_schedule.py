@@ -1,42 +1,48 @@
-"""How the learning rate goes on: the report's rule, and torch's schedules as others."""
+"""Learning-rate schedules: reduce on drop, and torch's cosine and one-cycle.
+
+To add a schedule, register a factory: `@SCHEDULES.register(name, description, uses)`. It is called with the schedule's
+settings, the optimizer, and the greatest number of optimizer steps. This module is imported for `--help` too, so that
+torch is imported where it is needed.
+"""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from runner.config.choices import SCHEDULES
+from runner.config.schema import ScheduleConfig
 
-from runner.config.schema import Schedule
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
 
-class Rule(Protocol):
-    """What the training loop asks of a schedule."""
+class LRSchedule(Protocol):
+    """A schedule, as the training loop calls it."""
 
     def stepped(self) -> None:
-        """An optimiser step has been taken."""
+        """Called after each optimizer step."""
 
     def validated(self, hits: int) -> bool:
-        """An epoch ended with so many validation hits; whether training should stop."""
+        """Called after each epoch with the number of correct validation predictions; True: stop training."""
 
     def state(self) -> dict[str, Any]:
-        """What going on takes beside the optimiser's own learning rates, as JSON-like values."""
+        """What a snapshot needs beside the optimizer's learning rates, as JSON-like values."""
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave; the optimiser has its learning rates already."""
+        """Continue from a `state`; the optimizer's learning rates are restored already."""
 
     def forward(self, steps: int, state: dict[str, Any]) -> None:
-        """Stand where a rule of other settings stood, which had given `state` after so many steps."""
+        """Continue where a schedule with other settings was, after `steps` steps, with its `state`."""
 
 
 @dataclass
-class ReportRule:
-    """The report's (baseline, row 5).
+class ReduceOnDrop:
+    """Divides the learning rate by `factor` when validation accuracy falls below that of the previous epoch.
 
-    When validation accuracy falls below the previous epoch's, the learning rate is divided by `factor`;
-    training stops at the `reductions`-th such reduction in total.
+    Training stops at the `reductions`-th reduction in total. This is the published report's rule (baseline, row 5).
     """
 
     optimizer: Optimizer
@@ -47,10 +53,10 @@ class ReportRule:
     _history: list[int] = field(default_factory=list)
 
     def stepped(self) -> None:
-        """Nothing changes within an epoch."""
+        """Nothing: the learning rate changes between epochs only."""
 
     def validated(self, hits: int) -> bool:
-        """Divide the learning rate if validation got worse; True at the last reduction."""
+        """Divide the learning rate if accuracy fell; True at the last reduction."""
         self._history.append(hits)
         if len(self._history) > 1 and hits < self._history[-2]:
             for group in self.optimizer.param_groups:
@@ -59,15 +65,15 @@ class ReportRule:
         return len(self.reduced_at) >= self.reductions
 
     def state(self) -> dict[str, Any]:
-        """Validation hits so far, and where the rate was divided."""
+        """Correct validation predictions of each epoch, and the epochs of the reductions."""
         return {"history": list(self._history), "reduced_at": list(self.reduced_at)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take both over."""
+        """Continue with both."""
         self._history, self.reduced_at = list(state["history"]), list(state["reduced_at"])
 
     def forward(self, steps: int, state: dict[str, Any]) -> None:
-        """Take both over, where the other rule had them, and divide as often."""
+        """Continue with both, if the other schedule had them, and divide as often."""
         if "reduced_at" in state:
             self.restore(state)
             for group in self.optimizer.param_groups:
@@ -75,10 +81,10 @@ class ReportRule:
 
 
 @dataclass
-class TorchRule:
-    """One of torch's schedules, stepped after every optimiser step; None keeps the learning rate."""
+class TorchSchedule:
+    """One of torch's schedulers, stepped after every optimizer step; None: a constant learning rate."""
 
-    scheduler: CosineAnnealingLR | OneCycleLR | None
+    scheduler: LRScheduler | None
 
     def stepped(self) -> None:
         """Step the schedule."""
@@ -86,34 +92,53 @@ class TorchRule:
             self.scheduler.step()
 
     def validated(self, hits: int) -> bool:
-        """These end with the epochs."""
+        """Never stop early."""
         return False
 
     def state(self) -> dict[str, Any]:
-        """torch's own."""
+        """The state of torch's scheduler."""
         return self.scheduler.state_dict() if self.scheduler is not None else {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Give it back to torch."""
+        """Restore torch's scheduler."""
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state)
 
     def forward(self, steps: int, state: dict[str, Any]) -> None:
-        """Step as often."""
-        with warnings.catch_warnings():  # the optimiser has taken those steps in another run
+        """Take as many steps."""
+        with warnings.catch_warnings():  # the optimizer took those steps in another run
             warnings.simplefilter("ignore")
             for _ in range(steps):
                 self.stepped()
 
 
-def build(schedule: Schedule, optimizer: Optimizer, steps: int) -> Rule:
-    """The rule for an optimiser that is going to take at most `steps` steps."""
+@SCHEDULES.register("reduce_on_drop", "divide when validation top-1 falls", uses=("factor", "reductions"))
+def _reduce_on_drop(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
+    return ReduceOnDrop(optimizer, schedule.factor, schedule.reductions)
+
+
+@SCHEDULES.register("cosine", "cosine decay to 0")
+def _cosine(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
+    from torch.optim.lr_scheduler import CosineAnnealingLR
+
+    return TorchSchedule(CosineAnnealingLR(optimizer, steps))
+
+
+@SCHEDULES.register("onecycle", "rise to optim.lr, then decay")
+def _onecycle(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
+    from torch.optim.lr_scheduler import OneCycleLR
+
     rates = [group["lr"] for group in optimizer.param_groups]
-    if schedule.kind == "reduce_on_drop":
-        return ReportRule(optimizer, schedule.factor, schedule.reductions)
-    if schedule.kind == "cosine":
-        return TorchRule(CosineAnnealingLR(optimizer, steps))
-    if schedule.kind == "onecycle":
-        # One more than the steps: torch refuses the step after the last.
-        return TorchRule(OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=False))
-    return TorchRule(None)
+    # One more than the steps: torch refuses the step after the last.
+    return TorchSchedule(OneCycleLR(optimizer, rates, total_steps=steps + 1, cycle_momentum=False))
+
+
+@SCHEDULES.register("constant", "optim.lr throughout")
+def _constant(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
+    return TorchSchedule(None)
+
+
+def build(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
+    """The schedule for an optimizer that takes at most `steps` steps."""
+    created: LRSchedule = SCHEDULES.find(schedule.kind).implementation(schedule, optimizer, steps)
+    return created

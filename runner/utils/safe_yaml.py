@@ -1,88 +1,152 @@
-"""YAML files that a person writes: looked through before anything reads them.
+"""YAML files that a person writes, read as YAML 1.2 into plain values, with limits.
 
-A few lines of YAML can stand for more values than a memory holds (aliases of aliases), nest deeper than a stack
-goes, or name a setting twice, of which the parser would keep the last without a word.
+A few lines of YAML can stand for more values than fit in memory (aliases of aliases), nest deeper than the stack
+allows, or name a key twice, where parsers silently keep the last one. A file is checked for that before it is loaded.
+
+YAML 1.2 differs from PyYAML's YAML 1.1 where it matters here: `1e-4` is a number; `no`, `off` and dates are text.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from runner.utils.errors import UserError
-from runner.utils.text import brief
+from runner.utils.text import one_line
 
-DEPTH = 20
-"""Levels of groups and lists."""
-VALUES = 10_000
-"""Names and values, each counted wherever an alias repeats it."""
+MAX_DEPTH = 20
+"""Levels of mappings and lists that a file may nest."""
+MAX_VALUES = 10_000
+"""Keys and values that a file may stand for; what an alias repeats counts each time."""
+
+# The scalars of YAML 1.2: tag, pattern, first characters, value.
+_SCALARS: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
+    ("null", r"~|null|Null|NULL|", "~nN", lambda text: None),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF", lambda text: text.lower() == "true"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789", int),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+        lambda text: float(re.sub(r"\.(?=[inIN])", "", text)),
+    ),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows the scalars above, text, lists and mappings: a tag that names anything else is an error."""
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's way)
+    yaml_constructors = {  # noqa: RUF012
+        tag: yaml.SafeLoader.yaml_constructors[tag]
+        for tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that YAML 1.1 or YAML 1.2 would read as something else."""
+
+
+for _kind, _pattern, _first, _value in _SCALARS:
+    _tag, _whole = f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$")
+    _starts = [*_first, *([""] if _kind == "null" else [])]
+    _Loader.add_implicit_resolver(_tag, _whole, _starts)
+    _Dumper.add_implicit_resolver(_tag, _whole, _starts)
+    _Loader.add_constructor(
+        _tag,
+        lambda loader, node, value=_value: value(loader.construct_scalar(node)),  # type: ignore[misc]
+    )
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file: dictionaries, lists, text, numbers, booleans and None.
+
+    Raises `UserError` if it is not valid YAML, nests too deep, stands for too many values, or gives a key twice.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except UserError as error:
+        raise UserError(f"{path} {error}") from None
+    except ValueError as error:  # not UTF-8
+        raise UserError(f"{path} is not valid YAML: {one_line(str(error), 300)}.") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises `UserError` as `read_yaml`; the sentence begins with its verb."""
+    try:
+        problem = _problem(text)
+        if problem is None:
+            return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: `!!int x`
+        raise UserError(f"is not valid YAML: {one_line(str(error), 300)}.") from None
+    raise UserError(f"{problem}.")
+
+
+def dump_yaml(value: Any, flow: bool = False) -> str:
+    """Plain values as YAML that `parse_yaml`, and any reader of YAML 1.1, reads back equal.
+
+    `flow` puts lists and mappings on one line, in brackets.
+    """
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=flow,
+        width=10**6 if flow else 80,
+    )
+    return text.removesuffix("...\n").strip() if flow else text
 
 
 @dataclass
 class _Level:
-    """A group or list that is being read."""
+    """A mapping or list that is being read."""
 
     anchor: str | None = None
-    is_group: bool = False
-    names: set[str] = field(default_factory=set)
+    is_mapping: bool = False
+    keys: set[str] = field(default_factory=set)
     values: int = 1
-    at_name: bool = True
+    at_key: bool = True
 
 
-def read_yaml(path: Path) -> str:
-    """The text of a YAML file.
-
-    Raises `UserError` where it is none, nests too deep, stands for too many values, or gives a name twice.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        fault = _fault(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: its encoding, or an escape in it
-        raise UserError(f"{path} is not a YAML file: {brief(str(error), 300)}.") from None
-    if fault:
-        raise UserError(f"{path} {fault}.")
-    return text
-
-
-def _fault(text: str) -> str | None:
-    """Why a text of YAML is not to be read; None where it may be. It is looked through without being built."""
+def _problem(text: str) -> str | None:
+    """Why a text must not be loaded; None if it may. Works on events, without building any value."""
     levels = [_Level()]
     sizes: dict[str, int] = {}
     for event in yaml.parse(text, yaml.SafeLoader):
-        name = None
+        key = None
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            if len(levels) > DEPTH:
-                return f"nests deeper than {DEPTH} levels; settings need two or three"
+            if len(levels) > MAX_DEPTH:
+                return f"nests deeper than {MAX_DEPTH} levels; settings need two or three"
             levels.append(_Level(event.anchor, isinstance(event, yaml.MappingStartEvent)))
             continue
         if isinstance(event, yaml.AliasEvent):
-            called = event.anchor or ""
-            if called not in sizes:
-                return f"repeats *{brief(called, 50)} before its value is complete"
-            anchor, size = None, sizes[called]
+            alias = event.anchor or ""
+            if alias not in sizes:
+                return f"repeats *{one_line(alias, 50)} before its value is complete"
+            anchor, size = None, sizes[alias]
         elif isinstance(event, yaml.ScalarEvent):
-            anchor, size, name = event.anchor, 1, event.value
+            anchor, size, key = event.anchor, 1, event.value
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            level = levels.pop()
-            anchor, size = level.anchor, level.values
+            closed = levels.pop()
+            anchor, size = closed.anchor, closed.values
         else:
             continue
         if anchor is not None:
             sizes[anchor] = size
-        above = levels[-1]
-        above.values += size
-        if above.values > VALUES:
-            return f"stands for more than {VALUES:,} values; settings are far fewer"
-        if above.is_group:
-            if above.at_name and name is not None:
-                if name in above.names:
-                    return f"names {brief(name, 100)!r} twice; one of them would be lost"
-                above.names.add(name)
-            above.at_name = not above.at_name
+        parent = levels[-1]
+        parent.values += size
+        if parent.values > MAX_VALUES:
+            return f"stands for more than {MAX_VALUES:,} values; settings are far fewer"
+        if parent.is_mapping:
+            if parent.at_key and key is not None:
+                if key in parent.keys:
+                    return f"names {one_line(key, 100)!r} twice; one of them would be lost"
+                parent.keys.add(key)
+            parent.at_key = not parent.at_key
     return None

@@ -1,0 +1,33 @@
+"""Settings whose values are implemented, and registered, in higher layers.
+
+    DATASETS     data.kind        runner/data/datasets.py
+    OPTIMIZERS   optim.name       runner/training/optimizers.py
+    SCHEDULES    schedule.kind    runner/training/lr_schedule.py
+
+This layer imports none of them. `runner/__init__.py`, which may import everything, provides a function that does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from runner.utils.registry import Registry
+
+_providers: list[Callable[[], object]] = []
+
+
+def provider(load: Callable[[], None]) -> Callable[[], None]:
+    """Decorates a function that imports the registering modules. It runs once, at the first look-up of a choice."""
+    _providers.append(load)
+    return load
+
+
+def _load() -> None:
+    while _providers:
+        _providers.pop()()
+
+
+DATASETS: Registry[Any] = Registry("data.kind", _load)
+OPTIMIZERS: Registry[Any] = Registry("optim.name", _load)
+SCHEDULES: Registry[Any] = Registry("schedule.kind", _load)

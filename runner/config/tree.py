@@ -1,0 +1,139 @@
+"""An experiment as plain dictionaries and YAML, and back: all settings are validated here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runner.config.metadata import groups, table
+from runner.config.schema import Experiment
+from runner.utils.errors import UserError
+from runner.utils.safe_yaml import dump_yaml
+from runner.utils.text import did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+
+
+def as_tree(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as nested dictionaries and lists, ready for YAML or JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+    return plain(dataclasses.asdict(experiment))
+
+
+def as_yaml(experiment: Experiment) -> str:
+    """The experiment as a YAML file that `--config` reads back equal."""
+    return dump_yaml(as_tree(experiment))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 3}}` → `{"train.epochs": 3}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def from_tree(tree: Mapping[str, Any]) -> Experiment:
+    """The experiment of a tree; settings that it lacks have their defaults.
+
+    Raises `UserError` for an unknown setting, a value of the wrong type or out of range, or a combination of
+    settings that cannot work.
+    """
+    return validated(Experiment, tree)
+
+
+def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """The experiment with other values of some settings, given by dotted name. Raises `UserError` as `from_tree`."""
+    tree = as_tree(experiment)
+    for name, value in values.items():
+        if name not in table():
+            raise UserError(f"{unknown(name, [*table()])}.")
+        put(tree, name, value)
+    return from_tree(tree)
+
+
+def put(tree: dict[str, Any], name: str, value: Any) -> None:
+    """Set the value of a setting, given by dotted name, in a tree."""
+    *path, last = name.split(".")
+    for group in path:
+        tree = tree.setdefault(group, {})
+    tree[last] = value
+
+
+def check_setting(where: str, experiment: Experiment, name: str, value: object) -> None:
+    """Check that an experiment takes a value of a setting, without converting it.
+
+    Raises `UserError`, beginning with `where`, if it does not.
+    """
+    try:
+        taken = flatten(as_tree(override(experiment, {name: value})))[name]
+    except UserError as error:
+        raise UserError(f"{where} cannot be {value!r}: {error}") from None
+    if taken != value:
+        raise UserError(f"{where} cannot be {value!r}: the setting would read it as {taken!r}.")
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # takes a tenth of a second, and is needed only where settings are read
+
+    return TypeAdapter(kind)
+
+
+def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """An instance of a class of settings. Raises `UserError` as `from_tree`."""
+    from pydantic import ValidationError
+
+    try:
+        # JSON, since its strict mode means what a file means: lists for tuples, but no "3" for 3.
+        return _adapter(kind).validate_json(json.dumps(tree))  # type: ignore[arg-type] # classes are hashable
+    except ValidationError as error:
+        raise UserError(f"{one_line(_sentence(kind, tree, error.errors()[0]))}.") from None
+    except ValueError as error:
+        raise UserError(f"{one_line(str(error))}.") from None
+
+
+def _sentence(kind: type, tree: Any, error: Any) -> str:
+    """One validation error in a sentence without its period."""
+    if error["type"] == "value_error":  # of a rule between settings
+        return str(error["ctx"]["error"])
+    if error["type"] == "json_invalid":  # lone surrogates, as of a file name that is not UTF-8
+        return "A setting is not valid Unicode text"
+    known = table(kind)
+    path: list[str] = []
+    for part in map(str, error["loc"]):
+        path.append(part)
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+        setting = known.get(".".join(path))
+        if setting is not None and "." not in part:  # a file has groups, not dotted names
+            return f"{setting.name} must be {setting.takes}; it is {_shown(tree)}"
+    name = ".".join(path)
+    if name in groups():
+        return f"{name} must be a group of settings, as {name}: {{…}}; it is {_shown(tree)}"
+    return unknown(name, [*known])
+
+
+def unknown(name: str, known: list[str]) -> str:
+    """The sentence, without its period, for a name that is no setting."""
+    if name in known:  # a dotted name
+        group, _, last = name.rpartition(".")
+        return f"{name!r} must be written as a group in a file: {group}: {{{last}: …}}"
+    return f"There is no setting {name!r}{did_you_mean(name, known)}; --help lists all settings"
+
+
+def _shown(value: Any) -> str:
+    return one_line(json.dumps(value, ensure_ascii=False), 200)
