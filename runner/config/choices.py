@@ -25,7 +25,12 @@ def provider(load: Callable[[], None]) -> Callable[[], None]:
 
 def _load() -> None:
     while _providers:
-        _providers.pop()()
+        load = _providers.pop()  # taken out first: the modules that it imports may look choices up themselves
+        try:
+            load()
+        except BaseException:
+            _providers.append(load)  # the next look-up reports the same error, not a missing choice
+            raise
 
 
 DATASETS: Registry[Any] = Registry("data.kind", _load)

@@ -1,9 +1,9 @@
 """Datasets: each `data.kind` becomes a folder with one folder of images per class.
 
-To add a dataset, register a function: `@DATASETS.register(name, description, uses)`. It is called with the data
-settings, the cache folder and the terminal, downloads or unpacks what it must, and returns a `Source`. `uses` names
-those of root, download and background that it reads; the others are then errors. This module is imported for
-`--help` too, so that large libraries are imported where they are needed.
+To add a dataset, register a function here: `@DATASETS.register(name, description, uses)`. It is called with the data
+settings, the cache folder and the terminal. It downloads or unpacks what it must, and returns an `ImageFolder`.
+`uses` names those of root, download and background that it reads. This module is imported for `--help` too, so that
+large libraries are imported inside the functions.
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ if TYPE_CHECKING:
 
 CALTECH_ARCHIVE = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
 CALTECH_MD5 = "3138e1922a9193bfa496528edbbc45d0"
+CALTECH_IMAGES = Path("caltech101") / "101_ObjectCategories"
+"""The class folders, below data.root."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder with one folder per class, some of which may be left out."""
+class ImageFolder:
+    """A folder with one folder per class; those named in `excluded` are not classes."""
 
     root: Path
-    without: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
 
-def locate(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
-    """The folder of an experiment's images; downloads or unpacks it first if needed.
 
-    Raises `UserError` if there is none, with how to get it.
+
+def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:
+    """The folder of an experiment's images. Downloads or unpacks it first if necessary.
+
+    Raises `UserError` if it is missing, with how to get it.
     """
-    source: Source = DATASETS.find(data.kind).implementation(data, cache, terminal)
-    return source
+    return DATASETS.find(data.kind).implementation(data, cache, terminal)
 
 
 def _root(data: DataConfig) -> Path:
-    assert data.root is not None  # noqa: S101 (for types: the experiment requires it)
+    assert data.root is not None  # noqa: S101 (for types: the settings are validated)
     return Path(data.root).expanduser()
 
 
-@DATASETS.register("folder", "one folder of images per class", uses=("root",))
-def _folder(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+@DATASETS.register("folder", "one folder of images per class", uses=["root"])
+def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
     root = _root(data)
     if not root.exists():
         raise UserError(
@@ -57,31 +60,31 @@ def _folder(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
         )
     if not root.is_dir():
         raise UserError(f"{root} is a file; data.root must be the folder that holds the class folders.")
-    return Source(root)
+    return ImageFolder(root)
 
 
-@DATASETS.register("caltech101", "torchvision's Caltech-101", uses=("root", "download", "background"))
-def _caltech101(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
+@DATASETS.register("caltech101", "torchvision's Caltech-101", uses=["root", "download", "background"])
+def _caltech101(data: DataConfig, _cache: Path, terminal: Terminal) -> ImageFolder:
     root = _root(data)
-    images = root / "caltech101" / "101_ObjectCategories"
+    images = root / CALTECH_IMAGES
     if not images.is_dir():
         if not data.download:
             hint = ""
-            if (root / "101_ObjectCategories").is_dir():
-                hint = f" ({root} itself holds 101_ObjectCategories; did you mean data.root={root.parent}?)"
+            if (root / CALTECH_IMAGES.name).is_dir():
+                hint = f" ({root} itself holds {CALTECH_IMAGES.name}; did you mean data.root={root.parent}?)"
             raise UserError(
                 f"There is no Caltech-101 at {images}{hint}; set data.root to the folder that holds caltech101/,"
                 " or data.download=true to fetch it."
             )
         _download_caltech101(root, terminal)
-    return Source(images, frozenset() if data.background else frozenset({"BACKGROUND_Google"}))
+    return ImageFolder(images, frozenset() if data.background else frozenset({"BACKGROUND_Google"}))
 
 
 def _download_caltech101(root: Path, terminal: Terminal) -> None:
-    """Download and unpack aside, then rename: an interrupted download leaves nothing that looks whole.
+    """Download and unpack into a temporary folder, then rename: an interrupted download leaves no partial dataset.
 
-    Archives are unpacked with Python's filter for data, which keeps names and links that lead out of the folder from
-    being written; Python's first releases of 3.11 had none.
+    Archives are unpacked with Python's data filter, which refuses names and links that lead out of the folder. The
+    first releases of Python 3.11 lack it.
     """
     import http.client
     import tarfile
@@ -93,9 +96,10 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
 
     from runner.utils.downloads import download_timeout
 
+    images = root / CALTECH_IMAGES
     by_hand = (
         f"fetch {CALTECH_ARCHIVE} (md5 {CALTECH_MD5}), unpack it and its 101_ObjectCategories.tar.gz, and put the"
-        f" folder 101_ObjectCategories at {root / 'caltech101' / '101_ObjectCategories'}"
+        f" folder 101_ObjectCategories at {images}"
     )
     if not hasattr(tarfile, "data_filter"):
         raise UserError(
@@ -105,14 +109,14 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with (
         FileLock(root / ".caltech101.lock"),
-        tempfile.TemporaryDirectory(prefix=".caltech101.", dir=root) as aside,
+        tempfile.TemporaryDirectory(prefix=".caltech101.", dir=root) as temporary,
     ):
-        if (root / "caltech101" / "101_ObjectCategories").is_dir():
-            return  # another process has brought it meanwhile
+        if images.is_dir():
+            return  # another process has downloaded it meanwhile
         terminal.line(f"Downloading Caltech-101 into {root} …")
         try:
             with download_timeout():
-                Caltech101(aside, target_type="category", download=True)
+                Caltech101(temporary, target_type="category", download=True)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError) as error:
             raise UserError(
                 f"The archive of Caltech-101 is damaged, or would write outside its folder ({error}), and was not"
@@ -120,21 +124,16 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
             ) from None
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise UserError(f"Caltech-101 could not be downloaded ({error}); {by_hand}.") from None
-        (root / "caltech101").mkdir(exist_ok=True)
-        categories = Path("caltech101") / "101_ObjectCategories"
-        os.replace(aside / categories, root / categories)
+        images.parent.mkdir(exist_ok=True)
+        os.replace(temporary / CALTECH_IMAGES, images)
 
 
 @DATASETS.register("digits", "scikit-learn's 1,797 handwritten digits")
-def _digits(data: DataConfig, cache: Path, terminal: Terminal) -> Source:
-    return Source(_unpack_digits(cache))
-
-
-def _unpack_digits(cache: Path) -> Path:
-    """scikit-learn's 1,797 handwritten digits (8 × 8 pixels, values 0 to 16) as PNG files."""
+def _digits(_data: DataConfig, cache: Path, _terminal: Terminal) -> ImageFolder:
+    """The digits (8 × 8 pixels, values 0 to 16) as PNG files in the cache."""
     root = cache / "digits"
     if root.is_dir():
-        return root
+        return ImageFolder(root)
     import numpy as np
     from filelock import FileLock
     from PIL import Image
@@ -143,17 +142,17 @@ def _unpack_digits(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / ".digits.lock"):
         if root.is_dir():
-            return root
+            return ImageFolder(root)
         digits = load_digits()
-        aside = Path(tempfile.mkdtemp(prefix=".digits.", dir=cache))
+        temporary = Path(tempfile.mkdtemp(prefix=".digits.", dir=cache))
         try:
             for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-                folder = aside / str(label)
+                folder = temporary / str(label)
                 folder.mkdir(exist_ok=True)
                 pixels = np.rint(values * (255 / 16)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:04}.png")
-            aside.chmod(0o755)
-            os.replace(aside, root)
+            temporary.chmod(0o755)
+            os.replace(temporary, root)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    return root
+            shutil.rmtree(temporary, ignore_errors=True)
+    return ImageFolder(root)
