@@ -89,7 +89,7 @@ def _figures(m: dict[str, Any]) -> dict[str, Any]:
 def _rates(experiment: Any, accelerator: Any, folder: Path, terminal: Any) -> dict[str, Any]:
     """The machine's limit, the bare network, and extraction from files, in turns."""
     ready = _prepared(experiment, accelerator, folder / "none")
-    prefix, crop = ready.features.prefix, experiment.augment.crop
+    prefix, crop = ready.features.extractor, experiment.augment.crop
     images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)
     began = time.perf_counter()
     _settle(prefix(images))
@@ -106,7 +106,7 @@ def _rates(experiment: Any, accelerator: Any, folder: Path, terminal: Any) -> di
         for name, view in (("file", -1), ("view", 0)):
             features = _sample(ready, FILE_CHUNKS * ready.chunk, folder / f"{name} {number}")
             count = len(features.manifest.entries)
-            rates[name].append(count / _seconds(lambda f=features, v=view: f.rows("train", v)))  # type: ignore[misc]
+            rates[name].append(count / _seconds(lambda f=features, v=view: f.get("train", v)))  # type: ignore[misc]
         terminal.line(
             f"round {number + 1}: " + ", ".join(f"{k} {v[-1]:.2f} images/s" for k, v in rates.items())
         )
@@ -125,7 +125,7 @@ def _rates(experiment: Any, accelerator: Any, folder: Path, terminal: Any) -> di
 
 def _costs(ready: Any, folder: Path) -> dict[str, float]:
     """Milliseconds of one core an image beside the network: decoding, and writing to the store."""
-    from runner.features.shard_store import Store
+    from runner.features.shard_store import ShardStore
 
     entries = ready.manifest.select("train")[:64]
     loader = dataclasses.replace(ready.features.loader, workers=0)
@@ -133,7 +133,7 @@ def _costs(ready: Any, folder: Path) -> dict[str, float]:
     for name, view in (("clean_ms", -1), ("augmented_ms", 0)):
         seconds = _seconds(lambda v=view: list(loader.batches(entries, v, [range(len(entries))])))  # type: ignore[misc]
         costs[name] = 1000 * seconds / len(entries)
-    (shape, dtype), store = ready.features._row_shapes()[0], Store(folder, {})
+    (shape, dtype), store = ready.features._row_shapes()[0], ShardStore(folder, {})
     rows = torch.zeros(256, *shape, dtype=dtype)
     costs["write_ms"] = 1000 * _seconds(lambda: store.write([str(n) for n in range(256)], rows)) / 256
     return costs
@@ -152,7 +152,7 @@ def _naive(experiment: Any, terminal: Any) -> dict[str, float]:
 
     manifest = manifests.build_manifest(experiment, Terminal(enabled=False))
     network = torchvision.models.vgg16()
-    if (loaded := pretrained.read(experiment.model)) is not None:
+    if (loaded := pretrained.read_weights(experiment.model)) is not None:
         network.load_state_dict(
             {k: v.float() for k, v in loaded.tensors.items() if "features" in k}, strict=False
         )
@@ -258,7 +258,7 @@ def _scaling_part(experiment: Any, folder: Path) -> dict[str, Any]:
     accelerator = devices.start(experiment)
     ready = _prepared(experiment, accelerator, folder / "features")
     _settle(
-        ready.features.prefix(
+        ready.features.extractor(
             torch.zeros(1, 3, experiment.augment.crop, experiment.augment.crop, dtype=torch.uint8)
         )
     )
@@ -266,7 +266,7 @@ def _scaling_part(experiment: Any, folder: Path) -> dict[str, Any]:
     for number in range(2):
         features = _sample(ready, SCALING_CHUNKS * ready.chunk, folder / f"features {number}")
         accelerator.wait_for_everyone()
-        rates.append(len(features.manifest.entries) / _seconds(lambda f=features: f.rows("train", -1)))  # type: ignore[misc]
+        rates.append(len(features.manifest.entries) / _seconds(lambda f=features: f.get("train", -1)))  # type: ignore[misc]
     return {"rates": rates}
 
 
@@ -277,11 +277,11 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
     accelerator = devices.start(experiment)
     began = time.perf_counter()
     ready = _prepared(experiment, accelerator, folder / "features")
-    account = ready.features.account
+    account = ready.features.stats
     counts = {split: len(ready.manifest.select(split)) for split in ("train", "val", "test")}
     top1 = _fit(experiment, ready, 0)
     single = time.perf_counter() - began
-    ready.features.rows("test", -1)
+    ready.features.get("test", -1)
     warm = time.perf_counter()
     scores = [_fit(experiment, ready, trial) for trial in range(TRIALS)]
     fits = time.perf_counter() - warm
@@ -291,7 +291,7 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
     return {
         **{f"{split}_images": count for split, count in counts.items()},
         "all_images": sum(counts.values()),
-        "all_seconds": account.seconds,
+        "all_seconds": account.compute_seconds,
         "cold_seconds": single,
         "study_fit_seconds": fits,
         "tail_epoch_seconds": fits / TRIALS / EPOCHS,
@@ -304,7 +304,7 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
 
 def _fit(experiment: Any, ready: Any, trial: int) -> float:
     """Train 16 epochs as trial number so-and-so of a search of the learning rate: the best validation top-1."""
-    from runner.models.network import Network
+    from runner.models.network import TransferModel
     from runner.training.loop import LabeledFeatures, fit
     from runner.utils.console import Terminal
 
@@ -314,15 +314,15 @@ def _fit(experiment: Any, ready: Any, trial: int) -> float:
         fit=replace(ready.experiment.train, epochs=EPOCHS),
         optim=replace(experiment.optim, lr=experiment.optim.lr * 1.2 ** ((trial + 1) // 2 * (-1) ** trial)),
     )
-    network = Network(ready.network.architecture, experiment.seed.train, random=False)
-    network.load_state_dict({**ready.network.parts()[1], **network.parts()[0]})
+    network = TransferModel(ready.network.spec, experiment.seed.train, random=False)
+    network.load_state_dict({**ready.network.frozen_state(), **network.trainable_state()})
     network.to(ready.features.accelerator.device)
     features, manifest = ready.features, ready.manifest
     history = fit(
         tried,
         network,
-        LabeledFeatures(lambda _: features.rows("train", -1), manifest.labels("train")),
-        LabeledFeatures(lambda _: features.rows("val", -1), manifest.labels("val")),
+        LabeledFeatures(lambda _: features.get("train", -1), manifest.labels("train")),
+        LabeledFeatures(lambda _: features.get("val", -1), manifest.labels("val")),
         features.accelerator,
         ready.chunk,
         lambda _: None,
@@ -337,8 +337,8 @@ def _prepared(experiment: Any, accelerator: Any, root: Path) -> Any:
     from runner.utils.console import Terminal
 
     ready = prepare(experiment, accelerator, Terminal(enabled=False))
-    kept = dataclasses.replace(ready.features.kept, root=root)
-    return dataclasses.replace(ready, features=dataclasses.replace(ready.features, kept=kept))
+    kept = dataclasses.replace(ready.features.storage, root=root)
+    return dataclasses.replace(ready, features=dataclasses.replace(ready.features, storage=kept))
 
 
 def _sample(ready: Any, count: int, root: Path) -> Any:
@@ -347,9 +347,9 @@ def _sample(ready: Any, count: int, root: Path) -> Any:
 
     entries = ready.manifest.select("train")
     chosen = entries[:: max(1, len(entries) // count)][:count]
-    kept = dataclasses.replace(ready.features.kept, root=root)
+    kept = dataclasses.replace(ready.features.storage, root=root)
     return dataclasses.replace(
-        ready.features, manifest=Manifest(ready.manifest.root, tuple(chosen)), kept=kept
+        ready.features, manifest=Manifest(ready.manifest.root, tuple(chosen)), storage=kept
     )
 
 
@@ -369,7 +369,7 @@ def _flops(ready: Any, image: torch.Tensor) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ready.network.run(image.to(ready.features.accelerator.device), *ready.network.stages[0])
+        ready.network.run(image.to(ready.features.accelerator.device), *ready.network.frozen_stages[0])
     return float(counter.get_total_flops())
 
 

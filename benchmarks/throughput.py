@@ -65,10 +65,10 @@ def main(argv: Sequence[str]) -> int:
 
     def bare() -> None:
         for _ in range(len(entries) // ready.chunk):
-            inference.batch(features.prefix(images)).sum().item()
+            inference.batch(features.extractor(images)).sum().item()
 
     def judged() -> None:
-        inference.sample_results(features.rows("train", EVALUATION_VIEW), labels)
+        inference.sample_results(features.get("train", EVALUATION_VIEW), labels)
 
     trained: list[float] = []
 
@@ -77,9 +77,9 @@ def main(argv: Sequence[str]) -> int:
             experiment,
             ready.network,
             LabeledFeatures(
-                lambda _: features.rows("train", EVALUATION_VIEW if experiment.augment.views == "clean" else 0), labels
+                lambda _: features.get("train", EVALUATION_VIEW if experiment.augment.views == "clean" else 0), labels
             ),
-            LabeledFeatures(lambda _: val.rows("train", EVALUATION_VIEW), labels[:1]),
+            LabeledFeatures(lambda _: val.get("train", EVALUATION_VIEW), labels[:1]),
             accelerator,
             ready.chunk,
             lambda _: None,
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
     ready.network.eval()
     rates: dict[str, list[float]] = {"bare": [], "eval": []}
-    inference.batch(features.prefix(images))
+    inference.batch(features.extractor(images))
     for number in range(ROUNDS):
         rates["bare"].append(len(entries) // ready.chunk * ready.chunk / _seconds(bare))
         rates["eval"].append(len(entries) / _seconds(judged))

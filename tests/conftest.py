@@ -28,8 +28,8 @@ from torch import Tensor
 from runner.cli import main
 from runner.config.parser import parse
 from runner.config.schema import Experiment
-from runner.features.extractor import Prefix
-from runner.tracking.mlflow_server import server
+from runner.features.extractor import FeatureExtractor
+from runner.tracking.mlflow_server import tracking_server
 from runner.training import run
 from runner.utils.console import Terminal
 
@@ -85,14 +85,14 @@ def train(
 def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images went through the first stage of the prefix, call by call."""
     counts: list[int] = []
-    through = Prefix.through
+    through = FeatureExtractor.run_stage
 
-    def counting(self: Prefix, values: Tensor, stage: int) -> Tensor:
+    def counting(self: FeatureExtractor, values: Tensor, stage: int) -> Tensor:
         if stage == 0:
             counts.append(int(values.flatten(1).any(1).sum()))
         return through(self, values, stage)
 
-    monkeypatch.setattr(Prefix, "through", counting)
+    monkeypatch.setattr(FeatureExtractor, "run_stage", counting)
     return counts
 
 
@@ -111,7 +111,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        server(str(root)).connect()
+        tracking_server(str(root)).connect()
     return root / "mlflow.db"
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 import runner.training.loop
 from runner.config.schema import Experiment, Normalization
 from runner.evaluation.metrics import Scores
-from runner.models.network import Architecture, Network
+from runner.models.network import ModelSpec, TransferModel
 from runner.tracking.tracker import Tracker
 from runner.training.loop import EpochResult, LabeledFeatures, fit
 from runner.utils.console import Terminal
@@ -47,33 +47,33 @@ class Recorder(Tracker):
     artifacts: list[str] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
 
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+    def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.points += [(name, step, value) for name, value in values.items()]
 
-    def stage(self, name: str) -> Path:
+    def artifact_path(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def room(self, name: str) -> Path:
+    def local_folder(self, name: str) -> Path:
         return self.folder / name
 
-    def model(self, folder: Path, told: dict[str, Any]) -> None:
+    def log_model(self, folder: Path, told: dict[str, Any]) -> None:
         assert (folder / "MLmodel").exists()
         self.models.append(told)
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         assert content
         self.artifacts.append(name)
 
-    def artifact(self, path: Path, folder: str = "") -> None:
+    def log_artifact(self, path: Path, folder: str = "") -> None:
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
 
 
-def small_network(fit_seed: int = 0, dropout: float = 0.4, **changes: Any) -> Network:
+def small_network(training_seed: int = 0, dropout: float = 0.4, **changes: Any) -> TransferModel:
     fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
-    return Network(
-        Architecture(**fields, dropout=dropout, classes=CLASSES, normalization=NUMBERS), fit_seed, True
+    return TransferModel(
+        ModelSpec(**fields, dropout=dropout, classes=CLASSES, normalization=NUMBERS), training_seed, True
     )
 
 
@@ -124,7 +124,7 @@ def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
 
 
 def learn(
-    experiment: Experiment, network: Network, accelerator: Accelerator, count: int = 20
+    experiment: Experiment, network: TransferModel, accelerator: Accelerator, count: int = 20
 ) -> tuple[list[EpochResult], list[dict[str, Tensor]]]:
     """Fit a head on rows from memory: the epochs, and the parameters after each."""
     values, labels = rows_and_labels(count)

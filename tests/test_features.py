@@ -21,12 +21,12 @@ from torch import Tensor
 
 from runner.config.schema import Experiment
 from runner.features import extractor
-from runner.features.cache import Features, _MappedRows
+from runner.features.cache import FeatureCache, _MappedFeatures
 from runner.features.extractor import can_compile, worth_compiling
 from runner.training import run, setup
-from runner.training.loop import Epoch
+from runner.training.loop import EpochResult
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError, sentence
+from runner.utils.errors import UserError, user_message
 
 Train = Callable[..., Any]
 TESTS = Path(__file__).resolve().parent
@@ -79,7 +79,7 @@ def said(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
     return misses, told
 
 
-def told(result: run.Result) -> dict[str, Any]:
+def told(result: run.RunResult) -> dict[str, Any]:
     """A result as such a process tells it."""
     return dict(
         json.loads(json.dumps({"history": comparable(result.history), "test": result.best.as_dict()}))
@@ -109,14 +109,14 @@ def read_only(folder: Path, view: Path) -> Iterator[None]:
         subprocess.run(["umount", "-l", view], check=True)
 
 
-def features_of(experiment: Experiment, accelerator: Accelerator, terminal: Terminal = QUIET) -> Features:
+def features_of(experiment: Experiment, accelerator: Accelerator, terminal: Terminal = QUIET) -> FeatureCache:
     return setup.prepare(experiment, accelerator, terminal).features
 
 
 def missing(experiment: Experiment, accelerator: Accelerator) -> tuple[int, int]:
     """Images that would have to go through the convolutions: of the first training view, and of validation."""
     features = features_of(experiment, accelerator)
-    return features.demand([("train", 0)]).images, features.demand([("val", -1)]).images
+    return features.missing([("train", 0)]).images, features.missing([("val", -1)]).images
 
 
 class TestOnce:
@@ -158,11 +158,11 @@ class TestOnce:
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         features = features_of(make(), accelerator)
-        first, second = (next(features.rows("train", view).batches([range(TRAIN)])) for view in (0, 1))
+        first, second = (next(features.get("train", view).batches([range(TRAIN)])) for view in (0, 1))
         assert not torch.equal(first, second)
         seen: list[Tensor] = []
 
-        def peek(*arguments: Any) -> list[Epoch]:
+        def peek(*arguments: Any) -> list[EpochResult]:
             inputs = arguments[2]
             seen.extend(next(inputs.rows(epoch).batches([range(TRAIN)])) for epoch in range(4))
             raise UserError("seen enough")
@@ -175,8 +175,8 @@ class TestOnce:
 
     def test_rows_serve_what_they_fit_and_nothing_else(self, make: Make, accelerator: Accelerator) -> None:
         first = features_of(make(), accelerator)
-        first.rows("train", 0)
-        first.rows("val", -1)
+        first.get("train", 0)
+        first.get("val", -1)
         for fits in (
             ("--seed.train", "7"),
             ("--train.batch_size", "4"),
@@ -211,24 +211,24 @@ class TestOnce:
             "torch.__version__",
             "torchvision.__version__",
             "PIL.__version__",
-            "runner.features.cache.ROWS_VERSION",
+            "runner.features.cache.FEATURES_VERSION",
         ],
     )
     def test_another_library_s_rows_are_others(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, library: str
     ) -> None:
-        features_of(make(), accelerator).rows("val", -1)
+        features_of(make(), accelerator).get("val", -1)
         monkeypatch.setattr(library, "99.0")
         assert missing(make(), accelerator)[1] == VAL
 
     def test_another_weight_s_rows_are_others(self, make: Make, accelerator: Accelerator) -> None:
-        features_of(make(), accelerator).rows("val", -1)
+        features_of(make(), accelerator).get("val", -1)
         features = features_of(make(), accelerator)
-        assert features.demand([("val", -1)]).rows == 0
+        assert features.missing([("val", -1)]).features == 0
         nudged = features_of(make(), accelerator)
-        bias = nudged.prefix.network.get_parameter("features.18.bias")
+        bias = nudged.extractor.model.get_parameter("features.18.bias")
         bias.data[0] = torch.nextafter(bias.data[0], torch.tensor(1.0))
-        assert nudged.demand([("val", -1)]).images == VAL
+        assert nudged.missing([("val", -1)]).images == VAL
 
     def test_another_head_takes_the_convolutions_rows(
         self, make: Make, train: Train, through_prefix: list[int]
@@ -246,10 +246,10 @@ class TestOnce:
         splits = [("train", -1), ("val", -1), ("test", -1)]
         features = features_of(make(*words), accelerator)
         for split, view in splits:
-            features.rows(split, view)
+            features.get(split, view)
         other = features_of(make(*words, "--seed.split", "5"), accelerator)
         assert other.manifest.digest != features.manifest.digest
-        assert other.demand(splits).images == 0
+        assert other.missing(splits).images == 0
 
     def test_another_image_behind_the_same_path(
         self, make: Make, accelerator: Accelerator, pictures: Path
@@ -263,7 +263,7 @@ class TestOnce:
             if smaller.label == larger.label and larger.split == "val"
         )
         place = features.manifest.select("val").index(entry)
-        before = next(features.rows("val", -1).batches([[place]]))
+        before = next(features.get("val", -1).batches([[place]]))
         path = features.manifest.root / entry.path
         stamp = path.stat()
         path.write_bytes((features.manifest.root / other.path).read_bytes().ljust(entry.size, b"\0"))
@@ -271,28 +271,28 @@ class TestOnce:
         assert (path.stat().st_size, path.stat().st_mtime_ns) == (stamp.st_size, stamp.st_mtime_ns)
         again = features_of(make(*words), accelerator)
         assert again.manifest.select("val")[place].path == entry.path
-        assert again.demand([("val", -1)]).images == 1
-        after = next(again.rows("val", -1).batches([[place]]))
+        assert again.missing([("val", -1)]).images == 1
+        after = next(again.get("val", -1).batches([[place]]))
         assert not torch.equal(after, before)
         alone = features_of(make(*words, "--features.store", "false"), accelerator)
-        assert torch.equal(after, next(alone.rows("val", -1).batches([[place]])))
+        assert torch.equal(after, next(alone.get("val", -1).batches([[place]])))
 
     def test_image_replaced_since_it_was_verified_is_told(self, make: Make, accelerator: Accelerator) -> None:
         features = features_of(make(), accelerator)
         first, second, *_ = (features.manifest.root / each.path for each in features.manifest.select("val"))
         second.write_bytes(first.read_bytes())
         with pytest.raises(UserError, match=f"{second} has changed since it was verified"):
-            features.rows("val", -1)
-        assert features.demand([("val", -1)]).images == VAL
+            features.get("val", -1)
+        assert features.missing([("val", -1)]).images == VAL
 
 
 class TestHeldOrMapped:
     def test_map_gives_the_same_run(self, make: Make, train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
         held, _ = train(make())
         gathered: list[int] = []
-        batches = _MappedRows.batches
+        batches = _MappedFeatures.batches
         monkeypatch.setattr(
-            _MappedRows, "batches", lambda self, wanted: gathered.append(1) or batches(self, wanted)
+            _MappedFeatures, "batches", lambda self, wanted: gathered.append(1) or batches(self, wanted)
         )
         mapped, _ = train(make("--features.memory", "0.000001"))
         assert gathered
@@ -303,7 +303,7 @@ class TestHeldOrMapped:
         row = 512 * 4 / 2**30
         features = features_of(make("--features.memory", str(row * (TRAIN + 1))), accelerator)
         for view in (0, 1, 2):
-            features.rows("train", view)
+            features.get("train", view)
             assert len(features._memory) == 1
         assert [place[1:] for place in features._memory] == [("train", 2)]
 
@@ -337,7 +337,7 @@ class TestFaults:
         self, make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         features = features_of(make(), accelerator)
-        whole = next(features.rows("val", -1).batches([range(VAL)]))
+        whole = next(features.get("val", -1).batches([range(VAL)]))
         flip_a_bit(tmp_path / "cache" / "features")
         unlink, notes = Path.unlink, []
 
@@ -353,8 +353,8 @@ class TestFaults:
         monkeypatch.setattr(Path, "unlink", refuse)
         monkeypatch.setattr(Terminal, "warn", note)
         again = features_of(make(), accelerator)
-        assert torch.equal(next(again.rows("val", -1).batches([range(VAL)])), whole)
-        assert again.account.misses == VAL
+        assert torch.equal(next(again.get("val", -1).batches([range(VAL)])), whole)
+        assert again.stats.misses == VAL
 
     def test_full_disk_and_cap_are_told_before_anything_is_computed(
         self, make: Make, train: Train, through_prefix: list[int], monkeypatch: pytest.MonkeyPatch
@@ -369,7 +369,7 @@ class TestFaults:
     def test_read_only_store_serves_and_says_what_it_lacks(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        features_of(make(), accelerator).rows("val", -1)
+        features_of(make(), accelerator).get("val", -1)
 
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied", "features")
@@ -378,9 +378,9 @@ class TestFaults:
         monkeypatch.setattr("runner.features.shard_store.write_text", refuse)
         monkeypatch.setattr("runner.features.shard_store.replacing", refuse)
         features = features_of(make(), accelerator)
-        assert len(next(features.rows("val", -1).batches([range(VAL)]))) == VAL
+        assert len(next(features.get("val", -1).batches([range(VAL)]))) == VAL
         with pytest.raises(PermissionError):
-            features.rows("train", 0)
+            features.get("train", 0)
 
     def test_read_only_file_system(self, make: Make, train: Train, tmp_path: Path) -> None:
         words = ("--train.epochs", "1")
@@ -392,7 +392,7 @@ class TestFaults:
             for more in (("--augment.views", "2", "--train.epochs", "2"), ("--features.batch_size", "4")):
                 with pytest.raises(OSError, match="Read-only file system") as refused:
                     train(make(*words, *elsewhere, *more))
-                assert f"{tmp_path}/read-only/features" in str(sentence(refused.value))
+                assert f"{tmp_path}/read-only/features" in str(user_message(refused.value))
 
     @pytest.mark.slow
     def test_killed_while_extracting(
@@ -418,17 +418,17 @@ class TestFaults:
     def test_stopped_while_extracting_keeps_what_was_computed(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        through, calls = extractor.Prefix.through, []
+        through, calls = extractor.FeatureExtractor.run_stage, []
 
-        def stopping(self: extractor.Prefix, values: Tensor, stage: int) -> Tensor:
+        def stopping(self: extractor.FeatureExtractor, values: Tensor, stage: int) -> Tensor:
             calls.append(stage)
             if len(calls) == 3:
                 raise KeyboardInterrupt
             return through(self, values, stage)
 
-        monkeypatch.setattr(extractor.Prefix, "through", stopping)
+        monkeypatch.setattr(extractor.FeatureExtractor, "run_stage", stopping)
         with pytest.raises(KeyboardInterrupt):
-            features_of(make(), accelerator).rows("train", 0)
+            features_of(make(), accelerator).get("train", 0)
         assert missing(make(), accelerator)[0] == TRAIN - 16
 
 
@@ -475,7 +475,7 @@ class TestCompiling:
         monkeypatch.setattr(torch, "compile", fail)
         features = features_of(make("--features.compile", "true"), accelerator)
         with pytest.raises(UserError, match=r"failed .*no compiler\); set features\.compile=false"):
-            features.rows("train", 0)
+            features.get("train", 0)
 
     @pytest.mark.slow
     @pytest.mark.skipif(not can_compile(), reason="needs a C++ compiler")

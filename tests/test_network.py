@@ -15,18 +15,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from runner.config.schema import Experiment, NetworkSettings, Normalisation
+from runner.config.schema import Experiment, ModelConfig, Normalization
 from runner.config.validation import check_weights
 from runner.models import pretrained
-from runner.models.dropout import announce
-from runner.models.network import Architecture, Network
-from runner.models.pretrained import Weights
+from runner.models.dropout import set_dropout_batch
+from runner.models.network import ModelSpec, TransferModel
+from runner.models.pretrained import PretrainedWeights
 from runner.training import setup
 from runner.utils.errors import UserError
 
 ARCHS = [f"vgg{depth}{bn}" for depth in (11, 13, 16, 19) for bn in ("", "_bn")]
-NUMBERS = Normalisation((0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+NUMBERS = Normalization((0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLASSES = ("blue", "green", "red")
 
 
@@ -36,11 +36,11 @@ def network(
     pool: int = 1,
     trainable: str = "head",
     dropout: float = 0.4,
-    fit_seed: int = 0,
+    training_seed: int = 0,
     random: bool = True,
-) -> Network:
-    architecture = Architecture(arch, head, pool, 16, dropout, trainable, CLASSES, NUMBERS)
-    return Network(architecture, fit_seed, random)
+) -> TransferModel:
+    architecture = ModelSpec(arch, head, pool, 16, dropout, trainable, CLASSES, NUMBERS)
+    return TransferModel(architecture, training_seed, random)
 
 
 def images(count: int = 4, pixels: int = 32) -> Tensor:
@@ -77,7 +77,7 @@ def features11() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def report11() -> Network:
+def report11() -> TransferModel:
     return network(head="report").eval()
 
 
@@ -101,7 +101,7 @@ class TestAgainstTorchvision:
     def test_same_weights_give_the_same_pooled_convolutions(self, arch: str) -> None:
         tensors = drawn(arch, classifier=False)
         ours = network(arch, pool=2, random=False).eval()
-        pretrained.load(ours, Weights("drawn", tensors, None))
+        pretrained.load_weights(ours, PretrainedWeights("drawn", tensors, None))
         theirs = torchvision_model(arch)
         theirs.load_state_dict(tensors, strict=False, assign=True)
         theirs.avgpool = nn.AdaptiveAvgPool2d(2)
@@ -115,7 +115,7 @@ class TestAgainstTorchvision:
     def test_same_weights_give_the_same_4096_numbers_in_front_of_the_report_head(self) -> None:
         tensors = drawn("vgg11")
         ours = network(head="report", random=False).eval()
-        pretrained.load(ours, Weights("drawn", tensors, None))
+        pretrained.load_weights(ours, PretrainedWeights("drawn", tensors, None))
         theirs = torchvision_model("vgg11")
         theirs.load_state_dict(tensors, strict=False, assign=True)
         theirs.classifier[6] = nn.Identity()
@@ -131,13 +131,13 @@ class TestAgainstTorchvision:
         assert expected.std() > 0.01
         torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-4)
 
-    def test_logits_are_float32_one_for_each_class(self, report11: Network) -> None:
+    def test_logits_are_float32_one_for_each_class(self, report11: TransferModel) -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             logits = report11(images(2))
         assert logits.dtype == torch.float32
         assert logits.shape == (2, 3)
 
-    def test_report_head_is_linear_relu_dropout_linear(self, report11: Network) -> None:
+    def test_report_head_is_linear_relu_dropout_linear(self, report11: TransferModel) -> None:
         head = report11.get_submodule("classifier.6")
         assert [
             isinstance(layer, kind)
@@ -156,8 +156,8 @@ def normalised(batch: Tensor) -> Tensor:
 
 
 class TestCut:
-    def test_report_head_ends_behind_the_first_relu_of_the_classifier(self, report11: Network) -> None:
-        assert report11.cut_name == "classifier.1"
+    def test_report_head_ends_behind_the_first_relu_of_the_classifier(self, report11: TransferModel) -> None:
+        assert report11.split_layer == "classifier.1"
         with torch.no_grad():
             rows = report11.prefix(images(2))
         assert rows.shape == (2, 4096)
@@ -166,15 +166,15 @@ class TestCut:
     @pytest.mark.parametrize("pool", [1, 2, 3])
     def test_pooled_head_ends_behind_pooling(self, pool: int) -> None:
         ours = network(pool=pool).eval()
-        assert ours.cut_name == "flatten"
+        assert ours.split_layer == "flatten"
         with torch.no_grad():
             assert ours.prefix(images(2, 96)).shape == (2, 512 * pool**2)
 
     @pytest.mark.parametrize("trainable", ["all", "features", "features.0"])
     def test_nothing_is_cut_where_everything_trains(self, trainable: str) -> None:
         ours = network(trainable=trainable)
-        assert ours.cut == 0
-        assert ours.cut_name == ""
+        assert ours.split_index == 0
+        assert ours.split_layer == ""
         assert all(parameter.requires_grad for parameter in ours.parameters())
 
     @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ class TestCut:
     )
     def test_cut_lies_before_the_first_layer_that_trains(self, trainable: str, before: str) -> None:
         ours = network(trainable=trainable)
-        assert ours.cut_name == before
+        assert ours.split_layer == before
         trained = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
         number = int(trainable.removeprefix("features."))
         expected = {
@@ -195,13 +195,13 @@ class TestCut:
 
     def test_part_of_the_old_classifier_may_train(self) -> None:
         ours = network(head="report", trainable="classifier.0", random=False)
-        assert ours.cut_name == "flatten"
+        assert ours.split_layer == "flatten"
         assert not any(parameter.requires_grad for parameter in ours.features.parameters())
         assert all(parameter.requires_grad for parameter in ours.classifier.parameters())
 
     def test_later_classifier_layer_leaves_the_cut_at_the_first_dropout(self) -> None:
         ours = network(head="report", trainable="classifier.3", random=False)
-        assert ours.cut_name == "classifier.1"
+        assert ours.split_layer == "classifier.1"
         assert not ours.classifier[0].weight.requires_grad
         assert ours.classifier[3].weight.requires_grad
 
@@ -217,7 +217,7 @@ class TestCut:
         ids=str,
     )
     def test_prefix_then_tail_is_the_whole_bit_for_bit(
-        self, settings: dict[str, object], precision: torch.dtype, report11: Network
+        self, settings: dict[str, object], precision: torch.dtype, report11: TransferModel
     ) -> None:
         ours = report11 if settings == {"head": "report"} else network(**settings)  # type: ignore[arg-type]
         batch = images(4, 64)
@@ -225,11 +225,11 @@ class TestCut:
         for training in (False, True):
             ours.train(training)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                announce(ours.modules(), 0, slice(0, 4), 4)
+                set_dropout_batch(ours.modules(), 0, slice(0, 4), 4)
                 whole = ours(batch)
-                announce(ours.modules(), 0, slice(0, 4), 4)
+                set_dropout_batch(ours.modules(), 0, slice(0, 4), 4)
                 rows = ours.prefix(batch)
-                parts = ours(rows, start=ours.cut)
+                parts = ours(rows, start=ours.split_index)
             assert torch.equal(whole, parts)
             assert whole.std() > 0
         ours.eval()
@@ -250,14 +250,14 @@ class TestCut:
 
 
 class TestFrozenBatchNormalisation:
-    def statistics(self, ours: Network) -> dict[str, Tensor]:
+    def statistics(self, ours: TransferModel) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in ours.state_dict().items() if "running_mean" in name}
 
-    def forward(self, ours: Network) -> set[str]:
+    def forward(self, ours: TransferModel) -> set[str]:
         """The running means that a training forward moves."""
         before = self.statistics(ours)
         ours.train()
-        announce(ours.modules(), 0, slice(0, 4), 4)
+        set_dropout_batch(ours.modules(), 0, slice(0, 4), 4)
         with torch.no_grad():
             ours(images(4, 64))
         return {name for name, value in self.statistics(ours).items() if not torch.equal(value, before[name])}
@@ -312,27 +312,27 @@ class TestParameterGroups:
 
 
 class TestFirstWeights:
-    def head(self, ours: Network) -> dict[str, Tensor]:
+    def head(self, ours: TransferModel) -> dict[str, Tensor]:
         return {name: value for name, value in ours.state_dict().items() if name.startswith("classifier.")}
 
     def test_head_is_a_function_of_the_fit_seed(self) -> None:
         torch.manual_seed(1)
-        first = self.head(network(fit_seed=3))
+        first = self.head(network(training_seed=3))
         torch.manual_seed(2)
         for again in (
-            network(fit_seed=3),
-            network("vgg13", fit_seed=3, random=False),
-            network(fit_seed=3, trainable="all"),
+            network(training_seed=3),
+            network("vgg13", training_seed=3, random=False),
+            network(training_seed=3, trainable="all"),
         ):
             assert all(torch.equal(value, first[name]) for name, value in self.head(again).items())
-        other = self.head(network(fit_seed=4))
+        other = self.head(network(training_seed=4))
         assert not any(torch.equal(value, first[name]) for name, value in other.items())
 
     def test_random_convolutions_are_the_same_in_each_build(self) -> None:
         torch.manual_seed(1)
-        first = network(fit_seed=1).features.state_dict()
+        first = network(training_seed=1).features.state_dict()
         torch.manual_seed(2)
-        again = network(fit_seed=2, pool=2, trainable="all").features.state_dict()
+        again = network(training_seed=2, pool=2, trainable="all").features.state_dict()
         assert all(torch.equal(value, again[name]) for name, value in first.items())
         assert first["0.weight"].std() > 0
 
@@ -351,17 +351,17 @@ class TestFirstWeights:
 
 class TestWeightsByName:
     def test_enum_of_another_network_is_refused(self) -> None:
-        settings = NetworkSettings(arch="vgg11", weights="VGG16_Weights.IMAGENET1K_V1")
+        settings = ModelConfig(arch="vgg11", weights="VGG16_Weights.IMAGENET1K_V1")
         with pytest.raises(UserError, match=r"no weights of vgg11.*VGG11_Weights\.IMAGENET1K_V1"):
             check_weights(settings)
         with pytest.raises(UserError, match="no weights of vgg11"):
-            pretrained.read(settings)
+            pretrained.read_weights(settings)
 
     def test_features_only_weights_are_refused_for_the_report_head(self) -> None:
         name = "VGG16_Weights.IMAGENET1K_FEATURES"
         with pytest.raises(UserError, match=r"network\.head=pooled"):
-            check_weights(NetworkSettings(weights=name, head="report"))
-        check_weights(NetworkSettings(weights=name, head="pooled"))
+            check_weights(ModelConfig(weights=name, head="report"))
+        check_weights(ModelConfig(weights=name, head="pooled"))
 
     @pytest.mark.parametrize(
         "name",
@@ -369,7 +369,7 @@ class TestWeightsByName:
     )
     def test_unknown_member_of_the_right_enum_is_refused(self, name: str) -> None:
         with pytest.raises(UserError, match="torchvision has no weights"):
-            pretrained.read(NetworkSettings(arch="vgg11", weights=name))
+            pretrained.read_weights(ModelConfig(arch="vgg11", weights=name))
 
     def test_failed_download_names_address_and_folder(
         self, torch_home: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,7 +380,7 @@ class TestWeightsByName:
         monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
         name = "VGG11_Weights.IMAGENET1K_V1"
         with pytest.raises(UserError) as failure:
-            pretrained.read(NetworkSettings(arch="vgg11", weights=name))
+            pretrained.read_weights(ModelConfig(arch="vgg11", weights=name))
         text = str(failure.value)
         assert torchvision.models.VGG11_Weights.IMAGENET1K_V1.url in text
         assert str(torch_home) in text
@@ -394,22 +394,22 @@ class TestWeightsByName:
 
         monkeypatch.setattr(torch.hub, "download_url_to_file", mangle)
         with pytest.raises(UserError, match="invalid hash value"):
-            pretrained.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
+            pretrained.read_weights(ModelConfig(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
 
     def test_damaged_file_in_the_download_folder_is_a_sentence(self, torch_home: Path) -> None:
         torch_home.mkdir(parents=True)
         address = torchvision.models.VGG11_Weights.IMAGENET1K_V1.url
         (torch_home / address.rsplit("/", 1)[1]).write_bytes(b"<html>Service unavailable</html>")
         with pytest.raises(UserError, match=r"VGG11_Weights\.IMAGENET1K_V1"):
-            pretrained.read(NetworkSettings(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
+            pretrained.read_weights(ModelConfig(arch="vgg11", weights="VGG11_Weights.IMAGENET1K_V1"))
 
     def test_no_weights_are_none(self) -> None:
-        assert pretrained.read(NetworkSettings(weights=None)) is None
+        assert pretrained.read_weights(ModelConfig(weights=None)) is None
 
 
 class TestWeightsFiles:
-    def read(self, path: Path) -> Weights:
-        found = pretrained.read(NetworkSettings(arch="vgg11", weights=str(path), head="pooled"))
+    def read(self, path: Path) -> PretrainedWeights:
+        found = pretrained.read_weights(ModelConfig(arch="vgg11", weights=str(path), head="pooled"))
         assert found is not None
         return found
 
@@ -418,10 +418,10 @@ class TestWeightsFiles:
         save_file(features11, path)
         ours = network(random=False)
         head = ours.classifier[1].weight.clone()
-        pretrained.load(ours, self.read(path))
+        pretrained.load_weights(ours, self.read(path))
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in features11.items())
         assert torch.equal(ours.classifier[1].weight, head)
-        assert ours.normalise.mean.flatten().tolist() == pytest.approx(NUMBERS.mean)
+        assert ours.normalize.mean.flatten().tolist() == pytest.approx(NUMBERS.mean)
 
     @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module"])
     def test_pth_fills_the_network(self, tmp_path: Path, features11: dict[str, Tensor], wrap: str) -> None:
@@ -433,13 +433,13 @@ class TestWeightsFiles:
             content = {wrap: content, "epoch": 3}
         torch.save(content, path)
         ours = network(random=False)
-        pretrained.load(ours, self.read(path))
+        pretrained.load_weights(ours, self.read(path))
         assert all(torch.equal(ours.state_dict()[name], value) for name, value in features11.items())
 
     def test_half_precision_becomes_float32(self, features11: dict[str, Tensor]) -> None:
         ours = network(random=False)
-        pretrained.load(
-            ours, Weights("half", {name: value.half() for name, value in features11.items()}, None)
+        pretrained.load_weights(
+            ours, PretrainedWeights("half", {name: value.half() for name, value in features11.items()}, None)
         )
         name = "features.0.weight"
         assert ours.state_dict()[name].dtype == torch.float32
@@ -504,14 +504,14 @@ class TestWeightsFiles:
         path = tmp_path / "odd.pth"
         torch.save(content, path)
         with pytest.raises(UserError) as failure:
-            pretrained.load(network(random=False), self.read(path))
+            pretrained.load_weights(network(random=False), self.read(path))
         assert str(path) in str(failure.value)
 
 
 class TestWeightsThatDoNotFit:
-    def refusal(self, tensors: dict[str, Tensor], ours: Network | None = None) -> str:
+    def refusal(self, tensors: dict[str, Tensor], ours: TransferModel | None = None) -> str:
         with pytest.raises(UserError) as failure:
-            pretrained.load(ours or network(random=False), Weights("these.pth", tensors, None))
+            pretrained.load_weights(ours or network(random=False), PretrainedWeights("these.pth", tensors, None))
         assert "these.pth" in str(failure.value)
         return str(failure.value)
 
@@ -562,14 +562,14 @@ class TestWeightsThatDoNotFit:
             ours = network("vgg11_bn", random=False)
         finally:
             torch.use_deterministic_algorithms(False)
-        pretrained.load(ours, Weights("old.pth", old, None))
+        pretrained.load_weights(ours, PretrainedWeights("old.pth", old, None))
         counters = {n: v.item() for n, v in ours.state_dict().items() if n.endswith("num_batches_tracked")}
         assert set(counters.values()) == {0}, counters
 
 
 class TestNormalisation:
-    def of(self, experiment: Experiment, accelerator, silent) -> Normalisation:  # type: ignore[no-untyped-def]
-        return setup.prepare(experiment, accelerator, silent).network.architecture.normalisation
+    def of(self, experiment: Experiment, accelerator, silent) -> Normalization:  # type: ignore[no-untyped-def]
+        return setup.prepare(experiment, accelerator, silent).network.spec.normalization
 
     def path(self, folder: Path, tensors: dict[str, Tensor], said: str | None) -> str:
         path = folder / "vgg11.safetensors"
@@ -589,10 +589,10 @@ class TestNormalisation:
         clean = ready.features.loader.batches(ready.manifest.select("train"), -1, [range(18)])
         values = next(clean).double() / 255
         expected = values.std((2, 3), correction=0).mean(0)
-        assert ready.network.architecture.normalisation.mean == pytest.approx(
+        assert ready.network.spec.normalization.mean == pytest.approx(
             values.mean((0, 2, 3)).tolist(), abs=1e-5
         )
-        assert ready.network.architecture.normalisation.std == pytest.approx(expected.tolist(), abs=1e-5)
+        assert ready.network.spec.normalization.std == pytest.approx(expected.tolist(), abs=1e-5)
 
     def test_by_the_weights_own_words(self, make, accelerator, silent, tmp_path, features11) -> None:  # type: ignore[no-untyped-def]
         said = json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std})
@@ -634,7 +634,7 @@ class TestNormalisation:
     def test_words_that_are_no_normalisation_are_refused(self, tmp_path: Path, said: str) -> None:
         path = self.path(tmp_path, {"features.0.bias": torch.zeros(64)}, said)
         with pytest.raises(UserError, match="normalisation") as failure:
-            pretrained.read(NetworkSettings(arch="vgg11", weights=path, head="pooled"))
+            pretrained.read_weights(ModelConfig(arch="vgg11", weights=path, head="pooled"))
         assert path in str(failure.value)
 
     @pytest.mark.parametrize(
@@ -642,11 +642,11 @@ class TestNormalisation:
     )
     def test_unknown_enum_is_refused(self, enum: str) -> None:
         with pytest.raises(UserError, match="torchvision has no weights"):
-            pretrained.normalisation_of(enum)
+            pretrained.weights_normalization(enum)
 
     def test_enum_that_does_not_normalise_is_refused(self) -> None:
         with pytest.raises(UserError):
-            pretrained.normalisation_of("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
+            pretrained.weights_normalization("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
 
     @pytest.mark.parametrize(
         "values", [{"mean": NUMBERS.mean, "std": (0.2, 0.2, 0.0)}, {"mean": NUMBERS.mean}], ids=repr

@@ -24,17 +24,17 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from runner.data.loader import Loader
+from runner.data.loader import ImageLoader
 from runner.data.manifest import Entry, Manifest
-from runner.data.transforms import CLEAN
+from runner.data.transforms import EVALUATION_VIEW
 from runner.features import eviction
-from runner.features.extractor import Prefix
-from runner.features.shard_store import Store, Writer
+from runner.features.extractor import FeatureExtractor
+from runner.features.shard_store import ShardStore, ShardWriter
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 
-ROWS_VERSION = 2
+FEATURES_VERSION = 2
 """Part of every store's key: raise it when decoding, views or normalisation change what they compute."""
 
 ATTEMPTS = 4
@@ -42,11 +42,11 @@ ATTEMPTS = 4
 
 Wanted = Sequence[tuple[str, int]]
 """Splits and views."""
-Held: TypeAlias = OrderedDict[tuple[Path, str, int], Tensor]
+InMemoryFeatures: TypeAlias = OrderedDict[tuple[Path, str, int], Tensor]
 """Rows in memory, by store, split and view; the least recently used first."""
 
 
-class Rows(Protocol):
+class SplitFeatures(Protocol):
     """The tail's input for one split and view."""
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
@@ -54,38 +54,38 @@ class Rows(Protocol):
 
 
 @dataclass
-class Account:
+class CacheStats:
     """What features cost and saved, on this process's host. A hit is a row that was served without computing it."""
 
     served: int = 0
     misses: int = 0
-    seconds: float = 0.0
+    compute_seconds: float = 0.0
     """Spent on computing."""
-    worth: float = 0.0
+    served_seconds: float = 0.0
     """Seconds that computing the rows would have taken, had each been computed whenever it was served."""
 
     def metrics(self) -> dict[str, float]:
         """For the run's records."""
-        rate = {"features/images_per_second": self.misses / self.seconds} if self.misses else {}
+        rate = {"features/images_per_second": self.misses / self.compute_seconds} if self.misses else {}
         return {
             "features/hits": max(0, self.served - self.misses),
             "features/misses": self.misses,
-            "features/saved_seconds": max(0.0, self.worth - self.seconds),
+            "features/saved_seconds": max(0.0, self.served_seconds - self.compute_seconds),
             **rate,
         }
 
 
 @dataclass(frozen=True)
-class Demand:
+class MissingFeatures:
     """What a run's features would take: images through the convolutions, rows to compute, and their bytes."""
 
     images: int
-    rows: int
+    features: int
     bytes: int
 
 
 @dataclass(frozen=True)
-class Kept:
+class FeatureStorage:
     """Where rows are kept.
 
     Args:
@@ -97,13 +97,13 @@ class Kept:
     """
 
     root: Path
-    memory: float
-    cap: float
-    held: Held = field(default_factory=OrderedDict)
+    memory_bytes: float
+    max_bytes: float
+    in_memory: InMemoryFeatures = field(default_factory=OrderedDict)
 
 
 @dataclass
-class Features:
+class FeatureCache:
     """The rows of a manifest's images under one network.
 
     Args:
@@ -116,49 +116,49 @@ class Features:
     """
 
     manifest: Manifest
-    prefix: Prefix
-    loader: Loader
+    extractor: FeatureExtractor
+    loader: ImageLoader
     accelerator: Accelerator
-    kept: Kept | None
+    storage: FeatureStorage | None
     terminal: Terminal
-    account: Account = field(default_factory=Account)
+    stats: CacheStats = field(default_factory=CacheStats)
 
     def __post_init__(self) -> None:
-        self._stores: dict[tuple[int, str], Store] = {}
+        self._stores: dict[tuple[int, str], ShardStore] = {}
         self._row: list[tuple[torch.Size, torch.dtype]] = []
 
     @property
-    def _memory(self) -> Held:
-        return self.kept.held if self.kept is not None else OrderedDict()
+    def _memory(self) -> InMemoryFeatures:
+        return self.storage.in_memory if self.storage is not None else OrderedDict()
 
     @property
     def stored(self) -> bool:
         """Whether rows are kept: there is a prefix, and a folder to keep them in."""
-        return self.kept is not None and bool(self.prefix.stages)
+        return self.storage is not None and bool(self.extractor.frozen_stages)
 
-    def rows(self, split: str, view: int) -> Rows:
+    def get(self, split: str, view: int) -> SplitFeatures:
         """The rows of a split in a view; what is missing is computed first (all processes must ask together).
 
         Raises `UserError` where the disk has no room for them, or an image can no longer be read.
         """
         entries = self.manifest.select(split)
         if not self.stored:
-            return _StreamedRows(self, entries, view)
+            return _StreamedFeatures(self, entries, view)
         keys = [_key(entry, view) for entry in entries]
-        last = len(self.prefix.stages) - 1
+        last = len(self.extractor.frozen_stages) - 1
         store = self._store(last, view)
         place = (store.folder, split, view)
         if place not in self._memory:
             self._fill(last, entries, view)
-        self.account.served += len(keys)
-        self.account.worth += store.seconds(keys)
+        self.stats.served += len(keys)
+        self.stats.served_seconds += store.seconds(keys)
         return self._held(place, store, keys)
 
-    def row_shape(self) -> tuple[torch.Size, torch.dtype]:
+    def feature_shape(self) -> tuple[torch.Size, torch.dtype]:
         """Shape and type of a row, from one black image."""
         return self._row_shapes()[-1]
 
-    def demand(self, wanted: Wanted) -> Demand:
+    def missing(self, wanted: Wanted) -> MissingFeatures:
         """What computing the missing rows of splits and views would take."""
         images = rows = size = 0
         for split, view in wanted:
@@ -166,7 +166,7 @@ class Features:
             if not self.stored:
                 images += len(entries)
                 continue
-            for stage in reversed(range(len(self.prefix.stages))):
+            for stage in reversed(range(len(self.extractor.frozen_stages))):
                 store = self._store(stage, view)
                 store.refresh()
                 missing = store.missing([_key(entry, view) for entry in entries])
@@ -175,22 +175,22 @@ class Features:
                 rows += len(entries)
                 size += len(entries) * shape.numel() * dtype.itemsize
             images += len(entries)
-        return Demand(images, rows, size)
+        return MissingFeatures(images, rows, size)
 
-    def reserve(self, wanted: Wanted) -> Demand:
+    def reserve_space(self, wanted: Wanted) -> MissingFeatures:
         """See that there is room for what computing splits and views will take, before any of it is computed.
 
         Raises `UserError` where there is not.
         """
-        demand = self.demand(wanted)
-        if self.kept is not None and self.accelerator.is_local_main_process:
-            eviction.make_room(self.kept.root, demand.bytes, self.kept.cap, self.terminal)
+        demand = self.missing(wanted)
+        if self.storage is not None and self.accelerator.is_local_main_process:
+            eviction.ensure_space(self.storage.root, demand.bytes, self.storage.max_bytes, self.terminal)
         return demand
 
-    def bytes(self) -> int:
+    def disk_bytes(self) -> int:
         """Bytes on disk of the stores that were used."""
         present = (
-            {store.folder: store.bytes for store in eviction.stores(self.kept.root)} if self.kept else {}
+            {store.folder: store.bytes for store in eviction.list_stores(self.storage.root)} if self.storage else {}
         )
         return sum(present.get(store.folder, 0) for store in self._stores.values())
 
@@ -209,7 +209,7 @@ class Features:
         )
 
     def _compute(
-        self, stage: int, store: Store, entries: Sequence[Entry], keys: Sequence[str], view: int
+        self, stage: int, store: ShardStore, entries: Sequence[Entry], keys: Sequence[str], view: int
     ) -> None:
         """Add what the store lacks of `keys`: the chunks are dealt out to the processes of this host."""
         host, lead = socket.gethostname(), self.accelerator.is_local_main_process
@@ -223,11 +223,11 @@ class Features:
                 self._extract(stage, store, [entries[place] for place in missing], view, len(here))
                 self.accelerator.wait_for_everyone()
                 if stage == 0:
-                    self.account.misses += len(missing)
-                    self.account.seconds += time.monotonic() - began
+                    self.stats.misses += len(missing)
+                    self.stats.compute_seconds += time.monotonic() - began
             store.refresh()
 
-    def _claim(self, store: Store, keys: Sequence[str], stack: ExitStack) -> list[int]:
+    def _claim(self, store: ShardStore, keys: Sequence[str], stack: ExitStack) -> list[int]:
         """The places of rows that this run has to compute; another one that computes them is waited for."""
         store.refresh()
         if missing := store.missing(keys):
@@ -242,18 +242,18 @@ class Features:
             missing = store.missing(keys)
         return missing
 
-    def _extract(self, stage: int, store: Store, entries: Sequence[Entry], view: int, processes: int) -> None:
+    def _extract(self, stage: int, store: ShardStore, entries: Sequence[Entry], view: int, processes: int) -> None:
         """Compute this process's share of rows."""
         if stage:
             self._fill(stage - 1, entries, view)
         keys = [_key(entry, view) for entry in entries]
-        step = self.prefix.chunk
+        step = self.extractor.batch_size
         chunks = [range(start, min(start + step, len(keys))) for start in range(0, len(keys), step)]
         own = chunks[self.accelerator.local_process_index :: processes]
         what = "extract features" if stage == 0 else f"features behind {self._layer(stage)}"
-        with self.terminal.progress(what, len(keys)) as advance, Writer(store, 1 / processes) as writer:
+        with self.terminal.progress(what, len(keys)) as advance, ShardWriter(store, 1 / processes) as writer:
             for places, (values, cost) in zip(own, self._sources(stage, entries, view, own), strict=True):
-                rows = self.prefix.through(values, stage).cpu()
+                rows = self.extractor.run_stage(values, stage).cpu()
                 writer.add([keys[place] for place in places], rows, cost)
                 advance(min(len(places) * processes, len(keys)))
 
@@ -270,32 +270,32 @@ class Features:
             keys = [_key(entries[place], view) for place in places]
             yield store.read(keys), store.seconds(keys)
 
-    def _held(self, key: tuple[Path, str, int], store: Store, keys: Sequence[str]) -> Rows:
+    def _held(self, key: tuple[Path, str, int], store: ShardStore, keys: Sequence[str]) -> SplitFeatures:
         """Rows from memory where they fit into it, else from the map."""
-        assert self.kept is not None  # noqa: S101 (for types: rows are kept)
+        assert self.storage is not None  # noqa: S101 (for types: rows are kept)
         device = self.accelerator.device
         if key not in self._memory:
-            shape, dtype = self.row_shape()
-            if len(keys) * shape.numel() * dtype.itemsize > self.kept.memory:
-                return _MappedRows(store, keys, device)
+            shape, dtype = self.feature_shape()
+            if len(keys) * shape.numel() * dtype.itemsize > self.storage.memory_bytes:
+                return _MappedFeatures(store, keys, device)
             self._memory[key] = store.read(keys)
-            while sum(rows.nbytes for rows in self._memory.values()) > self.kept.memory:
+            while sum(rows.nbytes for rows in self._memory.values()) > self.storage.memory_bytes:
                 self._memory.popitem(last=False)
         self._memory.move_to_end(key)
-        return _HeldRows(self._memory[key], device)
+        return _InMemoryFeatures(self._memory[key], device)
 
-    def _store(self, stage: int, view: int) -> Store:
-        recipe = self.loader.renderer.recipe(view)
+    def _store(self, stage: int, view: int) -> ShardStore:
+        recipe = self.loader.transform.recipe(view)
         name = (stage, digest(recipe))
         if name not in self._stores:
-            assert self.kept is not None  # noqa: S101 (for types: rows are kept)
-            self._stores[name] = Store(
-                self.kept.root,
-                {"view": recipe, **self.prefix.recipe(stage), **_libraries()},
+            assert self.storage is not None  # noqa: S101 (for types: rows are kept)
+            self._stores[name] = ShardStore(
+                self.storage.root,
+                {"view": recipe, **self.extractor.recipe(stage), **_libraries()},
                 {
-                    "layer": f"{self.prefix.network.architecture.arch} {self._layer(stage)}",
+                    "layer": f"{self.extractor.model.spec.arch} {self._layer(stage)}",
                     "view": self._view_words(view),
-                    "computed": f"{self.accelerator.mixed_precision}{', compiled' * self.prefix.compiled}"
+                    "computed": f"{self.accelerator.mixed_precision}{', compiled' * self.extractor.compiled}"
                     f", {self.accelerator.device.type}",
                 },
                 lambda path: self.terminal.warn(f"{path} is damaged; computing its rows again"),
@@ -304,22 +304,22 @@ class Features:
 
     def _layer(self, stage: int) -> str:
         """The last layer of a stage."""
-        return self.prefix.network.name_of(self.prefix.stages[stage][1] - 1)
+        return self.extractor.model.layer_names[self.extractor.frozen_stages[stage][1] - 1]
 
     def _view_words(self, view: int) -> str:
-        augment = self.loader.renderer.augment
-        return f"{'clean' if view == CLEAN else f'augmented, seed {self.loader.renderer.seed}'}, {augment.crop} px"
+        augment = self.loader.transform.augment
+        return f"{'clean' if view == EVALUATION_VIEW else f'augmented, seed {self.loader.transform.seed}'}, {augment.crop} px"
 
     def _row_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:
         """Shape and type of each stage's rows, or of an image where there is no stage."""
         if not self._row:
-            crop = self.loader.renderer.augment.crop
-            self._row = self.prefix.shapes(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))
+            crop = self.loader.transform.augment.crop
+            self._row = self.extractor.stage_shapes(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))
         return self._row
 
 
 @dataclass(frozen=True)
-class _HeldRows:
+class _InMemoryFeatures:
     """Rows gathered straight from memory."""
 
     matrix: Tensor
@@ -331,10 +331,10 @@ class _HeldRows:
 
 
 @dataclass(frozen=True)
-class _MappedRows:
+class _MappedFeatures:
     """Rows gathered from the files' memory maps."""
 
-    store: Store
+    store: ShardStore
     keys: Sequence[str]
     device: torch.device
 
@@ -346,36 +346,36 @@ class _MappedRows:
 
 
 @dataclass(frozen=True)
-class _StreamedRows:
+class _StreamedFeatures:
     """Rows computed in passing. Chunks run across the bounds of batches: only the last one is filled up."""
 
-    features: Features
+    features: FeatureCache
     entries: Sequence[Entry]
     view: int
 
     def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        features, step = self.features, self.features.prefix.chunk
+        features, step = self.features, self.features.extractor.batch_size
         places = [place for batch in batches for place in batch]
         chunks = [places[start : start + step] for start in range(0, len(places), step)]
         incoming = features.loader.batches(self.entries, self.view, chunks) if chunks else iter(())
         waiting: list[Tensor] = []
         for batch in batches:
             while sum(map(len, waiting)) < len(batch):
-                waiting.append(features.prefix(next(incoming)))
-            rows = torch.cat(waiting) if waiting else features.prefix(_no_image(features))
+                waiting.append(features.extractor(next(incoming)))
+            rows = torch.cat(waiting) if waiting else features.extractor(_no_image(features))
             waiting = [rows[len(batch) :]]
             yield rows[: len(batch)]
 
 
-def _no_image(features: Features) -> Tensor:
-    crop = features.loader.renderer.augment.crop
+def _no_image(features: FeatureCache) -> Tensor:
+    crop = features.loader.transform.augment.crop
     return torch.zeros(0, 3, crop, crop, dtype=torch.uint8)
 
 
 def _libraries() -> dict[str, Any]:
     """What decodes and computes."""
     return {
-        "rows": ROWS_VERSION,
+        "rows": FEATURES_VERSION,
         "pillow": [PIL.__version__, PIL.features.version("jpg")],
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

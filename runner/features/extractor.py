@@ -21,16 +21,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from runner.models.network import Network
+from runner.models.network import TransferModel
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
-from runner.utils.tensors import filled, fingerprint
+from runner.utils.tensors import pad_rows, tensor_digest
 
 WORTH_COMPILING = 4000 * 224**2
 """Pixels of all images of a data set from which on compiling pays: it takes 10 to 20 s and gains about a tenth."""
 
 
-class Prefix:
+class FeatureExtractor:
     """The stages of a network's prefix as functions of chunks.
 
     Args:
@@ -40,22 +40,22 @@ class Prefix:
         compiled: Run the first stage through `torch.compile`, with inductor's freezing on a CPU.
     """
 
-    def __init__(self, network: Network, accelerator: Accelerator, chunk: int, compiled: bool) -> None:
-        self.network = network
+    def __init__(self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool) -> None:
+        self.model = model
         self.accelerator = accelerator
-        self.chunk = chunk
+        self.batch_size = batch_size
         self.compiled = compiled
-        self.stages = network.stages
+        self.frozen_stages = model.frozen_stages
         self._functions: dict[int, Callable[[Tensor], Tensor]] = {}
 
-    def through(self, values: Tensor, stage: int) -> Tensor:
+    def run_stage(self, values: Tensor, stage: int) -> Tensor:
         """What a stage makes of at most `chunk` images or rows, on the device, contiguous.
 
         Fewer than `chunk` are filled up with zeros. Raises `UserError` where compiling fails.
         """
         count = len(values)
-        values = filled(values.to(self.accelerator.device, non_blocking=True), self.chunk)
-        with _evaluating(self.network), torch.inference_mode(), self.accelerator.autocast():
+        values = pad_rows(values.to(self.accelerator.device, non_blocking=True), self.batch_size)
+        with _evaluating(self.model), torch.inference_mode(), self.accelerator.autocast():
             rows = self._function(stage)(values)[:count]
         # Copied outside inference mode: the tail could not learn from an inference tensor. In one memory layout,
         # kept or not: a later stage sums in the order of the layout.
@@ -64,40 +64,40 @@ class Prefix:
     def __call__(self, images: Tensor) -> Tensor:
         """Rows of at most `chunk` images (n × 3 × h × w, uint8), on the device; the images, where nothing is frozen."""
         values = images.to(self.accelerator.device, non_blocking=True)
-        for stage in range(len(self.stages)):
-            values = self.through(values, stage)
+        for stage in range(len(self.frozen_stages)):
+            values = self.run_stage(values, stage)
         return values
 
-    def shapes(self, images: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
+    def stage_shapes(self, images: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
         """Shape and type of each stage's rows of such images, or of an image where there is no stage."""
         values, shapes = images.to(self.accelerator.device), []
         with torch.inference_mode(), self.accelerator.autocast():
-            for start, stop in self.stages:
-                values = self.network.run(values, start, stop)
+            for start, stop in self.frozen_stages:
+                values = self.model.run(values, start, stop)
                 shapes.append((values.shape[1:], values.dtype))
         return shapes or [(values.shape[1:], values.dtype)]
 
     def recipe(self, stage: int) -> dict[str, Any]:
         """What of network and computation decides the numbers of a stage's rows."""
-        layers = list(self.network.layers())[: self.stages[stage][1]]
+        layers = list(self.model.layers())[: self.frozen_stages[stage][1]]
         device = self.accelerator.device.type
         return {
             "layers": [(name, str(layer)) for name, layer in layers],
             "weights": digest(
-                [fingerprint(value) for _, layer in layers for value in layer.state_dict().values()]
+                [tensor_digest(value) for _, layer in layers for value in layer.state_dict().values()]
             ),
             "precision": self.accelerator.mixed_precision,
-            "chunk": self.chunk,
+            "chunk": self.batch_size,
             "compiled": self.compiled,
             "device": _cuda() if device == "cuda" else _cpu(),
         }
 
     def _function(self, stage: int) -> Callable[[Tensor], Tensor]:
         if stage not in self._functions:
-            start, stop = self.stages[stage]
+            start, stop = self.frozen_stages[stage]
 
             def function(values: Tensor) -> Tensor:
-                return self.network.run(values, start, stop)
+                return self.model.run(values, start, stop)
 
             self._functions[stage] = self._compile(function) if self.compiled and stage == 0 else function
         return self._functions[stage]

@@ -29,21 +29,21 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.features.eviction import IN_USE, RECIPE
-from runner.utils.atomic_files import replacing, write_text
+from runner.features.eviction import RECIPE_FILE, USE_LOCK
+from runner.utils.atomic_files import atomic_write, write_text
 from runner.utils.hashing import digest
-from runner.utils.tensors import write
+from runner.utils.tensors import save_tensors
 
 NEW = os.O_RDWR | os.O_CREAT
-MAPS = 8192
+MAX_OPEN_MAPS = 8192
 """Files that are mapped at once: Linux allows a process 65,530 maps."""
-FILE_BYTES = 16 * 2**20
+SHARD_BYTES = 16 * 2**20
 """A file is written when it has so many bytes of rows …"""
-FILE_SECONDS = 5.0
+SHARD_SECONDS = 5.0
 """… or so long after the last one: what a killed process loses."""
 
 
-class Store:
+class ShardStore:
     """The rows of one recipe.
 
     Args:
@@ -111,7 +111,7 @@ class Store:
     def verify(self, keys: Sequence[str]) -> list[str]:
         """Check the files that hold `keys`, each once in a process; drop the damaged ones and name them."""
         names = {self._places[key][0] for key in keys if key in self._places} - self._checked
-        damaged = sorted(name for name in names if not (is_whole(self.folder / name) and self._alike(name)))
+        damaged = sorted(name for name in names if not (is_intact(self.folder / name) and self._alike(name)))
         self._checked |= names - set(damaged)
         for name in damaged:
             self._drop(name)
@@ -143,8 +143,8 @@ class Store:
             "checksum": _checksum(keys, rows),
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        with replacing(path) as aside:
-            write({"rows": rows}, aside, metadata, path)
+        with atomic_write(path) as aside:
+            save_tensors({"rows": rows}, aside, metadata, path)
 
     @contextmanager
     def computing(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -169,7 +169,7 @@ class Store:
         if name not in self._maps:
             with safe_open(self.folder / name, "pt") as file:
                 self._maps[name] = file.get_tensor("rows")
-            if len(self._maps) > MAPS:
+            if len(self._maps) > MAX_OPEN_MAPS:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(name)
         return self._maps[name]
@@ -198,7 +198,7 @@ class Store:
 
     def _hold(self, make: bool = False) -> None:
         """Lock the store against removal as long as this process lives, and note the time of its use."""
-        recipe, mark = self.folder / RECIPE, self.folder / IN_USE
+        recipe, mark = self.folder / RECIPE_FILE, self.folder / USE_LOCK
         while not self._holds():  # it may be removed while it is being opened
             self.release()
             if not recipe.exists():
@@ -225,10 +225,10 @@ class Store:
             return False
         mine = os.fstat(self._use)
         try:
-            there = (self.folder / IN_USE).stat()
+            there = (self.folder / USE_LOCK).stat()
         except OSError:
             return False
-        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino) and (self.folder / RECIPE).exists()
+        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino) and (self.folder / RECIPE_FILE).exists()
 
     def release(self) -> None:
         """Let others remove the store."""
@@ -237,7 +237,7 @@ class Store:
             self._use = None
 
 
-class Writer:
+class ShardWriter:
     """Gathers rows into files of a fair size, and writes them beside the computation. A context manager.
 
     What was gathered is written when the block ends, by whatever exception too.
@@ -247,7 +247,7 @@ class Writer:
         share: The part of the time that passes which these rows cost: 1 / processes that compute side by side.
     """
 
-    def __init__(self, store: Store, share: float = 1.0) -> None:
+    def __init__(self, store: ShardStore, share: float = 1.0) -> None:
         self.store = store
         self.share = share
         self._keys: list[str] = []
@@ -257,7 +257,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._pending: Future[None] | None = None
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(
@@ -278,8 +278,8 @@ class Writer:
         self._keys += keys
         self._rows.append(rows)
         self._extra += seconds
-        full = sum(each.nbytes for each in self._rows) >= FILE_BYTES
-        if full or time.monotonic() - self._began >= FILE_SECONDS:
+        full = sum(each.nbytes for each in self._rows) >= SHARD_BYTES
+        if full or time.monotonic() - self._began >= SHARD_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
@@ -297,7 +297,7 @@ class Writer:
             self._pending = None
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a file of rows is one, with the checksum that it was written with."""
     try:
         with safe_open(path, "pt") as file:

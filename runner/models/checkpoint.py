@@ -17,41 +17,41 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.config.schema import Normalisation
-from runner.models.network import Architecture, Network
-from runner.utils.atomic_files import replacing
+from runner.config.schema import Normalization
+from runner.models.network import ModelSpec, TransferModel
+from runner.utils.atomic_files import atomic_write
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
-from runner.utils.tensors import fingerprint, write
-from runner.utils.text import brief
+from runner.utils.tensors import save_tensors, tensor_digest
+from runner.utils.text import one_line
 
 FORMAT = "vgg-runner-checkpoint-1"
-FROZEN = "frozen.safetensors"
+FROZEN_FILE = "frozen.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A network as it was at the end of an epoch (from 1), with its validation scores."""
 
-    network: Network
+    model: TransferModel
     epoch: int
     val: dict[str, Any]
-    use: dict[str, Any]
+    inference: dict[str, Any]
     """What using it takes beside the network: name, transform, precision."""
 
 
-def frozen_digest(network: Network) -> str:
+def frozen_digest(network: TransferModel) -> str:
     """Digest of the tensors that do not train."""
-    return _digest(network.parts()[1])
+    return _digest(network.frozen_state())
 
 
-def save_frozen(network: Network, folder: Path) -> None:
+def save_frozen(network: TransferModel, folder: Path) -> None:
     """Write the layers that do not train to `folder`/frozen.safetensors."""
-    _save(folder / FROZEN, network.parts()[1], {"format": FORMAT})
+    _save(folder / FROZEN_FILE, network.frozen_state(), {"format": FORMAT})
 
 
 def save(
-    network: Network, path: Path, epoch: int, val: dict[str, Any], frozen: str, use: dict[str, Any]
+    network: TransferModel, path: Path, epoch: int, val: dict[str, Any], frozen: str, use: dict[str, Any]
 ) -> None:
     """Write the layers that train, and what is needed to use them.
 
@@ -63,9 +63,9 @@ def save(
         frozen: `frozen_digest` of the network.
         use: The experiment's name, the transform of its evaluation, and its precision.
     """
-    learned = network.parts()[0]
+    learned = network.trainable_state()
     about = {
-        "architecture": asdict(network.architecture),
+        "architecture": asdict(network.spec),
         "epoch": epoch,
         "val": val,
         "use": use,
@@ -73,7 +73,7 @@ def save(
         "learned": _digest(learned),
     }
     text = json.dumps(about)
-    _save(path, learned, {"format": FORMAT, "about": text, "seal": seal(text)})
+    _save(path, learned, {"format": FORMAT, "about": text, "seal": description_digest(text)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -82,35 +82,35 @@ def load(path: Path) -> Checkpoint:
     Raises `UserError` where a file is missing, damaged, not a checkpoint, or does not belong to the other.
     """
     learned, metadata = _load(path)
-    frozen, _ = _load(path.parent / FROZEN)
+    frozen, _ = _load(path.parent / FROZEN_FILE)
     try:
-        if metadata.get("seal", seal(metadata["about"])) != seal(metadata["about"]):  # older ones have none
+        if metadata.get("seal", description_digest(metadata["about"])) != description_digest(metadata["about"]):  # older ones have none
             raise UserError(
                 f"{path} is damaged (its description's digest differs); restore it or train again."
             )
         about = json.loads(metadata["about"])
         _check(about)
         fields = about["architecture"]
-        normalisation = Normalisation(*(tuple(fields["normalisation"][name]) for name in ("mean", "std")))
-        architecture = Architecture(
-            **{**fields, "classes": tuple(fields["classes"]), "normalisation": normalisation}
+        normalization = Normalization(*(tuple(fields["normalization"][name]) for name in ("mean", "std")))
+        architecture = ModelSpec(
+            **{**fields, "classes": tuple(fields["classes"]), "normalization": normalization}
         )
-        network = Network(architecture, fit_seed=0, random=False)
+        network = TransferModel(architecture, training_seed=0, random=False)
         network.load_state_dict({**frozen, **learned}, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} is not a checkpoint of this version ({brief(str(error), 300)}).") from None
+        raise UserError(f"{path} is not a checkpoint of this version ({one_line(str(error), 300)}).") from None
     if frozen_digest(network) != about["frozen"]:
         raise UserError(
-            f"{path.parent / FROZEN} is not the one that {path.name} was trained on; restore that one."
+            f"{path.parent / FROZEN_FILE} is not the one that {path.name} was trained on; restore that one."
         )
-    if _digest(network.parts()[0]) != about["learned"]:
+    if _digest(network.trainable_state()) != about["learned"]:
         raise UserError(f"{path} is damaged (its digest differs); restore it or train again.")
     if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
         raise UserError(f"{path} holds NaN or infinite weights; use another checkpoint, or train again.")
     return Checkpoint(network.eval(), about["epoch"], about["val"], about.get("use", {}))
 
 
-def seal(about: str) -> str:
+def description_digest(about: str) -> str:
     """The digest of a description: another class name or score would be one like any other."""
     return digest("about", about)
 
@@ -127,13 +127,13 @@ def _check(about: dict[str, Any]) -> None:
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
-    return digest({name: fingerprint(value) for name, value in tensors.items()})
+    return digest({name: tensor_digest(value) for name, value in tensors.items()})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with replacing(path) as aside:
-        write(tensors, aside, metadata, path)
+    with atomic_write(path) as aside:
+        save_tensors(tensors, aside, metadata, path)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -142,10 +142,10 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
         tensors = load_file(path)
     except FileNotFoundError:
-        raise UserError(f"There is no {path}; a checkpoint needs {FROZEN} beside it.") from None
+        raise UserError(f"There is no {path}; a checkpoint needs {FROZEN_FILE} beside it.") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({brief(str(error), 300)}); restore it or train again.") from None
+        raise UserError(f"{path} is damaged ({one_line(str(error), 300)}); restore it or train again.") from None
     if metadata.get("format") != FORMAT:
-        said = brief(repr(metadata.get("format")), 100)
+        said = one_line(repr(metadata.get("format")), 100)
         raise UserError(f"{path} is no checkpoint of this runner (its format is {said}).")
     return tensors, metadata

@@ -20,10 +20,10 @@ class KeyedDropout(nn.Dropout):
     Before each training forward `at` says which rows of which step's batch come in.
     """
 
-    def __init__(self, p: float, layer: str, fit_seed: int) -> None:
+    def __init__(self, p: float, layer: str, training_seed: int) -> None:
         super().__init__(p)
         self.layer = layer
-        self.fit_seed = fit_seed
+        self.training_seed = training_seed
         self.step = 0
         self.rows = slice(0, 0)
         self.batch = 0
@@ -39,13 +39,13 @@ class KeyedDropout(nn.Dropout):
         if len(values) != self.rows.stop - self.rows.start:
             raise RuntimeError(f"{self.layer}: {len(values)} rows came in, {self.rows} were announced")
         generator = torch.Generator().manual_seed(
-            hashing.seed("dropout", self.fit_seed, self.step, self.layer)
+            hashing.derive_seed("dropout", self.training_seed, self.step, self.layer)
         )
         mask = torch.rand(self.batch, *values.shape[1:], generator=generator)[self.rows] >= self.p
         return values * mask.to(values.device) / (1 - self.p)
 
 
-def announce(layers: Iterable[nn.Module], step: int, rows: slice, batch: int) -> None:
+def set_dropout_batch(layers: Iterable[nn.Module], step: int, rows: slice, batch: int) -> None:
     """Tell every keyed dropout which rows come next."""
     for layer in layers:
         if isinstance(layer, KeyedDropout):

@@ -9,17 +9,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from runner.config.schema import Normalisation
+from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropout
-from runner.portable.network import VGG, build_head, within
+from runner.portable.network import VGG, build_head, is_within
 from runner.utils import hashing
 from runner.utils.errors import UserError
 from runner.utils.rng import seeded
-from runner.utils.text import brief
+from runner.utils.text import one_line
 
 
 @dataclass(frozen=True)
-class Architecture:
+class ModelSpec:
     """What decides a network's shape and numbers' meaning; with its weights, all that a checkpoint needs."""
 
     arch: str
@@ -29,10 +29,10 @@ class Architecture:
     dropout: float
     trainable: str
     classes: tuple[str, ...]
-    normalisation: Normalisation
+    normalization: Normalization
 
 
-class Network(VGG):
+class TransferModel(VGG):
     """A VGG with its head, as `runner.portable.network` computes it, made ready to train.
 
     Args:
@@ -44,8 +44,8 @@ class Network(VGG):
     Raises `UserError` where `trainable` names no layer.
     """
 
-    def __init__(self, architecture: Architecture, fit_seed: int, random: bool) -> None:
-        with seeded(hashing.seed("head", fit_seed)):
+    def __init__(self, architecture: ModelSpec, training_seed: int, random: bool) -> None:
+        with seeded(hashing.derive_seed("head", training_seed)):
             head = build_head(
                 architecture.head,
                 architecture.pool,
@@ -53,28 +53,24 @@ class Network(VGG):
                 architecture.dropout,
                 len(architecture.classes),
             )
-        normalisation = architecture.normalisation
+        normalization = architecture.normalization
         super().__init__(
             architecture.arch,
             architecture.head,
             architecture.pool,
             head,
-            normalisation.mean,
-            normalisation.std,
+            normalization.mean,
+            normalization.std,
         )
-        self.architecture = architecture
+        self.spec = architecture
         self._fill(random)
-        _key_dropouts(self, fit_seed)
-        self._index()
+        _key_dropouts(self, training_seed)
+        self.index_layers()
         self._freeze()
-        self.cut = self._find_cut()
+        self.split_index = self._find_split()
         self.to(memory_format=torch.channels_last)
 
-    def prefix(self, images: Tensor) -> Tensor:
-        """Rows: what the frozen, deterministic layers make of images (n × 3 × h × w, uint8)."""
-        return self.run(images, 0, self.cut)
-
-    def train(self, mode: bool = True) -> Network:
+    def train(self, mode: bool = True) -> TransferModel:
         """As usual, but frozen batch normalisation stays in evaluation: its statistics are frozen too."""
         super().train(mode)
         for layer in self._layers:
@@ -83,31 +79,34 @@ class Network(VGG):
         return self
 
     @property
-    def trains_statistics(self) -> bool:
+    def trains_batch_norm(self) -> bool:
         """Whether batch normalisation trains, and so depends on what is in its batch."""
         return any(
             isinstance(layer, nn.modules.batchnorm._BatchNorm) and _trains(layer) for layer in self._layers
         )
 
     @property
-    def cut_name(self) -> str:
+    def split_layer(self) -> str:
         """The last layer of the prefix; empty where there is none worth keeping."""
-        return self._names[self.cut - 1] if self.cut else ""
+        return self.layer_names[self.split_index - 1] if self.split_index else ""
 
     @property
-    def stages(self) -> tuple[tuple[int, int], ...]:
+    def frozen_stages(self) -> tuple[tuple[int, int], ...]:
         """The prefix in parts (start, stop): the convolutions, the same for every head, and what this head adds."""
-        end = self._names.index("avgpool")
-        middle = [end] if 0 < end < self.cut else []
-        bounds = [0, *middle, self.cut] if self.cut else []
+        end = self.layer_names.index("avgpool")
+        middle = [end] if 0 < end < self.split_index else []
+        bounds = [0, *middle, self.split_index] if self.split_index else []
         return tuple(itertools.pairwise(bounds))
 
-    def parts(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The state's tensors, by name: those of layers that train, and the frozen ones."""
-        learned = {name for name, layer in self.layers() if _trains(layer)}
-        state = self.state_dict()
-        mine = {name: value for name, value in state.items() if name.rpartition(".")[0] in learned}
-        return mine, {name: value for name, value in state.items() if name not in mine}
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Tensors of the layers that train, by their names in the state dict."""
+        trainable = {name for name, layer in self.layers() if _trains(layer)}
+        return {name: value for name, value in self.state_dict().items() if name.rpartition(".")[0] in trainable}
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The other tensors of the state dict."""
+        trainable = self.trainable_state()
+        return {name: value for name, value in self.state_dict().items() if name not in trainable}
 
     def parameter_groups(self, lr: float, groups: dict[str, float]) -> list[dict[str, object]]:
         """Parameter groups for an optimiser: the longest name in `groups` decides, else `lr`.
@@ -117,13 +116,13 @@ class Network(VGG):
         members: dict[str, list[nn.Parameter]] = {"": [], **{name: [] for name in groups}}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                owner = max((each for each in groups if within(name, each)), key=len, default="")
+                owner = max((each for each in groups if is_within(name, each)), key=len, default="")
                 members[owner].append(parameter)
         for name in groups:
             if not members[name]:
                 raise UserError(
                     f"optim.groups names {name!r}, where nothing trains of its own;"
-                    f" model.trainable is {self.architecture.trainable!r}."
+                    f" model.trainable is {self.spec.trainable!r}."
                 )
         return [
             {"params": parameters, "lr": groups.get(name, lr)}
@@ -134,7 +133,7 @@ class Network(VGG):
     def _fill(self, random: bool) -> None:
         """Give memory, and values if `random`, to what was built without (torchvision's VGG initialisation)."""
         bare = [layer for _, layer in self.layers() if any(p.is_meta for p in layer.parameters())]
-        with seeded(hashing.seed("backbone", self.architecture.arch)):
+        with seeded(hashing.derive_seed("backbone", self.spec.arch)):
             for layer in bare:
                 layer.to_empty(device="cpu")
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -151,18 +150,18 @@ class Network(VGG):
                     layer.reset_parameters()
 
     def _freeze(self) -> None:
-        trainable = self.architecture.trainable
+        trainable = self.spec.trainable
         begin = self.head_name if trainable == "head" else trainable
         names = [name for name, layer in self.layers() if any(True for _ in layer.parameters())]
         first = 0
         if trainable != "all":
-            inside = [place for place, name in enumerate(names) if within(name, begin)]
+            inside = [place for place, name in enumerate(names) if is_within(name, begin)]
             if not inside:
-                from runner.utils.text import nearest
+                from runner.utils.text import did_you_mean
 
                 raise UserError(
-                    f"model.trainable is {brief(trainable, 100)!r}, which names no layer with weights"
-                    f"{nearest(begin[:100], names)};"
+                    f"model.trainable is {one_line(trainable, 100)!r}, which names no layer with weights"
+                    f"{did_you_mean(begin[:100], names)};"
                     f" it takes head, all, or a layer such as {names[len(names) // 2]}."
                 )
             first = inside[0]
@@ -171,7 +170,7 @@ class Network(VGG):
             if name in frozen:
                 layer.requires_grad_(False)
 
-    def _find_cut(self) -> int:
+    def _find_split(self) -> int:
         """The number of leading layers that are frozen and deterministic; 0 where nothing with weights is."""
         cut = 0
         for layer in self._layers:
@@ -181,11 +180,11 @@ class Network(VGG):
         return cut if any(True for layer in self._layers[:cut] for _ in layer.parameters()) else 0
 
 
-def _key_dropouts(network: nn.Module, fit_seed: int) -> None:
+def _key_dropouts(network: nn.Module, training_seed: int) -> None:
     for name, module in list(network.named_modules()):
         for child, layer in module.named_children():
             if isinstance(layer, nn.Dropout):
-                setattr(module, child, KeyedDropout(layer.p, f"{name}.{child}".lstrip("."), fit_seed))
+                setattr(module, child, KeyedDropout(layer.p, f"{name}.{child}".lstrip("."), training_seed))
 
 
 def _trains(layer: nn.Module) -> bool:

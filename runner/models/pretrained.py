@@ -15,27 +15,27 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runner.config.schema import NetworkSettings, Normalisation
+from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import check_weights, is_file
-from runner.models.network import Network
-from runner.utils.downloads import impatient
+from runner.models.network import TransferModel
+from runner.utils.downloads import download_timeout
 from runner.utils.errors import UserError
-from runner.utils.text import brief
+from runner.utils.text import one_line
 
-NORMALISATION_KEY = "normalisation"
+NORMALIZATION_KEY = "normalisation"
 """Metadata key under which a .safetensors file may say, as JSON {"mean": […], "std": […]}, what it expects."""
 
 
 @dataclass(frozen=True)
-class Weights:
+class PretrainedWeights:
     """Tensors under torchvision's names, and the normalisation they were trained with where that is known."""
 
     source: str
     tensors: dict[str, Tensor]
-    normalisation: Normalisation | None
+    normalization: Normalization | None
 
 
-def read(settings: NetworkSettings) -> Weights | None:
+def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
     """The weights that an experiment names; None for random ones. Downloads an enum's where they are not there.
 
     Raises `UserError` for a missing, damaged or malicious file, and for a failed download.
@@ -50,23 +50,23 @@ def read(settings: NetworkSettings) -> Weights | None:
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
 
 
-def normalisation_of(enum: str) -> Normalisation:
+def weights_normalization(enum: str) -> Normalization:
     """What a torchvision weights enum normalises with. Raises `UserError` where there is no such enum."""
     transforms = _enum(enum).transforms()
     try:
-        return Normalisation(tuple(transforms.mean), tuple(transforms.std))
+        return Normalization(tuple(transforms.mean), tuple(transforms.std))
     except AttributeError:
         raise UserError(
             f"{enum} says no mean and std; name weights of a classifier, or give numbers."
         ) from None
 
 
-def load(network: Network, weights: Weights) -> None:
+def load_weights(network: TransferModel, weights: PretrainedWeights) -> None:
     """Copy weights into all of the network but its head.
 
     Raises `UserError` naming what is missing, unexpected, of another shape or not finite.
     """
-    own = {name: value for name, value in network.state_dict().items() if not name.startswith("normalise.")}
+    own = {name: value for name, value in network.state_dict().items() if not name.startswith("normalize.")}
     wanted = {name: value for name, value in own.items() if not name.startswith(f"{network.head_name}.")}
     given = {
         name: value for name, value in weights.tensors.items() if not name.startswith(f"{network.head_name}.")
@@ -79,12 +79,12 @@ def load(network: Network, weights: Weights) -> None:
         raise UserError(f"{weights.source} lacks {_some(missing)}; {remedy}.")
     if unexpected := [name for name in given if name not in wanted]:
         raise UserError(
-            f"{weights.source} holds {_some(unexpected)}, unknown to {network.architecture.arch}."
+            f"{weights.source} holds {_some(unexpected)}, unknown to {network.spec.arch}."
         )
     for name, value in given.items():
         if value.shape != wanted[name].shape:
             raise UserError(
-                f"{weights.source}: {name} has the shape {list(value.shape)}, but {network.architecture.arch} needs"
+                f"{weights.source}: {name} has the shape {list(value.shape)}, but {network.spec.arch} needs"
                 f" {list(wanted[name].shape)}; set model.arch to the network that the weights are of."
             )
         real = (
@@ -100,11 +100,11 @@ def load(network: Network, weights: Weights) -> None:
     network.load_state_dict({**own, **given}, strict=False)
 
 
-def _from_enum(name: str) -> Weights:
+def _from_enum(name: str) -> PretrainedWeights:
     enum = _enum(name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        with impatient():
+        with download_timeout():
             tensors = enum.get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
@@ -118,7 +118,7 @@ def _from_enum(name: str) -> Weights:
             f"The weights {name} could not be downloaded ({error}); fetch {enum.url} and put it into {folder},"
             " or set model.weights to a file you have."
         ) from None
-    return Weights(name, tensors, normalisation_of(name))
+    return PretrainedWeights(name, tensors, weights_normalization(name))
 
 
 def _enum(name: str) -> torchvision.models.WeightsEnum:
@@ -134,33 +134,33 @@ def _enum(name: str) -> torchvision.models.WeightsEnum:
         ) from None
 
 
-def _from_safetensors(path: Path) -> Weights:
+def _from_safetensors(path: Path) -> PretrainedWeights:
     try:
         tensors = load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get(NORMALISATION_KEY)
+            said = (file.metadata() or {}).get(NORMALIZATION_KEY)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a whole .safetensors file ({brief(str(error), 300)}).") from None
-    normalisation = None
+        raise UserError(f"{path} is not a whole .safetensors file ({one_line(str(error), 300)}).") from None
+    normalization = None
     if said is not None:
         try:
-            normalisation = _numbers(json.loads(said))
+            normalization = _numbers(json.loads(said))
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise UserError(
-                f"{path}: its metadata {NORMALISATION_KEY!r} is not {{mean: …, std: …}}"
+                f"{path}: its metadata {NORMALIZATION_KEY!r} is not {{mean: …, std: …}}"
                 " of three numbers each, std above 0."
             ) from None
-    return Weights(str(path), tensors, normalisation)
+    return PretrainedWeights(str(path), tensors, normalization)
 
 
-def _numbers(said: dict[str, list[float]]) -> Normalisation:
+def _numbers(said: dict[str, list[float]]) -> Normalization:
     mean, std = ([float(value) for value in said[name]] for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
         raise ValueError(said)
-    return Normalisation((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
-def _from_pickle(path: Path) -> Weights:
+def _from_pickle(path: Path) -> PretrainedWeights:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -169,7 +169,7 @@ def _from_pickle(path: Path) -> Weights:
             " save its state_dict alone, best as .safetensors."
         ) from None
     except Exception as error:  # what somebody has made up is opened too, and raises nearly anything
-        reason = brief(str(error), 300) or type(error).__name__
+        reason = one_line(str(error), 300) or type(error).__name__
         raise UserError(f"{path} is not a whole PyTorch file ({reason}).") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -177,7 +177,7 @@ def _from_pickle(path: Path) -> Weights:
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise UserError(f"{path} holds no state_dict (names and tensors).")
-    return Weights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
+    return PretrainedWeights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
 
 
 def _kind(value: Tensor) -> str:
@@ -185,5 +185,5 @@ def _kind(value: Tensor) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    first = ", ".join(brief(name, 80) for name in list(names)[:3])
+    first = ", ".join(one_line(name, 80) for name in list(names)[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")

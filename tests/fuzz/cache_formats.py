@@ -22,11 +22,11 @@ from runner.data import channel_stats
 from runner.data import scan as scans
 from runner.data.datasets import Source
 from runner.features import eviction
-from runner.features.shard_store import Store, _checksum
+from runner.features.shard_store import ShardStore, _checksum
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest_bytes
 
-QUIET = Terminal(speaks=False)
+QUIET = Terminal(enabled=False)
 
 
 class StoreFile(Target):
@@ -38,7 +38,7 @@ class StoreFile(Target):
         self.keys = [f"{digest_bytes(bytes([n]))}:-1" for n in range(8)]
         self.rows = torch.arange(8 * 4, dtype=torch.float32).reshape(8, 4) / 7
         self.files = [self._file(self.keys[:4], self.rows[:4]), self._file(self.keys[4:], self.rows[4:])]
-        self.store = Store(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        self.store = ShardStore(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
         self.store.write(self.keys[:1], self.rows[:1])
 
     @staticmethod
@@ -76,7 +76,7 @@ class StoreFile(Target):
             path.unlink()
         (folder / f"{1:032}.safetensors").write_bytes(self.files[1])
         (folder / f"{0:032}.safetensors").write_bytes(content[1:])
-        store = Store(self.folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        store = ShardStore(self.folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
         store.refresh()
         for _ in range(3):
             present = [place for place in range(8) if place not in store.missing(self.keys)]
@@ -104,7 +104,7 @@ class Recipe(Target):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.store = Store(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
+        self.store = ShardStore(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
         self.store.write(["a"], torch.zeros(1, 2))
         self.store.release()
 
@@ -115,8 +115,8 @@ class Recipe(Target):
         return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
-        (self.store.folder / eviction.RECIPE).write_bytes(content)
-        (found,) = eviction.stores(self.store.folder.parent)
+        (self.store.folder / eviction.RECIPE_FILE).write_bytes(content)
+        (found,) = eviction.list_stores(self.store.folder.parent)
         size = sum(path.stat().st_size for path in self.store.folder.iterdir())
         check(found.folder == self.store.folder and found.bytes == size, "another store is found")
         for words in (["list", "--json"], ["list"]):
@@ -154,7 +154,7 @@ class Scan(Target):
         self.seed = self.memory.read_bytes()
 
     def _scan(self) -> list[scans.ImageFile]:
-        return scans.scan(Source(self.root), self.folder / "cache", False, QUIET)
+        return scans.scan_images(Source(self.root), self.folder / "cache", False, QUIET)
 
     def make(self, random: Random) -> bytes:
         kind = random.random()
@@ -163,7 +163,7 @@ class Scan(Target):
         told = json.loads(self.seed)
         if kind < 0.75:
             return b"0" + bent_json(random, told).encode("utf-8", "surrogatepass")
-        return b"1" + scans.sealed(bent(random, told["files"])).encode("utf-8", "surrogatepass")
+        return b"1" + scans.scan_to_json(bent(random, told["files"])).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
         self.memory.write_bytes(content[1:])

@@ -21,10 +21,10 @@ from torch import Tensor
 from fuzz import tensorfile
 from fuzz.damage import bent, bent_json, damaged
 from fuzz.target import Target, check
-from runner.config.schema import NetworkSettings, Normalisation
+from runner.config.schema import ModelConfig, Normalization
 from runner.models import checkpoint, pretrained
-from runner.models.network import Architecture, Network
-from runner.portable.classifier import FORMAT, METADATA_FILE, WEIGHTS_FILE, metadata_digest
+from runner.models.network import ModelSpec, TransferModel
+from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, description_digest
 from runner.portable.images import open_rgb
 from runner.serving import load
 from runner.serving.packaging import describe
@@ -39,11 +39,11 @@ VAL = {"top1": 0.5, "hits1": 3}
 MARK = "tests-fuzz-was-here"
 
 
-def small(seed: int = 0) -> Network:
+def small(seed: int = 0) -> TransferModel:
     """A VGG with next to no channels and a pooled head."""
-    numbers = Normalisation((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    shape = Architecture("vgg11_bn", "pooled", 1, 4, 0.4, "features.16", CLASSES, numbers)
-    return Network(shape, seed, True).eval()
+    numbers = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    shape = ModelSpec("vgg11_bn", "pooled", 1, 4, 0.4, "features.16", CLASSES, numbers)
+    return TransferModel(shape, seed, True).eval()
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:
@@ -85,7 +85,7 @@ class CheckpointFiles(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.network = small()
-        self.best, self.frozen = folder / "best.safetensors", folder / checkpoint.FROZEN
+        self.best, self.frozen = folder / "best.safetensors", folder / checkpoint.FROZEN_FILE
         checkpoint.save_frozen(self.network, folder)
         checkpoint.save(self.network, self.best, 4, VAL, checkpoint.frozen_digest(self.network), USE)
         self.files = {path: path.read_bytes() for path in (self.best, self.frozen)}
@@ -100,7 +100,7 @@ class CheckpointFiles(Target):
         header, _ = tensorfile.parts(self.files[self.best])
         said = header["__metadata__"]
         told = json.loads(said["about"])
-        learned = self.network.parts()[0]
+        learned = self.network.trainable_state()
         if kind < 0.9:
             told["architecture" if random.random() < 0.7 else "val"] = bent(random, told["architecture"])
         else:
@@ -114,24 +114,24 @@ class CheckpointFiles(Target):
         for path, kept in self.files.items():
             path.write_bytes(content[1:] if path == which else kept)
         found = checkpoint.load(self.best)
-        state = found.network.state_dict()
+        state = found.model.state_dict()
         check(finite(state), "a weight is no number")
         check(set(state) == set(self.state), "other tensors come back")
-        shape = found.network.architecture
+        shape = found.model.spec
         check(all(type(each) is str for each in shape.classes), f"the classes {shape.classes}"[:500])
         check(len(set(shape.classes)) == len(shape.classes) > 1, f"the classes {shape.classes}"[:500])
         check(type(found.epoch) is int and found.epoch > 0, f"epoch {found.epoch!r}")
-        check(type(found.val) is dict and type(found.use) is dict, "scores or use are no groups")
+        check(type(found.val) is dict and type(found.inference) is dict, "scores or use are no groups")
         if content[:1] != b"s":
             check(all(torch.equal(value, self.state[name]) for name, value in state.items()), "other weights")
-            check(shape == self.network.architecture, f"another architecture: {shape}"[:500])
-            check((found.epoch, found.val, found.use) == (4, VAL, USE), "other scores, epoch or use")
+            check(shape == self.network.spec, f"another architecture: {shape}"[:500])
+            check((found.epoch, found.val, found.inference) == (4, VAL, USE), "other scores, epoch or use")
 
 
 def _resealed(said: dict[str, str], told: dict[str, Any]) -> dict[str, str]:
     """Metadata of a checkpoint that says other things, with the digest of those."""
     text = json.dumps(told)
-    return {**said, "about": text} | ({"seal": checkpoint.seal(text)} if "seal" in said else {})
+    return {**said, "about": text} | ({"seal": checkpoint.description_digest(text)} if "seal" in said else {})
 
 
 class ModelFolder(Target):
@@ -157,7 +157,7 @@ class ModelFolder(Target):
     def _sealed(told: Any, tensors: bytes) -> bytes:
         if isinstance(told, dict):
             told = {**told, "sha256": hashlib.sha256(tensors).hexdigest()}
-            told["digest"] = metadata_digest(told)
+            told["digest"] = description_digest(told)
         return json.dumps(told, indent=1).encode("utf-8", "surrogatepass")
 
     def make(self, random: Random) -> bytes:
@@ -182,19 +182,19 @@ class ModelFolder(Target):
 
     def read(self, content: bytes) -> None:
         (length,) = struct.unpack("<Q", content[1:9])
-        (self.place / METADATA_FILE).write_bytes(content[9 : 9 + length])
+        (self.place / DESCRIPTION_FILE).write_bytes(content[9 : 9 + length])
         (self.place / WEIGHTS_FILE).write_bytes(content[9 + length :])
         model = load.open_model(load.locate_model(self.place, "mlruns"), "cpu")
         found = model.classifier
         check(all(type(each) is str for each in found.classes), f"the classes {found.classes}"[:500])
         check(len(set(found.classes)) == len(found.classes) > 1, f"the classes {found.classes}"[:500])
-        check(finite(found.network.state_dict()), "a weight is no number")
+        check(finite(found.model.state_dict()), "a weight is no number")
         if content[:1] == b"r":
             check(
                 found.classes == CLASSES and found.about["network"] == self.told["network"],
                 "another model comes back",
             )
-            state = found.network.state_dict()
+            state = found.model.state_dict()
             check(
                 all(torch.equal(value, state[name]) for name, value in self.tensors.items()), "other weights"
             )
@@ -219,11 +219,11 @@ class WeightsFile(Target):
             if name.startswith("features.")
         }
         self.path = folder / f"weights{self.suffix}"
-        self.settings = NetworkSettings(
+        self.settings = ModelConfig(
             arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4
         )
         numbers = json.dumps({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]})
-        self.file = safetensors.torch.save(self.tensors, {pretrained.NORMALISATION_KEY: numbers})
+        self.file = safetensors.torch.save(self.tensors, {pretrained.NORMALIZATION_KEY: numbers})
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.75:
@@ -233,11 +233,11 @@ class WeightsFile(Target):
     def read(self, content: bytes) -> None:
         self.path.write_bytes(content)
         try:
-            found = pretrained.read(self.settings)
+            found = pretrained.read_weights(self.settings)
         finally:
             check(not Path(MARK).exists(), "code in the file was run")
         assert found is not None
-        pretrained.load(self.network, found)
+        pretrained.load_weights(self.network, found)
         state = self.network.state_dict()
         check(finite(state), "a weight is no number")
         for name, value in found.tensors.items():
@@ -245,8 +245,8 @@ class WeightsFile(Target):
                 check(
                     torch.equal(state[name], value.to(state[name].dtype)), f"{name} is another in the network"
                 )
-        if found.normalisation is not None:
-            numbers = [*found.normalisation.mean, *found.normalisation.std]
+        if found.normalization is not None:
+            numbers = [*found.normalization.mean, *found.normalization.std]
             check(all(type(each) is float for each in numbers), f"normalisation {numbers}")
 
 
