@@ -46,10 +46,10 @@ Points = dict[str, list[tuple[int, float]]]
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
+    from runner.utils.command_line import CommandLineParser
     from runner.utils.console import Terminal
-    from runner.utils.errors import Parser
 
-    parser = Parser(prog="runner bench faults")
+    parser = CommandLineParser(prog="runner bench faults")
     for name, value in (("kills", 30), ("outages", 10), ("cases", 1000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"default: {value}")
     asked = parser.parse_args(argv)

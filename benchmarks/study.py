@@ -32,7 +32,7 @@ SCHEDULE = ["--schedule.kind", "cosine"]
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object."""
     from runner.config.parser import parse
-    from runner.utils.cpu import cores
+    from runner.utils.cpu import cpu_count
 
     parse(argv, prog="runner bench study")
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
@@ -44,19 +44,19 @@ def main(argv: Sequence[str]) -> int:
         _say("computing features, where they are not kept yet")
         _search(root / "warm", [*base, "--train.epochs", "1"], root, trials=1, workers=1)
 
-        _say(f"{TRIALS} trials of {EPOCHS} epochs on {cores()} workers of one thread")
+        _say(f"{TRIALS} trials of {EPOCHS} epochs on {cpu_count()} workers of one thread")
         began = time.monotonic()
         study = _search(
             root / "long",
             [*base, "--train.epochs", str(EPOCHS)],
             root,
             TRIALS,
-            cores(),
+            cpu_count(),
             space="around-baseline",
         )
         seconds = time.monotonic() - began
         fitted = sum(each.user_attrs["fit_seconds"] for each in study)
-        overhead = 1 - fitted / (cores() * seconds)
+        overhead = 1 - fitted / (cpu_count() * seconds)
         _say(f"{seconds:.0f} s, overhead {overhead:.3f}")
 
         rates: dict[int, list[float]] = {1: [], 2: []}
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
                 "lost_metrics": lost_metrics,
                 "trials": TRIALS,
                 "epochs": EPOCHS,
-                "workers": cores(),
+                "workers": cpu_count(),
                 "trials_per_minute_1": round(statistics.median(rates[1]), 2),
                 "trials_per_minute_2": round(statistics.median(rates[2]), 2),
             }
@@ -140,9 +140,9 @@ def _lost(place: Path, trials: Sequence[Any]) -> tuple[int, int]:
     """Trials, and points of curves, that were asked for and are not there."""
     from optuna.trial import TrialState
 
-    from runner.tracking.mlflow_server import server
+    from runner.tracking.mlflow_server import tracking_server
 
-    client = server(str(place)).connect()
+    client = tracking_server(str(place)).connect()
     complete = [each for each in trials if each.state == TrialState.COMPLETE]
     curves = (
         "train/loss",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.utils.errors import UserError
-from runner.utils.image_paths import expand
+from runner.utils.image_paths import find_images
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_patterns_and_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(*given: str) -> list[str]:
-        return [each.as_posix() for each in expand(given)]
+        return [each.as_posix() for each in find_images(given)]
 
     monkeypatch.chdir(tree)
     assert names("*.png") == ["a.png"]
@@ -55,11 +55,11 @@ def test_words_that_name_nothing(
 ) -> None:
     monkeypatch.chdir(tree)
     with pytest.raises(UserError) as failure:
-        expand(["a.png", word])
+        find_images(["a.png", word])
     assert str(failure.value).startswith(sentence) or sentence in str(failure.value)
 
 
 def test_a_pattern_may_name_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell would have given their names, and each would have stood for its images."""
     monkeypatch.chdir(tree)
-    assert [each.as_posix() for each in expand(["dee*"])] == ["deep/c.png", "deep/er/d.webp"]
+    assert [each.as_posix() for each in find_images(["dee*"])] == ["deep/c.png", "deep/er/d.webp"]

@@ -24,9 +24,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from runner import load_model
-from runner.config.schema import Views
+from runner.config.schema import AugmentConfig
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform
-from runner.models.network import Network
+from runner.models.network import TransferModel
 from runner.portable.classifier import BATCH_SIZE, Classifier, ModelError
 from runner.portable.network import supported_precision
 from runner.portable.transform import evaluation_transform
@@ -42,9 +42,9 @@ Change = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
-def network() -> Network:
+def network() -> TransferModel:
     """A network whose statistics are not those it was made with."""
-    network = small_network(arch="vgg11_bn", fit_seed=3).eval()
+    network = small_network(arch="vgg11_bn", training_seed=3).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, value in network.state_dict().items():
@@ -60,7 +60,7 @@ def views() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def packed(network: Network, views: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def packed(network: TransferModel, views: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network as a run would log it."""
     folder = tmp_path_factory.mktemp("packed") / "model"
     told = packaging.describe(network, USE, epoch=2, val={"top1": 0.5})
@@ -83,10 +83,10 @@ def copied(packed: Path, tmp_path: Path) -> Path:
 
 
 def test_a_loaded_model_computes_what_the_trained_network_did(
-    network: Network, classifier: Classifier, views: torch.Tensor
+    network: TransferModel, classifier: Classifier, views: torch.Tensor
 ) -> None:
     with torch.no_grad():
-        assert torch.equal(classifier.network(views), network(views))
+        assert torch.equal(classifier.model(views), network(views))
         assert torch.equal(classifier.logits(views[:BATCH_SIZE]), network(views[:BATCH_SIZE]))
 
 
@@ -101,26 +101,26 @@ def test_logits_do_not_depend_on_the_batch(classifier: Classifier, views: torch.
 
 def test_top_is_a_softmax_the_likeliest_first(classifier: Classifier, views: torch.Tensor) -> None:
     wanted = classifier.logits(views).double().softmax(1)
-    for row, numbers in zip(classifier.top(views, 2), wanted, strict=True):
+    for row, numbers in zip(classifier.top_k(views, 2), wanted, strict=True):
         values, places = numbers.sort(descending=True)
         assert row == [(CLASSES[places[0]], values[0].item()), (CLASSES[places[1]], values[1].item())]
-    assert len(classifier.top(views[:1], 99)[0]) == 3
+    assert len(classifier.top_k(views[:1], 99)[0]) == 3
 
 
 def test_of_equal_classes_the_first_is_told_first(copied: Path, views: torch.Tensor) -> None:
     classifier = Classifier.load(copied, "cpu")
     with torch.no_grad():
-        head = classifier.network.get_submodule("classifier.4")
+        head = classifier.model.get_submodule("classifier.4")
         head.weight.zero_()  # type: ignore[union-attr, operator]
         head.bias.zero_()  # type: ignore[union-attr, operator]
     third = pytest.approx(1 / 3)
-    assert classifier.top(views[:1], 3) == [[("blue", third), ("green", third), ("red", third)]]
+    assert classifier.top_k(views[:1], 3) == [[("blue", third), ("green", third), ("red", third)]]
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(48, 40), (40, 300), (20, 21), (32, 32)], ids=str)
 def test_its_view_is_the_one_that_training_judges_on(interpolation: Any, size: tuple[int, int]) -> None:
-    settings = Views(resize=36, crop=32, interpolation=interpolation)
+    settings = AugmentConfig(resize=36, crop=32, interpolation=interpolation)
     picture = draw("red", 1, size)
     wanted = ViewTransform(settings, view_seed=0)(picture, "digest", EVALUATION_VIEW)
     given = evaluation_transform(resize=36, crop=32, interpolation=interpolation)(picture)
@@ -140,7 +140,7 @@ def test_the_processor_computes_no_half_precision() -> None:
 # What is in it
 
 
-def test_a_model_tells_all_that_using_it_takes(packed: Path, network: Network) -> None:
+def test_a_model_tells_all_that_using_it_takes(packed: Path, network: TransferModel) -> None:
     import yaml
 
     about = json.loads((packed / "artifacts" / "classifier" / "model.json").read_text())
@@ -342,7 +342,7 @@ REFUSED = {
     "a width in words": inside("network", width="16"),
     "a vast width": inside("network", width=10**30),
     "too much dropout": inside("network", dropout=7),
-    "no normalisation": inside("network", normalisation={}),
+    "no normalisation": inside("network", normalization={}),
     "a class less": edited(classes=["blue", "green"]),
     "a class more": edited(classes=[*CLASSES, "white"]),
     "no classes": edited(classes=[]),
@@ -419,6 +419,6 @@ def test_a_flipped_bit_anywhere_is_found(copied: Path) -> None:
 def test_what_it_says_of_a_file_needs_no_runner_either(classifier: Classifier, tmp_path: Path) -> None:
     draw("red", 1).save(tmp_path / "red.png")
     with (tmp_path / "red.png").open("rb") as file:
-        assert torch.equal(classifier.open(file), classifier.open(tmp_path / "red.png"))
+        assert torch.equal(classifier.load_image(file), classifier.load_image(tmp_path / "red.png"))
     with pytest.raises(OSError, match="cannot identify"):
-        classifier.open(Path(__file__))
+        classifier.load_image(Path(__file__))

@@ -39,14 +39,14 @@ from runner import train
 from runner.cli import main
 from runner.config.parser import parse
 from runner.data.manifest import build_manifest
-from runner.models.pretrained import read as read_weights
+from runner.models.pretrained import read_weights
 from runner.portable.classifier import BATCH_SIZE
 from runner.serving import packaging
 from runner.serving.load import _downloaded, load_model
 from runner.study.mlflow_run import _check_same_records
 from runner.study.space import read as read_space
-from runner.tracking.journal import Journal, me
-from runner.tracking.mlflow_server import server
+from runner.tracking.journal import Journal, current_owner
+from runner.tracking.mlflow_server import tracking_server
 from runner.tracking.tracker import tracked
 from runner.training import environment as provenance
 from runner.utils.console import Terminal
@@ -238,7 +238,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        server(str(root)).connect()
+        tracking_server(str(root)).connect()
     return root / "mlflow.db"
 
 
@@ -292,9 +292,9 @@ flavors:
 
 def register(root: Path, folder: Path, name: str) -> str:
     """Log and register a folder as a model in a store: the run's id."""
-    place = server(str(root))
+    place = tracking_server(str(root))
     client = place.connect()
-    run_id = client.create_run(place.experiment_id(client, name)).info.run_id
+    run_id = client.create_run(place.get_or_create_experiment(client, name)).info.run_id
     client.log_artifacts(run_id, str(folder), "model")
     client.create_registered_model(name)
     client.create_model_version(name, f"{client.get_run(run_id).info.artifact_uri}/model", run_id)
@@ -701,7 +701,7 @@ from runner.settings import parse
 from runner.terminal import Terminal
 import huggingface_hub, optuna, runner.report, runner.worker
 *words, ending = sys.argv[1:]
-train(parse(words)[0], 1, Accelerator(cpu=True), Terminal(speaks=False))
+train(parse(words)[0], 1, Accelerator(cpu=True), Terminal(enabled=False))
 if ending == "call":
     import urllib.request
     try:
@@ -939,7 +939,7 @@ def test_addresses_that_cannot_be_used_are_said_without_their_password(
     monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "1")
     logged_in(uri)
     with pytest.raises(UserError) as stopped:
-        server(str(tmp_path)).connect()
+        tracking_server(str(tmp_path)).connect()
     assert SECRET not in str(stopped.value)
     assert "\n" not in str(stopped.value)
 
@@ -1016,7 +1016,7 @@ def test_the_recorded_command_has_no_password(accelerator: Any, monkeypatch: pyt
 
 def test_a_run_records_no_password(store: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A failure, a note and a setting that hold one; an outage whose reason does."""
-    place = server(str(store))
+    place = tracking_server(str(store))
     client = place.connect()
     address = f"http://user:{SECRET}@host/api"
     begun: list[str] = []
@@ -1024,8 +1024,8 @@ def test_a_run_records_no_password(store: Path, capfd: pytest.CaptureFixture[str
     def fail() -> None:
         with tracked(place, client, "small", "run", Terminal()) as tracker:
             begun.append(tracker.run_id)
-            tracker.params({"address": address})
-            tracker.tags({"address": address})
+            tracker.log_params({"address": address})
+            tracker.set_tags({"address": address})
             raise RuntimeError(f"API request to {address} failed")
 
     with pytest.raises(RuntimeError):
@@ -1043,16 +1043,16 @@ def test_an_outage_tells_no_password(
 ) -> None:
     from mlflow.exceptions import MlflowException
 
-    place = server(str(store))
+    place = tracking_server(str(store))
     client = place.connect()
-    monkeypatch.setattr("runner.tracking.uploader.LAST_PATIENCE", 0.2)
+    monkeypatch.setattr("runner.tracking.uploader.UPLOAD_TIMEOUT", 0.2)
 
     def refuse(*_: object, **__: object) -> None:
         raise MlflowException(f"API request to http://user:{SECRET}@host/api failed with exception x")
 
     with tracked(place, client, "small", "run", Terminal()) as tracker:
         monkeypatch.setattr(client, "log_batch", refuse)
-        tracker.metrics({"loss": 1.0})
+        tracker.log_metrics({"loss": 1.0})
     out, err = capfd.readouterr()
     assert "could not all be delivered" in out
     assert SECRET not in out + err
@@ -1060,7 +1060,7 @@ def test_an_outage_tells_no_password(
 
 def test_only_its_user_reads_where_a_journal_goes(tmp_path: Path) -> None:
     """Its owner.json holds the whole address, to deliver to when the run is gone."""
-    owner = me(f"http://user:{SECRET}@host", "run")
+    owner = current_owner(f"http://user:{SECRET}@host", "run")
     journal = Journal.create(tmp_path, owner)
     assert stat.S_IMODE((journal.folder / "owner.json").stat().st_mode) == 0o600
     journal.append({"kind": "tags", "values": {}})

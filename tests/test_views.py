@@ -18,19 +18,19 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-from runner.config.schema import Experiment, Views
-from runner.data.channel_stats import statistics
-from runner.data.loader import Loader
-from runner.data.manifest import Manifest, build
-from runner.data.transforms import CLEAN, Renderer, view_of
-from runner.portable.pixels import open_rgb
+from runner.config.schema import AugmentConfig, Experiment
+from runner.data.channel_stats import channel_statistics
+from runner.data.loader import ImageLoader
+from runner.data.manifest import Manifest, build_manifest
+from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
+from runner.portable.images import open_rgb
 from runner.utils import atomic_files
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
 Make = Callable[..., Experiment]
-SMALL = Views(resize=36, crop=32)
-PLAIN = Views(resize=40, crop=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, rotation=0.0)
+SMALL = AugmentConfig(resize=36, crop=32)
+PLAIN = AugmentConfig(resize=40, crop=32, scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, rotation=0.0)
 """An augmentation that does nothing to a square image of 40 pixels but cut out its centre."""
 ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda upright: upright,
@@ -75,7 +75,7 @@ def pixels(image: Image.Image) -> Tensor:
 
 @pytest.fixture
 def manifest(make: Make, silent: Terminal) -> Manifest:
-    return build(make(), silent)
+    return build_manifest(make(), silent)
 
 
 # Every kind of file becomes RGB
@@ -180,37 +180,37 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> No
 
 
 def test_clean_training_always_sees_the_evaluation_view() -> None:
-    assert [view_of(epoch, "clean") for epoch in range(3)] == [CLEAN] * 3
+    assert [view_of_epoch(epoch, "clean") for epoch in range(3)] == [EVALUATION_VIEW] * 3
 
 
 def test_fresh_training_never_sees_a_view_twice() -> None:
-    assert [view_of(epoch, "fresh") for epoch in range(5)] == [0, 1, 2, 3, 4]
+    assert [view_of_epoch(epoch, "fresh") for epoch in range(5)] == [0, 1, 2, 3, 4]
 
 
 def test_n_views_take_turns_and_eight_extend_four() -> None:
-    assert [view_of(epoch, 4) for epoch in range(9)] == [0, 1, 2, 3, 0, 1, 2, 3, 0]
-    assert [view_of(epoch, 8) for epoch in range(4)] == [view_of(epoch, 4) for epoch in range(4)]
-    assert [view_of(epoch, 8) for epoch in range(9)] == [0, 1, 2, 3, 4, 5, 6, 7, 0]
-    assert {view_of(epoch, 1) for epoch in range(9)} == {0}
+    assert [view_of_epoch(epoch, 4) for epoch in range(9)] == [0, 1, 2, 3, 0, 1, 2, 3, 0]
+    assert [view_of_epoch(epoch, 8) for epoch in range(4)] == [view_of_epoch(epoch, 4) for epoch in range(4)]
+    assert [view_of_epoch(epoch, 8) for epoch in range(9)] == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    assert {view_of_epoch(epoch, 1) for epoch in range(9)} == {0}
 
 
 # A view is a function of seed, content and number
 
 
 def test_a_view_is_the_same_in_any_order() -> None:
-    renderer = Renderer(SMALL, 3)
-    asked = [(number, view) for number in range(3) for view in (CLEAN, 0, 1, 2)]
+    renderer = ViewTransform(SMALL, 3)
+    asked = [(number, view) for number in range(3) for view in (EVALUATION_VIEW, 0, 1, 2)]
     forward = {each: renderer(square(each[0]), f"image {each[0]}", each[1]) for each in asked}
     torch.rand(17)
-    other = Renderer(SMALL, 3)
+    other = ViewTransform(SMALL, 3)
     for each in reversed(asked):
         assert torch.equal(other(square(each[0]), f"image {each[0]}", each[1]), forward[each])
 
 
 def test_a_view_is_the_networks_size_and_uint8() -> None:
     for size in ((48, 40), (33, 90), (20, 20)):
-        for view in (CLEAN, 0):
-            rendered = Renderer(SMALL, 0)(draw("red", 0, size), "x", view)
+        for view in (EVALUATION_VIEW, 0):
+            rendered = ViewTransform(SMALL, 0)(draw("red", 0, size), "x", view)
             assert (rendered.shape, rendered.dtype) == ((3, 32, 32), torch.uint8)
 
 
@@ -218,8 +218,8 @@ def test_rendering_leaves_the_global_generator_as_it_was() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    for view in (CLEAN, 0, 1):
-        Renderer(SMALL, 0)(square(), "x", view)
+    for view in (EVALUATION_VIEW, 0, 1):
+        ViewTransform(SMALL, 0)(square(), "x", view)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -227,12 +227,12 @@ def test_the_global_generator_does_not_matter_to_a_view() -> None:
     views = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        views.append(Renderer(SMALL, 0)(square(), "x", 0))
+        views.append(ViewTransform(SMALL, 0)(square(), "x", 0))
     assert torch.equal(*views)
 
 
 def test_a_failed_rendering_leaves_the_global_generator_as_it_was() -> None:
-    renderer = Renderer(SMALL, 0)
+    renderer = ViewTransform(SMALL, 0)
     before = torch.random.get_rng_state()
 
     def fail(_image: Image.Image) -> Tensor:
@@ -248,22 +248,22 @@ def test_a_failed_rendering_leaves_the_global_generator_as_it_was() -> None:
 def test_other_seeds_contents_and_numbers_give_other_views() -> None:
     image = square()
     keys = [(0, "x", 0), (1, "x", 0), (0, "y", 0), (0, "x", 1), (1, "y", 1)]
-    views = {Renderer(SMALL, seed)(image, content, view).numpy().tobytes() for seed, content, view in keys}
+    views = {ViewTransform(SMALL, seed)(image, content, view).numpy().tobytes() for seed, content, view in keys}
     assert len(views) == len(keys)
 
 
 def test_a_view_does_not_depend_on_where_its_file_lies(tmp_path: Path) -> None:
     first, second = save(tmp_path, square(), "a.png"), save(tmp_path, square(), "b.png")
-    renderer = Renderer(SMALL, 0)
+    renderer = ViewTransform(SMALL, 0)
     assert torch.equal(renderer(open_rgb(first), "same", 0), renderer(open_rgb(second), "same", 0))
 
 
 def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (
-        "import sys; from runner.portable.pixels import open_rgb; from runner.data.transforms import Renderer;"
+        "import sys; from runner.portable.images import open_rgb; from runner.data.transforms import Renderer;"
         "from runner.config.schema import Views;"
-        "view = Renderer(Views(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
+        "view = Renderer(AugmentConfig(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
         "sys.stdout.write(view.numpy().tobytes().hex())"
     )
     other = subprocess.run(
@@ -273,17 +273,17 @@ def test_another_process_renders_the_same_view(tmp_path: Path) -> None:
         check=True,
         env={**os.environ, "PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "1"},
     )
-    here = Renderer(dataclasses.replace(SMALL, hue=0.2), 7)(open_rgb(path), "content", 5)
+    here = ViewTransform(dataclasses.replace(SMALL, hue=0.2), 7)(open_rgb(path), "content", 5)
     assert other.stdout == here.numpy().tobytes().hex()
 
 
-@pytest.mark.parametrize("view", [CLEAN, 1])
+@pytest.mark.parametrize("view", [EVALUATION_VIEW, 1])
 def test_loader_processes_render_the_same_views_in_the_same_order(manifest: Manifest, view: int) -> None:
     entries = manifest.select("train")
     batches = [[5, 0, 11], [2], [17, 17, 3, 4]]
-    renderer = Renderer(SMALL, 0)
-    alone = list(Loader(manifest.root, renderer, workers=0).batches(entries, view, batches))
-    helped = list(Loader(manifest.root, renderer, workers=2).batches(entries, view, batches))
+    renderer = ViewTransform(SMALL, 0)
+    alone = list(ImageLoader(manifest.root, renderer, workers=0).batches(entries, view, batches))
+    helped = list(ImageLoader(manifest.root, renderer, workers=2).batches(entries, view, batches))
     assert [len(batch) for batch in alone] == [3, 1, 4]
     assert all(torch.equal(a, b) for a, b in zip(alone, helped, strict=True))
     for batch, places in zip(alone, batches, strict=True):
@@ -293,10 +293,10 @@ def test_loader_processes_render_the_same_views_in_the_same_order(manifest: Mani
 
 
 def test_a_few_images_need_no_processes() -> None:
-    loader = Loader(Path(), Renderer(SMALL, 0))
+    loader = ImageLoader(Path(), ViewTransform(SMALL, 0))
     assert loader._workers(100) == 0
     assert loader._workers(10_000) >= 1
-    assert Loader(Path(), Renderer(SMALL, 0), workers=3)._workers(1) == 3
+    assert ImageLoader(Path(), ViewTransform(SMALL, 0), workers=3)._workers(1) == 3
 
 
 # What the settings do
@@ -305,29 +305,29 @@ def test_a_few_images_need_no_processes() -> None:
 @pytest.mark.parametrize("size", [(48, 40), (40, 48), (300, 50), (20, 30)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_the_evaluation_view_is_resize_and_centre_crop(size: tuple[int, int], interpolation: str) -> None:
-    views = Views(resize=40, crop=32, interpolation=interpolation)  # type: ignore[arg-type]
+    views = AugmentConfig(resize=40, crop=32, interpolation=interpolation)  # type: ignore[arg-type]
     image = draw("blue", 1, size)
     mode = functional.InterpolationMode(interpolation)
     expected = pixels(functional.center_crop(functional.resize(image, 40, mode), [32, 32]))
-    assert torch.equal(Renderer(views, 0)(image, "x", CLEAN), expected)
-    assert torch.equal(Renderer(views, 1)(image, "y", CLEAN), expected)
+    assert torch.equal(ViewTransform(views, 0)(image, "x", EVALUATION_VIEW), expected)
+    assert torch.equal(ViewTransform(views, 1)(image, "y", EVALUATION_VIEW), expected)
 
 
 def test_an_augmentation_that_is_switched_off_cuts_out_the_centre() -> None:
     image = square()
-    assert torch.equal(Renderer(PLAIN, 0)(image, "x", 0), pixels(image)[:, 4:36, 4:36])
+    assert torch.equal(ViewTransform(PLAIN, 0)(image, "x", 0), pixels(image)[:, 4:36, 4:36])
 
 
 def test_a_certain_flip_mirrors_left_and_right() -> None:
     image = square()
     views = dataclasses.replace(PLAIN, flip=1.0)
-    assert torch.equal(Renderer(views, 0)(image, "x", 0), pixels(image)[:, 4:36, 4:36].flip(2))
+    assert torch.equal(ViewTransform(views, 0)(image, "x", 0), pixels(image)[:, 4:36, 4:36].flip(2))
 
 
 def test_a_flip_comes_about_as_often_as_asked() -> None:
     image = square()
     upright = pixels(image)[:, 4:36, 4:36]
-    renderer = Renderer(dataclasses.replace(PLAIN, flip=0.25), 0)
+    renderer = ViewTransform(dataclasses.replace(PLAIN, flip=0.25), 0)
     flipped = sum(not torch.equal(renderer(image, "x", view), upright) for view in range(200))
     assert 30 <= flipped <= 70
 
@@ -335,7 +335,7 @@ def test_a_flip_comes_about_as_often_as_asked() -> None:
 def test_a_rotation_turns_about_the_centre_within_its_bounds() -> None:
     bar = np.zeros((40, 40, 3), dtype=np.uint8)
     bar[:, 19:21] = 255
-    renderer = Renderer(dataclasses.replace(PLAIN, rotation=15.0), 0)
+    renderer = ViewTransform(dataclasses.replace(PLAIN, rotation=15.0), 0)
     tops = [
         renderer(Image.fromarray(bar), "x", view)[0, 0].float().argmax().item() - 15.5 for view in range(60)
     ]
@@ -348,7 +348,7 @@ def test_a_rotation_turns_about_the_centre_within_its_bounds() -> None:
 
 def test_the_random_crop_keeps_to_its_share_of_the_area() -> None:
     ramp = np.broadcast_to(np.linspace(0, 255, 200).astype(np.uint8)[None, :, None], (200, 200, 3))
-    renderer = Renderer(Views(resize=64, crop=64, scale=(0.25, 0.36), ratio=(1, 1), flip=0, rotation=0), 0)
+    renderer = ViewTransform(AugmentConfig(resize=64, crop=64, scale=(0.25, 0.36), ratio=(1, 1), flip=0, rotation=0), 0)
     for view in range(20):
         shown = renderer(Image.fromarray(np.ascontiguousarray(ramp)), "x", view)[0, 0].float()
         assert 0.45 < (shown[-1] - shown[0]).item() / 255 < 0.65
@@ -371,8 +371,8 @@ def test_the_random_crop_keeps_to_its_share_of_the_area() -> None:
     ids=lambda change: next(iter(change)),
 )
 def test_every_setting_of_the_augmentation_takes_effect(change: dict[str, object]) -> None:
-    plain = Renderer(PLAIN, 0)
-    changed = Renderer(dataclasses.replace(PLAIN, **change), 0)  # type: ignore[arg-type]
+    plain = ViewTransform(PLAIN, 0)
+    changed = ViewTransform(dataclasses.replace(PLAIN, **change), 0)  # type: ignore[arg-type]
     before, after = plain(square(), "x", 0), changed(square(), "x", 0)
     assert before.shape != after.shape or not torch.equal(before, after)
     assert plain.recipe(0) != changed.recipe(0)
@@ -382,26 +382,26 @@ def test_both_interpolations_take_effect() -> None:
     turned = dataclasses.replace(PLAIN, resize=50, rotation=90.0)
     smooth = dataclasses.replace(turned, rotation_interpolation="bilinear")
     cubic = dataclasses.replace(turned, interpolation="bicubic")
-    views = {Renderer(each, 0)(square(), "x", 0).numpy().tobytes() for each in (turned, smooth, cubic)}
+    views = {ViewTransform(each, 0)(square(), "x", 0).numpy().tobytes() for each in (turned, smooth, cubic)}
     assert len(views) == 3
 
 
 def test_brightness_multiplies_and_saturation_leaves_gray_alone() -> None:
     gray = Image.new("RGB", (40, 40), (100, 100, 100))
-    bright = Renderer(dataclasses.replace(PLAIN, brightness=0.5), 0)
+    bright = ViewTransform(dataclasses.replace(PLAIN, brightness=0.5), 0)
     levels = [bright(gray, "x", view).unique().tolist() for view in range(30)]
     assert all(len(level) == 1 and 50 <= level[0] <= 150 for level in levels)
     assert len({level[0] for level in levels}) > 10
-    saturated = Renderer(dataclasses.replace(PLAIN, saturation=0.9), 0)(gray, "x", 0)
+    saturated = ViewTransform(dataclasses.replace(PLAIN, saturation=0.9), 0)(gray, "x", 0)
     assert torch.equal(saturated, pixels(gray)[:, :32, :32])
 
 
 def test_a_recipe_names_every_setting_that_decides_a_view() -> None:
-    names = {each.name for each in dataclasses.fields(Views)} - {"train"}
-    assert Renderer(SMALL, 4).recipe(0).keys() == names | {"seed"}
-    assert Renderer(SMALL, 4).recipe(0) == Renderer(SMALL, 4).recipe(9)
-    assert Renderer(SMALL, 4).recipe(CLEAN) == Renderer(dataclasses.replace(SMALL, hue=0.1), 5).recipe(CLEAN)
-    assert Renderer(SMALL, 4).recipe(0) != Renderer(SMALL, 5).recipe(0)
+    names = {each.name for each in dataclasses.fields(AugmentConfig)} - {"train"}
+    assert ViewTransform(SMALL, 4).recipe(0).keys() == names | {"seed"}
+    assert ViewTransform(SMALL, 4).recipe(0) == ViewTransform(SMALL, 4).recipe(9)
+    assert ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW) == ViewTransform(dataclasses.replace(SMALL, hue=0.1), 5).recipe(EVALUATION_VIEW)
+    assert ViewTransform(SMALL, 4).recipe(0) != ViewTransform(SMALL, 5).recipe(0)
 
 
 # Channel statistics
@@ -411,7 +411,7 @@ def test_channel_statistics_are_those_that_the_report_defines(
     manifest: Manifest, silent: Terminal, tmp_path: Path
 ) -> None:
     entries = manifest.select("train")
-    found = statistics(entries, Loader(manifest.root, Renderer(SMALL, 0)), tmp_path / "kept", silent)
+    found = channel_statistics(entries, ImageLoader(manifest.root, ViewTransform(SMALL, 0)), tmp_path / "kept", silent)
     shown = []
     for entry in entries:
         with Image.open(manifest.root / entry.path) as image:
@@ -425,10 +425,10 @@ def test_channel_statistics_are_those_that_the_report_defines(
 def test_channel_statistics_cover_more_than_a_batch(
     manifest: Manifest, silent: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = Loader(manifest.root, Renderer(SMALL, 0))
-    whole = statistics(manifest.select("train"), loader, tmp_path / "a", silent)
+    loader = ImageLoader(manifest.root, ViewTransform(SMALL, 0))
+    whole = channel_statistics(manifest.select("train"), loader, tmp_path / "a", silent)
     monkeypatch.setattr("runner.data.channel_stats.BATCH", 7)
-    assert statistics(manifest.select("train"), loader, tmp_path / "b", silent) == whole
+    assert channel_statistics(manifest.select("train"), loader, tmp_path / "b", silent) == whole
 
 
 def test_channel_statistics_are_kept_and_read_nothing_again(
@@ -436,13 +436,13 @@ def test_channel_statistics_are_kept_and_read_nothing_again(
 ) -> None:
     entries = manifest.select("train")
     kept = tmp_path / "kept"
-    first = statistics(entries, Loader(manifest.root, Renderer(SMALL, 0)), kept, silent)
-    nowhere = Loader(tmp_path / "nowhere", Renderer(dataclasses.replace(SMALL, hue=0.1), 9))
-    assert statistics(entries[::-1], nowhere, kept, silent) == first
+    first = channel_statistics(entries, ImageLoader(manifest.root, ViewTransform(SMALL, 0)), kept, silent)
+    nowhere = ImageLoader(tmp_path / "nowhere", ViewTransform(dataclasses.replace(SMALL, hue=0.1), 9))
+    assert channel_statistics(entries[::-1], nowhere, kept, silent) == first
     with pytest.raises(UserError):
-        statistics(entries[1:], nowhere, kept, silent)
+        channel_statistics(entries[1:], nowhere, kept, silent)
     with pytest.raises(UserError):
-        statistics(entries, dataclasses.replace(nowhere, renderer=Renderer(PLAIN, 0)), kept, silent)
+        channel_statistics(entries, dataclasses.replace(nowhere, renderer=ViewTransform(PLAIN, 0)), kept, silent)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"mean": [0, 0, 0]}', "null"])
@@ -450,12 +450,12 @@ def test_damaged_statistics_are_computed_again(
     manifest: Manifest, silent: Terminal, tmp_path: Path, content: str
 ) -> None:
     entries = manifest.select("val")
-    loader = Loader(manifest.root, Renderer(SMALL, 0))
-    first = statistics(entries, loader, tmp_path / "kept", silent)
+    loader = ImageLoader(manifest.root, ViewTransform(SMALL, 0))
+    first = channel_statistics(entries, loader, tmp_path / "kept", silent)
     (memory,) = (tmp_path / "kept" / "statistics").iterdir()
     whole = memory.read_text()
     memory.write_text(content)
-    assert statistics(entries, loader, tmp_path / "kept", silent) == first
+    assert channel_statistics(entries, loader, tmp_path / "kept", silent) == first
     assert memory.read_text() == whole
 
 
@@ -467,7 +467,7 @@ def test_a_file_deleted_after_the_scan_is_named(manifest: Manifest, workers: int
     entries = manifest.select("train")
     gone = manifest.root / entries[4].path
     gone.unlink()
-    batches = Loader(manifest.root, Renderer(SMALL, 0), workers=workers).batches(entries, 0, [[0, 1], [3, 4]])
+    batches = ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=workers).batches(entries, 0, [[0, 1], [3, 4]])
     assert len(next(batches)) == 2
     with pytest.raises(UserError) as stopped:
         next(batches)
@@ -479,7 +479,7 @@ def test_a_file_cut_off_after_the_scan_is_named(manifest: Manifest) -> None:
     path = manifest.root / entries[4].path
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=path.name):
-        list(Loader(manifest.root, Renderer(SMALL, 0), workers=0).batches(entries, CLEAN, [[4]]))
+        list(ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=0).batches(entries, EVALUATION_VIEW, [[4]]))
 
 
 def test_a_file_replaced_by_another_picture_after_the_scan_is_named(manifest: Manifest) -> None:
@@ -487,7 +487,7 @@ def test_a_file_replaced_by_another_picture_after_the_scan_is_named(manifest: Ma
     path = manifest.root / entries[4].path
     draw("green", 99, (80, 80)).save(path)
     with pytest.raises(UserError, match=path.name):
-        list(Loader(manifest.root, Renderer(SMALL, 0), workers=0).batches(entries, CLEAN, [[4]]))
+        list(ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=0).batches(entries, EVALUATION_VIEW, [[4]]))
 
 
 # All or nothing on disk
@@ -496,7 +496,7 @@ def test_a_file_replaced_by_another_picture_after_the_scan_is_named(manifest: Ma
 def test_a_file_is_replaced_whole_and_without_litter(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
     atomic_files.write_text(path, "one")
-    with atomic_files.replacing(path) as aside:
+    with atomic_files.atomic_write(path) as aside:
         aside.write_text("two")
         assert path.read_text() == "one"
         assert aside.parent == path.parent
@@ -514,7 +514,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
         path.write_text(old)
 
     def write_half() -> None:
-        with atomic_files.replacing(path) as aside:
+        with atomic_files.atomic_write(path) as aside:
             aside.write_text("half")
             raise failure
 

@@ -1,0 +1,1 @@
+"""Datasets, the manifest of images and splits, image transforms and loading."""

@@ -36,14 +36,13 @@ class ImageFolder:
     excluded: frozenset[str] = frozenset()
 
 
-
-
 def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:
     """The folder of an experiment's images. Downloads or unpacks it first if necessary.
 
     Raises `UserError` if it is missing, with how to get it.
     """
-    return DATASETS.find(data.kind).implementation(data, cache, terminal)
+    folder: ImageFolder = DATASETS.find(data.kind).implementation(data, cache, terminal)
+    return folder
 
 
 def _root(data: DataConfig) -> Path:
@@ -125,7 +124,7 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise UserError(f"Caltech-101 could not be downloaded ({error}); {by_hand}.") from None
         images.parent.mkdir(exist_ok=True)
-        os.replace(temporary / CALTECH_IMAGES, images)
+        os.replace(Path(temporary) / CALTECH_IMAGES, images)
 
 
 @DATASETS.register("digits", "scikit-learn's 1,797 handwritten digits")

@@ -1,4 +1,4 @@
-"""Decode and augment images beside the network: batches of uint8 views, in the order asked for."""
+"""Decodes and transforms images in worker processes, in batches of a given order."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from runner.data.manifest import Entry
-from runner.data.transforms import Renderer
-from runner.portable.pixels import open_rgb
-from runner.utils.cpu import cores
+from runner.data.transforms import ViewTransform
+from runner.portable.images import open_rgb
+from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 
-FEW_IMAGES = 256
-"""Under so many images `workers=auto` starts no processes: they would cost more than they save."""
+MIN_IMAGES_FOR_WORKERS = 256
+"""For fewer images `workers=auto` starts no processes: starting them would cost more than it saves."""
+MAX_WORKERS = 16
 
 
 @dataclass(frozen=True)
-class Loader:
-    """Reads views of the images under a root.
+class ImageLoader:
+    """Loads views of the images below a root folder.
 
     Args:
-        workers: Processes that decode; 0 decodes in this one, "auto" decides by the cores and the images.
+        root: The manifest's root.
+        transform: Makes the views.
+        workers: Processes that decode images; 0 decodes in this one, "auto" decides by CPU cores and images.
         ranks: Processes of this run on this host, which share the cores.
-        pin: Put batches in pinned memory, for copies to a GPU.
+        pin: Put batches into pinned memory, for copies to a GPU.
     """
 
     root: Path
-    renderer: Renderer
+    transform: ViewTransform
     workers: int | str = "auto"
     ranks: int = 1
     pin: bool = False
@@ -42,43 +45,43 @@ class Loader:
     def batches(
         self, entries: Sequence[Entry], view: int, batches: Sequence[Sequence[int]]
     ) -> Iterator[Tensor]:
-        """For each batch of places in `entries` a tensor n × 3 × crop × crop of uint8.
+        """For each batch (indices into `entries`) a tensor n × 3 × crop × crop of uint8.
 
-        Raises `UserError` where a file has changed or gone since it was verified.
+        Raises `UserError` if a file has changed or disappeared since the scan.
         """
         loader = DataLoader(
-            _Views(self.root, self.renderer, entries, view),
+            _ViewDataset(self, entries, view),
             batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable of index lists
-            num_workers=self._workers(sum(map(len, batches))),
+            num_workers=self._worker_count(sum(map(len, batches))),
             collate_fn=_collate,
             pin_memory=self.pin,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_ignore_signals,
         )
-        for outcome in loader:
-            if isinstance(outcome, str):
-                raise UserError(outcome)
-            yield outcome
+        for batch in loader:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            yield batch
 
-    def _workers(self, images: int) -> int:
+    def _worker_count(self, images: int) -> int:
         if self.workers != "auto":
             return int(self.workers)
-        if images < FEW_IMAGES:
+        if images < MIN_IMAGES_FOR_WORKERS:
             return 0
-        return max(1, min(16, cores() // self.ranks))
+        return max(1, min(MAX_WORKERS, cpu_count() // self.ranks))
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
-    """A signal for the whole process group is the parent's to answer; it ends its workers itself."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
+def _ignore_signals(_worker: int) -> None:
+    """A signal to the process group is handled by the parent, which stops its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
-class _Views(Dataset[Tensor | str]):
-    """A failure is returned, not raised: the loader would bury it in a traceback of its own."""
+class _ViewDataset(Dataset[Tensor | str]):
+    """Views by index. An error is returned as its message: DataLoader would wrap an exception in a traceback."""
 
-    def __init__(self, root: Path, renderer: Renderer, entries: Sequence[Entry], view: int) -> None:
-        self.root = root
-        self.renderer = renderer
+    def __init__(self, loader: ImageLoader, entries: Sequence[Entry], view: int) -> None:
+        self.root = loader.root
+        self.transform = loader.transform
         self.entries = entries
         self.view = view
 
@@ -88,13 +91,15 @@ class _Views(Dataset[Tensor | str]):
         try:
             content = path.read_bytes()
             if digest_bytes(content) != entry.digest:
-                return f"{path} has changed since it was verified; put it back or start again."
-            return self.renderer(open_rgb(io.BytesIO(content)), entry.digest, self.view)
+                return f"{path} has changed since it was verified; restore it or start again."
+            return self.transform(open_rgb(io.BytesIO(content)), entry.digest, self.view)
         except Exception as error:
-            return f"{path} was readable and now is not ({' '.join(str(error).split())}); put it back or start again."
+            reason = " ".join(str(error).split())
+            return f"{path} was readable before and is not now ({reason}); restore it or start again."
 
 
 def _collate(views: list[Tensor | str]) -> Tensor | str:
+    """The batch, or the first error message in it."""
     tensors = [view for view in views if isinstance(view, Tensor)]
     if len(tensors) < len(views):
         return next(view for view in views if isinstance(view, str))

@@ -15,8 +15,8 @@ from functools import cached_property
 from math import ceil
 from pathlib import Path
 
-from runner.config.schema import Experiment, Split
-from runner.data.datasets import Source, locate
+from runner.config.schema import Experiment, SplitConfig
+from runner.data.datasets import ImageFolder, locate
 from runner.data.scan import ImageFile, scan_images
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
@@ -29,7 +29,7 @@ COLUMNS = ("path", "class", "split", "size", "digest")
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of the manifest; `path` is relative to the manifest's root, `size` in bytes."""
+    """An image: `path` relative to the manifest's root, class name, split, size in bytes, digest of the file."""
 
     path: str
     label: str
@@ -46,11 +46,11 @@ class Manifest:
     entries: tuple[Entry, ...]
     rejected: tuple[ImageFile, ...] = ()
     unused: int = 0
-    """Images that split.by=count left over."""
+    """Images that split.by=count assigns to no split."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, sorted; a class's place is its index."""
+        """Names of the classes, sorted. A class's index is its position."""
         return tuple(sorted({entry.label for entry in self.entries}))
 
     def select(self, split: str) -> tuple[Entry, ...]:
@@ -59,17 +59,17 @@ class Manifest:
 
     def labels(self, split: str) -> list[int]:
         """The class index of each entry of a split."""
-        index = {name: place for place, name in enumerate(self.classes)}
-        return [index[entry.label] for entry in self.select(split)]
+        indices = {name: index for index, name in enumerate(self.classes)}
+        return [indices[entry.label] for entry in self.select(split)]
 
     def without(self, split: str) -> Manifest:
-        """The same images but for those of a split."""
-        kept = tuple(entry for entry in self.entries if entry.split != split)
-        return dataclasses.replace(self, entries=kept)
+        """A manifest without the entries of a split."""
+        entries = tuple(entry for entry in self.entries if entry.split != split)
+        return dataclasses.replace(self, entries=entries)
 
     @cached_property
     def duplicates(self) -> int:
-        """Images whose very content another image has too."""
+        """Images beyond the first of each group with identical content."""
         return len(self.entries) - len({entry.digest for entry in self.entries})
 
     @cached_property
@@ -77,52 +77,49 @@ class Manifest:
         """Digest of paths, classes, splits and contents."""
         return digest([(e.path, e.label, e.split, e.digest) for e in self.entries])
 
-    def as_csv(self) -> str:
+    def to_csv(self) -> str:
         """The entries as a table with a header."""
-        return to_csv(
-            COLUMNS,
-            [(e.path, e.label, e.split, e.size, e.digest) for e in self.entries],
-        )
+        return to_csv(COLUMNS, [(e.path, e.label, e.split, e.size, e.digest) for e in self.entries])
 
     def rejected_to_csv(self) -> str:
-        """The files that are no images, with the reason."""
+        """The files that are not images, with the reason."""
         return to_csv(
-            ("path", "class", "size", "reason"), [(f.path, f.label, f.size, f.fault) for f in self.rejected]
+            ("path", "class", "size", "reason"), [(f.path, f.label, f.size, f.error) for f in self.rejected]
         )
 
 
 def parse_manifest(text: str, root: Path) -> Manifest:
-    """The manifest that `Manifest.to_csv` wrote. Raises `UserError` where the table is another's."""
+    """The manifest that `Manifest.to_csv` wrote. Raises `UserError` if the table is not one."""
     try:
         header, *rows = csv.reader(io.StringIO(text, newline=""))
         if tuple(header) != COLUMNS:
             raise ValueError(header)
     except (ValueError, csv.Error):
-        raise UserError("The manifest is not one that the runner wrote.") from None
+        raise UserError("The manifest was not written by the runner.") from None
     entries = []
     for number, row in enumerate(rows, 1):
-        if fault := _fault(row):
-            raise UserError(f"The manifest is not one that the runner wrote: {fault} in its row {number}.")
+        if problem := _row_problem(row):
+            raise UserError(f"The manifest was not written by the runner: {problem} in row {number}.")
         path, label, split, size, content = row
         entries.append(Entry(path, label, split, int(size), content))
-    if any(one.path >= two.path for one, two in itertools.pairwise(entries)):
-        raise UserError("The manifest is not one that the runner wrote: its paths are not sorted, each once.")
+    if any(first.path >= second.path for first, second in itertools.pairwise(entries)):
+        raise UserError("The manifest was not written by the runner: its paths are not sorted and unique.")
     return Manifest(root, tuple(entries))
 
 
-def _fault(row: Sequence[str]) -> str | None:
-    """What of a row of a manifest cannot be; None where it is sound."""
+def _row_problem(row: Sequence[str]) -> str | None:
+    """Why a row cannot be one of a manifest; None if it can."""
     if len(row) != len(COLUMNS):
         return f"{len(row)} cells"
     path, label, split, size, content = row
     parts = path.split("/")
     if parts[0] != label or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\0" in path:
-        return "a path that does not lie in its class"
+        return "a path outside its class folder"
     if split not in SPLITS:
-        return "a split of another name"
+        return "an unknown split"
     if not re.fullmatch("0|[1-9][0-9]{0,17}", size):
-        return "a size that is no number of bytes"
-    return None if re.fullmatch("[0-9a-f]{40}", content) else "a digest that is none"
+        return "a size that is not a number of bytes"
+    return None if re.fullmatch("[0-9a-f]{40}", content) else "an invalid digest"
 
 
 def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
@@ -132,84 +129,86 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     with too few images.
     """
     cache = Path(experiment.cache).expanduser()
-    source = locate(experiment.data, cache, terminal)
-    files = scan_images(source, cache, experiment.data.follow_links, terminal)
+    folder = locate(experiment.data, cache, terminal)
+    files = scan_images(folder, cache, experiment.data.follow_links, terminal)
     rejected = tuple(file for file in files if file.error)
     if rejected and experiment.data.unreadable == "stop":
-        named = "; ".join(f"{source.root / file.path} {file.error}" for file in rejected[:5])
+        named = "; ".join(f"{folder.root / file.path} {file.error}" for file in rejected[:5])
         more = f" and {len(rejected) - 5} more" if len(rejected) > 5 else ""
         raise UserError(
             f"{len(rejected)} of {len(files)} files cannot be used: {named}{more};"
-            " mend or remove them, or set data.unreadable=skip to leave them out."
+            " repair or remove them, or set data.unreadable=skip to leave them out."
         )
-    good = [file for file in files if not file.error]
-    _check_folders(source, experiment.data.follow_links, good)
-    assigned = assign_splits(good, experiment.split, experiment.seed.split)
+    images = [file for file in files if not file.error]
+    _check_folders(folder, experiment.data.follow_links, images)
+    splits = assign_splits(images, experiment.split, experiment.seed.split)
     entries = tuple(
-        Entry(file.path, file.label, assigned[file.path], file.size, file.digest)
-        for file in good
-        if file.path in assigned
+        Entry(file.path, file.label, splits[file.path], file.size, file.digest)
+        for file in images
+        if file.path in splits
     )
-    return Manifest(source.root, entries, rejected, len(good) - len(entries))
+    return Manifest(folder.root, entries, rejected, len(images) - len(entries))
 
 
-def _check_folders(source: Source, follow_links: bool, files: Sequence[ImageFile]) -> None:
-    filled = {file.label for file in files}
-    for folder in sorted(source.root.iterdir()):
-        passed = folder.name.startswith(".") or folder.name in source.without
-        passed = passed or (folder.is_symlink() and not follow_links)
-        if folder.is_dir() and not passed and folder.name not in filled:
-            raise UserError(f"The class folder {folder} holds no image; fill or remove it.")
+def _check_folders(folder: ImageFolder, follow_links: bool, images: Sequence[ImageFile]) -> None:
+    """Raises `UserError` for a class folder without images."""
+    labels = {file.label for file in images}
+    for path in sorted(folder.root.iterdir()):
+        ignored = path.name.startswith(".") or path.name in folder.excluded
+        ignored = ignored or (path.is_symlink() and not follow_links)
+        if path.is_dir() and not ignored and path.name not in labels:
+            raise UserError(f"The class folder {path} holds no image; fill or remove it.")
 
 
-def assign_splits(files: Sequence[ImageFile], split: Split, split_seed: int) -> dict[str, str]:
-    """Path → split, stratified by class: a pure function of the seed, the paths and which files are equal.
+def assign_splits(files: Sequence[ImageFile], split: SplitConfig, seed: int) -> dict[str, str]:
+    """Path → split, stratified by class: a pure function of the seed, the paths and which files are identical.
 
-    Within each class the images are put in an order drawn for (seed, path) and cut: the first for test, the
-    next for validation, the rest for training, so that a new image or class moves hardly any other. Exact
-    duplicates go, as one, where the first of them by path goes. As scikit-learn's `train_test_split`, applied
-    twice, does, numbers are rounded up for test and then for validation.
+    Within each class the images are ordered by a hash of (seed, path) and cut: the first part for test, the next for
+    validation, the rest for training. So a new image or class changes the split of few others. Exact duplicates go
+    together where the first of them by path goes. Sizes are rounded up for test, then for validation, as scikit-learn's
+    `train_test_split` does when applied twice.
 
     Raises `UserError` naming the class that has too few images for its splits.
     """
-    twins: dict[str, list[ImageFile]] = defaultdict(list)
+    duplicates: dict[str, list[ImageFile]] = defaultdict(list)
     for file in sorted(files, key=lambda file: file.path):
-        twins[file.digest].append(file)
-    members: dict[str, list[list[ImageFile]]] = defaultdict(list)
-    for group in twins.values():
-        members[group[0].label].append(group)
-    assigned: dict[str, str] = {}
-    for _, groups in sorted(members.items()):
-        groups.sort(key=lambda group: digest("split", split_seed, group[0].path))
-        _cut(groups, split, assigned)
-    _check_classes(files, assigned)
-    return assigned
+        duplicates[file.digest].append(file)
+    by_class: dict[str, list[list[ImageFile]]] = defaultdict(list)
+    for group in duplicates.values():
+        by_class[group[0].label].append(group)
+    splits: dict[str, str] = {}
+    for _, groups in sorted(by_class.items()):
+        groups.sort(key=lambda group: digest("split", seed, group[0].path))
+        splits.update(_split_class(groups, split))
+    _check_classes(files, splits)
+    return splits
 
 
-def _cut(groups: list[list[ImageFile]], split: Split, assigned: dict[str, str]) -> None:
-    """Fill test, then validation, then training with whole groups."""
+def _split_class(groups: Sequence[list[ImageFile]], split: SplitConfig) -> dict[str, str]:
+    """Path → split for the groups of duplicates of one class, in their order. A group is never divided."""
     total = sum(map(len, groups))
     if split.by == "fraction":
         test = _share(total, split.test, split.train + split.val + split.test)
         val = _share(total - test, split.val, split.train + split.val)
-        wanted = {"test": test, "val": val, "train": total - test - val}
+        sizes = {"test": test, "val": val, "train": total - test - val}
     else:
         train, val = int(split.train), int(split.val)
-        wanted = {"train": train, "val": val, "test": max(0, min(int(split.test), total - train - val))}
-    rest = list(groups)
-    for name, number in wanted.items():
-        taken = 0
-        held: list[list[ImageFile]] = []
-        for group in rest:
-            if taken + len(group) <= number:
-                taken += len(group)
-                assigned.update((file.path, name) for file in group)
+        sizes = {"train": train, "val": val, "test": max(0, min(int(split.test), total - train - val))}
+    splits: dict[str, str] = {}
+    remaining = list(groups)
+    for name, size in sizes.items():
+        count = 0
+        skipped: list[list[ImageFile]] = []
+        for group in remaining:
+            if count + len(group) <= size:
+                count += len(group)
+                splits.update((file.path, name) for file in group)
             else:
-                held.append(group)
-        rest = held
-    if split.by == "fraction":  # groups too large for what was left
-        for group in rest:
-            assigned.update((file.path, "train") for file in group)
+                skipped.append(group)
+        remaining = skipped
+    if split.by == "fraction":  # groups that fitted into no split
+        splits.update((file.path, "train") for group in remaining for file in group)
+    return splits
 
 
 def _share(total: int, part: float, whole: float) -> int:
@@ -218,18 +217,19 @@ def _share(total: int, part: float, whole: float) -> int:
     return ceil(total * ratio)
 
 
-def _check_classes(files: Sequence[ImageFile], assigned: dict[str, str]) -> None:
-    counts = Counter((file.label, assigned[file.path]) for file in files if file.path in assigned)
+def _check_classes(files: Sequence[ImageFile], splits: dict[str, str]) -> None:
+    """Raises `UserError` unless there are two classes and each has images in every split."""
+    counts = Counter((file.label, splits[file.path]) for file in files if file.path in splits)
     labels = sorted({file.label for file in files})
     for label in labels:
         for name in SPLITS:
             if not counts[label, name]:
-                has = sum(file.label == label for file in files)
+                total = sum(file.label == label for file in files)
                 raise UserError(
-                    f"Class {label!r} has {has} image{'s' * (has != 1)}, too few for its splits ({name} gets none);"
+                    f"Class {label!r} has {total} image{'s' * (total != 1)}, too few for its splits ({name} gets none);"
                     " add images, change split.*, or remove the class."
                 )
     if len(labels) < 2:
         raise UserError(
-            f"There is one class only ({labels[0] if labels else 'none'}); at least two are needed."
+            f"There is only one class ({labels[0] if labels else 'none'}); at least two are needed."
         )

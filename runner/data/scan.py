@@ -1,4 +1,4 @@
-"""Walk an image folder, decode every file once, and remember the outcome."""
+"""Lists the files of an image folder, decodes each once, and caches the result."""
 
 from __future__ import annotations
 
@@ -9,95 +9,107 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from runner.data.datasets import Source
+from runner.data.datasets import ImageFolder
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
-from runner.utils.cpu import cores
+from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest, digest_bytes
-from runner.utils.image_paths import shown
+from runner.utils.text import printable
 
-LITTER = frozenset({"Thumbs.db", "desktop.ini"})
-"""Files that desktops leave in folders; hidden files are passed over too."""
+IGNORED_FILES = frozenset({"Thumbs.db", "desktop.ini"})
+"""Files that desktops create in folders. Hidden files are ignored, too."""
 SCAN_VERSION = 2
-"""Part of the cache's name: raise it when decoding, the digest or the form of the memory changes."""
-LONGEST = 300
-"""Characters of Pillow's reason why a file is no image."""
+"""Part of the cache key. Raise it when decoding, the digest or the content of the cache file changes."""
+MAX_REASON = 300
+"""Characters of Pillow's reason why a file is not an image."""
 
-Stamp = tuple[int, int, int, int]
-"""Size in bytes, modification and change time in ns, inode: a file with the same stamp was not rewritten."""
+Stamp: TypeAlias = tuple[int, int, int, int]
+"""Size in bytes, modification and change time in ns, inode. A file with the same stamp has not been rewritten."""
+Verdict: TypeAlias = tuple[str, str | None]
+"""Digest of a file's content (empty if it cannot be read), and why it is not an image; None if it is one."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file of a class folder. `path` is relative to the root, with slashes; `fault` says why it is no image."""
+    """A file of a class folder.
+
+    Attributes:
+        path: Relative to the root, with slashes.
+        label: The class.
+        size: In bytes.
+        digest: Of the content.
+        error: Why it is not an image; None if it is one.
+    """
 
     path: str
     label: str
     size: int
     digest: str
-    fault: str | None = None
+    error: str | None = None
 
 
-def scan(source: Source, cache: Path, follow_links: bool, terminal: Terminal) -> list[ImageFile]:
-    """Every file in the class folders, sorted by path, decoded to see whether it is a whole image.
+def scan_images(folder: ImageFolder, cache: Path, follow_links: bool, terminal: Terminal) -> list[ImageFile]:
+    """Every file in the class folders, sorted by path, decoded to check that it is a complete image.
 
-    What was found is kept in `cache`; a later scan decodes only what has changed since.
+    Results are cached in `cache`: a later scan decodes only files that have changed.
 
-    Raises `UserError` where there are no class folders, or a folder that cannot be read.
+    Raises `UserError` if there are no class folders, or if a folder cannot be read.
     """
-    found = sorted(_walk(source, follow_links))
-    memory = cache / "scans" / f"{digest(SCAN_VERSION, str(source.root.resolve()))}.json"
-    known = _recall(memory)
-    stamps = {path: _stamp(source.root / path) for path in found}
-    fresh = [path for path in found if path not in known or known[path][0] != stamps[path]]
-    if fresh:
+    paths = sorted(_list_files(folder, follow_links))
+    cache_file = cache / "scans" / f"{digest(SCAN_VERSION, str(folder.root.resolve()))}.json"
+    known = _read_cached(cache_file)
+    stamps = {path: _stamp(folder.root / path) for path in paths}
+    changed = [path for path in paths if path not in known or known[path][0] != stamps[path]]
+    if changed:
         try:
-            for path, outcome in _verify(source.root, fresh, terminal):
-                known[path] = (stamps[path], *outcome)
-        finally:  # an interrupted scan goes on where it was
-            write_text(
-                memory, sealed({path: known[path] for path in found if path in known and known[path][1]})
-            )
+            for path, verdict in _verify(folder.root, changed, terminal):
+                known[path] = (stamps[path], *verdict)
+        finally:  # an interrupted scan can be continued
+            readable = {path: known[path] for path in paths if path in known and known[path][1]}
+            write_text(cache_file, scan_to_json(readable))
     return [
         ImageFile(path, path.split("/", 1)[0], known[path][0][0], known[path][1], known[path][2])
-        for path in found
+        for path in paths
     ]
 
 
-def _walk(source: Source, follow_links: bool) -> Iterator[str]:
+def _list_files(folder: ImageFolder, follow_links: bool) -> Iterator[str]:
     """Relative paths of the files in the class folders."""
-    root = source.root
     classes = [
-        each for each in _entries(root) if _is_folder(each, follow_links) and each.name not in source.without
+        entry
+        for entry in _entries(folder.root)
+        if _is_folder(entry, follow_links) and entry.name not in folder.excluded
     ]
     if not classes:
-        raise UserError(f"{root} holds no class folders; it must hold a folder of images for each class.")
-    for label in classes:
-        seen = {os.path.realpath(root), os.path.realpath(label.path)}
-        yield from _files(label, label.name, follow_links, seen)
+        raise UserError(
+            f"{folder.root} holds no class folders; it must hold a folder of images for each class."
+        )
+    for entry in classes:
+        seen = {os.path.realpath(folder.root), os.path.realpath(entry.path)}
+        yield from _files_below(entry, entry.name, follow_links, seen)
 
 
-def _files(folder: os.DirEntry[str], name: str, follow_links: bool, seen: set[str]) -> Iterator[str]:
-    for each in _entries(folder.path):
-        path = f"{name}/{each.name}"
-        if _is_folder(each, follow_links):
-            if each.is_symlink():
-                real = os.path.realpath(each.path)
-                if real in seen:
-                    continue  # a link that leads back
-                seen = seen | {real}
-            yield from _files(each, path, follow_links, seen)
-        elif each.name not in LITTER and _is_file(each, follow_links):
+def _files_below(folder: os.DirEntry[str], name: str, follow_links: bool, seen: set[str]) -> Iterator[str]:
+    for entry in _entries(folder.path):
+        path = f"{name}/{entry.name}"
+        if _is_folder(entry, follow_links):
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if target in seen:
+                    continue  # the link forms a cycle
+                seen = seen | {target}
+            yield from _files_below(entry, path, follow_links, seen)
+        elif entry.name not in IGNORED_FILES and _is_file(entry, follow_links):
             yield path
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return [each for each in entries if not each.name.startswith(".")]
+            return [entry for entry in entries if not entry.name.startswith(".")]
     except PermissionError:
         raise UserError(f"The folder {folder} cannot be read; change its mode or leave it out.") from None
 
@@ -105,7 +117,7 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
     try:
         return entry.is_dir(follow_symlinks=follow_links)
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
@@ -121,41 +133,42 @@ def _stamp(path: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _recall(memory: Path) -> dict[str, tuple[Stamp, str, str | None]]:
+def _read_cached(cache_file: Path) -> dict[str, tuple[Stamp, str, str | None]]:
+    """Path → stamp and verdict; empty if there was no scan, or if the cache file is damaged."""
     try:
-        kept = json.loads(memory.read_text(encoding="utf-8", errors="surrogateescape"))
-        rows = kept["files"]
-        if kept["digest"] != digest(rows):
+        content = json.loads(cache_file.read_text(encoding="utf-8", errors="surrogateescape"))
+        rows = content["files"]
+        if content["digest"] != digest(rows):
             return {}
         return {path: _row(*row) for path, row in rows.items()}
     except (FileNotFoundError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
-        return {}  # never scanned, or a damaged memory: scan again
+        return {}
 
 
-def sealed(rows: Mapping[str, Any]) -> str:
-    """What is remembered: with a digest, since a damaged digest of an image would be taken for the image's."""
+def scan_to_json(rows: Mapping[str, Any]) -> str:
+    """The content of the cache file, with a digest: a damaged image digest could not be detected otherwise."""
     return json.dumps({"digest": digest(rows), "files": rows})
 
 
-def _row(stamp: Any, content: Any, fault: Any) -> tuple[Stamp, str, str | None]:
-    """A file's memory. Raises ValueError where that is not what it is."""
+def _row(stamp: Any, content: Any, error: Any) -> tuple[Stamp, str, str | None]:
+    """A file's stamp and verdict. Raises ValueError for values of another type."""
     size, modified, changed, inode = stamp
-    whole = all(type(number) is int for number in stamp)
-    if not (whole and isinstance(content, str) and isinstance(fault, str | None)):
+    integers = all(type(number) is int for number in stamp)
+    if not (integers and isinstance(content, str) and isinstance(error, str | None)):
         raise ValueError(stamp)
-    return (size, modified, changed, inode), content, fault
+    return (size, modified, changed, inode), content, error
 
 
-def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, tuple[str, str | None]]]:
-    """Digest and fault of each file, in the order of their completion. Pillow decodes outside the GIL."""
-    threads = cores()
-    todo = iter(paths)
+def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, Verdict]]:
+    """Path and verdict of each file, in order of completion. Threads suffice: Pillow decodes outside the GIL."""
+    threads = cpu_count()
+    pending = iter(paths)
     with terminal.progress("verify", len(paths)) as advance, ThreadPoolExecutor(threads) as pool:
-        running: dict[Future[tuple[str, str | None]], str] = {}
+        running: dict[Future[Verdict], str] = {}
         try:
             while True:
-                for path in islice(todo, 4 * threads - len(running)):
-                    running[pool.submit(_decode, root / path)] = path
+                for path in islice(pending, 4 * threads - len(running)):
+                    running[pool.submit(_verify_file, root / path)] = path
                 if not running:
                     return
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -165,11 +178,10 @@ def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(path: Path) -> tuple[str, str | None]:
-    """The digest of a file's content and, where Pillow cannot decode it, why."""
+def _verify_file(path: Path) -> Verdict:
     from PIL import UnidentifiedImageError
 
-    from runner.portable.pixels import open_rgb
+    from runner.portable.images import open_rgb
 
     try:
         content = path.read_bytes()
@@ -181,7 +193,7 @@ def _decode(path: Path) -> tuple[str, str | None]:
         open_rgb(path)
     except UnidentifiedImageError:
         return digest_bytes(content), "is not an image that Pillow knows"
-    except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
-        reason = shown(" ".join(str(error).split()))[:LONGEST] or type(error).__name__
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged files
+        reason = printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
         return digest_bytes(content), f"cannot be decoded: {reason}"
     return digest_bytes(content), None

@@ -1,7 +1,7 @@
-"""Views: what the network is shown of an image.
+"""Views: the transformed images that a model sees.
 
-A view is a pure function of (view seed, image content, view number), whatever process computes it and in
-whatever order: `N = 8` extends `N = 4`, and `fresh` is N without end.
+A view is a pure function of (augmentation seed, image content, view number), in whatever process and order it is
+computed. So `augment.views=8` extends `augment.views=4`, and `fresh` is a new view in every epoch.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from runner.config.schema import Views
-from runner.portable.view import evaluation_view
+from runner.config.schema import AugmentConfig
+from runner.portable.transform import evaluation_transform
 from runner.utils import hashing
 from runner.utils.rng import seeded
 
-CLEAN = -1
-"""The number of the evaluation view; augmented views count from 0."""
+EVALUATION_VIEW = -1
+"""The view number of the transform without augmentation. Augmented views are numbered from 0."""
 
 
-def view_of(epoch: int, train: str | int) -> int:
-    """The number of the view that an epoch (from 0) trains on, under the setting `augment.views`."""
-    if train == "none":
-        return CLEAN
-    return epoch if train == "fresh" else epoch % int(train)
+def view_of_epoch(epoch: int, views: str | int) -> int:
+    """The number of the view that an epoch (from 0) trains on, for the setting `augment.views`."""
+    if views == "none":
+        return EVALUATION_VIEW
+    return epoch if views == "fresh" else epoch % int(views)
 
 
-def transform(augment: Views) -> dict[str, Any]:
-    """The settings of the evaluation view: a model's transform."""
+def evaluation_settings(augment: AugmentConfig) -> dict[str, Any]:
+    """Arguments of `evaluation_transform`: resize, crop and interpolation."""
     return {"resize": augment.resize, "crop": augment.crop, "interpolation": augment.interpolation}
 
 
-class Renderer:
-    """Turns image files into views. Picklable: loader processes take it along."""
+class ViewTransform:
+    """Transforms images into views. Picklable, for loader processes."""
 
-    def __init__(self, augment: Views, view_seed: int) -> None:
+    def __init__(self, augment: AugmentConfig, seed: int) -> None:
         self.augment = augment
-        self.seed = view_seed
-        self.clean = evaluation_view(**transform(augment))
+        self.seed = seed
+        self.evaluation = evaluation_transform(**evaluation_settings(augment))
         self.augmented = v2.Compose([*_augmentation(augment), v2.CenterCrop(augment.crop), v2.PILToTensor()])
 
     def __call__(self, image: Image.Image, content: str, view: int) -> Tensor:
@@ -48,27 +48,26 @@ class Renderer:
 
         Args:
             image: RGB, of any size.
-            content: Digest of the image's file, which names it wherever it lies.
-            view: `CLEAN`, or the number of an augmented view.
+            content: Digest of the image's file.
+            view: `EVALUATION_VIEW` or the number of an augmented view.
         """
-        if view == CLEAN:
-            return self.clean(image)
-        with seeded(hashing.seed("view", self.seed, content, view)):
+        if view == EVALUATION_VIEW:
+            return self.evaluation(image)
+        with seeded(hashing.derive_seed("view", self.seed, content, view)):
             return self.augmented(image)
 
     def recipe(self, view: int) -> dict[str, Any]:
-        """Everything beside content and number that decides the pixels of a view of this kind."""
-        augment = self.augment
-        clean = transform(augment)
-        if view == CLEAN:
-            return clean
+        """Everything besides image content and view number that decides the pixels of a view."""
+        recipe = evaluation_settings(self.augment)
+        if view == EVALUATION_VIEW:
+            return recipe
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
-        random = {name: getattr(augment, name) for name in (*names, "rotation_interpolation")}
-        return {**clean, **random, "seed": self.seed}
+        random = {name: getattr(self.augment, name) for name in (*names, "rotation_interpolation")}
+        return {**recipe, **random, "seed": self.seed}
 
 
-def _augmentation(augment: Views) -> Iterator[v2.Transform]:
-    """The report's augmentation; what does nothing at its setting is left out."""
+def _augmentation(augment: AugmentConfig) -> Iterator[v2.Transform]:
+    """The random transforms; those that do nothing at their setting are left out."""
     yield v2.RandomResizedCrop(
         augment.resize,
         scale=augment.scale,

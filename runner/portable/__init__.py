@@ -1,5 +1,5 @@
-"""What a finished model needs to be used, and nothing else: torch, torchvision, safetensors, Pillow, no pickle.
+"""The code that every logged model carries, so that it can be used without the runner, and years later.
 
-This folder goes along with every model that a run logs. It imports nothing of the runner, so that such a model can
-be used where the runner is not installed, and years later.
+It imports nothing else of the runner, only torch, torchvision, safetensors, NumPy, Pillow and, to be served, MLflow.
+Models are stored without pickle.
 """

@@ -1,10 +1,10 @@
-"""A model that can be used: network, classes and transform, from a folder of two files."""
+"""A trained model ready for inference, loaded from a folder with two files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,132 +13,142 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .network import VGG, build, precision
-from .pixels import open_rgb
-from .view import evaluation_view
+from .images import open_rgb
+from .legacy import FORMAT_1, FORMAT_2, upgraded
+from .network import VGG, build_model, supported_precision
+from .transform import evaluation_transform
 
-FORMAT = "vgg-runner-model-1"
-WEIGHTS = "model.safetensors"
-ABOUT = "model.json"
-CHUNK = 8
-"""Images that go through the network at once; the last ones are filled up, so that none depends on its batch."""
+FORMAT = FORMAT_2
+"""The format that is written. Format 1 can be read, too."""
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "model.json"
+BATCH_SIZE = 8
+"""Images per forward pass. The last batch is padded, so that no result depends on the number of images."""
 
 
 class ModelError(Exception):
-    """A model's files are missing, damaged, or another's: one sentence."""
+    """A model's files are missing, damaged or of another format. The message is one sentence."""
 
 
 class Classifier:
-    """Says what is in an image.
+    """Classifies images.
 
     Args:
-        network: In evaluation mode, on the CPU.
-        about: What `model.json` holds: classes, transform (resize, crop, interpolation), precision, …
-        device: Where to compute; None: a GPU, if there is one.
+        model: In evaluation mode, on the CPU.
+        description: The content of `model.json`: classes, transform (resize, crop, interpolation), precision, …
+        device: Device to compute on; None uses a GPU if available.
     """
 
-    def __init__(self, network: VGG, about: dict[str, Any], device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, model: VGG, description: dict[str, Any], device: torch.device | str | None = None
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.network = network.to(self.device)
-        self.about = about
-        self.classes: tuple[str, ...] = tuple(about["classes"])
-        self.view = evaluation_view(**about["transform"])
-        self.precision = precision(about.get("precision", "no"), self.device)
+        self.model = model.to(self.device)
+        self.description = description
+        self.classes: tuple[str, ...] = tuple(description["classes"])
+        self.transform = evaluation_transform(**description["transform"])
+        self.precision = supported_precision(description.get("precision", "no"), self.device)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str | None = None) -> Classifier:
         """The model in a folder. Raises `ModelError`."""
+        weights, description_file = folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            if about["format"] != FORMAT:
-                raise ModelError(f"{folder} holds a model of another version ({_brief(about['format'])}).")
-            if about["digest"] != seal(about):
-                raise ModelError(f"{folder / ABOUT} is damaged (its digest differs); restore it.")
-            with (folder / WEIGHTS).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != about["sha256"]:
-                    raise ModelError(f"{folder / WEIGHTS} is damaged (its digest differs); restore it.")
-            network = build(about["network"], len(_classes(about)), _finite(load_file(folder / WEIGHTS)))
-            _check_view(about)
-            return cls(network, about, device)
+            description = json.loads(description_file.read_text(encoding="utf-8"))
+            if description["format"] not in (FORMAT_1, FORMAT_2):
+                raise ModelError(
+                    f"{folder} holds a model of another version ({_one_line(description['format'])})."
+                )
+            if description["digest"] != description_digest(description):
+                raise ModelError(f"{description_file} is damaged (its digest differs); restore it.")
+            with weights.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != description["sha256"]:
+                    raise ModelError(f"{weights} is damaged (its digest differs); restore it.")
+            description, tensors = upgraded(description, load_file(weights))
+            _check_tensors(tensors)
+            model = build_model(description["model"], len(_class_names(description)), tensors)
+            _check_sizes(description)
+            return cls(model, description, device)
         except FileNotFoundError as error:
-            raise ModelError(f"There is no {error.filename}; a model is {ABOUT} beside {WEIGHTS}.") from None
+            raise ModelError(
+                f"There is no {error.filename}; a model is {DESCRIPTION_FILE} beside {WEIGHTS_FILE}."
+            ) from None
         except OSError as error:
             raise ModelError(f"{error.filename} cannot be read ({error.strerror}).") from None
         except SafetensorError as error:
-            raise ModelError(f"{folder / WEIGHTS} is damaged ({_brief(error)}); restore it.") from None
+            raise ModelError(f"{weights} is damaged ({_one_line(error)}); restore it.") from None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
-            raise ModelError(f"{folder} holds no model of this version ({_brief(error)}).") from None
+            raise ModelError(f"{folder} holds no model of this version ({_one_line(error)}).") from None
 
-    def open(self, file: Path | str | BinaryIO) -> Tensor:
-        """The view of an image file: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
-        view: Tensor = self.view(open_rgb(file))
-        return view
+    def load_image(self, file: Path | str | BinaryIO) -> Tensor:
+        """An image file, transformed: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
+        image: Tensor = self.transform(open_rgb(file))
+        return image
 
-    def logits(self, views: Tensor) -> Tensor:
-        """Logits (n × classes, float32, on the CPU) of views (n × 3 × crop × crop, uint8)."""
-        return torch.cat([self._chunk(chunk) for chunk in views.split(CHUNK)])
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (n × classes, float32, on the CPU) of transformed images (n × 3 × crop × crop, uint8)."""
+        return torch.cat([self._batch_logits(batch) for batch in images.split(BATCH_SIZE)])
 
-    def top(self, views: Tensor, count: int) -> list[list[tuple[str, float]]]:
-        """For each view its `count` likeliest classes with their softmax probabilities, the likeliest first."""
-        probabilities = self.logits(views).double().softmax(1)
-        # A stable sort: of equal probabilities the class that comes first, on every device.
-        values, places = probabilities.sort(dim=1, descending=True, stable=True)
+    def top_k(self, images: Tensor, k: int) -> list[list[tuple[str, float]]]:
+        """For each transformed image its `k` most likely classes with their softmax probabilities, best first."""
+        probabilities = self.logits(images).double().softmax(1)
+        # The stable sort decides ties the same on every device: the class that comes first.
+        values, classes = probabilities.sort(dim=1, descending=True, stable=True)
         return [
-            [(self.classes[place], value) for place, value in zip(row, numbers, strict=True)]
-            for row, numbers in zip(places[:, :count].tolist(), values[:, :count].tolist(), strict=True)
+            [(self.classes[index], value) for index, value in zip(row, row_values, strict=True)]
+            for row, row_values in zip(classes[:, :k].tolist(), values[:, :k].tolist(), strict=True)
         ]
 
-    def _chunk(self, views: Tensor) -> Tensor:
-        missing = CHUNK - len(views)
-        images = torch.cat([views, views.new_zeros(missing, *views.shape[1:])]) if missing else views
+    def _batch_logits(self, images: Tensor) -> Tensor:
+        missing = BATCH_SIZE - len(images)
+        padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
         with torch.inference_mode(), self._autocast():
-            return self.network(images.to(self.device))[: len(views)].float().cpu()
+            return self.model(padded.to(self.device))[: len(images)].float().cpu()
 
-    def _autocast(self) -> Any:
+    def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "no":
             return nullcontext()
-        kind = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=kind)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
 
 
-def _classes(about: dict[str, Any]) -> list[str]:
-    """The classes' names. Raises ValueError where they are no list of different names."""
-    names = about["classes"]
+def description_digest(description: dict[str, Any]) -> str:
+    """Digest of a description, all of it except its entry `digest`."""
+    rest = {name: value for name, value in description.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _class_names(description: dict[str, Any]) -> list[str]:
+    """The class names. Raises ValueError unless they are a list of distinct strings."""
+    names = description["classes"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("its classes are no names")
+        raise ValueError("its class names are not a list of strings")
     if len(set(names)) != len(names):
         raise ValueError("two of its classes have the same name")
     return names
 
 
-def _check_view(about: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where the views are none that the network can see."""
-    resize, crop, pool = (
-        *(about["transform"][name] for name in ("resize", "crop")),
-        about["network"]["pool"],
-    )
+def _check_sizes(description: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError if the model cannot take images of the size of its transform."""
+    resize, crop = description["transform"]["resize"], description["transform"]["crop"]
+    pool = description["model"]["pool"]
     if not all(type(number) is int for number in (resize, crop, pool)):
-        raise TypeError("the sizes of its views are no whole numbers")
+        raise TypeError("its image sizes are not integers")
     if not (32 <= crop <= resize <= 10_000 and pool >= 1):
-        raise ValueError(f"its views cannot be cut to {crop} of {resize} pixels and pooled to {pool}")
+        raise ValueError(
+            f"images cannot be resized to {resize}, cropped to {crop} and pooled to {pool} pixels"
+        )
 
 
-def _finite(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors. Raises ValueError where they are none to compute with."""
-    for name, value in state.items():
-        counts = name.endswith("num_batches_tracked")
-        if not counts and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
-            raise ValueError(f"{name} is not made of finite numbers in float32")
-    return state
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError unless the tensors are finite float32 numbers (batch counts excepted)."""
+    for name, value in tensors.items():
+        is_count = name.endswith("num_batches_tracked")
+        if not is_count and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
+            raise ValueError(f"{name} does not hold finite float32 numbers")
 
 
-def _brief(what: object) -> str:
-    """In a message: on one line, and not too long."""
-    line = "".join(each if each.isprintable() else " " for each in str(what)[:1000])
+def _one_line(value: object) -> str:
+    """For a message: `value` on one line, at most 300 characters."""
+    line = "".join(char if char.isprintable() else " " for char in str(value)[:1000])
     return " ".join(line.split())[:300]
-
-
-def seal(about: dict[str, Any]) -> str:
-    """The digest of a description, all of it but this very digest."""
-    rest = {name: value for name, value in about.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

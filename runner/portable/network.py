@@ -1,6 +1,6 @@
-"""torchvision's VGG with a new head: what it computes. How it trains is no concern of this file.
+"""torchvision's VGG with a new head: what it computes, not how it is trained.
 
-Layers bear torchvision's names, so that its weights fit. The network takes uint8 images and normalises them itself.
+Layers keep torchvision's names, so that its weights fit. The model takes uint8 images and normalizes them itself.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 CONVOLUTION_CHANNELS = 512
 """Channels of the last convolution of every VGG (Simonyan & Zisserman 2014, table 1)."""
+CLASSIFIER_WIDTH = 4096
+"""Outputs of the layers before the last one of torchvision's VGG classifier (same table)."""
 
 
-class Normalise(nn.Module):
-    """uint8 images (n × 3 × h × w, 0 to 255) → (value / 255 - mean) / std, float32, channels last."""
+class Normalize(nn.Module):
+    """uint8 images (n × 3 × h × w) → (value / 255 - mean) / std as float32, channels last."""
 
     mean: Tensor
     std: Tensor
@@ -33,23 +35,23 @@ class Normalise(nn.Module):
 
 
 class VGG(nn.Module):
-    """normalise → features → avgpool → flatten → classifier, whose last part is the head.
+    """normalize → features → avgpool → flatten → classifier, which ends in the head.
+
+    Layers before the head have no memory yet: they are on torch's meta device.
 
     Args:
         arch: torchvision's name of the VGG.
-        kind: report: the head takes the place of classifier[6]; pooled: it follows the pooled convolutions.
-        pool: A pooled head sees pool × pool of them.
-        head: The head, as `build_head` makes it.
-        mean: Of red, green and blue, on the scale 0 to 1.
-        std: Likewise.
-
-    What lies in front of the head has no memory yet (it is on torch's meta device).
+        head_kind: "classifier": the head replaces classifier[6]; "pooled": it follows the pooled convolutions.
+        pool: With a pooled head, the convolutions' output is pooled to pool × pool.
+        head: From `build_head`.
+        mean: Channel means (red, green, blue) on the scale 0 to 1.
+        std: Channel standard deviations, likewise.
     """
 
     def __init__(
         self,
         arch: str,
-        kind: str,
+        head_kind: str,
         pool: int,
         head: nn.Sequential,
         mean: Sequence[float],
@@ -58,10 +60,10 @@ class VGG(nn.Module):
         super().__init__()
         with torch.device("meta"):
             base = torchvision.models.get_model(arch, weights=None)
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
         self.features = cast(nn.Sequential, base.features)
         self.flatten = nn.Flatten(1)
-        if kind in ("classifier", "report"):  # report: its name in models of before
+        if head_kind == "classifier":
             self.avgpool = base.avgpool
             self.classifier = cast(nn.Sequential, base.classifier)
             self.classifier[6] = head
@@ -70,30 +72,32 @@ class VGG(nn.Module):
             self.avgpool = nn.AdaptiveAvgPool2d(pool)
             self.classifier = head
             self.head_name = "classifier"
-        self._index()
+        self.index_layers()
 
-    def _index(self) -> None:
-        """Line the layers up; to be called again where one of them was replaced."""
-        self._names = [name for name, _ in self.layers()]
+    def index_layers(self) -> None:
+        """List the layers in the order of the forward pass. Call it again after a layer is replaced."""
+        self.layer_names = [name for name, _ in self.layers()]
         self._layers = [layer for _, layer in self.layers()]
-        self._head = next(place for place, name in enumerate(self._names) if within(name, self.head_name))
+        self._head = next(
+            index for index, name in enumerate(self.layer_names) if is_within(name, self.head_name)
+        )
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Every layer with its name, in the order of the forward pass."""
-        for name in ("normalise", "features", "avgpool", "flatten", "classifier"):
+        for name in ("normalize", "features", "avgpool", "flatten", "classifier"):
             yield from _leaves(name, getattr(self, name))
 
     def forward(self, values: Tensor, start: int = 0) -> Tensor:
         """Logits: n × classes, float32.
 
         Args:
-            values: Images (n × 3 × h × w, uint8), or what the layers before `start` made of them.
-            start: The layer to begin with.
+            values: Images (n × 3 × h × w, uint8), or the output of the layers before `start`.
+            start: Index of the first layer to run.
         """
         return self.run(values, start, self.depth)
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
-        """Layers `start` up to `stop`. The head computes in float32: rounded logits would tie."""
+        """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie."""
         for layer in self._layers[start : min(stop, self._head)]:
             values = layer(values)
         if stop > self._head:
@@ -108,14 +112,18 @@ class VGG(nn.Module):
         """The number of layers."""
         return len(self._layers)
 
-    def name_of(self, place: int) -> str:
-        """The name of a layer, by its place in the forward pass."""
-        return self._names[place]
-
 
 def build_head(kind: str, pool: int, width: int, dropout: float, classes: int) -> nn.Sequential:
-    """The report's head; in front of it, on pooled convolutions, one more dropout."""
-    inputs = 4096 if kind in ("classifier", "report") else CONVOLUTION_CHANNELS * pool**2
+    """Linear, ReLU, dropout, linear; a pooled head starts with one more dropout.
+
+    Args:
+        kind: classifier or pooled.
+        pool: A pooled head takes 512 × pool × pool inputs.
+        width: Outputs of the first linear layer.
+        dropout: Probability of each dropout layer.
+        classes: The number of classes.
+    """
+    inputs = CLASSIFIER_WIDTH if kind == "classifier" else CONVOLUTION_CHANNELS * pool**2
     layers: list[nn.Module] = [
         nn.Linear(inputs, width),
         nn.ReLU(),
@@ -127,37 +135,36 @@ def build_head(kind: str, pool: int, width: int, dropout: float, classes: int) -
     return nn.Sequential(*layers)
 
 
-def build(about: dict[str, Any], classes: int, state: dict[str, Tensor]) -> VGG:
-    """A network in evaluation mode from its description and tensors.
+def build_model(architecture: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> VGG:
+    """A model in evaluation mode, without gradients.
 
     Args:
-        about: arch, head, pool, width, dropout and normalisation (mean, std).
-        classes: Their number.
-        state: Tensors by name, which become the network's own.
+        architecture: arch, head, pool, width, dropout and normalization (mean, std).
+        classes: The number of classes.
+        tensors: The state dict; the model takes the tensors over without a copy.
 
-    Raises KeyError, TypeError, ValueError or RuntimeError where description and tensors do not fit each other.
+    Raises KeyError, TypeError, ValueError or RuntimeError if architecture and tensors do not fit together.
     """
+    kind, pool = architecture["head"], architecture["pool"]
     with torch.device("meta"):
-        head = build_head(about["head"], about["pool"], about["width"], about["dropout"], classes)
-    normalisation = about["normalisation"]
-    network = VGG(
-        about["arch"], about["head"], about["pool"], head, normalisation["mean"], normalisation["std"]
-    )
-    network.load_state_dict(state, strict=True, assign=True)
-    return network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+        head = build_head(kind, pool, architecture["width"], architecture["dropout"], classes)
+    normalization = architecture["normalization"]
+    model = VGG(architecture["arch"], kind, pool, head, normalization["mean"], normalization["std"])
+    model.load_state_dict(tensors, strict=True, assign=True)
+    return model.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
 
-def precision(wanted: str, device: torch.device) -> str:
-    """The precision (no, fp16, bf16) to compute in on a device: float32 where it is slow at the one wanted."""
+def supported_precision(precision: str, device: torch.device) -> str:
+    """`precision` (no, fp16, bf16), or "no" on a CPU that has no fast arithmetic for it."""
     if device.type == "cuda":
-        return wanted
+        return precision
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return wanted if wanted == "bf16" and fast else "no"
+    return precision if precision == "bf16" and fast else "no"
 
 
-def within(name: str, module: str) -> bool:
-    """Whether a layer is a module, or lies in it."""
-    return name == module or name.startswith(f"{module}.")
+def is_within(layer: str, module: str) -> bool:
+    """Whether the layer of this name is the module of that name, or a part of it."""
+    return layer == module or layer.startswith(f"{module}.")
 
 
 def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -1,4 +1,4 @@
-"""All or nothing on disk: write aside, flush, rename."""
+"""Files that are written completely or not at all: write a temporary file, flush it to disk, rename it."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from pathlib import Path
 
 from runner.utils.errors import UserError
 
-_umask = os.umask(0)  # there is no way to read it but to set it, for all threads: once, at import
+_umask = os.umask(0)  # it can only be read by setting it, for all threads: so once, at import
 os.umask(_umask)
-MODE = 0o666 & ~_umask
-"""The mode that a new file has by default."""
+DEFAULT_MODE = 0o666 & ~_umask
+"""Permissions of a new file."""
 
 
 @contextmanager
-def replacing(path: Path, mode: int = MODE) -> Iterator[Path]:
-    """Yield a path to write to; `path` becomes that file, whole, when the block ends, or stays as it was."""
+def atomic_write(path: Path, mode: int = DEFAULT_MODE) -> Iterator[Path]:
+    """Yield a temporary path to write to. It replaces `path` at the end of the block; after an error `path` stays."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     os.close(handle)
-    aside = Path(name)
+    temporary = Path(name)
     try:
-        yield aside
-        with aside.open("rb") as written:
+        yield temporary
+        with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        aside.chmod(mode)
-        aside.replace(path)
+        temporary.chmod(mode)
+        temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write does not tell where
+        error.filename = error.filename or str(path)  # errors of `write` name no file
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """See that a new name in a folder outlives a loss of power, where the file system can promise it."""
+    """Flush a folder's list of names to disk, if the file system supports it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -48,16 +48,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, so that they outlive a loss of power."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    """Make a folder and its missing parents, and flush them to disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    for each in missing:
-        sync_folder(each.parent)
+    for path in missing:
+        sync_folder(path.parent)
 
 
-def flush(place: Path) -> None:
-    """See that a file, or every file and folder under a folder, outlives a loss of power."""
-    for path in (place, *place.rglob("*")):
+def sync_tree(root: Path) -> None:
+    """Flush a file, or a folder with everything in it, to disk."""
+    for path in (root, *root.rglob("*")):
         if path.is_dir():
             sync_folder(path)
         else:
@@ -65,14 +65,14 @@ def flush(place: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def write_text(path: Path, text: str, mode: int = MODE) -> None:
-    """Replace the file at `path` by `text` (UTF-8; file names that are no UTF-8 survive)."""
-    with replacing(path, mode) as aside:
-        aside.write_text(text, encoding="utf-8", errors="surrogateescape")
+def write_text(path: Path, text: str, mode: int = DEFAULT_MODE) -> None:
+    """Replace the file at `path` by `text` (UTF-8; file names that are not valid UTF-8 are preserved)."""
+    with atomic_write(path, mode) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def writable(name: str | Path) -> Path:
-    """A folder to write results to, made where there is none. Raises `UserError` where it cannot be written."""
+def output_folder(name: str | Path) -> Path:
+    """The folder to write results to; it is made if missing. Raises `UserError` if it cannot be written."""
     folder = Path(name).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def writable(name: str | Path) -> Path:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free on the file system that holds `path`, or would."""
+    """Free bytes of the file system of `path`, which need not exist yet."""
     while not path.exists():
         path = path.parent
     status = os.statvfs(path)

@@ -1,4 +1,4 @@
-"""What a person sees: a live bar on a terminal, plain lines in logs and CI, nothing on ranks beyond the first."""
+"""Output for people: progress bars on a terminal, plain lines in logs, nothing except on the main process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from runner.utils.redaction import redacted
+from runner.utils.redaction import redact
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two lines of progress where there is no terminal."""
-RECENT = 50
-"""Reports of progress that the rate of such a line is taken over."""
+"""Seconds between two progress lines when there is no terminal."""
+RATE_WINDOW = 50
+"""Progress updates that the rate in such a line is averaged over."""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`75` → `1:15`; `4000` → `1:06:40`."""
     whole = round(seconds)
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def size(count: float) -> str:
-    """Bytes for a person: `1536` → `1.5 KiB`."""
+def format_bytes(count: float) -> str:
+    """`1536` → `1.5 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -37,7 +37,7 @@ def size(count: float) -> str:
 
 
 class RateColumn(ProgressColumn):
-    """Units a second since the task began."""
+    """Units per second since the task began."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -49,29 +49,29 @@ class RateColumn(ProgressColumn):
 
 
 class Terminal:
-    """Where a command says what it does.
+    """Prints what a command does.
 
     Args:
-        speaks: False on ranks beyond the first: they say nothing.
-        errors: Speak on standard error, for commands whose standard output is data.
+        enabled: False prints nothing, for all processes but the main one.
+        stderr: Print on standard error, for commands whose standard output is data.
     """
 
-    def __init__(self, speaks: bool = True, errors: bool = False) -> None:
-        self.console = Console(stderr=errors, quiet=not speaks, highlight=False)
+    def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
+        self.console = Console(stderr=stderr, quiet=not enabled, highlight=False)
         if not self.console.is_terminal:
-            self.console = Console(stderr=errors, quiet=not speaks, highlight=False, width=120)
+            self.console = Console(stderr=stderr, quiet=not enabled, highlight=False, width=120)
         self._bars: Progress | None = None
 
     def line(self, text: str = "", style: str | None = None) -> None:
-        """One line, not wrapped; `text` is taken as it is, without markup, but for passwords in it."""
-        self.console.print(Text(redacted(text), style=style or ""), soft_wrap=True)
+        """Print one line without wrapping it. Markup is not interpreted; passwords are hidden."""
+        self.console.print(Text(redact(text), style=style or ""), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """A line that should not be missed."""
+        """Print a highlighted line."""
         self.line(f"note: {text}", style="yellow")
 
-    def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """A titled list of names and values."""
+    def key_values(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Print a titled list of names and values."""
         table = Table(
             title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None
         )
@@ -82,30 +82,30 @@ class Terminal:
         self.console.print(table)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table whose first column is text and whose others are numbers."""
+        """Print a table whose first column is text and whose others are numbers."""
         table = Table(title=Text(title), title_justify="left", title_style="bold")
-        for number, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if number else "left", no_wrap=True)
+        for index, name in enumerate(header):
+            table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
         for row in rows:
             table.add_row(*map(Text, row))
         self.console.print(table)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Yield a function that is told how many more units are done."""
+    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
+        """Show progress. Yields a function to call with the number of units just completed."""
         if self.console.is_terminal and not self.console.quiet:
             with self._live(unit) as bar:
-                task = bar.add_task(what, total=total)
+                task = bar.add_task(description, total=total)
                 try:
                     yield lambda count: bar.advance(task, count)
                 finally:
                     bar.remove_task(task)
         else:
-            yield self._plain_progress(what, total, unit)
+            yield self._plain_progress(description, total, unit)
 
     @contextmanager
     def _live(self, unit: str) -> Iterator[Progress]:
-        """The one display of all bars: a terminal has room for one, and bars nest."""
+        """The display of all bars; nested bars share it, since a terminal can have only one."""
         if self._bars is not None:
             yield self._bars
             return
@@ -122,21 +122,21 @@ class Terminal:
             finally:
                 self._bars = None
 
-    def _plain_progress(self, what: str, total: int, unit: str) -> Callable[[int], None]:
-        said = time.monotonic()
-        recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
+    def _plain_progress(self, description: str, total: int, unit: str) -> Callable[[int], None]:
+        last_line = time.monotonic()
+        recent: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
         done = 0
 
         def advance(count: int) -> None:
-            nonlocal done, said
+            nonlocal done, last_line
             done += count
             now = time.monotonic()
             recent.append((now, done))
-            first, had = recent[0]
-            if now - said >= PLAIN_INTERVAL and done < total and now > first:
-                said = now
-                rate = (done - had) / (now - first)
-                left = duration((total - done) / rate)
-                self.line(f"{what}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left} left")
+            first, done_then = recent[0]
+            if now - last_line >= PLAIN_INTERVAL and done < total and now > first:
+                last_line = now
+                rate = (done - done_then) / (now - first)
+                left = format_duration((total - done) / rate)
+                self.line(f"{description}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left} left")
 
         return advance

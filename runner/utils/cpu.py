@@ -1,10 +1,10 @@
-"""How many processor cores there are to compute with."""
+"""The CPU cores that this process can use."""
 
 from __future__ import annotations
 
 import os
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def cpu_count() -> int:
+    """CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

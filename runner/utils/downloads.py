@@ -1,4 +1,4 @@
-"""torchvision's downloads wait for ever by default; ours give up."""
+"""A timeout for torchvision's downloads, which have none by default."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 TIMEOUT = 10.0
-"""Seconds without an answer after which a download has failed."""
+"""Seconds without an answer."""
 
 
 @contextmanager
-def impatient() -> Iterator[None]:
-    """Within the block a connection that is silent for `TIMEOUT` raises an OSError."""
-    before = socket.getdefaulttimeout()
+def download_timeout() -> Iterator[None]:
+    """Within the block, a connection that is silent for `TIMEOUT` seconds raises an OSError."""
+    default = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(default)

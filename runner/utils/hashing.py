@@ -1,7 +1,6 @@
-"""What is random here is a function of a key; what is stored bears a digest of what made it.
+"""Digests and seeds: both are functions of a key.
 
-Keys are hashed with BLAKE2b (RFC 7693), so that a value never depends on the process, the platform's `hash`
-or the order of earlier draws.
+Keys are hashed with BLAKE2b (RFC 7693). A value does not depend on the process, Python's `hash` or earlier draws.
 """
 
 from __future__ import annotations
@@ -22,6 +21,6 @@ def digest_bytes(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=20).hexdigest()
 
 
-def seed(*parts: Any) -> int:
-    """A 63-bit seed for a random generator, from what names its draw: `seed(fit_seed, "order", epoch)`."""
+def derive_seed(*parts: Any) -> int:
+    """A 63-bit seed for a random generator from the key of a draw: `derive_seed("order", train_seed, epoch)`."""
     return int(digest(*parts)[:16], 16) >> 1

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: everything in one file that can be sent to a colleague; no script, nothing fetched."""
+"""Self-contained HTML pages: one file that can be sent by mail, without scripts or links to other files."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ figure { margin: 0; } figcaption { font-size: .9rem; } .note { opacity: .8; }
 
 
 class Page:
-    """A page that is written from top to bottom; every text given to it is escaped."""
+    """A page that is written from top to bottom. All text is escaped."""
 
-    def __init__(self, title: str, under: str = "") -> None:
+    def __init__(self, title: str, subtitle: str = "") -> None:
         self.title = title
         self._parts = [f"<h1>{escape(title)}</h1>"]
-        if under:
-            self.text(under)
+        if subtitle:
+            self.text(subtitle)
 
     def heading(self, text: str) -> None:
         """Begin a section."""
         self._parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, text: str) -> None:
-        """A paragraph."""
+        """Add a paragraph."""
         self._parts.append(f'<p class="note">{escape(text)}</p>')
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], scroll: bool = False) -> None:
-        """A table whose first column is text and whose others are numbers; `scroll` for a long one."""
+        """Add a table whose first column is text and whose others are numbers; `scroll` for a long one."""
         head = "".join(f"<th>{escape(name)}</th>" for name in header)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         self._parts.append(f'<div class="wide">{table}</div>' if scroll else table)
 
     def picture(self, file: Path, alt: str, scroll: bool = False) -> None:
-        """A PNG file, put into the page itself; `scroll` for one that must not be made smaller."""
+        """Embed a PNG file; `scroll` keeps its full size."""
         image = _image(file, alt)
         self._parts.append(f'<div class="wide whole">{image}</div>' if scroll else image)
 
     def gallery(self, pictures: Sequence[tuple[Path, str]]) -> None:
-        """PNG files of photographs with captions, side by side; made smaller, for there may be many."""
+        """Embed photographs (PNG files) with captions, side by side, compressed as WebP."""
         figures = "".join(
             f"<figure>{_photograph(file, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
             for file, caption in pictures
@@ -72,7 +72,7 @@ class Page:
         )
 
     def write(self, path: Path) -> None:
-        """Write the page to a file, whole or not at all."""
+        """Write the page to a file, atomically."""
         write_text(path, self.html())
 
 
@@ -83,12 +83,14 @@ def _image(file: Path, alt: str) -> str:
 def _photograph(file: Path, alt: str) -> str:
     from PIL import Image
 
-    smaller = io.BytesIO()
+    compressed = io.BytesIO()
     with Image.open(file) as image:
-        image.convert("RGB").save(smaller, "webp", quality=85)
-    return _embedded(smaller.getvalue(), "webp", alt)
+        image.convert("RGB").save(compressed, "webp", quality=85)
+    return _embedded(compressed.getvalue(), "webp", alt)
 
 
-def _embedded(content: bytes, kind: str, alt: str) -> str:
+def _embedded(content: bytes, file_format: str, alt: str) -> str:
     data = base64.b64encode(content).decode("ascii")
-    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alt, quote=True)}" loading="lazy">'
+    return (
+        f'<img src="data:image/{file_format};base64,{data}" alt="{escape(alt, quote=True)}" loading="lazy">'
+    )

@@ -1,7 +1,7 @@
-"""Image files by what a person names: files, folders, patterns.
+"""Image files given by file, folder or glob pattern.
 
-A link to a file stands for the file, since pictures are only looked at; what a link to a folder holds is taken where
-the link itself is named, not where it lies in a named folder or beneath `**`: a folder's links may lead anywhere.
+Links to files are followed. Links to folders are followed only if they are named themselves, not inside a named
+folder or below `**`: they could lead anywhere.
 """
 
 from __future__ import annotations
@@ -12,102 +12,83 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.utils.errors import UserError
+from runner.utils.text import printable
 
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        "avif",
-        "bmp",
-        "gif",
-        "jfif",
-        "jpe",
-        "jpeg",
-        "jpg",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "tif",
-        "tiff",
-        "webp",
-    )
-)
-"""Names that files in a folder go by; a file that is named itself may be called anything."""
+SUFFIXES = frozenset((
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg",
+    ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+))  # fmt: skip
+"""Suffixes of image files in folders. A file that is named itself may have any name."""
 
 
-def expand(words: Sequence[str]) -> list[Path]:
-    """The files that words name, in their order, each once; a folder stands for the images in it and beneath.
+def find_images(arguments: Sequence[str]) -> list[Path]:
+    """The image files that arguments name, in their order and without repetition.
 
-    Raises `UserError` for a word that names nothing, and a folder or pattern without images.
+    A folder stands for all images in it and below. Raises `UserError` for a name without a file, and for a folder or
+    pattern without images.
     """
-    found: dict[Path, None] = {}
-    for word in words:
-        found.update(dict.fromkeys(_named(word)))
-    return list(found)
+    images: dict[Path, None] = {}
+    for argument in arguments:
+        images.update(dict.fromkeys(_images_named(argument)))
+    return list(images)
 
 
-def _named(word: str) -> list[Path]:
-    path = given_path(word)
-    if word and os.path.isdir(path):  # which is False, too, for a name that no file can have
-        if not (inside := _inside(path)):
+def _images_named(argument: str) -> list[Path]:
+    path = expand_user(argument)
+    if argument and os.path.isdir(path):  # unlike Path.is_dir, False for names that no file can have
+        if not (images := _images_below(path)):
             raise UserError(f"The folder {path} holds no images ({', '.join(sorted(SUFFIXES))}).")
-        return inside
-    if word and os.path.exists(path):
+        return images
+    if argument and os.path.exists(path):
         return [path]
-    if not glob.has_magic(word):
+    if not glob.has_magic(argument):
         raise UserError(
-            f"There is no {shown(word) or 'image without a name'}; give an image, a folder or a pattern."
+            f"There is no {printable(argument) or 'image without a name'}; give an image, a folder or a pattern."
         )
-    matches = [Path(each) for each in sorted(_matching(path))]
-    files = [file for each in matches for file in (_inside(each) if each.is_dir() else [each])]
+    matches = [Path(match) for match in sorted(_matches(path))]
+    files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
     if not files:
-        raise UserError(f"The pattern {shown(word)!r} matches no image.")
+        raise UserError(f"The pattern {printable(argument)!r} matches no image.")
     return files
 
 
-def _matching(pattern: Path) -> list[str]:
-    """The files and folders that a pattern matches; `**` goes into no linked folders, which may lead in circles."""
+def _matches(pattern: Path) -> list[str]:
+    """Files and folders that a pattern matches. `**` does not follow linked folders, which could form a cycle."""
     if "**" not in pattern.parts:
         return glob.glob(str(pattern))
-    place = pattern.parts.index("**")
-    starts = glob.glob(str(Path(*pattern.parts[:place]))) if place else ["."]
-    rest = "/".join(pattern.parts[place:])
-    found = ((Path(start), each) for start in starts for each in Path(start).glob(rest))
+    index = pattern.parts.index("**")
+    roots = glob.glob(str(Path(*pattern.parts[:index]))) if index else ["."]
+    rest = "/".join(pattern.parts[index:])
     return [
-        str(each)
-        for start, each in found
-        if not _hidden(each.relative_to(start)) and not _through_link(start, each)
+        str(path)
+        for root in map(Path, roots)
+        for path in root.glob(rest)
+        if not _is_hidden(path.relative_to(root)) and not _is_behind_link(root, path)
     ]
 
 
-def _through_link(start: Path, path: Path) -> bool:
-    """Whether a path is, or leads through, a linked folder behind `start`."""
-    inner = path.relative_to(start)
-    folders = [start / each for each in inner.parents if each.parts]
-    return any(each.is_symlink() for each in folders) or (path.is_symlink() and path.is_dir())
+def _is_behind_link(root: Path, path: Path) -> bool:
+    """Whether `path` is a linked folder below `root`, or lies in one."""
+    folders = [root / parent for parent in path.relative_to(root).parents if parent.parts]
+    return any(folder.is_symlink() for folder in folders) or (path.is_symlink() and path.is_dir())
 
 
-def _inside(folder: Path) -> list[Path]:
+def _images_below(folder: Path) -> list[Path]:
     return [
-        each
-        for each in sorted(folder.rglob("*"))
-        if each.suffix.lower() in SUFFIXES and not _hidden(each.relative_to(folder)) and each.is_file()
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(folder)) and path.is_file()
     ]
 
 
-def given_path(word: str) -> Path:
-    """The path that a person gives; ~ is the home folder, where there is such a user."""
+def expand_user(argument: str) -> Path:
+    """The path with ~ replaced by the home folder; unchanged if there is no such user."""
     try:
-        return Path(word).expanduser()
+        return Path(argument).expanduser()
     except RuntimeError:
-        return Path(word)
+        return Path(argument)
 
 
-def shown(path: str) -> str:
-    """A file's name on one line, whatever it holds."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in path)
-
-
-def _hidden(path: Path) -> bool:
-    """Whether a path leads through a name with a dot in front: what systems leave beside one's files."""
+def _is_hidden(path: Path) -> bool:
+    """Whether a part of the path begins with a dot, like files that systems leave beside the user's."""
     return any(part.startswith(".") for part in path.parts)

@@ -1,4 +1,4 @@
-"""Is a difference more than chance? Means of pairs with their confidence interval."""
+"""Mean differences of pairs with their confidence interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Mean difference of pairs, its standard deviation, and the confidence interval of the mean."""
 
     mean: float
@@ -20,22 +20,23 @@ class Paired:
     high: float
 
     @property
-    def certain(self) -> bool:
-        """Whether the interval leaves out zero."""
+    def significant(self) -> bool:
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
-def paired(ones: Sequence[float], others: Sequence[float]) -> Paired:
-    """Differences `one - other` of pairs, with Student's interval: mean ± t(n-1) · sd / √n.
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> PairedDifference:
+    """Differences `first - second` of pairs, with Student's interval: mean ± t(n-1) · sd / √n.
 
-    See W. S. Gosset ("Student"), The probable error of a mean, Biometrika 1908. One pair has no interval.
+    See W. S. Gosset ("Student"), The probable error of a mean, Biometrika 1908. A single pair has an infinite
+    interval.
     """
     from scipy.stats import t
 
-    differences = [one - other for one, other in zip(ones, others, strict=True)]
+    differences = [one - other for one, other in zip(first, second, strict=True)]
     mean = statistics.fmean(differences)
     if len(differences) < 2:
-        return Paired(mean, 0.0, -math.inf, math.inf)
+        return PairedDifference(mean, 0.0, -math.inf, math.inf)
     sd = statistics.stdev(differences)
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * sd / math.sqrt(len(differences))
-    return Paired(mean, sd, mean - half, mean + half)
+    return PairedDifference(mean, sd, mean - half, mean + half)

@@ -1,4 +1,4 @@
-"""Where the package and the folders beside it lie: in a checkout, or inside an installed wheel."""
+"""Folders of the package, in a checkout or an installed wheel."""
 
 from pathlib import Path
 
@@ -8,4 +8,4 @@ EXPERIMENTS = next(
     path for path in (PACKAGE.parent / "experiments", PACKAGE / "experiments") if path.is_dir()
 )
 BENCHMARKS = PACKAGE.parent / "benchmarks"
-"""Only in a checkout."""
+"""Exists in a checkout only."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""GPUs of this process, and its ties to the processes that started it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from itertools import takewhile
 
 import psutil
 
-from runner.utils.errors import (
-    LAUNCHED,
-)
+from runner.utils.launch_environment import LAUNCHER_PID
+
+PR_SET_PDEATHSIG = 1
+"""Option of prctl(2): the signal that this process receives when its parent exits."""
 
 
 def gpu_count() -> int:
-    """GPUs that this process may use, without loading CUDA."""
+    """GPUs that this process may use. It does not load CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
         return 0
@@ -28,34 +29,33 @@ def gpu_count() -> int:
         pynvml.nvmlShutdown()
     except Exception:  # no NVIDIA driver
         return 0
-    return present if visible is None else min(present, len(list(takewhile(_names_gpu, visible.split(",")))))
+    return present if visible is None else min(present, len(list(takewhile(_is_device, visible.split(",")))))
 
 
-def _names_gpu(word: str) -> bool:
-    """Whether CUDA goes on reading CUDA_VISIBLE_DEVICES: it stops at the first that is none, as -1."""
+def _is_device(word: str) -> bool:
+    """Whether a word of CUDA_VISIBLE_DEVICES names a device. CUDA ignores what follows the first that does not."""
     return bool(word.strip()) and not word.strip().startswith("-")
 
 
-def die_with_parent(parent: int) -> None:
-    """Ask Linux to end this process when its parent, the process `parent`, is killed: it would go on alone."""
+def exit_with_parent(parent: int) -> None:
+    """Ask Linux to send SIGTERM to this process when its parent, the process `parent`, exits."""
     if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:  # it has died before it could be asked
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has exited already
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def follow_launcher() -> None:
-    """End with the launcher of this process, if it has one: with `accelerate`, which ours or a user has started."""
+def exit_with_launcher() -> None:
+    """Let this process exit with `accelerate launch`, if that started it, directly or through our launcher."""
     parent = os.getppid()
     if any("accelerate" in word for word in parent_command()):
-        die_with_parent(parent)
-    elif LAUNCHED in os.environ:  # it has died already
+        exit_with_parent(parent)
+    elif LAUNCHER_PID in os.environ:  # it has exited already
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def parent_command() -> list[str]:
-    """The command line of this process's parent; nothing where it is gone."""
+    """The command line of this process's parent; empty if it has exited."""
     try:
         return psutil.Process(os.getppid()).cmdline()
     except psutil.Error:

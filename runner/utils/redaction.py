@@ -1,4 +1,4 @@
-"""Words without their secrets: no password or token is said, recorded, or kept where others can read it."""
+"""Hides passwords and tokens in text, before it is printed, recorded or stored where others can read it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 HIDDEN = "…"
-"""Stands for what is left out."""
-_USER = re.compile(
+"""Replaces a secret."""
+_LOGIN_IN_URL = re.compile(
     r"""
-    (?P<scheme>\b[a-z][a-z0-9+.-]*:/+)  # a path's normalisation leaves one slash of two
+    (?P<scheme>\b[a-z][a-z0-9+.-]*:/+)  # `Path` turns :// into :/
     (?P<user>[^\s/?\#:@'"]*)
-    (?P<secret>:(?!\d{1,5}(?:[/?\#'"\s]|$))[^\s]*)?  # no port; it may hold what belongs escaped, an @ too
+    (?P<secret>:(?!\d{1,5}(?:[/?\#'"\s]|$))[^\s]*)?  # not a port; it may hold unescaped characters, even @
     @
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_NAMED = re.compile(
+_NAMED_SECRET = re.compile(
     r"""
     (
       (?:
@@ -32,29 +32,29 @@ _NAMED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_HEADER = re.compile(r"""((?:\bBearer|Authorization['"]?: ?['"]?\w+|['"]Basic)\s+)[^\s'"]+""")
+_LOGIN_HEADER = re.compile(r"""((?:\bBearer|Authorization['"]?: ?['"]?\w+|['"]Basic)\s+)[^\s'"]+""")
 
 
-def redacted(text: str) -> str:
-    """A text in which the passwords of addresses, what is called a password or token, and login headers are hidden.
+def redact(text: str) -> str:
+    """`text` with … in place of passwords in addresses, values named password or token, and login headers.
 
-    `postgresql://me:word@host/studies?token=abc` → `postgresql://me:…@host/studies?token=…`. The name of an
-    http address without a password is hidden too: services take tokens there. Where a secret ends is not certain in
-    a text; rather too much is hidden than too little.
+    `postgresql://me:word@host/studies?token=abc` → `postgresql://me:…@host/studies?token=…`. The user name of an
+    http address without a password is hidden, too: it can be a token. Where a secret ends is not always certain;
+    then too much is hidden rather than too little.
     """
-    text = _USER.sub(_without_secret, text)
-    text = _NAMED.sub(rf"\g<1>{HIDDEN}", text)
-    return _HEADER.sub(rf"\g<1>{HIDDEN}", text)
+    text = _LOGIN_IN_URL.sub(_without_secret, text)
+    text = _NAMED_SECRET.sub(rf"\g<1>{HIDDEN}", text)
+    return _LOGIN_HEADER.sub(rf"\g<1>{HIDDEN}", text)
 
 
-def _without_secret(found: re.Match[str]) -> str:
-    scheme, user = found["scheme"], found["user"]
-    if found["secret"] is not None:
+def _without_secret(match: re.Match[str]) -> str:
+    scheme, user = match["scheme"], match["user"]
+    if match["secret"] is not None:
         return f"{scheme}{user}:{HIDDEN}@"
-    return f"{scheme}{HIDDEN}@" if user and scheme.lower().startswith("http") else found[0]
+    return f"{scheme}{HIDDEN}@" if user and scheme.lower().startswith("http") else match[0]
 
 
-def without_login(address: str) -> str:
-    """An address without user and password: what a request that needs none is sent to."""
+def without_credentials(address: str) -> str:
+    """An address without user and password, for requests that need none."""
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

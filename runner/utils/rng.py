@@ -1,4 +1,4 @@
-"""Lend the CPU's global random generator to a key: torchvision and the initialisers draw from nothing else."""
+"""Seeds torch's global CPU generator for a block: torchvision and torch's initializers draw from no other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generator for the block, and put it back as it was."""
+    """Seed the generator for the block and restore its state afterwards."""
     generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(seed)  # not torch.manual_seed: that would reach for the GPUs, slowly
+    state = generator.get_state()
+    generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs, which is slow
     try:
         yield
     finally:
-        generator.set_state(before)
+        generator.set_state(state)

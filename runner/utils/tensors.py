@@ -1,4 +1,4 @@
-"""Tensors: their digests, padding, and writing them to disk."""
+"""Tensors: padding, digests and writing to disk."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from torch import Tensor
 from runner.utils.hashing import digest_bytes
 
 
-def filled(values: Tensor, count: int) -> Tensor:
-    """`values` with zeros appended up to `count` rows."""
+def pad_rows(values: Tensor, count: int) -> Tensor:
+    """`values` with rows of zeros appended up to `count` rows."""
     if len(values) >= count:
         return values
     return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
 
 
-def fingerprint(value: Tensor) -> str:
-    """Digest of a tensor's numbers."""
-    return digest_bytes(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+def tensor_digest(tensor: Tensor) -> str:
+    """40 hexadecimal digits for a tensor's values."""
+    return digest_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
-def write(tensors: dict[str, Tensor], aside: Path, metadata: dict[str, str], path: Path) -> None:
-    """Write a .safetensors file `aside` of what will be `path`.
+def save_tensors(tensors: dict[str, Tensor], temporary: Path, metadata: dict[str, str], path: Path) -> None:
+    """Write the .safetensors file `temporary`, which is to become `path`.
 
-    Raises OSError where the disk refuses, which safetensors hides in an error of its own.
+    Raises OSError naming `path` if the disk refuses; safetensors itself raises an error of its own type.
     """
     try:
-        save_file(tensors, aside, metadata)
+        save_file(tensors, temporary, metadata)
     except SafetensorError as error:
-        if refused := re.search(r"\(os error (\d+)\)", str(error)):
-            number = int(refused[1])
+        if os_error := re.search(r"\(os error (\d+)\)", str(error)):
+            number = int(os_error[1])
             raise OSError(number, os.strerror(number), str(path)) from None
         raise

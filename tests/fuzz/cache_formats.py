@@ -20,7 +20,7 @@ from fuzz.target import Target, check
 from runner.cli import store as store_command
 from runner.data import channel_stats
 from runner.data import scan as scans
-from runner.data.datasets import Source
+from runner.data.datasets import ImageFolder
 from runner.features import eviction
 from runner.features.shard_store import ShardStore, _checksum
 from runner.utils.console import Terminal
@@ -154,7 +154,7 @@ class Scan(Target):
         self.seed = self.memory.read_bytes()
 
     def _scan(self) -> list[scans.ImageFile]:
-        return scans.scan_images(Source(self.root), self.folder / "cache", False, QUIET)
+        return scans.scan_images(ImageFolder(self.root), self.folder / "cache", False, QUIET)
 
     def make(self, random: Random) -> bytes:
         kind = random.random()
@@ -173,7 +173,7 @@ class Scan(Target):
         check([each.path for each in found] == [each.path for each in self.found], "other files are found")
         for each in found:
             check(type(each.size) is int and type(each.digest) is str, f"found is {each}"[:900])
-            check(each.fault is None or type(each.fault) is str, f"found is {each}"[:900])
+            check(each.error is None or type(each.error) is str, f"found is {each}"[:900])
 
 
 class Statistics(Target):

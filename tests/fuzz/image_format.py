@@ -14,9 +14,9 @@ from PIL import Image, features
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.data.scan import _decode
-from runner.portable.pixels import open_rgb
-from runner.portable.view import evaluation_view
+from runner.data.scan import _verify_file
+from runner.portable.images import open_rgb
+from runner.portable.transform import evaluation_transform
 from runner.utils.hashing import digest_bytes
 
 
@@ -26,7 +26,7 @@ class Picture(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.seeds = _seeds()
-        self.view = evaluation_view(36, 32, "bilinear")
+        self.view = evaluation_transform(36, 32, "bilinear")
 
     def make(self, random: Random) -> bytes:
         content, other = random.choice(self.seeds), random.choice(self.seeds)
@@ -40,7 +40,7 @@ class Picture(Target):
     def read(self, content: bytes) -> None:
         path = self.folder / "image"
         path.write_bytes(content)
-        digest, fault = _decode(path)
+        digest, fault = _verify_file(path)
         check(digest == digest_bytes(content), "the digest is another file's")
         if fault is not None:
             check(fault.isprintable() and 0 < len(fault) < 1000, f"the reason is {fault[:300]!r}")

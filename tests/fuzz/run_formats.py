@@ -17,12 +17,13 @@ from fuzz import tensorfile
 from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
 from runner.cli import sync
-from runner.config.schema import Data, Experiment, as_tree
+from runner.config.schema import DataConfig, Experiment
+from runner.config.tree import as_tree
 from runner.tracking import interrupted_runs
 from runner.tracking.journal import Journal, Owner
-from runner.tracking.mlflow_server import Server
+from runner.tracking.mlflow_server import TrackingServer
 from runner.training import snapshot
-from runner.training.resume import Start, settled
+from runner.training.resume import ResumePoint, apply_resume_point
 from runner.training.snapshot import Snapshot
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
@@ -59,7 +60,7 @@ class JournalFile(Target):
         shutil.rmtree(root, ignore_errors=True)
         journal = Journal.create(root, Owner("sqlite:///x", "run", "elsewhere", 1, 1.0))
         (journal.folder / "events.jsonl").write_bytes(content)
-        journal.mend()
+        journal.repair()
         whole = set(content.split(b"\n")[:-1])
         for event in journal.events():
             check(isinstance(event["kind"], str), "an event without a kind")
@@ -67,7 +68,7 @@ class JournalFile(Target):
         kept = [json.dumps(event).encode() for event in self.EVENTS]
         check(all(line in said for line in kept if line in whole), "a whole line was lost")
         check(len(journal.pending()) <= content.count(b"\n"), "there are more events than lines")
-        _ = journal.ended, journal.stays, journal.unannounced()
+        _ = journal.ended, journal.resumable, journal.unlogged_files()
 
 
 class OwnerFile(Target):
@@ -97,7 +98,7 @@ class OwnerFile(Target):
         (folder / "sent").write_bytes(sent)
         (folder / "owner.json").write_bytes(owner)
         for each in Journal.find(self.root):
-            _ = each.alive, each.stays, sync.waiting(self.root)
+            _ = each.alive, each.resumable, sync.waiting(self.root)
             delivered = sent == str(self.whole[0]).encode()
             check(len(each.pending()) == len(self.whole) - delivered, "records were passed over")
         if Journal.at(folder) is None:
@@ -109,8 +110,8 @@ class RunFile(Target):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.experiment = Experiment(data=Data(kind="digits"))
-        self.place = Server("sqlite:///x", folder)
+        self.experiment = Experiment(data=DataConfig(kind="digits"))
+        self.place = TrackingServer("sqlite:///x", folder)
         self.journal = Journal.create(
             folder / "journals", Owner("sqlite:///x", "a" * 32, "elsewhere", 1, 1.0)
         )
@@ -132,12 +133,12 @@ class RunFile(Target):
 
     def read(self, content: bytes) -> None:
         (self.state / "run.json").write_bytes(content)
-        for each in interrupted_runs.all_of(self.place):
+        for each in interrupted_runs.list_interrupted_runs(self.place):
             check(isinstance(each.asked, dict), "the experiment is no tree")
-            interrupted_runs.differences(each, as_tree(self.experiment))
-            settled(self.experiment, (each.decided, Start(each.asked, each.run_id, each.name)))
+            interrupted_runs.changed_settings(each, as_tree(self.experiment))
+            apply_resume_point(self.experiment, (each.decided, ResumePoint(each.asked, each.run_id, each.name)))
         try:
-            interrupted_runs.asked_for(self.place, self.experiment, "aaaaaaaa", 1, False)
+            interrupted_runs.runs_to_resume(self.place, self.experiment, "aaaaaaaa", 1, False)
         except UserError as error:
             check("\n" not in str(error), "a sentence of several lines")
             raise

@@ -20,13 +20,13 @@ from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
 from runner.cli import reproduce
 from runner.config import parser
-from runner.config.schema import as_tree, as_yaml, flatten
+from runner.config.tree import as_tree, as_yaml, flatten
 from runner.evaluation.reproduction import changes
 from runner.study import space
 from runner.study.plan import Plan
 from runner.study.space import Dimension, Space, applied
 from runner.study.study import Study
-from runner.tracking.run_lookup import Found
+from runner.tracking.run_lookup import RunInfo
 
 SHIPPED = (parser.QUICKSTART, parser.EXPERIMENTS / "caltech101-pooled.yaml")
 
@@ -190,7 +190,7 @@ class Environment(Target):
         path = self.folder / "environment.json"
         path.write_bytes(content)
         client: Any = SimpleNamespace(download_artifacts=lambda *_: str(path))
-        then = reproduce._environment(client, Found("0123456789", "small", "FINISHED"), self.folder)
+        then = reproduce._environment(client, RunInfo("0123456789", "small", "FINISHED"), self.folder)
         present = {**reproduce._present(then), "git_commit": "f" * 40, "git_dirty": True, "processes": 2}
         for each in changes(then, present):
             check(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.config.schema import Views
+from runner.config.schema import AugmentConfig
 from runner.data.manifest import SPLITS, Entry, Manifest, parse_manifest
 from runner.evaluation.report import _boxes
 from runner.serving import class_names
@@ -89,14 +89,14 @@ class ManifestFile(Table):
             for number, name in enumerate(("a", "b b", "c,d", "é"))
         ]
         self.texts = tuple(
-            Manifest(folder, tuple(sorted(some, key=lambda each: each.path))).as_csv()
+            Manifest(folder, tuple(sorted(some, key=lambda each: each.path))).to_csv()
             for some in (entries, entries[:5])
         )
 
     def read(self, content: bytes) -> None:
         text = content.decode("utf-8", "surrogateescape")  # as what reads a run's manifest does
         manifest = parse_manifest(text, self.folder)
-        check(rows_of(manifest.as_csv()) == rows_of(text), "other rows come back")
+        check(rows_of(manifest.to_csv()) == rows_of(text), "other rows come back")
         paths = [entry.path for entry in manifest.entries]
         check(len(set(paths)) == len(paths), "an image is there twice")
         check(bool(paths), "there is no image")
@@ -145,7 +145,7 @@ class BoxesFile(Table):
             (folder / place).parent.mkdir(exist_ok=True)
             Image.new("RGB", (48, 40), "red").save(folder / place)
         entries = tuple(Entry(place, place[:3], "test", 1, "0" * 40) for place in places)
-        experiment = SimpleNamespace(views=Views(resize=36, crop=32))
+        experiment = SimpleNamespace(views=AugmentConfig(resize=36, crop=32))
         ready = SimpleNamespace(manifest=Manifest(folder, entries), experiment=experiment)
         self.known = set(places)
         self.best: Any = SimpleNamespace(ready=ready, split="test")
@@ -153,7 +153,7 @@ class BoxesFile(Table):
     def read(self, content: bytes) -> None:
         path = self.folder / "boxes.csv"
         path.write_bytes(content)
-        found = _boxes(path, self.best, Terminal(speaks=False))
+        found = _boxes(path, self.best, Terminal(enabled=False))
         check(bool(found) and set(found) <= {0, 1, 2}, f"boxes of {set(found)}")
         for left, top, right, bottom in found.values():
             box = (left, top, right, bottom)

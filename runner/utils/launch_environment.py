@@ -1,0 +1,12 @@
+"""Environment variables that the launcher passes to the processes it starts."""
+
+PROCESS_COUNT = "RUNNER_PROCESSES"
+"""The number of processes that the launcher was asked to start."""
+COMMAND = "RUNNER_COMMAND"
+"""The command line of the launcher."""
+LAUNCHER_PID = "RUNNER_LAUNCHED"
+"""The process id of the launcher."""
+STATUS_FILE = "RUNNER_STATUS_FILE"
+"""The file for the exit status of the first process that fails. torch's launcher would replace it by its own status."""
+STOPPED_SUFFIX = ".stopped"
+"""A file named like the status file with this suffix exists once the launcher has forwarded a stop signal."""

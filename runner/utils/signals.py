@@ -1,0 +1,137 @@
+"""Signals that ask a process to stop: raise them as exceptions, defer them, ignore them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE, STOPPED_SUFFIX
+
+PEER_EXITED = (
+    "Another process of this launch exited unexpectedly (it was killed, perhaps because memory ran out), so the others"
+    " stop too; run the same command with --resume auto to continue."
+)
+LAUNCHER_GRACE = 0.5
+"""Seconds that our launcher has to report that it was asked to stop, too."""
+
+
+class Interrupted(BaseException):
+    """The process was asked to stop. Not an `Exception`, so that ordinary handlers do not swallow it.
+
+    Attributes:
+        signal: The signal that asked.
+        peer_exited: Nobody asked: torch's launcher stops this process because another one has exited.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        self.peer_exited = number == signal.SIGTERM and _is_stopped_for_a_peer()
+        super().__init__(PEER_EXITED if self.peer_exited else f"stopped by {self.signal.name}")
+
+
+def _is_stopped_for_a_peer() -> bool:
+    """Whether torch's launcher stops this process because of another one. Our launcher reports what it forwards."""
+    status_file = os.environ.get(STATUS_FILE)
+    if not status_file or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        return False
+    # A cluster's scheduler signals all processes of a job at once, so the launcher's report may come later.
+    deadline = time.monotonic() + LAUNCHER_GRACE
+    while os.getppid() != 1 and not Path(f"{status_file}{STOPPED_SUFFIX}").exists() and _launcher_is_alive():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def _launcher_is_alive() -> bool:
+    try:
+        os.kill(int(os.environ.get(LAUNCHER_PID, os.getpid())), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask a process to stop; without SIGHUP if it is ignored, as under nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
+def interrupt_on_signals() -> None:
+    """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records."""
+
+    def raise_interrupted(number: int, _frame: FrameType | None) -> None:
+        # A second signal must not interrupt the closing of the records.
+        for stop_signal in stop_signals():
+            signal.signal(stop_signal, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for stop_signal in stop_signals():
+        signal.signal(stop_signal, raise_interrupted)
+
+
+class DeferredSignals:
+    """Stop signals that are not acted on yet. `received` is the number of the last one, if any."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
+
+    def deliver(self, number: int) -> None:
+        """Act on a signal now, whether this process or a peer received it. Raises what its handler raises."""
+        self._restore()
+        handler = self._handlers.get(number)
+        if handler is not None:
+            handler(number, None)
+        raise Interrupted(number)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = number
+
+    def _install(self) -> None:
+        for stop_signal in stop_signals():
+            if callable(handler := signal.getsignal(stop_signal)):
+                self._handlers[stop_signal] = handler
+                signal.signal(stop_signal, self._note)
+
+    def _restore(self) -> None:
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def defer_signals() -> Iterator[DeferredSignals]:
+    """Defer stop signals to the end of the block, so that its work is completed.
+
+    For the main thread; in other threads it does nothing. A signal without a Python handler still ends the process.
+    """
+    deferred = DeferredSignals()
+    if threading.current_thread() is threading.main_thread():
+        deferred._install()
+    try:
+        yield deferred
+    finally:
+        deferred._restore()
+    if deferred.received is not None:
+        deferred.deliver(deferred.received)
+
+
+@contextmanager
+def ignore_signals() -> Iterator[None]:
+    """Ignore stop signals within the block. For the main thread; in other threads it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
