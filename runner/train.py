@@ -19,22 +19,23 @@ if not __package__:  # run as a file: its folder must not shadow other packages
 from collections.abc import Sequence
 
 from runner.config.parser import parse
-from runner.tracking.interrupted_runs import words
-from runner.utils.errors import guarded, interrupt_on_signals
-from runner.utils.processes import follow_launcher
+from runner.tracking.resume_lookup import with_experiment_of_resumed_run
+from runner.utils.exit_status import run_main
+from runner.utils.processes import exit_with_launcher
+from runner.utils.signals import interrupt_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says. Raises `UserError` for what its user can mend."""
-    follow_launcher()
-    experiment, options = parse(words(argv), description=__doc__)
+    exit_with_launcher()
+    experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
 
     from runner.training import devices, dry_run, resume, seeds
     from runner.utils.console import Terminal
 
     state = devices.join()
-    terminal = Terminal(speaks=state.is_main_process)
-    experiment, start = resume.agree(experiment, options, state, terminal)
+    terminal = Terminal(enabled=state.is_main_process)
+    experiment, start = resume.resolve(experiment, options, state, terminal)
     accelerator = devices.start(experiment)
     if options.dry_run:
         dry_run.tell(experiment, options, accelerator, terminal)
@@ -52,4 +53,4 @@ def _is_first() -> bool:
 
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(guarded(lambda: main(sys.argv[1:]), _is_first))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_first))

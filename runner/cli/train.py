@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from runner.cli.launcher import launch, take_processes
 from runner.config.parser import parse
-from runner.tracking.interrupted_runs import asked_for, words
-from runner.tracking.mlflow_server import ask, server
+from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
+from runner.tracking.mlflow_server import check_reachable, tracking_server
 from runner.training.preflight import check
 from runner.utils.console import Terminal
 
@@ -18,12 +18,12 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for what can be refused before anything is launched.
     """
     processes, rest = take_processes(argv)
-    experiment, options = parse(words(rest))
-    place = server(experiment.tracking.root)
+    experiment, options = parse(with_experiment_of_resumed_run(rest))
+    place = tracking_server(experiment.tracking.root)
     if not options.dry_run:
-        ask(place.uri)
+        check_reachable(place.uri)
     if options.resume is not None:
-        asked_for(place, experiment, options.resume, options.repeat, options.branch)
+        runs_to_resume(place, experiment, options)
     check(experiment, Terminal())
     status = launch("train.py", rest, processes)
     if status:

@@ -1,10 +1,11 @@
-"""Models in MLflow: a run's best network as a logged model, a version of its experiment's, and the champion.
+"""The model registry: logs a run's best model, registers it as a version, and selects the experiment's champion.
 
-Everything here may be repeated without harm: what is there already is not made again.
+Every step may be repeated without harm: what exists already is not created again.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,127 +19,161 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 """The alias of an experiment's best model, by its validation score."""
 MODEL_TAG = "runner.model"
-"""On a run: the id of its logged model."""
+"""Tag of a run: the id of its logged model."""
 
 
-def deliver(client: MlflowClient, run_id: str, folder: Path, told: dict[str, Any], lock: Path) -> str:
-    """Log and register a run's model, and make it the champion where it is better: a sentence that says so.
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is registered with a model.
 
     Args:
-        client: Of the tracking server, which is also the registry.
-        run_id: The run that it is of.
-        folder: The model, as `packing.pack` wrote it.
-        told: `name` to register it under; `metrics` by name; `score`, the validation score that decides, and its
-            `value`; `manifest`, the digest of the images; `step`, the epoch.
-        lock: File that keeps two processes of this host from moving the champion at once.
-
-    Raises whatever MLflow does when the server is out of reach.
+        name: Name of the registered model.
+        metrics: Validation metrics by name.
+        score: The one of them by which the champion is chosen.
+        manifest: Digest of the images and their split; scores on other images are not compared.
+        step: The epoch whose weights it has.
+        time: When it was logged, in ms since 1970.
     """
-    run = client.get_run(run_id)
-    model = _logged(client, run, folder, told)
-    with FileLock(lock):
-        mine = _registered(client, run, model, told)
-        return _crowned(client, mine, told)
+
+    name: str
+    metrics: dict[str, float]
+    score: str
+    manifest: str
+    step: int
+    time: int = 0
+
+    @property
+    def value(self) -> float:
+        """The value of its score."""
+        return self.metrics[self.score]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an event of a journal holds it."""
+        return {**asdict(self), "value": self.value}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> ModelInfo:
+        """The inverse of `to_dict`. Raises KeyError if a field is missing."""
+        return cls(**{name: content[name] for name in cls.__dataclass_fields__})
 
 
 def registered_name(experiment: str) -> str:
-    """The name that an experiment's models are registered under: MLflow takes no colon or slash in it."""
+    """The name under which an experiment's models are registered: MLflow allows no colon or slash in it."""
     return experiment.replace(":", "-").replace("/", "-")
 
 
-def _logged(client: MlflowClient, run: Run, folder: Path, told: dict[str, Any]) -> LoggedModel:
+def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelInfo, lock: Path) -> str:
+    """Log and register a run's model, and make it the champion if it is better. Returns a sentence about it.
+
+    Args:
+        client: Of the tracking server, which is also the registry.
+        run_id: The run that trained it.
+        folder: The model in MLflow's format.
+        info: What to register with it.
+        lock: File lock, so that two processes of this host do not move the champion at the same time.
+
+    Raises whatever MLflow raises when the server does not answer or refuses.
+    """
+    run = client.get_run(run_id)
+    model = _log_model(client, run, folder, info)
+    with FileLock(lock):
+        version = _create_version(client, run, model, info)
+        return _update_champion(client, version, info)
+
+
+def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) -> LoggedModel:
+    """The run's logged model, complete with files and metrics."""
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     run_id, experiment = run.info.run_id, run.info.experiment_id
     if known := run.data.tags.get(MODEL_TAG):
         return client.get_logged_model(known)
-    mine = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    existing = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     model = (
-        mine[0]
-        if mine
+        existing[0]
+        if existing
         else client.create_logged_model(
             experiment,
             name="best",
             source_run_id=run_id,
-            tags={"runner.manifest": told["manifest"]},
+            tags={"runner.manifest": info.manifest},
             model_type="classifier",
         )
     )
+    model_id = model.model_id
     if model.status != LoggedModelStatus.READY:
-        client.log_model_artifacts(model.model_id, str(folder))
-        model = client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    known_outputs = run.outputs.model_outputs if run.outputs else []
-    if model.model_id not in [each.model_id for each in known_outputs]:  # a second time is an error
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, told["step"])])
+        client.log_model_artifacts(model_id, str(folder))
+        model = client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model_id not in [output.model_id for output in outputs]:  # logging it twice is an error
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, info.step)])
     points = [
-        Metric(
-            name,
-            value,
-            _when(client, run_id, name, told),
-            told["step"],
-            model_id=model.model_id,
-            run_id=run_id,
-        )
-        for name, value in told["metrics"].items()
+        Metric(name, value, _logged_at(client, run_id, name, info), info.step, model_id=model_id, run_id=run_id)
+        for name, value in info.metrics.items()
     ]
     client.log_batch(run_id, points)
-    client.set_tag(run_id, MODEL_TAG, model.model_id)
+    client.set_tag(run_id, MODEL_TAG, model_id)
     return model
 
 
-def _when(client: MlflowClient, run_id: str, name: str, told: dict[str, Any]) -> int:
-    """The time of the run's own point: MLflow gives the run the model's points too, and keeps equal ones once."""
-    times = [each.timestamp for each in client.get_metric_history(run_id, name) if each.step == told["step"]]
-    return min(times, default=told["time"])
+def _logged_at(client: MlflowClient, run_id: str, name: str, info: ModelInfo) -> int:
+    """The time of the run's own point of a metric.
+
+    MLflow adds a model's points to its run too, and stores only one of two equal points; with another time the
+    run's curve would have two.
+    """
+    points = client.get_metric_history(run_id, name)
+    return min((point.timestamp for point in points if point.step == info.step), default=info.time)
 
 
-def _registered(client: MlflowClient, run: Run, model: LoggedModel, told: dict[str, Any]) -> ModelVersion:
+def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: ModelInfo) -> ModelVersion:
+    """The run's version of the registered model."""
     from mlflow.exceptions import MlflowException
 
-    name = told["name"]
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(info.name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):  # a name may hold a quote
-        if version.name == name:
+    # Names are compared here, not in the query: a name may contain a quote.
+    for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+        if version.name == info.name:
             return version
     return client.create_model_version(
-        name,
+        info.name,
         model.artifact_location,
         run.info.run_id,
         tags={
-            **{metric: repr(value) for metric, value in told["metrics"].items()},
-            "runner.manifest": told["manifest"],
+            **{metric: repr(value) for metric, value in info.metrics.items()},
+            "runner.manifest": info.manifest,
         },
-        description=f"Best checkpoint of run {run.info.run_id} ({run.info.run_name}), epoch {told['step']}.",
+        description=f"Best checkpoint of run {run.info.run_id} ({run.info.run_name}), epoch {info.step}.",
         model_id=model.model_id,
     )
 
 
-def _crowned(client: MlflowClient, mine: ModelVersion, told: dict[str, Any]) -> str:
+def _update_champion(client: MlflowClient, version: ModelVersion, info: ModelInfo) -> str:
+    """Make a version the champion if there is none, or if its score on the same images is higher."""
     from mlflow.exceptions import MlflowException
 
-    name, score, value = told["name"], told["score"], told["value"]
-    who = f"model {name!r} version {mine.version}"
+    name, score = info.name, f"{info.score} {info.value:.4f}"
+    label = f"model {name!r} version {version.version}"
     try:
         champion = client.get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        client.set_registered_model_alias(name, CHAMPION, mine.version)
-        return f"{who} is the champion, as the first ({score} {value:.4f})"
-    if champion.version == mine.version:
-        return f"{who} is the champion ({score} {value:.4f})"
-    stays = f"{who} is registered; the champion stays: version {champion.version}"
-    if champion.tags.get("runner.manifest") != told["manifest"]:
-        return f"{stays} was judged on other images, so that scores cannot be compared (move the alias in MLflow)"
-    if (text := champion.tags.get(score)) is None:
-        return f"{stays} has no {score} to compare with (move the alias in MLflow)"
-    held = float(text)
-    against = f"{score} {value:.4f} against {held:.4f} of version {champion.version}"
-    if value <= held:
-        return f"{who} is registered; the champion stays ({against})"
-    client.set_registered_model_alias(name, CHAMPION, mine.version)
-    return f"{who} is the new champion ({against})"
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+        return f"{label} is the champion, as the first ({score})"
+    if champion.version == version.version:
+        return f"{label} is the champion ({score})"
+    unchanged = f"{label} is registered; the champion is still version {champion.version}"
+    if champion.tags.get("runner.manifest") != info.manifest:
+        return f"{unchanged}, which was evaluated on other images: move the alias in MLflow if you prefer this one"
+    if (text := champion.tags.get(info.score)) is None:
+        return f"{unchanged}, which has no {info.score} to compare: move the alias in MLflow if you prefer this one"
+    comparison = f"{score} against {float(text):.4f} of version {champion.version}"
+    if info.value <= float(text):
+        return f"{label} is registered; the champion stays ({comparison})"
+    client.set_registered_model_alias(name, CHAMPION, version.version)
+    return f"{label} is the new champion ({comparison})"

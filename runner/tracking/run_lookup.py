@@ -1,10 +1,10 @@
-"""Runs that are in MLflow: finding one by what a person calls it, and fetching what it left."""
+"""Finding runs in MLflow by id, name or "latest", and downloading their artifacts."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.errors import UserError
@@ -12,41 +12,40 @@ from runner.utils.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SHORTEST = 4
-"""Characters of a run's id that may stand for it, if no other run's begins so."""
+SHORTEST_ID = 4
+"""Leading characters of a run's id that may stand for it, if no other id starts with them."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run: its id, name and state (FINISHED, FAILED, …)."""
+class RunInfo:
+    """A run: its id, its name and its status (FINISHED, FAILED, …)."""
 
     run_id: str
     name: str
     status: str
 
+    @classmethod
+    def of(cls, run: Any) -> RunInfo:
+        """Of an MLflow run."""
+        return cls(run.info.run_id, run.info.run_name or "", run.info.status)
 
-def find(client: MlflowClient, reference: str) -> Found:
-    """The run with this id, beginning of an id, or name; `latest` is the newest one.
 
-    Raises `UserError` where there is none, or more than one.
+def find_run(client: MlflowClient, reference: str) -> RunInfo:
+    """The run with an id, the start of an id, or a name; `latest` is the newest.
+
+    Raises `UserError` if there is none, or more than one.
     """
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    runs = [
-        Found(run.info.run_id, run.info.run_name or "", run.info.status)
-        for run in client.search_runs(
-            experiments, max_results=50_000, order_by=["attributes.start_time DESC"]
-        )
-    ]
+    runs = _newest_first(client, max_results=50_000)
     if not runs:
         raise UserError("There are no runs yet; ./launch.sh trains one.")
     if reference == "latest":
         return runs[0]
     matching = [run for run in runs if reference in (run.run_id, run.name)]
-    if not matching and len(reference) >= SHORTEST:
+    if not matching and len(reference) >= SHORTEST_ID:
         matching = [run for run in runs if run.run_id.startswith(reference)]
     if not matching:
         raise UserError(
-            f"There is no run {reference!r}; give a run's id, the first {SHORTEST} or more of its characters, its name,"
+            f"There is no run {reference!r}; give a run's id, its first {SHORTEST_ID} or more characters, its name,"
             f" or latest (the newest is {runs[0].run_id[:8]}, {runs[0].name!r})."
         )
     if len(matching) > 1:
@@ -56,25 +55,31 @@ def find(client: MlflowClient, reference: str) -> Found:
     return matching[0]
 
 
-def newest_trained(client: MlflowClient) -> Found:
-    """The newest finished run that left a model. Raises `UserError` where there is none."""
-    experiments = [each.experiment_id for each in client.search_experiments()]
-    found = client.search_runs(
-        experiments,
-        f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'",
-        max_results=1,
-        order_by=["attributes.start_time DESC"],
+def newest_run_with_model(client: MlflowClient) -> RunInfo:
+    """The newest finished run that logged a model. Raises `UserError` if there is none."""
+    runs = _newest_first(
+        client, f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'", max_results=1
     )
-    if not found:
-        raise UserError("There is no model yet: no finished run has left one; ./launch.sh trains the first.")
-    return Found(found[0].info.run_id, found[0].info.run_name or "", found[0].info.status)
+    if not runs:
+        raise UserError("There is no model yet: no finished run has logged one; ./launch.sh trains the first.")
+    return runs[0]
 
 
-def artifact(client: MlflowClient, run: Found, path: str, folder: Path) -> Path:
-    """Fetch an artifact (a file or a folder) into `folder`. Raises `UserError` where the run has none."""
+def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Path) -> Path:
+    """Download an artifact (a file or a folder) into `folder`. Raises `UserError` if the run has none."""
     try:
         return Path(client.download_artifacts(run.run_id, path, str(folder)))
     except Exception as error:  # each kind of artifact store raises its own
         raise UserError(
             f"Run {run.run_id[:8]} ({run.name}, {run.status}) has no {path} ({' '.join(str(error).split())[:200]})."
         ) from None
+
+
+def _newest_first(client: MlflowClient, condition: str = "", max_results: int = 1) -> list[RunInfo]:
+    """Runs of all experiments that meet an MLflow filter."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    order = ["attributes.start_time DESC"]
+    return [
+        RunInfo.of(run)
+        for run in client.search_runs(experiments, condition, max_results=max_results, order_by=order)
+    ]

@@ -1,4 +1,4 @@
-"""Runs in MLflow are begun here: by rank 0 of a launch, by nobody else."""
+"""The tracking of a launch: connects to the store once, and starts the runs of the launch. Only rank 0 connects."""
 
 from __future__ import annotations
 
@@ -8,65 +8,85 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from runner.config.schema import Experiment
-from runner.tracking.mlflow_server import server
-from runner.tracking.tracker import Tracker, tracked
-from runner.tracking.uploader import recover
+from runner.tracking.mlflow_server import tracking_server
+from runner.tracking.recovery import recover_runs
+from runner.tracking.run_lifecycle import RunRequest, track_run
+from runner.tracking.tracker import Tracker
 from runner.utils.console import Terminal
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-REPRODUCES = "RUNNER_REPRODUCES"
-"""Holds id and name of the run that a launch reproduces."""
+REPRODUCED_RUN = "RUNNER_REPRODUCES"
+"""Environment variable: id and name of the run that a launch reproduces, separated by a blank."""
 
 
-def reproduced() -> tuple[str, str]:
-    """Id and name of the run that this launch reproduces; empty where it reproduces none."""
-    run_id, _, name = os.environ.get(REPRODUCES, "").partition(" ")
+def reproduced_run() -> tuple[str, str]:
+    """Id and name of the run that this launch reproduces; both empty if it reproduces none."""
+    run_id, _, name = os.environ.get(REPRODUCED_RUN, "").partition(" ")
     return run_id, name
 
 
-class Records:
-    """Begins the runs of this launch: in MLflow on rank 0, nowhere on its peers; None: of this process alone."""
+class TrackingSession:
+    """Starts the runs of a launch: trackers that log to MLflow on rank 0, trackers that do nothing elsewhere.
+
+    Connecting also delivers what earlier runs left behind, and closes runs whose process died.
+
+    Args:
+        experiment: Names the MLflow experiment and the tracking root.
+        accelerator: Of the launch; None for a process of its own.
+        terminal: Shows outages of the server.
+
+    Raises `UserError` if the store cannot be used.
+    """
 
     def __init__(self, experiment: Experiment, accelerator: Accelerator | None, terminal: Terminal) -> None:
         self.experiment = experiment
         self.terminal = terminal
-        self.server = server(experiment.tracking.root)
+        self.server = tracking_server(experiment.tracking.root)
         self.client = self.server.connect() if accelerator is None or accelerator.is_main_process else None
+        """None on ranks other than 0."""
         if self.client is not None:
-            recover(self.server, self.client, terminal)
+            recover_runs(self.server, self.client, terminal)
 
     @contextmanager
-    def begin(
-        self, name: str, parent: Tracker | None = None, works: bool = True, again: str = ""
+    def start_run(
+        self, name: str, parent: Tracker | None = None, system_metrics: bool = True, resume: str = ""
     ) -> Iterator[Tracker]:
-        """A run called `name`.
+        """Start a run, or resume one.
 
         Args:
             name: Of the run.
             parent: The run that it is a child of.
-            works: Whether the system's use is worth recording with it.
-            again: Id of an interrupted run, which goes on.
+            system_metrics: Log the system's use, if `tracking.system_metrics` is on.
+            resume: Id of an interrupted run to resume.
 
-        Raises `UserError` where somebody else works on a run that is to go on.
+        Raises `UserError` if another process works on the run to resume.
         """
+        request = RunRequest(
+            self.experiment.name,
+            name,
+            parent_id=parent.run_id if parent else "",
+            system_metrics=system_metrics and self.experiment.tracking.system_metrics,
+            run_id=resume,
+            resume=bool(resume),
+        )
+        with self._track(request) as tracker:
+            if original := reproduced_run()[0]:
+                tracker.set_tags({"runner.reproduces": original})
+            yield tracker
+
+    @contextmanager
+    def reopen_run(self, run_id: str, name: str) -> Iterator[Tracker]:
+        """Log more to a run that exists in MLflow and was not interrupted."""
+        with self._track(RunRequest(self.experiment.name, name, run_id=run_id)) as tracker:
+            yield tracker
+
+    @contextmanager
+    def _track(self, request: RunRequest) -> Iterator[Tracker]:
+        # The one place that chooses a tracker.
         if self.client is None:
             yield Tracker()
             return
-        watch = works and self.experiment.tracking.system_metrics
-        parent_id = parent.run_id if parent else None
-        with tracked(
-            self.server,
-            self.client,
-            self.experiment.name,
-            name,
-            self.terminal,
-            parent_id,
-            watch,
-            again or None,
-            bool(again),
-        ) as tracker:
-            if original := reproduced()[0]:
-                tracker.tags({"runner.reproduces": original})
+        with track_run(self.server, self.client, request, self.terminal) as tracker:
             yield tracker
