@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from helpers import QUIET
 from PIL import Image, ImageDraw
-from test_faithfulness import OBJECTS, SIDE, SIZE, objects_words, write_objects
+from objects import OBJECTS, SIDE, SIZE, objects_words, write_objects
 
 from runner import train
 from runner.cli import evaluate as evaluation
@@ -49,7 +49,7 @@ def _on_the_processor() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Kept:
-    """A finished run on the objects of `test_faithfulness`, whose places are known."""
+    """A finished run on the objects of `tests/objects.py`, whose places are known."""
 
     place: Path
     pictures: Path

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.explain.methods import METHODS, Method
-from runner.portable.network import VGG
+from runner.portable.model import LayeredModel
 from runner.utils.errors import UserError
 from runner.utils.text import did_you_mean
 
@@ -26,28 +26,18 @@ BATCH_SIZE = 8
 """Images per forward and backward pass."""
 
 
-def default_layer(model: VGG) -> str:
-    """The last convolution with the normalization and ReLU after it, as the authors of Grad-CAM use it."""
-    layers = list(model.layers())
-    index = max(index for index, (_, layer) in enumerate(layers) if isinstance(layer, nn.Conv2d))
-    while isinstance(layers[index + 1][1], (nn.BatchNorm2d, nn.ReLU)):
-        index += 1
-    return layers[index][0]
-
-
-def layer_index(model: VGG, layer: str) -> int:
+def layer_index(model: LayeredModel, layer: str) -> int:
     """The index of a layer whose output has a height and width. Raises `UserError`, which names similar layers."""
-    names = [name for name, _ in model.layers()]
-    spatial = [name for name in names if name.startswith("features.") or name == "avgpool"]
+    spatial = model.spatial_layers
     if layer not in spatial:
         raise UserError(
             f"The model has no layer {layer!r} with a spatial output{did_you_mean(layer, spatial)};"
             f" --layer takes {spatial[0]} to {spatial[-2]}, or {spatial[-1]}."
         )
-    return names.index(layer)
+    return model.layer_names.index(layer)
 
 
-def activations(model: VGG, images: Tensor, layer: str) -> Tensor:
+def activations(model: LayeredModel, images: Tensor, layer: str) -> Tensor:
     """A layer's output (n × channels × h' × w', float32, on the model's device) for images (n × 3 × h × w, uint8)."""
     index = layer_index(model, layer)
     device = next(model.parameters()).device
@@ -60,7 +50,7 @@ def activations(model: VGG, images: Tensor, layer: str) -> Tensor:
         )
 
 
-def probabilities(model: VGG, outputs: Tensor, layer: str) -> Tensor:
+def probabilities(model: LayeredModel, outputs: Tensor, layer: str) -> Tensor:
     """Softmax probabilities (n × classes, float32, on the CPU) from the output of a layer."""
     index = layer_index(model, layer)
     with evaluation_mode(model), torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
@@ -73,7 +63,7 @@ def probabilities(model: VGG, outputs: Tensor, layer: str) -> Tensor:
 
 
 def maps(
-    model: VGG, outputs: Tensor, targets: Sequence[int], layer: str, method: str = "gradcam"
+    model: LayeredModel, outputs: Tensor, targets: Sequence[int], layer: str, method: str = "gradcam"
 ) -> np.ndarray:
     """Maps from the output of a layer: n × h' × w' in [0, 1], float32, in the layer's resolution.
 
@@ -90,7 +80,7 @@ def maps(
 
 
 def image_maps(
-    model: VGG, images: Tensor, targets: Sequence[int], layer: str, method: str = "scorecam"
+    model: LayeredModel, images: Tensor, targets: Sequence[int], layer: str, method: str = "scorecam"
 ) -> np.ndarray:
     """Maps by a method that runs masked images (n × 3 × h × w, uint8): n × h × w in [0, 1], float32.
 
@@ -109,7 +99,7 @@ def image_maps(
 
 
 def explain(
-    model: VGG,
+    model: LayeredModel,
     images: Tensor,
     targets: Sequence[int],
     layer: str = "",
@@ -122,13 +112,13 @@ def explain(
         model: Unwrapped, in float32. It is not changed.
         images: n × 3 × h × w, uint8.
         targets: The class index to explain, for each image.
-        layer: Name of the layer to explain; empty means `default_layer`.
+        layer: Name of the layer to explain; empty means the model's `cam_layer`.
         method: One of `METHODS`.
         outputs: The layer's output for the images, where it is known; otherwise it is computed.
 
     Raises `UserError` if there is no such layer, or if its output is a single pixel.
     """
-    layer = layer or default_layer(model)
+    layer = layer or model.cam_layer
     if METHODS[method].runs_images:
         return image_maps(model, images, targets, layer, method)
     if outputs is None:
@@ -172,7 +162,7 @@ class _TappedModel(nn.Module):
     because the package would reset its gradients; `device` is the one parameter, by which the package finds the device.
     """
 
-    def __init__(self, model: VGG, index: int, start: int | None = None) -> None:
+    def __init__(self, model: LayeredModel, index: int, start: int | None = None) -> None:
         super().__init__()
         self.device = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
         self.tap = nn.Identity()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.explain import cam
-from runner.portable.network import VGG
+from runner.portable.model import LayeredModel
 from runner.utils import hashing
 from runner.utils.intervals import PairedDifference, paired_difference
 from runner.utils.rng import seeded
@@ -56,7 +56,7 @@ class Faithfulness:
 
 
 def measure(
-    model: VGG,
+    model: LayeredModel,
     images: Tensor,
     digests: Sequence[str],
     method: str = "gradcam",
@@ -70,10 +70,10 @@ def measure(
         images: n × 3 × h × w, uint8, with n of at least 2.
         digests: Digests of the images' contents. They seed the random maps and the noise.
         method: One of `runner.explain.methods.METHODS`.
-        layer: Name of the layer; empty means `cam.default_layer`.
+        layer: Name of the layer; empty means the model's `cam_layer`.
         advance: Called with 1 after each image.
     """
-    layer = layer or cam.default_layer(model)
+    layer = layer or model.cam_layer
     scores: list[float] = []
     random_scores: list[float] = []
     for image, digest in zip(images.split(1), digests, strict=True):
@@ -94,7 +94,7 @@ def measure(
     )
 
 
-def road(model: VGG, image: Tensor, target: int, found: np.ndarray, digest: str) -> float:
+def road(model: LayeredModel, image: Tensor, target: int, found: np.ndarray, digest: str) -> float:
     """The ROAD score of one map (1 × h × w) for a class index.
 
     Args:
@@ -183,7 +183,7 @@ def box_in_crop(box: Box, width: int, height: int, resize: int, crop: int) -> Bo
 class _FromNormalized(nn.Module):
     """A model that takes normalized images: ROAD replaces pixels of those. A list hides the model from torch."""
 
-    def __init__(self, model: VGG) -> None:
+    def __init__(self, model: LayeredModel) -> None:
         super().__init__()
         self.hidden = [model]
 

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from runner.config.schema import Tracking
+from runner.config.schema import TrackingConfig
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, overlay
-from runner.models.network import TransferModel
+from runner.models.transfer_model import TransferModel
 from runner.tracking.journal import now_ms
 from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import atomic_write
@@ -57,7 +57,7 @@ class Gallery:
         model: TransferModel,
         entries: Sequence[Entry],
         loader: ImageLoader,
-        settings: Tracking,
+        settings: TrackingConfig,
         tracker: Tracker,
     ) -> None:
         self.model = model
@@ -67,7 +67,7 @@ class Gallery:
         self.tracker = tracker
         self.indices: list[int] = []
         """Indices of the shown images in the validation split."""
-        self.layer = cam.default_layer(model)
+        self.layer = model.cam_layer
         self._outputs: Tensor | None = None
         self._drawn_steps: set[int] = set()
         self._untrained = _clone(model.trainable_state()) if settings.gallery > 0 else {}

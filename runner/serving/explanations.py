@@ -56,7 +56,7 @@ def draw_explanations(
     from runner.explain import cam
 
     settings = settings or ExplanationSettings()
-    layer = settings.layer or cam.default_layer(model.module)
+    layer = settings.layer or model.module.cam_layer
     cam.layer_index(model.module, layer)  # refuse an unknown layer before reading images
     _check_target(model, settings.target, paths)
     unreadable: list[tuple[str, str]] = []

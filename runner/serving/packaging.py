@@ -23,10 +23,10 @@ from runner.config.schema import Experiment
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.data.transforms import EVALUATION_VIEW, evaluation_settings
-from runner.models.network import TransferModel
+from runner.models.transfer_model import TransferModel
 from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, Classifier, description_digest
-from runner.portable.network import build_model
-from runner.tracking.model_registry import registered_name
+from runner.portable.model import build_model
+from runner.tracking.model_registry import ModelInfo, registered_name
 from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import sync_tree, write_text
 from runner.utils.paths import PACKAGE
@@ -109,14 +109,13 @@ def log_model(
     score = f"val/{experiment.train.best}"
     tracker.log_model(
         folder,
-        {
-            "name": registered_name(experiment.name),
-            "metrics": epoch.metrics,
-            "score": score,
-            "value": epoch.metrics[score],
-            "manifest": manifest.digest,
-            "step": epoch.number,
-        },
+        ModelInfo(
+            registered_name(experiment.name),
+            epoch.metrics,
+            score=score,
+            manifest=manifest.digest,
+            step=epoch.number,
+        ),
     )
 
 

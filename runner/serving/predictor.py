@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runner.portable.classifier import BATCH_SIZE, Classifier
-from runner.portable.network import VGG
+from runner.portable.model import LayeredModel
 from runner.utils.cpu import cpu_count
 
 READ_AHEAD = 4
@@ -76,7 +76,7 @@ class LoadedModel:
         return self.classifier.classes
 
     @property
-    def module(self) -> VGG:
+    def module(self) -> LayeredModel:
         """The torch module in evaluation mode. It maps images (n × 3 × crop × crop, uint8) to logits."""
         return self.classifier.model
 

@@ -1,0 +1,449 @@
+"""Class activation maps: their values, the layers that have them, and that the model stays unchanged."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CLASSES, NUMBERS, QUIET, Make, small_network
+from torch import Tensor, nn
+
+from runner.data.transforms import EVALUATION_VIEW
+from runner.explain import cam
+from runner.explain.methods import METHODS
+from runner.models.transfer_model import ModelSpec, TransferModel
+from runner.portable.model import LayeredModel
+from runner.training.setup import prepare
+from runner.utils.errors import UserError
+
+QUICK = tuple(name for name, method in METHODS.items() if not method.runs_images)
+"""The methods that need one pass, all but Score-CAM."""
+LAST = "features.19"
+"""The ReLU after vgg11's last convolution."""
+BEFORE_RELU = "features.18"
+"""That convolution. The ReLU works in index and overwrites its output."""
+
+
+def images(count: int = 3, side: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(count * 1000 + side)
+    coarse = torch.rand(count, 3, 8, 8, generator=generator)
+    return (255 * F.interpolate(coarse, size=(side, side), mode="bilinear")).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def model() -> TransferModel:
+    """vgg11 with all layers trainable, in evaluation mode: no test may change it."""
+    return small_network(trainable="all", pool=2).eval()
+
+
+@pytest.fixture(scope="module")
+def batch_norm_model() -> TransferModel:
+    """The same with batch normalization whose statistics come from images."""
+    model = small_network(arch="vgg11_bn", trainable="all").train()
+    with torch.no_grad():
+        model.run(images(8, 32), 0, len(model.features) + 1)
+    return model.eval()
+
+
+# Values
+
+
+def reference(
+    model: LayeredModel, batch: Tensor, targets: Sequence[int], layer: str
+) -> tuple[Tensor, Tensor]:
+    """A layer's output and the gradients of the targets' logits there, by plain autograd."""
+    values, tapped = batch, None
+    with torch.enable_grad():
+        for name, each in model.layers():
+            values = F.relu(values) if isinstance(each, nn.ReLU) else each(values)  # never in place
+            if name == layer:
+                tapped = values = values.detach().requires_grad_(True)
+        assert tapped is not None
+        logits = values[torch.arange(len(targets)), torch.tensor(targets)]
+        (gradients,) = torch.autograd.grad(logits.sum(), tapped)
+    return tapped.detach(), gradients
+
+
+def gradcam(outputs: Tensor, gradients: Tensor) -> Tensor:
+    """Selvaraju et al. 2017, equations 1 and 2."""
+    return (gradients.mean((2, 3), keepdim=True) * outputs).sum(1)
+
+
+def hirescam(outputs: Tensor, gradients: Tensor) -> Tensor:
+    """Draelos & Carin 2020, equation 6."""
+    return (gradients * outputs).sum(1)
+
+
+def layercam(outputs: Tensor, gradients: Tensor) -> Tensor:
+    """Jiang et al. 2021, equations 5 and 6."""
+    return (gradients.relu() * outputs).sum(1)
+
+
+def scaled(values: Tensor) -> np.ndarray:
+    """Positive values only, each map scaled to 0 … 1."""
+    values = values.relu()
+    low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+    return ((values - low) / (high - low)).numpy()
+
+
+@pytest.mark.parametrize("rule", [gradcam, hirescam, layercam])
+@pytest.mark.parametrize("layer", [LAST, BEFORE_RELU, "features.0", "features.15", "features.20", "avgpool"])
+def test_maps_match_a_reference_by_plain_autograd(
+    model: TransferModel, rule: Callable[[Tensor, Tensor], Tensor], layer: str
+) -> None:
+    batch, targets = images(), [0, 1, 2]
+    expected = scaled(rule(*reference(model, batch, targets, layer)))
+    assert np.isfinite(expected).all(), "the reference is not constant"
+    actual = cam.maps(model, cam.activations(model, batch, layer), targets, layer, rule.__name__)
+    assert actual.dtype == np.float32
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("layer", ["features.27", "features.25", "features.26", "features.5"])
+def test_maps_with_batch_normalization_match_the_reference(
+    batch_norm_model: TransferModel, layer: str
+) -> None:
+    batch, targets = images(), [2, 0, 1]
+    expected = scaled(gradcam(*reference(batch_norm_model, batch, targets, layer)))
+    assert np.isfinite(expected).all()
+    actual = cam.maps(batch_norm_model, cam.activations(batch_norm_model, batch, layer), targets, layer)
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+def test_score_cam_matches_its_definition(model: TransferModel) -> None:
+    """Wang et al. 2020: channels weighted by the logit of the image masked by the channel."""
+    batch, targets, layer = images(2, 32), [0, 2], "features.2"
+    outputs, _ = reference(model, batch, targets, layer)
+    masks = F.interpolate(outputs, size=(32, 32), mode="bilinear", align_corners=True)
+    low, high = masks.amin((2, 3), keepdim=True), masks.amax((2, 3), keepdim=True)
+    masks = (masks - low) / (high - low + 1e-8)
+    with torch.no_grad():
+        values = model.run(batch, 0, 1)
+        expected = []
+        for value, mask, output, target in zip(values, masks, outputs, targets, strict=True):
+            logits = model.run(value[None] * mask[:, None], 1, model.depth)[:, target]
+            expected.append((logits.softmax(0)[:, None, None] * output).sum(0))
+    actual = cam.image_maps(model, batch, targets, layer)
+    assert actual.shape == (2, 32, 32)
+    np.testing.assert_allclose(
+        actual, scaled(torch.from_numpy(cam.resize_maps(scaled(torch.stack(expected)), (32, 32)))), atol=5e-3
+    )
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_maps_of_every_method_range_from_0_to_1(model: TransferModel, method: str) -> None:
+    outputs = cam.activations(model, images(), LAST)
+    actual = cam.maps(model, outputs, [0, 1, 2], LAST, method)
+    assert actual.shape == (3, 4, 4)
+    assert actual.dtype == np.float32
+    assert actual.min(axis=(1, 2)) == pytest.approx([0, 0, 0])
+    assert actual.max(axis=(1, 2)) == pytest.approx([1, 1, 1], abs=1e-4)
+    np.testing.assert_array_equal(cam.maps(model, outputs, [0, 1, 2], LAST, method), actual)
+
+
+def test_the_methods_differ(model: TransferModel) -> None:
+    outputs = cam.activations(model, images(), "features.14")
+    actual = [cam.maps(model, outputs, [0, 1, 2], "features.14", method) for method in QUICK]
+    for index, one in enumerate(actual):
+        for other in actual[:index]:
+            assert np.abs(one - other).max() > 0.05
+
+
+@pytest.mark.parametrize("method", sorted(set(QUICK) - {"eigencam"}))
+def test_maps_depend_on_the_target_class(model: TransferModel, method: str) -> None:
+    outputs = cam.activations(model, images(1), "features.14").repeat(3, 1, 1, 1)
+    one, two, three = cam.maps(model, outputs, [0, 1, 2], "features.14", method)
+    assert np.abs(one - two).max() > 0.02
+    assert np.abs(one - three).max() > 0.02
+
+
+def test_eigencam_does_not_depend_on_the_target_class(model: TransferModel) -> None:
+    outputs = cam.activations(model, images(1), LAST)
+    one, two = (cam.maps(model, outputs, [target], LAST, "eigencam") for target in (0, 1))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_eigencam_of_an_early_layer_needs_less_memory_than_pixels_squared(model: TransferModel) -> None:
+    outputs = cam.activations(model, images(1, 48), "features.0")
+    pixels = 48 * 48
+    tracemalloc.start()
+    try:
+        cam.maps(model, outputs, [0], "features.0", "eigencam")
+        assert tracemalloc.get_traced_memory()[1] < pixels * pixels * 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", QUICK)
+def test_maps_do_not_depend_on_the_other_images_of_the_batch(model: TransferModel, method: str) -> None:
+    batch = images(cam.BATCH_SIZE + 3)
+    targets = [index % 3 for index in range(len(batch))]
+    together = cam.explain(model, batch, targets, method=method)
+    alone = [
+        cam.explain(model, view, [target], method=method)[0]
+        for view, target in zip(batch.split(1), targets, strict=True)
+    ]
+    np.testing.assert_allclose(together, np.stack(alone), atol=2e-3)
+
+
+def test_probabilities_do_not_depend_on_the_other_images_of_the_batch(model: TransferModel) -> None:
+    batch = images(cam.BATCH_SIZE + 3)
+    outputs = cam.activations(model, batch, LAST)
+    actual = cam.probabilities(model, outputs, LAST)
+    with torch.no_grad():
+        expected = torch.cat([model(view) for view in batch.split(1)]).softmax(1)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+    assert actual.sum(1).tolist() == pytest.approx([1] * len(batch))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_explanation_has_the_size_of_the_image(model: TransferModel, method: str) -> None:
+    batch = images(2, 32)
+    actual = cam.explain(model, batch, [0, 1], "features.2" if method == "scorecam" else "", method)
+    assert actual.shape == (2, 32, 32)
+    assert actual.dtype == np.float32
+    assert 0 <= actual.min() <= actual.max() <= 1
+
+
+def test_the_default_layer_of_an_explanation_is_the_last_convolution(model: TransferModel) -> None:
+    batch = images(1)
+    outputs = cam.activations(model, batch, LAST)
+    expected = F.interpolate(
+        torch.from_numpy(cam.maps(model, outputs, [1], LAST))[:, None], size=(64, 64), mode="bilinear"
+    )
+    np.testing.assert_allclose(cam.explain(model, batch, [1]), expected[:, 0].numpy(), atol=1e-6)
+
+
+# Models and modes
+
+
+@pytest.mark.parametrize("layer", [LAST, BEFORE_RELU, "features.0"])
+def test_a_frozen_model_has_the_same_maps(model: TransferModel, layer: str) -> None:
+    frozen = small_network(trainable="all", pool=2).eval().requires_grad_(False)
+    for method in QUICK[:-1]:
+        np.testing.assert_array_equal(
+            cam.explain(frozen, images(2), [0, 1], layer, method),
+            cam.explain(model, images(2), [0, 1], layer, method),
+        )
+
+
+@pytest.mark.parametrize(
+    "around",
+    [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["inference mode", "no gradients", "bfloat16"],
+)
+def test_maps_are_the_same_within_any_torch_context(model: TransferModel, around: Callable[[], Any]) -> None:
+    batch, targets = images(2), [0, 2]
+    expected = [cam.explain(model, batch, targets, method=method) for method in QUICK]
+    probabilities = cam.probabilities(model, cam.activations(model, batch, LAST), LAST)
+    with around():
+        actual = [cam.explain(model, batch, targets, method=method) for method in QUICK]
+        outputs = cam.activations(model, batch, LAST)
+        assert outputs.dtype == torch.float32
+        assert torch.equal(cam.probabilities(model, outputs, LAST), probabilities)
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_maps_in_training_mode_equal_those_in_evaluation_mode(batch_norm_model: TransferModel) -> None:
+    expected = cam.explain(batch_norm_model, images(), [0, 1, 2])
+    batch_norm_model.train()
+    try:
+        np.testing.assert_array_equal(cam.explain(batch_norm_model, images(), [0, 1, 2]), expected)
+    finally:
+        batch_norm_model.eval()
+
+
+def test_a_classifier_head_can_be_explained() -> None:
+    model = small_network(head="classifier").eval()
+    batch, targets = images(1), [1]
+    expected = scaled(gradcam(*reference(model, batch, targets, LAST)))
+    actual = cam.maps(model, cam.activations(model, batch, LAST), targets, LAST)
+    np.testing.assert_allclose(actual, expected, atol=2e-3)
+
+
+def test_the_given_outputs_are_not_modified(model: TransferModel) -> None:
+    outputs = cam.activations(model, images(), BEFORE_RELU)
+    assert (outputs < 0).any(), "an in-place ReLU would change them"
+    before = outputs.clone()
+    for method in QUICK:
+        cam.maps(model, outputs, [0, 1, 2], BEFORE_RELU, method)
+    cam.probabilities(model, outputs, BEFORE_RELU)
+    assert torch.equal(outputs, before)
+    assert not outputs.requires_grad
+
+
+@pytest.mark.parametrize("trainable", ["head", "features.16"])
+def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: Any, trainable: str) -> None:
+    """The cached features are the output of the convolutions, or of the last frozen one."""
+    wide = ("--augment.resize", "72", "--augment.crop", "64")
+    ready = prepare(make("--model.trainable", trainable, *wide), accelerator, QUIET)
+    model, features = ready.network, ready.features
+    layer = {"head": "features.20", "features.16": "features.15"}[trainable]
+    assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
+    features.get("val", EVALUATION_VIEW)
+    entries = ready.manifest.select("val")
+    stored = features._store(0, EVALUATION_VIEW).read(
+        [f"{entry.digest}:{EVALUATION_VIEW}" for entry in entries]
+    )
+    batch = next(iter(ready.loader.batches(list(entries), EVALUATION_VIEW, [range(len(entries))])))
+    targets = [index % 3 for index in range(len(entries))]
+    computed = cam.activations(model, batch, layer)
+    torch.testing.assert_close(stored, computed, atol=1e-4, rtol=1e-4)
+    for method in QUICK[:-1]:
+        np.testing.assert_allclose(
+            cam.maps(model, stored, targets, layer, method),
+            cam.maps(model, computed, targets, layer, method),
+            atol=2e-3,
+        )
+
+
+def test_outputs_may_have_half_precision(model: TransferModel) -> None:
+    outputs = cam.activations(model, images(), "features.15")
+    actual = cam.maps(model, outputs.bfloat16(), [0, 1, 2], "features.15")
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, cam.maps(model, outputs, [0, 1, 2], "features.15"), atol=0.1)
+
+
+# The model stays unchanged
+
+
+def state(model: TransferModel) -> dict[str, Any]:
+    """Everything that explaining might change in a model and in the random generators."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return {
+        "modes": {name: module.training for name, module in model.named_modules()},
+        "modules": [id(module) for module in model.modules()],
+        "hooks": [len(getattr(module, kind)) for module in model.modules() for kind in hooks],
+        "requires grad": {name: each.requires_grad for name, each in model.named_parameters()},
+        "tensors": {name: (id(each), each._version) for name, each in model.named_parameters()},
+        "gradients": {
+            name: None if each.grad is None else (id(each.grad), each.grad.sum().item())
+            for name, each in model.named_parameters()
+        },
+        "values": {name: value.double().sum().item() for name, value in model.state_dict().items()},
+        "torch": torch.get_rng_state().sum().item(),
+        "numpy": np.random.get_state()[1].sum(),  # type: ignore[index]
+        "python": random.getstate(),
+        "enabled": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    }
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("trainable", ["all", "head"])
+@pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
+def test_the_model_stays_unchanged(arch: str, trainable: str, training: bool) -> None:
+    model = small_network(arch=arch, trainable=trainable)
+    model.train(training)
+    model.classifier[0].training = not training  # a mode set for a single layer must stay, too
+    some = next(model.classifier.parameters())
+    some.grad = torch.ones_like(some)
+    layer, early = model.cam_layer, "features.3"
+    before = state(model)
+
+    outputs = cam.activations(model, images(2, 32), layer)
+    cam.probabilities(model, outputs, layer)
+    for method in QUICK:
+        cam.maps(model, outputs, [0, 1], layer, method)
+    cam.explain(model, images(1, 32), [0], "features.0")
+    cam.explain(model, images(1, 32), [0], "features.2", "scorecam")
+    assert state(model) == before
+
+    with pytest.raises(IndexError):
+        cam.maps(model, outputs, [0, 99], layer)
+    with pytest.raises(RuntimeError):
+        cam.maps(model, outputs, [0, 1], early)
+    with pytest.raises(RuntimeError):
+        cam.probabilities(model, outputs, early)
+    with pytest.raises(RuntimeError):
+        cam.activations(model, images(1, 32)[:, :2], layer)
+    with pytest.raises(IndexError):
+        cam.explain(model, images(1, 32), [99], "features.2", "scorecam")
+    with pytest.raises(UserError):
+        cam.explain(model, images(1, 32), [0], "classifier.1")
+    assert state(model) == before
+
+
+def test_an_explanation_does_not_change_the_next_gradients() -> None:
+    one, two = (small_network(trainable="all", dropout=0.0).train() for _ in range(2))
+    cam.explain(one, images(2, 32), [0, 1])
+    gradients = []
+    for model in (one, two):
+        F.cross_entropy(model(images(2, 32)), torch.tensor([0, 1])).backward()
+        gradients.append([each.grad for each in model.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        assert first is not None
+        assert torch.equal(first, second)
+
+
+def test_a_frozen_layer_stays_frozen_if_an_explanation_fails() -> None:
+    model = small_network(trainable="all")
+    model.features[3].weight.requires_grad_(False)
+    with pytest.raises(IndexError):
+        cam.explain(model, images(1, 32), [99])
+    assert [name for name, each in model.named_parameters() if not each.requires_grad] == [
+        "features.3.weight"
+    ]
+
+
+def test_an_explanation_prints_nothing(model: TransferModel, capfd: pytest.CaptureFixture[str]) -> None:
+    cam.explain(model, images(1, 32), [0], "features.2", "scorecam")
+    cam.explain(model, images(1, 32), [0])
+    assert capfd.readouterr() == ("", "")
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    ("arch", "layer"),
+    [
+        ("vgg11", "features.19"),
+        ("vgg16", "features.29"),
+        ("vgg11_bn", "features.27"),
+        ("vgg16_bn", "features.42"),
+    ],
+)
+def test_the_default_layer_is_the_last_relu_before_the_pooling(arch: str, layer: str) -> None:
+    model = TransferModel(ModelSpec(arch, "pooled", 1, 16, 0.4, "head", CLASSES, NUMBERS), 0, random_weights=False)
+    assert model.cam_layer == layer
+    layers = dict(model.layers())
+    assert isinstance(layers[layer], nn.ReLU)
+    following = layers[f"features.{int(layer.rpartition('.')[2]) + 1}"]
+    assert isinstance(following, nn.MaxPool2d)
+
+
+def test_every_spatial_layer_has_an_index(model: TransferModel) -> None:
+    for index, (name, _) in enumerate(model.layers()):
+        if name.startswith("features.") or name == "avgpool":
+            assert cam.layer_index(model, name) == index
+            assert cam.activations(model, images(1, 32), name).dim() == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("features.91", "did you mean 'features.9'"),
+        ("feature.4", "did you mean 'features.4'"),
+        ("avgpol", "did you mean 'avgpool'"),
+        ("", "features.0 to features.20, or avgpool"),
+        ("features", "features.0 to features.20, or avgpool"),
+        ("classifier.1", "'classifier.1'"),
+        ("flatten", "'flatten'"),
+        ("normalize", "'normalize'"),
+    ],
+)
+def test_a_layer_without_a_spatial_output_is_refused(model: TransferModel, layer: str, message: str) -> None:
+    with pytest.raises(UserError, match="has no layer") as refusal:
+        cam.layer_index(model, layer)
+    assert message in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    for function in (cam.activations, cam.probabilities):
+        with pytest.raises(UserError):
+            function(model, images(1, 32), layer)
