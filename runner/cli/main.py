@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from io import TextIOWrapper
 
-from runner.utils.errors import UserError, guarded
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ VERBS = {
     "reproduce": Verb("runner.cli.reproduce:main", "repeat a run and compare", "RUN [--json]"),
     "ui": Verb("runner.cli.ui:main", "open the MLflow UI", "[--port 5000]"),
     "sync": Verb("runner.cli.sync:main", "upload pending run records", ""),
-    "doctor": Verb("runner.cli.doctor:main", "check and repair run records", "[--check]"),
+    "doctor": Verb("runner.cli.doctor.command:main", "check and repair run records", "[--check]"),
     "store": Verb("runner.cli.store:main", "manage cached features", "list | remove NAME…"),
     "bench": Verb("runner.cli.bench:main", "run a benchmark", "NAME [settings]"),
 }
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be valid UTF-8
-    return guarded(lambda: _run(words))
+    return run_main(lambda: _run(words))
 
 
 def _run(words: list[str]) -> int:
@@ -90,9 +91,9 @@ def _run(words: list[str]) -> int:
         print(runner.__version__)
         return 0
     if name not in VERBS:
-        from runner.utils.text import nearest
+        from runner.utils.text import did_you_mean
 
-        raise UserError(f"There is no verb {name!r}{nearest(name, list(VERBS))}; runner --help lists them.")
+        raise UserError(f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them.")
     module, _, function = VERBS[name].target.partition(":")
     status: int = getattr(import_module(module), function)(rest)
     return status

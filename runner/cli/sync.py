@@ -9,63 +9,64 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.tracking.journal import Journal
-from runner.tracking.mlflow_server import Server
+from runner.tracking.mlflow_server import TrackingServer
+from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import Parser, UserError
-from runner.utils.redaction import redacted
+from runner.utils.errors import UserError
+from runner.utils.redaction import redact
 
 
 def main(argv: Sequence[str]) -> int:
-    """Deliver what waits. Raises `UserError` where some of it still waits."""
-    parser = Parser(
+    """Deliver all pending records. Raises `UserError` if some could not be delivered."""
+    parser = CommandLineParser(
         prog="runner sync",
-        description="Deliver to MLflow what earlier runs of this machine recorded and could not deliver, each run to"
-        " the store that it belongs to; runs whose process died are closed.",
+        description="Deliver to MLflow what earlier runs of this machine logged and could not deliver, each run to the"
+        " store that it belongs to, and close runs whose process died.",
     )
     parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
     root = Path(parser.parse_args(argv).tracking).expanduser().resolve()
     terminal = Terminal()
-    before = waiting(root)
+    before = undelivered(root)
     if not before:
-        terminal.line("Nothing waits.")
+        terminal.line("Nothing to deliver.")
         return 0
-    faults = []
+    errors = []
     for uri in sorted({journal.owner.uri for journal in before}):
         try:
-            deliver_all(Server(uri, root), terminal)
+            deliver_all(TrackingServer(uri, root), terminal)
         except UserError as error:
-            faults.append(str(error))
-    left = waiting(root)
+            errors.append(str(error))
+    left = undelivered(root)
     count = len(before)
     terminal.line(f"Delivered the records of {count - len(left)} of {count} run{'s' * (count > 1)}.")
     if left:
         runs = ", ".join(journal.owner.run_id[:8] for journal in left)
-        where = " ".join(faults) or f"See above for {redacted(left[0].owner.uri)}."
-        whose = "run" if len(left) == 1 else f"{len(left)} runs"
-        raise UserError(f"The records of {whose} {runs} still wait. {where}")
+        details = " ".join(errors) or f"The reason is above; the store is {redact(left[0].owner.uri)}."
+        label = "run" if len(left) == 1 else f"{len(left)} runs"
+        raise UserError(f"The records of {label} {runs} are still not delivered. {details}")
     return 0
 
 
-def waiting(root: Path) -> list[Journal]:
-    """The journals of dead processes, and of silent ones of other hosts, with something to deliver or no end yet."""
-    found = Journal.find(root / "journals")
-    return [each for each in found if not each.alive and (each.pending() or not each.ended)]
+def undelivered(root: Path) -> list[Journal]:
+    """Journals of dead processes with events to deliver, or without the run's end."""
+    journals = Journal.find_all(root / "journals")
+    return [journal for journal in journals if not journal.alive and (journal.pending() or not journal.ended)]
 
 
-def deliver_all(server: Server, terminal: Terminal) -> None:
-    """Deliver what waits for a store, and close the runs of dead processes.
+def deliver_all(server: TrackingServer, terminal: Terminal) -> None:
+    """Deliver pending records to a store, and close runs of dead processes.
 
-    Raises `UserError` where the store does not answer.
+    Raises `UserError` if the store does not answer.
     """
-    from runner.tracking.uploader import recover
+    from runner.tracking.recovery import recover_runs
 
-    recover(server, server.connect(), terminal)
+    recover_runs(server, server.connect(), terminal)
 
 
-def close_the_dead(server: Server, terminal: Terminal) -> None:
-    """The same after a launch that failed: where it was killed, its run is not to say RUNNING."""
-    if any(not each.ended for each in waiting(server.root)):
+def close_dead_runs(server: TrackingServer, terminal: Terminal) -> None:
+    """After a failed launch: close its run if its process was killed. Warns if the store does not answer."""
+    if any(not journal.ended for journal in undelivered(server.root)):
         try:
             deliver_all(server, terminal)
         except UserError as error:
-            terminal.warn(f"{error} ./launch.sh sync delivers what waits later.")
+            terminal.warn(f"{error} ./launch.sh sync delivers the records later.")

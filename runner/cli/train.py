@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from runner.cli.launcher import launch, take_processes
 from runner.config.parser import parse
-from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
 from runner.tracking.mlflow_server import check_reachable, tracking_server
+from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
 from runner.training.preflight import check
 from runner.utils.console import Terminal
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     check(experiment, Terminal())
     status = launch("train.py", rest, processes)
     if status:
-        from runner.cli.sync import close_the_dead
+        from runner.cli.sync import close_dead_runs
 
-        close_the_dead(place, Terminal())
+        close_dead_runs(place, Terminal())
     return status

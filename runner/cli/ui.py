@@ -1,4 +1,7 @@
-"""MLflow's own pages over the records, on this machine alone."""
+"""`runner ui`: MLflow's web pages, served to this machine alone.
+
+./launch.sh ui [--port 5000] [--tracking.root FOLDER]
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,35 @@ HOST = "127.0.0.1"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until stopped. Raises `UserError` where the port is taken, or there is nothing to serve."""
-    parser = CommandLineParser(prog="runner ui", description="MLflow's pages over mlruns/.")
+    """Become an MLflow server that runs until stopped.
+
+    Raises `UserError` if the port is taken, the store is not embedded, or there are no records.
+    """
+    parser = CommandLineParser(
+        prog="runner ui", description="Serve MLflow's web pages of the runs in mlruns/."
+    )
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-    asked = parser.parse_args(argv)
-    if not 0 < asked.port < 65536:
-        raise UserError(f"--port {asked.port} is no port; give one from 1 to 65535.")
-    store = tracking_server(asked.tracking)
-    if not store.embedded:
-        raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {redact(store.uri)}.")
-    store.check_exists()
+    options = parser.parse_args(argv)
+    if not 0 < options.port < 65536:
+        raise UserError(f"--port {options.port} is not a port; give one from 1 to 65535.")
+    server = tracking_server(options.tracking)
+    if not server.embedded:
+        raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {redact(server.uri)}.")
+    server.check_exists()
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, asked.port))
+            probe.bind((HOST, options.port))
         except OSError:
-            raise UserError(f"Port {asked.port} of {HOST} is taken; give another with --port.") from None
-    print(f"MLflow opens at http://{HOST}:{asked.port} in some seconds; Ctrl-C ends it.", flush=True)
+            raise UserError(f"Port {options.port} of {HOST} is taken; give another with --port.") from None
+    print(f"MLflow opens at http://{HOST}:{options.port} in some seconds; Ctrl-C ends it.", flush=True)
     configure_mlflow()
+    # Its eight job processes would start after the first answer and slow the server down for up to a minute.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-    words = ["--backend-store-uri", store.uri, "--host", HOST, "--port", str(asked.port), "--workers", "1"]
-    words += ["--default-artifact-root", (store.root / "artifacts").as_uri()]
-    command = [sys.executable, "-m", "mlflow", "server", *words]
-    os.execv(sys.executable, command)  # noqa: S606 (words of ours, and no shell)
+    arguments = [
+        *("--backend-store-uri", server.uri, "--default-artifact-root", (server.root / "artifacts").as_uri()),
+        *("--host", HOST, "--port", str(options.port), "--workers", "1"),
+    ]
+    command = [sys.executable, "-m", "mlflow", "server", *arguments]
+    os.execv(sys.executable, command)  # noqa: S606 (our own words, and no shell)

@@ -73,9 +73,7 @@ class Journal:
         """A new journal under `root`."""
         folder = root / owner.run_id
         make_folder(folder / "files")
-        write_text(
-            folder / "owner.json", json.dumps(asdict(owner)), 0o600
-        )  # the address may hold a password
+        write_text(folder / "owner.json", json.dumps(asdict(owner)), 0o600)  # the address may hold a password
         return cls(folder, owner)
 
     @classmethod

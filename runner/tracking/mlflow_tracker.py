@@ -182,7 +182,9 @@ class MlflowTracker(Tracker):
             if error is None:
                 self._terminal.line("the tracking server is back, and gets what it missed")
             else:
-                self._terminal.warn(f"{short_reason(error)}; training continues, and the records wait on disk")
+                self._terminal.warn(
+                    f"{short_reason(error)}; training continues, and the records wait on disk"
+                )
 
 
 class Heartbeat(threading.Thread):

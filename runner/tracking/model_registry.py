@@ -108,7 +108,9 @@ def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) ->
     if model_id not in [output.model_id for output in outputs]:  # logging it twice is an error
         client.log_outputs(run_id, [LoggedModelOutput(model_id, info.step)])
     points = [
-        Metric(name, value, _logged_at(client, run_id, name, info), info.step, model_id=model_id, run_id=run_id)
+        Metric(
+            name, value, _logged_at(client, run_id, name, info), info.step, model_id=model_id, run_id=run_id
+        )
         for name, value in info.metrics.items()
     ]
     client.log_batch(run_id, points)

@@ -29,7 +29,9 @@ def recover_runs(server: TrackingServer, client: MlflowClient, terminal: Termina
             continue
         try:
             with Journal.locked(listed.folder) as journal:
-                if journal is not None and not journal.alive:  # it may have been taken over since it was listed
+                if (
+                    journal is not None and not journal.alive
+                ):  # it may have been taken over since it was listed
                     _close(journal, client, terminal)
         except Timeout:
             continue  # another process delivers it
@@ -78,9 +80,7 @@ def dead_runs(server: TrackingServer, client: MlflowClient) -> list[Run]:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     condition = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{this_host()}'"
     running = client.search_runs(experiments, condition, max_results=1000)
-    return [
-        run for run in running if run.info.run_id not in journals and _process_is_dead(run.data.tags)
-    ]
+    return [run for run in running if run.info.run_id not in journals and _process_is_dead(run.data.tags)]
 
 
 def _process_is_dead(tags: dict[str, str]) -> bool:

@@ -79,7 +79,11 @@ def _why_missing(server: TrackingServer, reference: str) -> str:
 
 
 def resume_candidates(
-    server: TrackingServer, requested: dict[str, Any], repeat: int = 1, parent_id: str = "", alive: bool = False
+    server: TrackingServer,
+    requested: dict[str, Any],
+    repeat: int = 1,
+    parent_id: str = "",
+    alive: bool = False,
 ) -> list[InterruptedRun]:
     """Interrupted runs of an experiment, newest first, without those that diverged: they would diverge again.
 
@@ -113,9 +117,7 @@ def changed_settings(run: InterruptedRun, requested: dict[str, Any]) -> list[str
     return [*clauses, f"and {len(differing) - MOST_SHOWN} more"] if len(differing) > MOST_SHOWN else clauses
 
 
-def runs_to_resume(
-    server: TrackingServer, experiment: Experiment, options: Options
-) -> list[InterruptedRun]:
+def runs_to_resume(server: TrackingServer, experiment: Experiment, options: Options) -> list[InterruptedRun]:
     """The interrupted runs that `--resume` means, the preferred one first; may be empty for `AUTO` only.
 
     Raises `UserError` if there is no run of that name, it still runs, or, without `branch`, it is a run of another

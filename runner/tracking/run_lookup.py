@@ -61,7 +61,9 @@ def newest_run_with_model(client: MlflowClient) -> RunInfo:
         client, f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'", max_results=1
     )
     if not runs:
-        raise UserError("There is no model yet: no finished run has logged one; ./launch.sh trains the first.")
+        raise UserError(
+            "There is no model yet: no finished run has logged one; ./launch.sh trains the first."
+        )
     return runs[0]
 
 

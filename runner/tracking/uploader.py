@@ -209,7 +209,9 @@ class Uploader(threading.Thread):
         while True:
             self._pending.wait()
             self._pending.clear()
-            closing = self._closing.is_set()  # read before uploading: what was logged earlier is then included
+            closing = (
+                self._closing.is_set()
+            )  # read before uploading: what was logged earlier is then included
             try:
                 deliver(self.journal, self.client)
                 self.error, wait = None, FIRST_RETRY

@@ -1,0 +1,80 @@
+"""`runner doctor`: check and repair run records.
+
+./launch.sh doctor [--tracking.root FOLDER] [--cache FOLDER] [--check] [--json]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from runner.cli.doctor.file_checks import check_feature_stores, check_journal_folder, check_partial_files
+from runner.cli.doctor.findings import Check, Examination, Finding, reason
+from runner.cli.doctor.record_checks import check_database, check_journals, check_runs
+from runner.cli.doctor.state_checks import check_saved_states, check_trials
+from runner.config.schema import Experiment
+from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.utils.command_line import CommandLineParser
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.redaction import redact
+
+CHECKS: tuple[Check, ...] = (
+    check_database,
+    check_runs,  # before the journals, whose delivery closes these runs without reporting them
+    check_journals,
+    check_saved_states,
+    check_trials,
+    check_partial_files,
+    check_journal_folder,
+    check_feature_stores,
+)
+"""All checks, in order. A new one is a function of an `Examination` that yields findings."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run all checks. Returns 0 if no problem is left, otherwise 1. Raises `UserError` for a bad command line."""
+    parser = CommandLineParser(
+        prog="runner doctor",
+        description="Check and repair run records: runs and trials that are marked as running but are not, records that"
+        " were not delivered, and files that are incomplete, damaged or left over. Exit status 0: no problem is left;"
+        " 1: some are.",
+    )
+    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    parser.add_argument("--cache", default=Experiment.cache, help=f"default: {Experiment.cache}")
+    parser.add_argument("--check", action="store_true", help="only report; change nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    options = parser.parse_args(argv)
+    terminal = Terminal(stderr=options.json)
+    server, cache = tracking_server(options.tracking), Path(options.cache).expanduser()
+    findings = examine(server, cache, not options.check, terminal)
+    left = sum(not finding.done for finding in findings)
+    if options.json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings], "left": left}))
+        return 1 if left else 0
+    for finding in findings:
+        terminal.line(f"{finding.where}: {finding.what}" + (f" – {finding.done}" if finding.done else ""))
+    repaired = len(findings) - left
+    summary = [f"{repaired} repaired"] * bool(repaired) + [f"{left} left to fix"] * bool(left)
+    terminal.line(", ".join(summary) + "." if summary else "No problems found.", style="bold")
+    return 1 if left else 0
+
+
+def examine(server: TrackingServer, cache: Path, repair: bool, terminal: Terminal) -> list[Finding]:
+    """Run all checks on a tracking store, its journals and studies, and a cache."""
+    client, findings = None, []
+    if server.embedded and not (server.root / "mlflow.db").exists():
+        terminal.line(f"There are no records in {server.root}.")
+    else:
+        try:
+            client = server.connect()
+        except UserError as error:
+            findings.append(Finding(redact(server.uri), str(error)))
+        except Exception as error:  # a damaged database: each library involved raises its own
+            findings.append(Finding(redact(server.uri), f"cannot be opened: {reason(error)}"))
+    examination = Examination(server, client, cache, repair, terminal)
+    for check in CHECKS:
+        findings += check(examination)
+    return findings
