@@ -1,4 +1,4 @@
-"""`runner compare`: runs side by side: settings, metrics, curves, and whether the difference is more than luck.
+"""`runner compare`: compare the settings, metrics, curves and predictions of runs, and test their differences.
 
 ./launch.sh compare RUN RUN… | --study NAME [--out FOLDER] [--json]
 """
@@ -11,167 +11,159 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.evaluation.comparison.data import as_json, figures_csv, settings_csv
-from runner.evaluation.comparison.page import draw, explanation, page, same_settings
-from runner.evaluation.comparison.runs import BEST_TRIALS, look, match, of_study, of_words, remarks
+from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows
+from runner.evaluation.comparison.export import metrics_to_csv, settings_to_csv, to_json
+from runner.evaluation.comparison.page import comparison_page, draw_curves
+from runner.evaluation.comparison.runs import (
+    MOST_TRIALS,
+    comparison_notes,
+    find_runs,
+    find_trials,
+    paired_tests,
+    read_run,
+)
 from runner.evaluation.comparison.tables import (
-    about_rows,
-    class_rows,
-    clipped,
-    figures_rows,
-    match_rows,
-    settings_rows,
+    class_table,
+    mcnemar_explanation,
+    mcnemar_table,
+    metrics_table,
+    run_table,
+    same_settings,
+    settings_table,
+    shortened,
     summary,
 )
-from runner.evaluation.comparison.values import Figure, Match, Seen, figures
-from runner.tracking.mlflow_server import Server, server
-from runner.utils.atomic_files import writable, write_text
+from runner.tracking.mlflow_server import tracking_server
+from runner.utils.atomic_files import output_folder, write_text
+from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import Parser, UserError
+from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-NAMED = 8
-"""Runs that a folder is named after; of more their number."""
+MOST_IDS = 8
+"""Maximum number of run ids in the name of a folder."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Raises `UserError`."""
-    parser = Parser(
+    """Parse the command line. Raises `UserError`."""
+    parser = CommandLineParser(
         prog="runner compare", description="Compare runs: settings, metrics, curves, predictions."
     )
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="*", help="two or more: id, beginning of an id, name, or latest"
-    )
-    parser.add_argument(
-        "--study",
-        metavar="NAME",
-        help=f"in place of runs: a study's baseline and its {BEST_TRIALS} best trials",
-    )
-    parser.add_argument("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on standard output, and nothing else"
-    )
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-    asked = parser.parse_args(argv)
-    if asked.study and asked.runs:
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="*", help="two or more: id, beginning of an id, name, or latest")
+    add("--study", metavar="NAME", help=f"compare a study's baseline and its {MOST_TRIALS} best trials")
+    add("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
+    add("--json", action="store_true", help="write one JSON object to standard output, and nothing else")
+    add("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    args = parser.parse_args(argv)
+    if args.study and args.runs:
         raise UserError("Give runs or --study, not both.")
-    if not asked.study and len(asked.runs) < 2:
+    if not args.study and len(args.runs) < 2:
         raise UserError(
-            f"A comparison takes two runs or more, {len(asked.runs) or 'none'} given; name them, or a study with"
+            f"A comparison needs two runs or more, not {len(args.runs) or 'none'}; add runs, or give a study with"
             " --study."
         )
-    return asked
+    return args
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare as the command line says. Raises `UserError` for what its user can mend."""
-    asked = parse(argv)
-    store = server(asked.tracking)
-    store.check_exists()
-    client = store.connect()
-    terminal = Terminal(errors=asked.json)
-    sign = 0
-    if asked.study:
-        chosen, sign, said = of_study(client, asked.study)
-        terminal.line(said)
+    """Compare runs; returns the exit status. Raises `UserError`."""
+    args = parse(argv)
+    server = tracking_server(args.tracking)
+    server.check_exists()
+    client = server.connect()
+    terminal = Terminal(stderr=args.json)
+    if args.study:
+        trials = find_trials(client, args.study)
+        terminal.line(trials.description)
+        found, objective, title = trials.runs, trials.objective, f"Study {args.study}: its trials"
     else:
-        chosen = of_words(client, asked.runs)
-    seen = [look(client, run) for run in chosen]
-    title = f"Study {asked.study}: its trials" if asked.study else f"Comparison of {len(seen)} runs"
-    found = figures(seen, falling=("objective",) * (sign < 0), rising=("objective",) * (sign > 0))
-    matches = match(client, chosen, seen)
-    notes = remarks(seen, matches)
-    folder = writable(asked.out or default_folder(store, seen))
-    files = write(title, seen, found, matches, notes, folder)
-    place = f"comparisons/{joined(seen[1:])}"
-    logged = log(client, seen[0], files, place, terminal)
-    if asked.json:
-        print(json.dumps(as_json(seen, found, matches, notes, folder, place if logged else None)))
+        found, objective = find_runs(client, args.runs), None
+        title = f"Comparison of {len(found)} runs"
+    runs = [read_run(client, run) for run in found]
+    tests = paired_tests(client, runs)
+    comparison = Comparison(title, runs, metric_rows(runs, objective), tests, comparison_notes(runs, tests))
+    folder = output_folder(args.out or server.root / "comparisons" / folder_name(runs))
+    files = write_files(comparison, folder)
+    artifacts = f"comparisons/{folder_name(runs[1:])}"
+    logged = _log(client, comparison.reference, files, artifacts, terminal)
+    if args.json:
+        print(json.dumps(to_json(comparison, folder, artifacts if logged else None)))
     else:
-        say(title, seen, found, matches, notes, terminal)
-    beside = f", and in run {seen[0].short} in MLflow under {place}" if logged else ""
-    terminal.line(f"The comparison is in {folder / 'comparison.html'}{beside}.")
+        print_comparison(comparison, terminal)
+    in_mlflow = (
+        f", and in MLflow: run {comparison.reference.short_id}, artifact {artifacts}" if logged else ""
+    )
+    terminal.line(f"The comparison is {folder / 'comparison.html'}{in_mlflow}.")
     return 0
 
 
-def joined(runs: Sequence[Seen]) -> str:
-    """A folder's name for some runs, the same each time and not too long for a file system."""
-    named = "-".join(run.short for run in runs[:NAMED])
-    rest = runs[NAMED:]
-    return f"{named}-and-{len(rest)}-more-{digest([run.run_id for run in rest])[:8]}" if rest else named
+def folder_name(runs: Sequence[ComparedRun]) -> str:
+    """A name for a folder from the ids of runs: always the same, and short enough for file systems."""
+    name = "-".join(run.short_id for run in runs[:MOST_IDS])
+    rest = runs[MOST_IDS:]
+    return f"{name}-and-{len(rest)}-more-{digest([run.run_id for run in rest])[:8]}" if rest else name
 
 
-def default_folder(store: Server, runs: Sequence[Seen]) -> Path:
-    """Where a comparison goes if nothing is said."""
-    return store.root / "comparisons" / joined(runs)
-
-
-def write(
-    title: str,
-    runs: Sequence[Seen],
-    found: Sequence[Figure],
-    matches: Sequence[Match],
-    notes: Sequence[str],
-    folder: Path,
-) -> list[Path]:
-    """Write picture, tables and page: the files."""
-    files = [folder / name for name in ("curves.png", "settings.csv", "metrics.csv", "comparison.html")]
-    picture, settings, metrics, html = files
-    draw(runs, title, picture)
-    write_text(settings, settings_csv(runs))
-    write_text(metrics, figures_csv(runs, found))
-    page(title, runs, found, matches, notes, picture).write(html)
+def write_files(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the plot, the tables and the page; returns the files."""
+    curves, settings, metrics, html = files = [
+        folder / name for name in ("curves.png", "settings.csv", "metrics.csv", "comparison.html")
+    ]
+    draw_curves(comparison.runs, comparison.title, curves)
+    write_text(settings, settings_to_csv(comparison.runs))
+    write_text(metrics, metrics_to_csv(comparison.runs, comparison.metrics))
+    comparison_page(comparison, curves).write(html)
     return files
 
 
-def log(client: MlflowClient, first: Seen, files: Sequence[Path], place: str, terminal: Terminal) -> bool:
-    """Put the files into the first run, in place of those of the same comparison; whether that went well."""
+def _log(
+    client: MlflowClient, run: ComparedRun, files: Sequence[Path], folder: str, terminal: Terminal
+) -> bool:
+    """Log the files to a run, replacing those of the same comparison; returns whether MLflow accepted them."""
     try:
         for file in files:
-            client.log_artifact(first.run_id, str(file), place)
-    except Exception as error:  # each kind of artifact store raises its own; the files are there all the same
-        reason = clipped(str(error), 200)
-        terminal.warn(f"the comparison could not be put into run {first.short} ({reason})")
+            client.log_artifact(run.run_id, str(file), folder)
+    except Exception as error:  # every artifact store raises its own errors; the files are on disk
+        terminal.warn(
+            f"MLflow did not accept the comparison for run {run.short_id} ({shortened(str(error), 200)})"
+        )
         return False
     return True
 
 
-def say(
-    title: str,
-    runs: Sequence[Seen],
-    found: Sequence[Figure],
-    matches: Sequence[Match],
-    notes: Sequence[str],
-    terminal: Terminal,
-) -> None:
-    """Say it on a terminal."""
-    _, rows = about_rows(runs)
-    terminal.facts(
-        clipped(title), [(cells[0], f"{cells[-1]} ({', '.join(cells[1:-1])} epochs)") for cells in rows]
+def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
+    """Print the tables and the results of the tests."""
+    runs, reference, tests = comparison.runs, comparison.reference, comparison.tests
+    _, rows = run_table(runs)
+    terminal.key_values(
+        shortened(comparison.title),
+        [(cells[0], f"{cells[-1]} ({', '.join(cells[1:-1])} epochs)") for cells in rows],
     )
-    _wide("Settings that differ", *settings_rows(runs), terminal)
+    _print_wide("Settings that differ", *settings_table(runs), terminal)
     terminal.line(same_settings(runs))
-    _wide("Metrics (of curves the last point; * is the best)", *figures_rows(runs, found), terminal)
-    if any(each.result for each in matches):
-        _wide(f"The same test images, against {runs[0].short}", *match_rows(matches), terminal)
-        class_header, classes = class_rows(runs[0], matches[0])
-        if classes and len(matches) == 1:
-            terminal.table("Where most was won or lost (images)", class_header, classes)
-    terminal.line(explanation(matches))
-    for note in notes:
+    _print_wide("Metrics (last values; * is the best)", *metrics_table(comparison), terminal)
+    if any(test.result for test in tests):
+        title = f"Same test images: comparison with {reference.short_id}"
+        _print_wide(title, *mcnemar_table(tests), terminal)
+        class_header, classes = class_table(reference, tests[0])
+        if classes and len(tests) == 1:
+            terminal.table("Classes with the largest differences (images)", class_header, classes)
+    terminal.line(mcnemar_explanation(tests))
+    for note in comparison.notes:
         terminal.warn(note)
-    if said := summary(runs[0], matches):
-        terminal.line(said, style="bold")
+    if sentence := summary(comparison):
+        terminal.line(sentence, style="bold")
 
 
-def _wide(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal) -> None:
-    """A table in as many pieces as its columns need: a terminal would cut what does not fit."""
+def _print_wide(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal) -> None:
+    """Print a table in as many pieces as its columns need; a terminal would cut off the others."""
     if not rows:
         return
-    widths = [max(len(row[place]) for row in (header, *rows)) + 3 for place in range(len(header))]
+    widths = [max(len(row[column]) for row in (header, *rows)) + 3 for column in range(len(header))]
     start = 1
     while start < len(header):
         end, room = start + 1, terminal.console.width - 1 - widths[0] - widths[start]

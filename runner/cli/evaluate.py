@@ -1,4 +1,4 @@
-"""Judge a run's checkpoints again: the same images, the same counts, on any number of processes; write a report.
+"""`runner evaluate`: evaluate a run's checkpoints on the images they were trained with, and write a report.
 
 ./launch.sh evaluate RUN [--split test] [--json] [--no-report] [--faithfulness 100]
 """
@@ -15,57 +15,65 @@ import json
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from runner.evaluation.checkpoint_predictions import Judged
-from runner.utils.atomic_files import writable
-from runner.utils.errors import Parser, UserError, guarded, interrupt_on_signals
-from runner.utils.processes import follow_launcher
+from runner.evaluation.metrics import METRICS
+from runner.utils.atomic_files import output_folder
+from runner.utils.command_line import CommandLineParser
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
+from runner.utils.processes import exit_with_launcher
+from runner.utils.signals import interrupt_on_signals
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
     from runner.config.schema import Experiment
-    from runner.data.manifest import Manifest
-    from runner.features.cache import Held
+    from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
+    from runner.evaluation.predictions import Predictions
+    from runner.evaluation.report import ReportDestination
+    from runner.tracking.run_lookup import RunInfo
+    from runner.training.restore import LoadedCheckpoint
     from runner.utils.console import Terminal
 
 CHECKPOINTS = ("best", "last")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line. Raises `UserError`."""
-    parser = Parser(prog="runner evaluate", description="Judge a run's checkpoints again.")
-    parser.add_argument("run", metavar="RUN", help="id, beginning of an id, name, or latest")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object on standard output, and nothing else"
+    """Parse the command line. Raises `UserError`."""
+    parser = CommandLineParser(
+        prog="runner evaluate", description="Evaluate a run's checkpoints and write a report."
     )
-    parser.add_argument("--no-report", dest="report", action="store_false", help="only the scores")
-    parser.add_argument("--out", metavar="DIR", help="folder for the report, besides MLflow")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", metavar="RUN", help="id, beginning of an id, name, or latest")
+    add("--split", default="test", choices=("train", "val", "test"), help="default: test")
+    add("--json", action="store_true", help="write one JSON object to standard output, and nothing else")
+    add("--no-report", dest="report", action="store_false", help="only compute the metrics")
+    add("--out", metavar="DIR", help="also write the report to this folder")
+    add(
         "--faithfulness",
         type=int,
         default=0,
         metavar="N",
-        help="judge the Grad-CAM of N images by ROAD; some seconds each",
+        help="measure the faithfulness of Grad-CAM (ROAD) on N images; takes some seconds per image",
     )
-    parser.add_argument(
-        "--boxes", type=Path, metavar="CSV", help="where objects are: path,left,top,right,bottom in pixels"
-    )
-    parser.add_argument("--data.root", dest="root", help="where the images are now, if they have moved")
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-    asked = parser.parse_args(argv)
-    if asked.faithfulness == 1 or asked.faithfulness < 0:
-        raise UserError("--faithfulness takes 2 images or more, which an interval needs.")
-    if not asked.report and (asked.out or asked.faithfulness or asked.boxes):
-        raise UserError("--out, --faithfulness and --boxes are of the report; leave --no-report out.")
-    if asked.boxes and not asked.boxes.is_file():
+    add("--boxes", type=Path, metavar="CSV", help="bounding boxes: path,left,top,right,bottom in pixels")
+    add("--data.root", dest="root", help="folder of the images, if they have moved")
+    add("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    args = parser.parse_args(argv)
+    if args.faithfulness == 1 or args.faithfulness < 0:
+        raise UserError(f"--faithfulness is {args.faithfulness}; it needs 2 images or more for an interval.")
+    if not args.report and (args.out or args.faithfulness or args.boxes):
+        raise UserError("--out, --faithfulness and --boxes need the report; remove --no-report.")
+    if args.boxes and not args.boxes.is_file():
         raise UserError(
-            f"There is no file {asked.boxes}; --boxes takes a CSV file: path,left,top,right,bottom."
+            f"There is no file {args.boxes}; --boxes needs a CSV file: path,left,top,right,bottom."
         )
-    if asked.out:
-        writable(asked.out)
-    return asked
+    if args.out:
+        args.out = output_folder(args.out)
+    return args
 
 
 def launch_evaluation(argv: Sequence[str]) -> int:
@@ -78,113 +86,138 @@ def launch_evaluation(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate as the command line says. Raises `UserError` for what its user can mend."""
-    follow_launcher()
-    asked = parse(argv)
+    """Evaluate on every process of a launch; returns the exit status. Raises `UserError`."""
+    exit_with_launcher()
+    args = parse(argv)
 
     from accelerate.utils import broadcast_object_list
 
-    from runner.config.parser import read
-    from runner.tracking import run_lookup
-    from runner.tracking.mlflow_server import server
+    from runner.tracking.mlflow_server import tracking_server
+    from runner.tracking.run_lookup import find_run
     from runner.training import devices
     from runner.utils.console import Terminal
 
     state = devices.join()
-    store = server(asked.tracking)
-    store.check_exists()
-    client = store.connect()
-    # A new run may begin meanwhile: one process says which is meant.
-    run = broadcast_object_list([run_lookup.find(client, asked.run) if state.is_main_process else None])[0]
-    with tempfile.TemporaryDirectory(prefix="runner-") as name:
-        folder = Path(name)
-        experiment = read(run_lookup.artifact(client, run, "experiment.yaml", folder))
-        table = (
-            run_lookup.artifact(client, run, "manifest.csv", folder)
-            .read_bytes()  # as it is: a name may hold a line end
-            .decode("utf-8", "surrogateescape")
-        )
-        checkpoints = run_lookup.artifact(client, run, "checkpoints", folder)
-        if asked.root:
-            experiment = dataclasses.replace(
-                experiment, data=dataclasses.replace(experiment.data, root=asked.root)
-            )
-        experiment = devices.at_hand(experiment)
-        accelerator = devices.start(experiment)
-        terminal = Terminal(speaks=accelerator.is_main_process, errors=asked.json)
-        with accelerator.local_main_process_first():
-            manifest = restore_manifest(experiment, table, terminal)
-        held: Held = OrderedDict()  # both checkpoints read the same rows
-        judged = {
-            path.stem: Judged.of(experiment, manifest, path, asked.split, accelerator, terminal, held)
-            for path in (checkpoints / f"{which}.safetensors" for which in CHECKPOINTS)
-            if path.exists()
-        }
-        said = {
-            "run": run.run_id,
-            "name": run.name,
-            "split": asked.split,
-            "images": len(manifest.select(asked.split)),
-            "processes": accelerator.num_processes,
-            "checkpoints": {which: each.scores() for which, each in judged.items()},
-        }
+    server = tracking_server(args.tracking)
+    server.check_exists()
+    client = server.connect()
+    # A new run may begin at the same time, so one process looks up `latest` for all.
+    run = broadcast_object_list([find_run(client, args.run) if state.is_main_process else None])[0]
+    with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
+        files = _download(client, run, args.root, Path(temporary))
+        accelerator = devices.start(files.experiment)
+        terminal = Terminal(enabled=accelerator.is_main_process, stderr=args.json)
+        checkpoints = _load(files, accelerator, terminal)
+        evaluations = {loaded.name: loaded.evaluate(args.split) for loaded in checkpoints}
         if accelerator.is_main_process:
-            _say(said, asked.json, terminal)
-        if asked.report and judged:
-            best = judged.get("best") or judged["last"]
-            val = best.outcomes if asked.split == "val" else best.on("val", accelerator)
+            _print_scores(run, args, evaluations, accelerator.num_processes, terminal)
+        if args.report and evaluations:
+            loaded = checkpoints[0]  # best, if there is one
+            reported = evaluations[loaded.name]
+            val = reported.predictions if args.split == "val" else loaded.predict("val")
             if accelerator.is_main_process:
-                from runner.evaluation.report import write
+                from runner.evaluation.report import ReportDestination
 
-                where = write(run, best, val, asked, client, folder / "report", terminal)
-                terminal.line(f"The report is {where}.")
+                fallback = server.root / "reports" / f"{run.run_id}-{args.split}"
+                destination = ReportDestination(client, run, args.out, fallback)
+                _write_report(reported, val, args, destination, terminal)
     accelerator.end_training()
     return 0
 
 
-def restore_manifest(experiment: "Experiment", table: str, terminal: "Terminal") -> "Manifest":
-    """The manifest that a run was trained with, after checking that its images are still what they were.
+@dataclass(frozen=True)
+class _RunFiles:
+    """What a run logged."""
 
-    Raises `UserError` naming an image that is gone or has changed.
-    """
-    from runner.data.datasets import locate
-    from runner.data.manifest import read_csv
-    from runner.data.scan import scan
-
-    cache = Path(experiment.cache).expanduser()
-    source = locate(experiment.data, cache, terminal)
-    manifest = read_csv(table, source.root)
-    present = {file.path: file.digest for file in scan(source, cache, experiment.data.follow_links, terminal)}
-    for entry in manifest.entries:
-        if present.get(entry.path) != entry.digest:
-            what = "has changed" if entry.path in present else "is gone"
-            raise UserError(
-                f"{source.root / entry.path} {what} since the run; restore it, or say with --data.root where it is."
-            )
-    return manifest
+    experiment: "Experiment"
+    manifest: str
+    """The content of manifest.csv."""
+    checkpoints: Path
 
 
-def _say(report: dict[str, Any], as_json: bool, terminal: "Terminal") -> None:
-    if as_json:
-        print(json.dumps(report))
-        return
-    terminal.table(
-        f"Run {report['run'][:8]} ({report['name']}) on its {report['split']} split",
-        ("checkpoint", "epoch", "images", "right", "in top 5", "top-1", "top-5", "balanced accuracy", "loss"),
-        [
-            (
-                which,
-                str(s["epoch"]),
-                f"{s['images']:,}",
-                f"{s['hits1']:,}",
-                f"{s['hits5']:,}",
-                *(f"{s[name]:.4f}" for name in ("top1", "top5", "balanced_accuracy", "loss")),
-            )
-            for which, s in report["checkpoints"].items()
-        ],
+def _download(client: "MlflowClient", run: "RunInfo", root: str | None, folder: Path) -> _RunFiles:
+    """Download a run's experiment, manifest and checkpoints to `folder`; `root`: another folder of the images."""
+    from runner.config.parser import read
+    from runner.tracking.run_lookup import download_artifact
+    from runner.training import devices
+
+    experiment = read(download_artifact(client, run, "experiment.yaml", folder))
+    if root:
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root=root))
+    # Bytes, because a path may contain a line break.
+    table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
+    return _RunFiles(
+        devices.adapt_to_device(experiment),
+        table.decode("utf-8", "surrogateescape"),
+        download_artifact(client, run, "checkpoints", folder),
     )
+
+
+def _load(files: _RunFiles, accelerator: Any, terminal: "Terminal") -> list["LoadedCheckpoint"]:
+    """Load the run's checkpoints, best first."""
+    from runner.training.restore import load_checkpoint, restore_manifest
+
+    with accelerator.local_main_process_first():
+        manifest = restore_manifest(files.experiment, files.manifest, terminal)
+    in_memory: OrderedDict[Any, Any] = OrderedDict()  # both checkpoints read the same features
+    paths = (files.checkpoints / f"{name}.safetensors" for name in CHECKPOINTS)
+    return [
+        load_checkpoint(path, files.experiment, manifest, accelerator, terminal, in_memory)
+        for path in paths
+        if path.exists()
+    ]
+
+
+def _print_scores(
+    run: "RunInfo",
+    args: argparse.Namespace,
+    evaluations: Mapping[str, "CheckpointEvaluation"],
+    processes: int,
+    terminal: "Terminal",
+) -> None:
+    if args.json:
+        images = max((len(evaluation.entries) for evaluation in evaluations.values()), default=0)
+        result = {
+            "run": run.run_id,
+            "name": run.name,
+            "split": args.split,
+            "images": images,
+            "processes": processes,
+            "checkpoints": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
+        }
+        print(json.dumps(result))
+        return
+    labels = [metric.label for metric in METRICS.values()]
+    rows = []
+    for name, evaluation in evaluations.items():
+        scores = evaluation.predictions.scores
+        counts = (evaluation.epoch, scores.images, scores.hits1, scores.hits5)
+        values = (f"{value:.4f}" for value in scores.values.values())
+        rows.append((name, *(f"{count:,}" for count in counts), *values))
+    terminal.table(
+        f"Run {run.run_id[:8]} ({run.name}) on its {args.split} split",
+        ("checkpoint", "epoch", "images", "correct", "in top 5", *labels),
+        rows,
+    )
+
+
+def _write_report(
+    evaluation: "CheckpointEvaluation",
+    val: "Predictions",
+    args: argparse.Namespace,
+    destination: "ReportDestination",
+    terminal: "Terminal",
+) -> None:
+    from runner.evaluation.report import ReportOptions, write_report
+
+    options = ReportOptions(args.faithfulness, args.boxes)
+    with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
+        folder = Path(temporary) / "report"
+        metrics = write_report(evaluation, val, options, destination.run, folder, terminal)
+        where = destination.store(folder, args.split, metrics, terminal)
+    terminal.line(f"The report is {where}.")
 
 
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(guarded(lambda: main(sys.argv[1:]), lambda: os.environ.get("RANK", "0") == "0"))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), lambda: os.environ.get("RANK", "0") == "0"))

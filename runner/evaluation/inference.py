@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from runner.evaluation.metrics import gather, sample_results
-from runner.features.cache import Rows
-from runner.models.network import Network
+from runner.features.cache import SplitFeatures
+from runner.models.transfer_model import TransferModel
 from runner.utils.tensors import pad_rows
 
 
@@ -23,18 +23,18 @@ class Inference:
     the number of processes. Every process calls the same methods and gets the results of all.
     """
 
-    network: Network
+    network: TransferModel
     """Not wrapped by Accelerate; left in evaluation mode."""
     accelerator: Accelerator
     batch_size: int
     """Images per batch."""
 
-    def logits(self, features: Rows, count: int) -> Tensor:
+    def logits(self, features: SplitFeatures, count: int) -> Tensor:
         """Logits of the `count` images of a split: count × classes, float64, on the CPU."""
-        classes = len(self.network.architecture.classes)
+        classes = len(self.network.spec.classes)
         return self._run(features, count, classes, lambda _, logits: logits.double())
 
-    def sample_results(self, features: Rows, labels: Sequence[int]) -> Tensor:
+    def sample_results(self, features: SplitFeatures, labels: Sequence[int]) -> Tensor:
         """Results of single images, as `metrics.sample_results` returns them: n × 3, float64, on the CPU.
 
         Args:
@@ -53,10 +53,14 @@ class Inference:
         network = self.network
         with torch.no_grad(), self.accelerator.autocast():
             padded = pad_rows(features, self.batch_size)
-            return network.run(padded, network.cut, network.depth)[: len(features)]
+            return network.run(padded, network.split_index, network.depth)[: len(features)]
 
     def _run(
-        self, features: Rows, count: int, columns: int, convert: Callable[[Sequence[int], Tensor], Tensor]
+        self,
+        features: SplitFeatures,
+        count: int,
+        columns: int,
+        convert: Callable[[Sequence[int], Tensor], Tensor],
     ) -> Tensor:
         """`convert` the indices and logits of each batch; the rows of all processes: count × columns."""
         size, accelerator = self.batch_size, self.accelerator

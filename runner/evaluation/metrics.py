@@ -1,8 +1,8 @@
 """Metrics: one table that everything reads, and their exact computation on any number of processes.
 
-A metric is a function of the sample results of a split: n × 3, float64, with the columns `LOSS`, `RANK` and `PREDICTED`.
-To add one, write that function and add it to `METRICS`. Evaluation, run logs, `train.best`, studies, comparisons and
-reports read the table. Torch is imported only where it computes, so that command lines can read the table at once.
+A metric is a function of the sample results of a split: n × 3, float64, columns `LOSS`, `RANK` and `PREDICTED`. To add
+one, write that function and add it to `METRICS`: evaluation, run logs, `train.best`, studies, comparisons and reports
+read the table. Torch is imported only where it computes, so that command lines can read the table without delay.
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def selection_metric(name: str) -> Metric:
     """
     names = [metric.name for metric in METRICS.values() if metric.direction == "maximize"]
     if name not in names:
-        raise UserError(f"train.best is {name!r}{did_you_mean(name, names)}; set it to one of {', '.join(names)}.")
+        raise UserError(
+            f"train.best is {name!r}{did_you_mean(name, names)}; set it to one of {', '.join(names)}."
+        )
     return METRICS[name]
 
 

@@ -1,74 +1,92 @@
-"""Pictures of what a network's answers tell, legible from two classes to some hundred."""
+"""Plots of an evaluation, legible from two to several hundred classes."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from runner.evaluation.predictions import Predictions
-from runner.evaluation.statistics import Calibration, ClassReport, confusion
-from runner.utils.atomic_files import atomic_write
+from runner.evaluation.statistics import Bin, Calibration, ClassScores, confusion
+from runner.utils.figures import new_figure, save_figure
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
-CELL = 0.2
-"""Inches for a class: room for a name in 10 points."""
-LETTER = 0.085
-"""Inches for a letter of such a name."""
-LARGEST = 40.0
-"""Inches that a picture of classes may be wide or high; of more classes not every name is written."""
-LONGEST = 28
-"""Characters of a name that are written."""
-NUMBERED = 120
-"""Up to so many classes the cells of a confusion matrix hold their counts."""
-FEW = 10
-"""Bins of fewer images are drawn hollow: their accuracy is mostly chance."""
-LISTED = 190
-"""Up to so many classes are drawn one by one; of more, those with the lowest recall."""
+CLASS_SIZE = 0.2
+"""Inches per class, enough for a name in 10 points."""
+LETTER_WIDTH = 0.085
+"""Inches per letter of such a name."""
+MOST_INCHES = 40.0
+"""Maximum width and height of a plot. With more classes, some names are left out."""
+MOST_LETTERS = 28
+"""Maximum length of a class name."""
+MOST_NUMBERED = 120
+"""The cells of a confusion matrix show their counts up to this number of classes."""
+FEW_IMAGES = 10
+"""Bins with fewer images have hollow markers: their accuracy is mostly chance."""
+MOST_BARS = 190
+"""Maximum number of bars. With more classes, those with the lowest recall are shown."""
 
 
-def confusion_matrix(outcomes: Predictions, path: Path) -> None:
-    """Draw which class was taken for which, as shares of the true class's images, with counts in the cells.
+@dataclass(frozen=True)
+class _MatrixLayout:
+    """Sizes of a confusion matrix, from the number of its classes and the length of their names."""
+
+    classes: int
+    indices: np.ndarray
+    """Of the classes whose names are written."""
+    names: list[str]
+
+    @classmethod
+    def of(cls, classes: Sequence[str]) -> _MatrixLayout:
+        count = len(classes)
+        cell = CLASS_SIZE if count > 20 else 0.45
+        step = math.ceil(count * cell / max(3.5, min(count * cell, MOST_INCHES - 6)))
+        indices = np.arange(0, count, step)
+        return cls(count, indices, [_short(name) for name in classes[::step]])
+
+    @property
+    def both_sides(self) -> bool:
+        """Whether names are on both sides, because the distance from a cell to them is large."""
+        return self.classes > 40
+
+    @property
+    def figure_size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        cell = CLASS_SIZE if self.classes > 20 else 0.45
+        side = max(3.5, min(self.classes * cell, MOST_INCHES - 6))
+        margin = LETTER_WIDTH * max(map(len, self.names)) * (2 if self.both_sides else 1)
+        return side + margin + 2.2, side + margin + 1.2
+
+    @property
+    def slanted(self) -> bool:
+        """Whether the names of columns do not fit horizontally."""
+        return self.classes > 4 or max(map(len, self.names)) > 10
+
+    @property
+    def label_size(self) -> int:
+        """Of axis labels, in points."""
+        return 16 if self.both_sides else 11
+
+
+def confusion_matrix(predictions: Predictions, path: Path) -> None:
+    """Draw the predicted classes of each true class, as shares of its images, with counts in the cells.
 
     Args:
-        outcomes: Of the split.
+        predictions: Of the split.
         path: PNG file to write.
     """
-    import matplotlib
-    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-    from matplotlib.ticker import PercentFormatter
-
-    counts = confusion(outcomes)
-    classes = len(outcomes.classes)
-    support = np.bincount(outcomes.labels, minlength=classes)
+    counts = confusion(predictions)
+    support = np.bincount(predictions.labels, minlength=len(predictions.classes))
     shares = 100 * counts / np.maximum(support, 1)[:, None]
-    cell = CELL if classes > 20 else 0.45
-    side = max(3.5, min(classes * cell, LARGEST - 6))
-    step = math.ceil(classes * cell / side)
-    places = np.arange(0, classes, step)
-    names = [_short(outcomes.classes[place]) for place in places]
-    twice = classes > 40  # names on both sides: the way from a cell to them is long
-    room = LETTER * max(map(len, names)) * (2 if twice else 1)
-    figure = _figure(side + room + 2.2, side + room + 1.2)
+    layout = _MatrixLayout.of(predictions.classes)
+    figure = new_figure(*layout.figure_size)
     axes = figure.subplots()
-    # The first fifth of Blues cannot be told from white, which is for pairs that were never confused.
-    blues = LinearSegmentedColormap.from_list("", matplotlib.colormaps["Blues"](np.linspace(0.2, 1, 256)))
-    norm = PowerNorm(0.5, 0, 100)  # the square root shows one image in a hundred beside the diagonal
-    image = axes.imshow(
-        np.ma.masked_equal(shares, 0), cmap=blues, norm=norm, interpolation="nearest", aspect="auto"
-    )  # the figure's size makes the cells about square: constrained layout clips axes of a fixed aspect
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.6, aspect=30, pad=0.01, format=PercentFormatter(decimals=0, symbol=" %")
-    )
-    large = 16 if classes > 40 else 11
-    bar.set_label("share of the true class's images (√ scale)", fontsize=large)
-    bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
-    if classes <= NUMBERED:
-        size = 10 if classes <= 20 else 7
+    _draw_shares(axes, shares, layout)
+    if layout.classes <= MOST_NUMBERED:
         for true, predicted in np.argwhere(counts):
             axes.text(
                 predicted,
@@ -76,113 +94,123 @@ def confusion_matrix(outcomes: Predictions, path: Path) -> None:
                 str(counts[true, predicted]),
                 ha="center",
                 va="center",
-                fontsize=size,
+                fontsize=10 if layout.classes <= 20 else 7,
                 color="white" if shares[true, predicted] > 30 else "black",
                 in_layout=False,
             )
-    slanted = classes > 4 or max(map(len, names)) > 10
-    axes.set_xticks(
-        places,
-        names,
-        parse_math=False,
-        rotation=90 if classes > 20 else 45 if slanted else 0,
-        ha="right" if slanted and classes <= 20 else "center",
-        rotation_mode="anchor" if slanted and classes <= 20 else "default",
+    _label_classes(axes, layout)
+    axes.set_xlabel("predicted class", fontsize=layout.label_size)
+    axes.set_ylabel("true class", fontsize=layout.label_size)
+    correct = int(np.trace(counts))
+    axes.set_title(f"{correct:,} of {len(predictions.paths):,} images correct", fontsize=layout.label_size)
+    save_figure(figure, path)
+
+
+def _draw_shares(axes: Any, shares: np.ndarray, layout: _MatrixLayout) -> None:
+    import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+    from matplotlib.ticker import PercentFormatter
+
+    # The first fifth of Blues looks white, which is for pairs that were never confused.
+    blues = LinearSegmentedColormap.from_list("", matplotlib.colormaps["Blues"](np.linspace(0.2, 1, 256)))
+    norm = PowerNorm(0.5, 0, 100)  # the square root shows one image in a hundred next to the diagonal
+    image = axes.imshow(
+        np.ma.masked_equal(shares, 0), cmap=blues, norm=norm, interpolation="nearest", aspect="auto"
+    )  # the size of the figure makes cells about square: constrained layout clips axes of a fixed aspect
+    bar = axes.figure.colorbar(
+        image, ax=axes, shrink=0.6, aspect=30, pad=0.01, format=PercentFormatter(decimals=0, symbol=" %")
     )
-    axes.set_yticks(places, names, parse_math=False)
-    if twice:
+    bar.set_label("share of the true class's images (√ scale)", fontsize=layout.label_size)
+    bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
+
+
+def _label_classes(axes: Any, layout: _MatrixLayout) -> None:
+    few = layout.classes <= 20
+    axes.set_xticks(
+        layout.indices,
+        layout.names,
+        parse_math=False,
+        rotation=90 if not few else 45 if layout.slanted else 0,
+        ha="right" if layout.slanted and few else "center",
+        rotation_mode="anchor" if layout.slanted and few else "default",
+    )
+    axes.set_yticks(layout.indices, layout.names, parse_math=False)
+    if layout.both_sides:
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
         for tick in axes.xaxis.get_major_ticks():
             tick.label2.set(parse_math=False, rotation=90)
         for tick in axes.yaxis.get_major_ticks():
             tick.label2.set_parse_math(False)
-    edges = np.arange(classes - 1) + 0.5
+    edges = np.arange(layout.classes - 1) + 0.5
     axes.set_xticks(edges, minor=True)
     axes.set_yticks(edges, minor=True)
     axes.tick_params(which="minor", length=0)
-    if classes <= NUMBERED:
+    if layout.classes <= MOST_NUMBERED:
         axes.grid(which="minor", color="0.9", linewidth=0.5)
-    axes.set_xlabel("predicted class", fontsize=large)
-    axes.set_ylabel("true class", fontsize=large)
-    hits = int(np.trace(counts))
-    axes.set_title(f"{hits:,} of {len(outcomes.paths):,} images right", fontsize=large)
-    _save(figure, path)
 
 
 def reliability(before: Calibration, after: Calibration, temperature: float, path: Path) -> None:
-    """Draw accuracy over confidence before and after temperature scaling, with the images of each bin below.
+    """Draw accuracy over confidence before and after temperature scaling, and the images of each bin below.
 
     Args:
-        before: Of the network's own probabilities.
-        after: Of those at `temperature`.
-        temperature: What the logits were divided by.
+        before: Calibration of the probabilities as trained.
+        after: Calibration at `temperature`.
+        temperature: Divisor of the logits.
         path: PNG file to write.
     """
-    figure = _figure(7.5, 7.5)
-    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    figure = new_figure(7.5, 7.5)
+    axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    sides = (
+    series = (
         (before, ORANGE, "o", "as trained"),
         (after, BLUE, "s", f"temperature {temperature:.2f}"),
     )
-    for side, (measured, colour, marker, name) in enumerate(sides):
-        full = [each for each in measured.bins if each.count]
-        confidence = [100 * each.confidence for each in full]
-        accuracy = [100 * each.accuracy for each in full]
-        axes.plot(
-            confidence,
-            accuracy,
-            color=colour,
-            marker=marker,
-            markersize=6,
-            linewidth=1.2,
-            label=f"{name}: ECE {100 * measured.ece:.1f} %",
-        )
-        few = [place for place, each in enumerate(full) if each.count < FEW]
-        axes.plot(
-            [confidence[place] for place in few],
-            [accuracy[place] for place in few],
-            color=colour,
-            marker=marker,
-            markersize=6,
-            markerfacecolor="white",
-            linestyle="none",
-        )
+    for index, (measured, color, marker, name) in enumerate(series):
+        filled = [each for each in measured.bins if each.count]
+        style = {"color": color, "marker": marker, "markersize": 6}
+        label = f"{name}: ECE {100 * measured.ece:.1f} %"
+        axes.plot(*_points(filled), **style, linewidth=1.2, label=label)
+        few = [each for each in filled if each.count < FEW_IMAGES]
+        axes.plot(*_points(few), **style, markerfacecolor="white", linestyle="none")
         width = 100 / len(measured.bins)
-        below.bar(
-            [100 * each.low + width * (0.28 + 0.44 * side) for each in measured.bins],
+        histogram.bar(
+            [100 * each.low + width * (0.28 + 0.44 * index) for each in measured.bins],
             [each.count for each in measured.bins],
             width=0.42 * width,
-            color=colour,
+            color=color,
         )
     hollow = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": "none"}
-    axes.plot([], [], **hollow, label=f"under {FEW} images")
-    axes.set_title("Is confidence accuracy?")
+    axes.plot([], [], **hollow, label=f"fewer than {FEW_IMAGES} images")
+    axes.set_title("Accuracy by confidence")
     axes.set(ylabel="accuracy (%)", xlim=(0, 102), ylim=(-2, 102))
     figure.legend(loc="outside lower center", ncols=2)
     axes.grid(alpha=0.3)
-    below.set(xlabel="confidence: probability of the predicted class (%)", ylabel="images")
+    histogram.set(xlabel="confidence: probability of the predicted class (%)", ylabel="images")
     if any(each.count for each in before.bins):
-        below.set_yscale("log")  # most answers are sure ones: on a linear scale the others cannot be seen
-        below.set_ylim(bottom=0.7)
-    below.yaxis.set_major_formatter("{x:,.0f}")
-    below.grid(alpha=0.3)
-    _save(figure, path)
+        histogram.set_yscale("log")  # most predictions are confident; a linear scale would hide the others
+        histogram.set_ylim(bottom=0.7)
+    histogram.yaxis.set_major_formatter("{x:,.0f}")
+    histogram.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def _points(bins: Sequence[Bin]) -> tuple[list[float], list[float]]:
+    """Confidence and accuracy in percent."""
+    return [100 * each.confidence for each in bins], [100 * each.accuracy for each in bins]
 
 
 def topk_curve(curve: np.ndarray, path: Path) -> None:
-    """Draw how often the true class is among the first k.
+    """Draw top-k accuracy over k.
 
     Args:
-        curve: Shares for k = 1, 2, …, as `analysis.topk` gives them.
+        curve: Accuracy for k = 1, 2, …, between 0 and 1.
         path: PNG file to write.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(7.5, 4.5)
+    figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
-    places = np.arange(1, len(curve) + 1)
-    axes.plot(places, 100 * curve, color=BLUE, marker="o", markersize=5)
+    axes.plot(np.arange(1, len(curve) + 1), 100 * curve, color=BLUE, marker="o", markersize=5)
     for k in sorted({1, min(5, len(curve))}):
         axes.annotate(
             f"top-{k}: {100 * curve[k - 1]:.1f} %",
@@ -190,33 +218,32 @@ def topk_curve(curve: np.ndarray, path: Path) -> None:
             xytext=(8, -14),
             textcoords="offset points",
         )
-    axes.set_title("Is the true class among the first k?")
-    axes.set(xlabel="k (classes by falling probability)", ylabel="images (%)")
+    axes.set_title("Top-k accuracy")
+    axes.set(xlabel="k (most probable classes)", ylabel="images (%)")
     axes.set_xlim(0.5, len(curve) + 0.9)
     span = max(100 * (1 - float(curve.min())), 1.0)
     axes.set_ylim(100 - 1.15 * span, 100 + 0.05 * span)
     axes.xaxis.set_major_locator(MaxNLocator(min(len(curve), 25) + 1, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def recall_by_class(reports: Sequence[ClassReport], path: Path) -> None:
-    """Draw each class's recall as a bar and its precision as a mark, the lowest recall on top.
+def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
+    """Draw each class's recall as a bar and its precision as a marker, the lowest recall on top.
 
     Args:
-        reports: Of all classes; those without images come last, and bear no bar.
+        classes: All classes. Those without images come last and have no bar.
         path: PNG file to write.
     """
-    ordered = by_recall(reports)
-    drawn = ordered[:LISTED]
-    figure = _figure(9, max(2.6, 1.4 + CELL * len(drawn)))
+    ordered = by_recall(classes)
+    shown = ordered[:MOST_BARS]
+    figure = new_figure(9, max(2.6, 1.4 + CLASS_SIZE * len(shown)))
     axes = figure.subplots()
-    rows = np.arange(len(drawn))
-    recalls = np.array([100 * each.recall for each in drawn])
-    precisions = np.array([100 * each.precision for each in drawn])
+    rows = np.arange(len(shown))
+    recalls = np.array([100 * each.recall for each in shown])
     bars = axes.barh(rows, np.nan_to_num(recalls), height=0.75, color=BLUE, alpha=0.75, label="recall")
-    marks = axes.plot(
-        precisions,
+    markers = axes.plot(
+        np.array([100 * each.precision for each in shown]),
         rows,
         linestyle="none",
         marker="D",
@@ -224,49 +251,33 @@ def recall_by_class(reports: Sequence[ClassReport], path: Path) -> None:
         color=ORANGE,
         markeredgecolor="white",
         markeredgewidth=0.6,
-        clip_on=False,  # half of a mark at 100 %
+        clip_on=False,  # half of a marker at 100 %
         zorder=3,
         label="precision",
     )
-    mean = 100 * float(np.mean([each.recall for each in reports if each.support]))
+    mean = 100 * float(np.mean([each.recall for each in classes if each.support]))
     line = axes.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean recall {mean:.1f} %")
-    axes.set_yticks(rows, [_short(each.name) for each in drawn], parse_math=False, fontsize=8)
+    axes.set_yticks(rows, [_short(each.name) for each in shown], parse_math=False, fontsize=8)
     axes.set_xlim(0, 100)
-    axes.set_ylim(len(drawn) - 0.4, -0.6)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set(xlabel="recall and precision (%)", ylabel="class")
     counts = axes.secondary_yaxis("right")
-    counts.set_yticks(rows, [f"{each.support:,}" for each in drawn], fontsize=8)
+    counts.set_yticks(rows, [f"{each.support:,}" for each in shown], fontsize=8)
     counts.tick_params(length=0, pad=8)
     counts.set_ylabel("images of the class")
-    if len(drawn) < len(ordered):
-        axes.set_title(f"The {len(drawn)} of {len(ordered):,} classes with the lowest recall")
+    if len(shown) < len(ordered):
+        axes.set_title(f"The {len(shown)} of {len(ordered):,} classes with the lowest recall")
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(handles=[bars, *marks, line], loc="outside upper center", ncols=3)
-    _save(figure, path)
+    figure.legend(handles=[bars, *markers, line], loc="outside upper center", ncols=3)
+    save_figure(figure, path)
 
 
-def by_recall(reports: Sequence[ClassReport]) -> list[ClassReport]:
-    """Lowest recall first, then by name; classes without images last."""
-    return sorted(reports, key=lambda each: (not each.support, each.recall if each.support else 0, each.name))
+def by_recall(classes: Sequence[ClassScores]) -> list[ClassScores]:
+    """Classes sorted by recall, lowest first, then by name; classes without images last."""
+    return sorted(classes, key=lambda each: (not each.support, each.recall if each.support else 0, each.name))
 
 
 def _short(name: str) -> str:
-    """A name that can be drawn in one line: a folder's may hold anything, and 255 bytes of it."""
-    plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in name)
-    return plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 1]}…"
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Any, path: Path) -> None:
-    with warnings.catch_warnings(), atomic_write(path) as aside:
-        # A class's name may be in a script that matplotlib's font lacks; boxes are drawn for it.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(aside, format="png")
+    """A class name that fits on one line: the name of a folder can hold any character and 255 bytes."""
+    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    return printable if len(printable) <= MOST_LETTERS else f"{printable[: MOST_LETTERS - 1]}…"

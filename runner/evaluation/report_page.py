@@ -1,126 +1,151 @@
-"""The page of an evaluation: scores with their uncertainty, and where the network errs, in one file to pass on."""
+"""The HTML page of an evaluation report, with its plots and tables: one file that can be passed on."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.evaluation import plots, statistics
-from runner.evaluation.predictions import Predictions, softmax
-from runner.evaluation.statistics import ClassReport, Confusion
+from runner.evaluation.explanation_checks import CheckResult
+from runner.evaluation.metrics import METRICS
+from runner.evaluation.predictions import Predictions
+from runner.evaluation.statistics import Analysis, ClassScores, ConfusedPair
 from runner.utils.atomic_files import write_text
+from runner.utils.csv_text import to_csv
 from runner.utils.html import Page
 
-NAMES = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "balanced_accuracy": "balanced accuracy"}
+MOST_PAIRS = 20
+"""Maximum number of confused pairs on the page; confused.csv has all."""
+
+Picture = tuple[Path, str]
+"""PNG file and caption."""
 
 
-def write(
-    page_path: Path,
-    *,
-    title: str,
-    under: str,
-    test: Predictions,
-    val: Predictions,
-    folder: Path,
-    galleries: Sequence[tuple[str, Sequence[tuple[Path, str]]]] = (),
-    extra: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
-) -> dict[str, float]:
-    """Draw the figures, write the tables and the page, and return what was measured, by name.
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures under a heading."""
 
-    `folder` gets confusion_matrix.png, reliability.png, topk.png, recall_by_class.png, per_class.csv and confused.csv.
-    Returned are `top1_low`, `top1_high` and so for `top5` and `balanced_accuracy` (95 % bootstrap intervals), `ece` and
-    `ece_scaled` (before and after temperature scaling), all fractions 0 to 1, and `temperature`.
+    heading: str
+    pictures: Sequence[Picture]
 
-    Args:
-        page_path: HTML file to write.
-        title: Of the page.
-        under: A line below the title.
-        test: What is judged.
-        val: What the temperature is found on.
-        folder: For pictures and tables.
-        galleries: Headings, each with PNG files and their captions.
-        extra: Further tables: heading, header, rows.
+
+@dataclass(frozen=True)
+class ReportContent:
+    """What the page shows."""
+
+    title: str
+    subtitle: str
+    predictions: Predictions
+    val: Predictions
+    """Predictions that the temperature was fitted on."""
+    analysis: Analysis
+    galleries: Sequence[Gallery] = ()
+    checks: Sequence[CheckResult] = ()
+
+
+def write_page(content: ReportContent, folder: Path) -> None:
+    """Write report.html, and the plots and tables that it shows.
+
+    The other files are confusion_matrix.png, reliability.png, topk.png, recall_by_class.png, per_class.csv and
+    confused.csv.
     """
-    intervals = statistics.bootstrap(test)
-    reports = statistics.per_class(test)
-    pairs = statistics.confused(test, most=None)
-    temperature = statistics.temperature(val.logits, val.labels)
-    before = statistics.calibration(test.probabilities, test.labels)
-    after = statistics.calibration(softmax(test.logits / temperature), test.labels)
-    files = {
-        name: folder / f"{name}.png"
-        for name in ("confusion_matrix", "reliability", "topk", "recall_by_class")
-    }
-    plots.confusion_matrix(test, files["confusion_matrix"])
-    plots.reliability(before, after, temperature, files["reliability"])
-    plots.topk_curve(statistics.topk(test), files["topk"])
-    plots.recall_by_class(reports, files["recall_by_class"])
-    write_text(folder / "per_class.csv", per_class_as_csv(reports))
-    write_text(folder / "confused.csv", confused_as_csv(pairs))
+    analysis, predictions = content.analysis, content.predictions
+    plots.confusion_matrix(predictions, folder / "confusion_matrix.png")
+    plots.reliability(analysis.before, analysis.after, analysis.temperature, folder / "reliability.png")
+    plots.topk_curve(statistics.topk_accuracy(predictions), folder / "topk.png")
+    plots.recall_by_class(analysis.classes, folder / "recall_by_class.png")
+    write_text(folder / "per_class.csv", classes_to_csv(analysis.classes))
+    write_text(folder / "confused.csv", pairs_to_csv(analysis.confused))
 
-    page = Page(title, under)
+    page = Page(content.title, content.subtitle)
+    _add_scores(page, content)
+    for gallery in content.galleries:
+        page.heading(gallery.heading)
+        page.gallery(gallery.pictures)
+    page.heading("Confusion matrix")
+    page.text(
+        "Rows are true classes and columns predicted classes, in the order of the manifest. Numbers are images."
+        " confusion_matrix.png has the full size."
+    )
+    page.picture(folder / "confusion_matrix.png", "confusion matrix", scroll=True)
+    _add_confused_pairs(page, analysis.confused)
+    _add_calibration(page, content, folder / "reliability.png")
+    page.heading("Top-k accuracy")
+    page.picture(folder / "topk.png", "top-k accuracy")
+    _add_classes(page, analysis.classes)
+    page.picture(folder / "recall_by_class.png", "recall and precision by class")
+    for check in content.checks:
+        page.heading(check.heading)
+        page.table(("", "value"), check.rows)
+    page.write(folder / "report.html")
+
+
+def _add_scores(page: Page, content: ReportContent) -> None:
+    analysis, predictions = content.analysis, content.predictions
+    rows = [
+        [METRICS[name].label, _percent(each.value), f"{_percent(each.low)} to {_percent(each.high)}"]
+        for name, each in analysis.intervals.items()
+    ]
     page.table(
         ["", "value", "95 % interval"],
         [
-            *(
-                [NAMES[name], _percent(each.value), f"{_percent(each.low)} to {_percent(each.high)}"]
-                for name, each in intervals.items()
-            ),
-            ["expected calibration error, as trained", _percent(before.ece), ""],
-            ["expected calibration error, after temperature scaling", _percent(after.ece), ""],
-            ["temperature", f"{temperature:.2f}", ""],
+            *rows,
+            ["expected calibration error, as trained", _percent(analysis.before.ece), ""],
+            ["expected calibration error, after temperature scaling", _percent(analysis.after.ece), ""],
+            ["temperature", f"{analysis.temperature:.2f}", ""],
         ],
     )
     page.text(
-        f"{len(test.paths):,} images of {len(test.classes):,} classes. Intervals: percentile bootstrap over images;"
-        " they tell what another drawing of images would change, not another training."
+        f"{len(predictions.paths):,} images of {len(predictions.classes):,} classes. Intervals: percentile bootstrap"
+        " over images. They show how much the values depend on the choice of images, not on the training seed."
     )
-    if silent := int((~test.finite).sum()):
-        page.text(f"For {silent:,} images the network's logits were not finite; they count as wrong.")
-    for heading, pictures in galleries:
-        page.heading(heading)
-        page.gallery(pictures)
-    page.heading("Confusion matrix")
-    page.text(
-        "Rows are true classes, columns predicted ones, in the manifest's order; numbers are images."
-        " confusion_matrix.png holds it in full size."
-    )
-    page.picture(files["confusion_matrix"], "confusion matrix", scroll=True)
-    page.heading("Classes taken for each other")
-    shown = pairs[:20]
-    if shown:
-        page.table(
-            ["true class", "taken for", "images", "share of the true class"],
-            [[each.true, each.predicted, f"{each.count:,}", _percent(each.share)] for each in shown],
-        )
-        if len(pairs) > len(shown):
-            page.text(f"The {len(shown)} most frequent of {len(pairs):,} pairs; confused.csv holds them all.")
-    else:
+    if invalid := int((~predictions.finite).sum()):
+        page.text(f"The logits of {invalid:,} images are not finite; these images count as wrong.")
+
+
+def _add_confused_pairs(page: Page, pairs: Sequence[ConfusedPair]) -> None:
+    page.heading("Confused classes")
+    shown = pairs[:MOST_PAIRS]
+    if not shown:
         page.text("None.")
+        return
+    page.table(
+        ["true class", "predicted as", "images", "share of the true class"],
+        [[pair.true, pair.predicted, f"{pair.count:,}", _percent(pair.share)] for pair in shown],
+    )
+    if len(pairs) > len(shown):
+        page.text(f"The {len(shown)} most frequent of {len(pairs):,} pairs; confused.csv has all of them.")
+
+
+def _add_calibration(page: Page, content: ReportContent, picture: Path) -> None:
+    analysis, val = content.analysis, content.val
     page.heading("Calibration")
-    page.picture(files["reliability"], "reliability diagram")
+    page.picture(picture, "reliability diagram")
+    fitted_on_same = content.predictions.digests == val.digests
     page.text(
-        f"The expected calibration error is the mean gap between confidence and accuracy, in {len(before.bins)} bins of"
-        f" equal width (Guo et al., 2017); the largest gap of a bin is {_percent(before.mce)} as trained and"
-        f" {_percent(after.mce)} after. The temperature divides the logits and changes no prediction; "
+        "The expected calibration error is the mean gap between confidence and accuracy in"
+        f" {len(analysis.before.bins)} bins of equal width (Guo et al., 2017). The largest gap of a bin is"
+        f" {_percent(analysis.before.mce)} as trained and {_percent(analysis.after.mce)} after scaling. The temperature"
+        " divides the logits and changes no prediction. "
         + (
-            "it was found on these very images, so that the error after scaling is flattered."
-            if test.digests == val.digests
-            else f"it was found on {len(val.paths):,} validation images."
+            "It was fitted on the same images, so the error after scaling is too optimistic."
+            if fitted_on_same
+            else f"It was fitted on {len(val.paths):,} validation images."
         )
     )
-    if min(abs(temperature / edge - 1) for edge in statistics.TEMPERATURES) < 1e-3:
-        low, high = statistics.TEMPERATURES
+    low, high = statistics.TEMPERATURES
+    if min(abs(analysis.temperature / edge - 1) for edge in (low, high)) < 1e-3:
         page.text(
-            f"It lies at the edge of what was searched, {low:g} to {high:g}: those images do not tell it."
+            f"The temperature is at the edge of the searched range ({low:g} to {high:g}): these images do not"
+            " determine it."
         )
-    page.heading("Top-k accuracy")
-    page.picture(files["topk"], "top-k accuracy")
+
+
+def _add_classes(page: Page, classes: Sequence[ClassScores]) -> None:
     page.heading("Classes")
-    page.text("The lowest recall comes first. per_class.csv holds the table.")
+    page.text("Lowest recall first. per_class.csv has the same table.")
     page.table(
         ["class", "recall", "precision", "F1", "images", "predicted"],
         [
@@ -130,49 +155,29 @@ def write(
                 f"{each.support:,}",
                 f"{each.predicted:,}",
             ]
-            for each in plots.by_recall(reports)
+            for each in plots.by_recall(classes)
         ],
         scroll=True,
     )
-    page.picture(files["recall_by_class"], "recall and precision by class")
-    for heading, header, rows in extra:
-        page.heading(heading)
-        page.table(header, rows, scroll=len(rows) > 20)
-    page.write(page_path)
-    return {
-        **{f"{name}_low": each.low for name, each in intervals.items()},
-        **{f"{name}_high": each.high for name, each in intervals.items()},
-        "ece": before.ece,
-        "ece_scaled": after.ece,
-        "temperature": temperature,
-    }
 
 
-def per_class_as_csv(reports: Sequence[ClassReport]) -> str:
-    """The classes as a table with a header, in their order; what is undefined is left empty."""
-    return _csv(
+def classes_to_csv(classes: Sequence[ClassScores]) -> str:
+    """The scores of all classes as CSV, in their order; undefined scores are empty."""
+    return to_csv(
         ("class", "precision", "recall", "f1", "support", "predicted"),
-        [
+        (
             (each.name, *map(_number, (each.precision, each.recall, each.f1)), each.support, each.predicted)
-            for each in reports
-        ],
+            for each in classes
+        ),
     )
 
 
-def confused_as_csv(pairs: Sequence[Confusion]) -> str:
-    """The pairs as a table with a header."""
-    return _csv(
+def pairs_to_csv(pairs: Sequence[ConfusedPair]) -> str:
+    """Confused pairs of classes as CSV."""
+    return to_csv(
         ("true", "predicted", "count", "share"),
-        [(each.true, each.predicted, each.count, _number(each.share)) for each in pairs],
+        ((pair.true, pair.predicted, pair.count, _number(pair.share)) for pair in pairs),
     )
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _number(share: float) -> str:

@@ -1,4 +1,4 @@
-"""Two runs that should be the same: what of their environments changed, and whether their figures are alike."""
+"""Compares a run with its reproduction: their environments, and their metrics point by point."""
 
 from __future__ import annotations
 
@@ -7,67 +7,61 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from runner.config.schema import flatten
+from runner.config.tree import flatten
+from runner.evaluation.metrics import metric_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-FIGURES = ("train/", "val/", "test/best/", "test/last/", "lr", "best_epoch")
-"""Beginnings of the metrics that a reproduction must have alike: not those of time, machine and store."""
-COUNTED = ("top1", "top5", "balanced_accuracy", "best_epoch")
-"""Metrics that come from counts: another value is another count, however near."""
+COMPARED = ("train/", "val/", "test/best/", "test/last/", "lr", "best_epoch")
+"""Prefixes of the metrics that a reproduction must repeat. Times, and use of machine and cache, may differ."""
 TOLERANCE = 1e-5
-"""Relative difference up to which losses count as the same: sums in another order stay far below."""
-WATCHED = ("python", "platform", "device", "processes", "threads", "precision")
-"""What of environment.json may change last bits, beside packages and code."""
+"""Relative difference up to which metrics that are not counted are the same: a different order of sums stays below."""
+ENVIRONMENT = ("python", "platform", "device", "processes", "threads", "precision")
+"""Entries of environment.json that can change the last bits, besides packages and code."""
 
-LONGEST = 500
-"""Characters of a word of environment.json."""
-MOST = 1024
-"""Processes or threads that a run can have had."""
+MAX_LENGTH = 500
+"""Maximum length of a string in environment.json."""
+MAX_COUNT = 1024
+"""Maximum number of processes or threads in environment.json."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something of a run's environment that is not what it was."""
+    """A difference between two environments."""
 
     what: str
     then: str
     now: str
 
 
-def is_environment(told: Any) -> bool:
-    """Whether something read from environment.json is what the runner writes, as far as it is looked at."""
-    if not isinstance(told, dict) or not isinstance(told.get("packages", {}), dict):
+def is_environment(value: Any) -> bool:
+    """Whether the content of environment.json was written by the runner, as far as it is used."""
+    if not isinstance(value, dict) or not isinstance(value.get("packages", {}), dict):
         return False
-    words = [told[name] for name in ("python", "platform", "device", "precision") if name in told]
-    words += [told["git_commit"]] if told.get("git_commit") is not None else []
-    words += [*told.get("packages", {}), *told.get("packages", {}).values()]
-    counts = [told[name] for name in ("processes", "threads") if name in told]
+    texts = [value[name] for name in ("python", "platform", "device", "precision") if name in value]
+    texts += [value["git_commit"]] if value.get("git_commit") is not None else []
+    texts += [*value.get("packages", {}), *value.get("packages", {}).values()]
+    counts = [value[name] for name in ("processes", "threads") if name in value]
     return all(
-        isinstance(word, str) and word.isprintable() and len(word) < LONGEST for word in words
-    ) and all(type(count) is int and 0 < count <= MOST for count in counts)
+        isinstance(text, str) and text.isprintable() and len(text) < MAX_LENGTH for text in texts
+    ) and all(type(count) is int and 0 < count <= MAX_COUNT for count in counts)
 
 
-def processes_of(then: Mapping[str, Any]) -> int:
-    """The processes that a run was trained on, by its environment."""
-    return int(then.get("processes", 1))
-
-
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """What of two environments differs and may matter; only what both tell of is compared."""
+def environment_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """The differences between two environments that may change results, among the entries that both have."""
     old, new = flatten(dict(then)), flatten(dict(now))
-    names = [name for name in new if name in WATCHED or name.startswith("packages.")]
-    found = [
+    names = [name for name in new if name in ENVIRONMENT or name.startswith("packages.")]
+    changes = [
         Change(name.removeprefix("packages."), str(old[name]), str(new[name]))
         for name in names
         if name in old and old[name] != new[name]
     ]
     if old.get("git_commit") and new.get("git_commit"):
         before, after = _code(old), _code(new)
-        if before != after or old.get("git_dirty"):  # what was not committed cannot be known to be the same
-            found.append(Change("code", before, after))
-    return found
+        if before != after or old.get("git_dirty"):  # uncommitted code cannot be known to be the same
+            changes.append(Change("code", before, after))
+    return changes
 
 
 def _code(environment: Mapping[str, Any]) -> str:
@@ -76,48 +70,54 @@ def _code(environment: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """A figure that is not the same to the last bit. Step 0: of the whole run; None: there is no such point."""
+    """A point of a metric that is not bit-identical in both runs."""
 
     metric: str
     step: int
+    """Epoch; 0 for metrics of the whole run."""
     original: float | None
+    """None if the original has no such point."""
     reproduced: float | None
+    """None if the reproduction has no such point."""
 
     @property
     def relative(self) -> float | None:
-        """The difference, over the larger of the two."""
+        """The absolute difference divided by the larger absolute value."""
         if self.original is None or self.reproduced is None:
             return None
         return abs(self.reproduced - self.original) / max(abs(self.original), abs(self.reproduced))
 
     @property
     def tolerated(self) -> bool:
-        """Whether only the order of a sum need be another."""
-        if self.relative is None or self.metric.rpartition("/")[2] in COUNTED:
+        """Whether a different order of sums explains the difference; it never explains one of counts."""
+        metric = metric_of(self.metric)
+        if self.relative is None or self.metric == "best_epoch" or (metric is not None and metric.counted):
             return False
         return self.relative <= TOLERANCE
 
     @property
-    def place(self) -> str:
-        """Metric and epoch, for a person."""
+    def label(self) -> str:
+        """Metric and epoch."""
         return f"{self.metric} in epoch {self.step}" if self.step else self.metric
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of comparing so many figures; the differences in the order in which they arose."""
+    """Result of comparing two runs."""
 
-    figures: int
+    points: int
+    """Number of compared points."""
     differences: tuple[Difference, ...]
+    """In order of epochs."""
 
     @property
     def identical(self) -> bool:
-        """Whether all figures are the same to the last bit."""
+        """Whether all points are bit-identical."""
         return not self.differences
 
     @property
     def same(self) -> bool:
-        """Whether they are the same but for the order of sums."""
+        """Whether all differences are tolerated."""
         return not self.beyond
 
     @cached_property
@@ -127,41 +127,40 @@ class Verdict:
 
     @property
     def largest(self) -> float:
-        """The largest relative difference of figures that both have."""
+        """The largest relative difference of points that both runs have."""
         return max((each.relative or 0.0 for each in self.differences), default=0.0)
 
     def sentence(self) -> str:
-        """The verdict, for a person."""
+        """The result in words, without a period."""
         if self.identical:
-            return f"identical: all {self.figures:,} figures are the same to the last bit"
-        counted = f"{len(self.differences):,} of {self.figures:,} figures"
+            return f"identical: all {self.points:,} values are the same to the last bit"
         if self.same:
             return (
-                f"the same to {self.largest:.1e} relative: {counted} differ in their last bits, first"
-                f" {self.differences[0].place}; all counts are equal"
+                f"the same to {self.largest:.1e} relative: {len(self.differences):,} of {self.points:,} values differ"
+                f" in their last bits, first {self.differences[0].label}; all counts are equal"
             )
         return (
-            f"differs: {len(self.beyond):,} of {self.figures:,} figures are another count, or beyond {TOLERANCE:g}"
-            f" relative; first {self.beyond[0].place}"
+            f"different: {len(self.beyond):,} of {self.points:,} values have another count, or differ by more than"
+            f" {TOLERANCE:g} relative; first {self.beyond[0].label}"
         )
 
 
 Points = Mapping[tuple[str, int], float]
-"""Value by metric and step."""
+"""Values by metric and step."""
 
 
-def figures(client: MlflowClient, run_id: str) -> Points:
-    """A run's figures; of points of the same step the newest."""
-    found: dict[tuple[str, int], float] = {}
+def metric_points(client: MlflowClient, run_id: str) -> Points:
+    """The points of a run's compared metrics; the newest of points with the same step."""
+    points: dict[tuple[str, int], float] = {}
     for name in client.get_run(run_id).data.metrics:
-        if name.startswith(FIGURES):
+        if name.startswith(COMPARED):
             for point in sorted(client.get_metric_history(run_id, name), key=lambda each: each.timestamp):
-                found[name, point.step] = point.value
-    return found
+                points[name, point.step] = point.value
+    return points
 
 
-def compare(original: Points, reproduced: Points) -> Verdict:
-    """Compare figures point by point: epoch by epoch, then those of the whole run."""
+def compare_points(original: Points, reproduced: Points) -> Verdict:
+    """Compare two runs point by point: epoch by epoch, then the metrics of the whole run."""
     keys = sorted(original.keys() | reproduced.keys(), key=lambda key: (key[1] or float("inf"), key[0]))
     pairs = [(*key, original.get(key), reproduced.get(key)) for key in keys]
     return Verdict(len(pairs), tuple(Difference(*pair) for pair in pairs if pair[2] != pair[3]))

@@ -1,4 +1,4 @@
-"""Two runs judged on the same images: which got right what the other missed, and whether that is luck."""
+"""Two runs on the same images: which run was correct where the other was not, and whether the difference is chance."""
 
 from __future__ import annotations
 
@@ -7,131 +7,125 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-LEVEL = 0.05
-"""A difference is certain where luck would give one as large in at most this share of cases."""
-CLASSES = 10
-"""Classes that are named."""
+if TYPE_CHECKING:
+    from runner.evaluation.predictions import PredictionRow
 
-
-class Judged(Protocol):
-    """What is read of a prediction; rank 0 is right."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def true(self) -> str: ...
-    @property
-    def rank(self) -> int: ...
+ALPHA = 0.05
+"""Significance level. Intervals have the confidence level 1 - ALPHA."""
+MOST_CLASSES = 10
+"""Maximum number of classes in a result."""
 
 
 @dataclass(frozen=True)
-class ClassCount:
-    """Images of a class that one run alone got right."""
+class ClassDifference:
+    """Images of a class that only one of two runs classified correctly."""
 
-    label: str
-    first: int
-    second: int
+    name: str
+    only_first: int
+    only_second: int
 
 
 @dataclass(frozen=True)
-class Paired:
-    """The second run against the first on the images of both."""
+class McNemarResult:
+    """McNemar's test of a second run against a first, on the images of both."""
 
     images: int
     left_out: int
-    """Images that only one of the runs was judged on."""
-    first: int
-    """Images that the first run alone got right."""
-    second: int
-    """Images that the second run alone got right."""
-    classes: tuple[ClassCount, ...]
-    """Where most was won or lost, the largest net difference first."""
+    """Images that only one of the runs has predictions for."""
+    only_first: int
+    """Images that only the first run classified correctly."""
+    only_second: int
+    """Images that only the second run classified correctly."""
+    classes: tuple[ClassDifference, ...]
+    """Classes with the largest net differences, largest first."""
 
     @property
     def difference(self) -> float:
-        """Top-1 of the second run less that of the first, on the common images (-1 to 1)."""
-        return (self.second - self.first) / self.images
+        """Top-1 accuracy of the second run minus that of the first (-1 to 1)."""
+        return (self.only_second - self.only_first) / self.images
 
     @property
     def p(self) -> float:
-        """Of McNemar's exact test."""
-        return exact_p(self.first, self.second)
+        """Two-sided p-value of the exact test."""
+        return exact_p(self.only_first, self.only_second)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the difference; None where the pairs tell nothing of its spread."""
-        return wald(self.first, self.second, self.images)
+        """95 % interval of the difference; None if the pairs do not define one."""
+        return wald_interval(self.only_first, self.only_second, self.images)
 
 
-def paired(ones: Sequence[Judged], others: Sequence[Judged]) -> Paired | None:
-    """Compare two runs' predictions on the images that both were judged on; None where there are no such images.
+def mcnemar(first: Sequence[PredictionRow], second: Sequence[PredictionRow]) -> McNemarResult | None:
+    """Compare the predictions of two runs on the images of both; None if they have no image in common.
 
-    An image is the same where path, content and class are.
+    An image is the same if its path, content and class are.
     """
-    mine, theirs = ({(each.path, each.digest, each.true): each for each in side} for side in (ones, others))
-    common = [(one, theirs[key]) for key, one in mine.items() if key in theirs]
+    ours, theirs = ({(row.path, row.digest, row.true): row for row in rows} for rows in (first, second))
+    common = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
     if not common:
         return None
-    first = Counter(one.true for one, other in common if one.rank == 0 != other.rank)
-    second = Counter(one.true for one, other in common if one.rank != 0 == other.rank)
-    return Paired(
+    only_first = Counter(row.true for row, other in common if row.correct and not other.correct)
+    only_second = Counter(row.true for row, other in common if other.correct and not row.correct)
+    return McNemarResult(
         images=len(common),
-        left_out=len(mine) + len(theirs) - 2 * len(common),
-        first=first.total(),
-        second=second.total(),
-        classes=tuple(_most(first, second)),
+        left_out=len(ours) + len(theirs) - 2 * len(common),
+        only_first=only_first.total(),
+        only_second=only_second.total(),
+        classes=tuple(_largest_differences(only_first, only_second)),
     )
 
 
-def _most(first: Counter[str], second: Counter[str]) -> list[ClassCount]:
-    counts = [ClassCount(label, first[label], second[label]) for label in {*first, *second}]
-    unequal = [each for each in counts if each.first != each.second]
-    return sorted(unequal, key=lambda each: (-abs(each.second - each.first), each.label))[:CLASSES]
+def _largest_differences(only_first: Counter[str], only_second: Counter[str]) -> list[ClassDifference]:
+    names = {*only_first, *only_second}
+    classes = [ClassDifference(name, only_first[name], only_second[name]) for name in names]
+    unequal = [each for each in classes if each.only_first != each.only_second]
+    return sorted(unequal, key=lambda each: (-abs(each.only_second - each.only_first), each.name))[
+        :MOST_CLASSES
+    ]
 
 
-def exact_p(first: int, second: int) -> float:
-    """Two-sided p of McNemar's test, exact: were both equally good, each discordant image would be a fair coin.
+def exact_p(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: for equally good models each discordant image is a fair coin toss.
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions or percentages,
-    Psychometrika 1947; the binomial in place of its approximation by χ².
+    Psychometrika 1947, with the binomial distribution instead of its χ² approximation.
 
     Args:
-        first: Images that the first alone got right.
-        second: Images that the second alone got right.
+        only_first: Images that only the first model classified correctly.
+        only_second: Images that only the second model classified correctly.
     """
-    if first == second:  # without discordant images too
+    if only_first == only_second:  # also without discordant images
         return 1.0
     from scipy.stats import binomtest
 
-    return float(binomtest(first, first + second, 0.5).pvalue)
+    return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def wald(first: int, second: int, images: int) -> tuple[float, float] | None:
-    """95 % Wald interval of the difference of paired proportions d = p₂₁ - p₁₂, second less first.
+def wald_interval(only_first: int, only_second: int, images: int) -> tuple[float, float] | None:
+    """95 % Wald interval of the difference of paired proportions d = p₂₁ - p₁₂, second minus first.
 
     The variance of d is [(p₁₂ + p₂₁) - (p₁₂ - p₂₁)²] / n: A. Agresti, Categorical Data Analysis, 3rd edition (2013),
-    §11.1.1. It is an approximation that wants some ten discordant images; None where the variance comes out as zero.
+    §11.1.1. The approximation needs about ten discordant images. None if the variance is zero.
     """
-    lost, won = first / images, second / images
+    lost, won = only_first / images, only_second / images
     variance = ((lost + won) - (lost - won) ** 2) / images
-    if first + second == 0 or variance <= 0:
+    if only_first + only_second == 0 or variance <= 0:
         return None
-    half = NormalDist().inv_cdf(1 - LEVEL / 2) * math.sqrt(variance)
+    half = NormalDist().inv_cdf(1 - ALPHA / 2) * math.sqrt(variance)
     return max(-1.0, won - lost - half), min(1.0, won - lost + half)
 
 
-def holm(values: Sequence[float]) -> list[float]:
-    """P-values corrected for their number, in the same order: of k, the i-th smallest times k - i + 1, never falling.
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for multiple tests, in the same order.
 
-    S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+    Of k values the i-th smallest is multiplied by k - i + 1, and none becomes smaller than the one before: S. Holm, A
+    simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
     """
-    corrected = [0.0] * len(values)
+    corrected = [0.0] * len(p_values)
     least = 0.0
-    for place, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
-        least = max(least, min(1.0, (len(values) - place) * values[index]))
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = least
     return corrected

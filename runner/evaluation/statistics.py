@@ -1,6 +1,7 @@
-"""What a network's answers tell: classes, confusions, calibration, and how certain the scores are.
+"""Statistics of predictions: scores per class, confused classes, calibration, and confidence intervals.
 
-An image whose logits are not finite got no answer: it is wrong everywhere, predicts no class and has no confidence.
+An image whose logits are not finite has no prediction. It counts as wrong, for no predicted class, and has no
+confidence.
 """
 
 from __future__ import annotations
@@ -10,42 +11,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.evaluation.predictions import TOP_K, Predictions
+from runner.evaluation.metrics import METRICS, TOP_K
+from runner.evaluation.predictions import Predictions, softmax
 
 BINS = 15
-"""Bins of confidence; that of Guo et al. (2017)."""
+"""Confidence bins, as in Guo et al. (2017)."""
 TEMPERATURES = (0.05, 20.0)
-"""Within these the temperature is looked for."""
+"""Range in which the temperature is searched."""
 
 
 @dataclass(frozen=True)
-class ClassReport:
-    """How a class fares, in fractions 0 to 1; nan where nothing defines them.
-
-    `support` counts its images, `predicted` the images that were taken for it.
-    """
+class ClassScores:
+    """Scores of a class, between 0 and 1; NaN where a score is undefined."""
 
     name: str
     precision: float
     recall: float
     f1: float
     support: int
+    """Images of the class."""
     predicted: int
+    """Images predicted as the class."""
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Images of class `true` taken for `predicted`: their number, and their share of the true class's images."""
+class ConfusedPair:
+    """Images of one class that were predicted as another."""
 
     true: str
     predicted: str
     count: int
     share: float
+    """Of the true class's images."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images with a confidence in (low, high]: number, mean confidence and accuracy, nan where there are none."""
+    """Images with a confidence in (low, high]; mean confidence and accuracy are NaN if there are none."""
 
     low: float
     high: float
@@ -56,7 +58,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether confidence is accuracy: expected and maximum calibration error, 0 to 1, and the bins."""
+    """How well confidence predicts accuracy: expected and maximum calibration error (0 to 1), and the bins."""
 
     ece: float
     mce: float
@@ -65,107 +67,152 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Interval:
-    """A score and its confidence interval."""
+    """A value and its confidence interval."""
 
     value: float
     low: float
     high: float
 
 
-def per_class(outcomes: Predictions) -> list[ClassReport]:
+@dataclass(frozen=True)
+class Analysis:
+    """All statistics of a report."""
+
+    intervals: dict[str, Interval]
+    """95 % bootstrap intervals by metric."""
+    classes: list[ClassScores]
+    confused: list[ConfusedPair]
+    temperature: float
+    before: Calibration
+    """Calibration of the probabilities as trained."""
+    after: Calibration
+    """Calibration after temperature scaling."""
+
+    def metrics(self) -> dict[str, float]:
+        """As they are logged: `top1_low`, `top1_high`, …, `ece`, `ece_scaled` and `temperature`."""
+        return {
+            **{f"{name}_low": interval.low for name, interval in self.intervals.items()},
+            **{f"{name}_high": interval.high for name, interval in self.intervals.items()},
+            "ece": self.before.ece,
+            "ece_scaled": self.after.ece,
+            "temperature": self.temperature,
+        }
+
+
+def analyze(predictions: Predictions, val: Predictions) -> Analysis:
+    """Compute all statistics of a report.
+
+    Args:
+        predictions: Of the split that is reported.
+        val: Of the validation split; the temperature is fitted on it.
+    """
+    temperature = fit_temperature(val.logits, val.labels)
+    return Analysis(
+        intervals=bootstrap(predictions),
+        classes=class_scores(predictions),
+        confused=confused_pairs(predictions),
+        temperature=temperature,
+        before=calibration(predictions.probabilities, predictions.labels),
+        after=calibration(softmax(predictions.logits / temperature), predictions.labels),
+    )
+
+
+def class_scores(predictions: Predictions) -> list[ClassScores]:
     """Precision, recall and F1 of each class, in the order of the classes.
 
-    The precision of a class that was never predicted is nan, as are recall and F1 of one without images.
+    Precision is NaN for a class that was never predicted; recall and F1 are NaN for a class without images.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    answers = np.where(outcomes.finite, outcomes.predicted, -1)
+    classes = predictions.classes
+    predicted = np.where(predictions.finite, predictions.predicted, -1)
     precision, recall, f1, support = precision_recall_fscore_support(
-        outcomes.labels, answers, labels=range(len(outcomes.classes)), zero_division=np.nan
+        predictions.labels, predicted, labels=range(len(classes)), zero_division=np.nan
     )
-    taken = np.bincount(answers[answers >= 0], minlength=len(outcomes.classes))
+    counts = np.bincount(predicted[predicted >= 0], minlength=len(classes))
     return [
-        ClassReport(
+        ClassScores(
             name,
-            float(precision[place]),
-            float(recall[place]),
-            float(f1[place]) if support[place] else math.nan,
-            int(support[place]),
-            int(taken[place]),
+            float(precision[index]),
+            float(recall[index]),
+            float(f1[index]) if support[index] else math.nan,
+            int(support[index]),
+            int(counts[index]),
         )
-        for place, name in enumerate(outcomes.classes)
+        for index, name in enumerate(classes)
     ]
 
 
-def confusion(outcomes: Predictions) -> np.ndarray:
-    """Images by true (rows) and predicted class (columns), int64; those without an answer are left out."""
-    classes = len(outcomes.classes)
-    cells = (outcomes.labels * classes + outcomes.predicted)[outcomes.finite]
+def confusion(predictions: Predictions) -> np.ndarray:
+    """Images by true class (rows) and predicted class (columns), int64; without images that have no prediction."""
+    classes = len(predictions.classes)
+    cells = (predictions.labels * classes + predictions.predicted)[predictions.finite]
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
-def confused(outcomes: Predictions, most: int | None = 20) -> list[Confusion]:
-    """The pairs of classes taken for each other, most frequent first, equal ones by name; None: all of them."""
-    counts = confusion(outcomes)
+def confused_pairs(predictions: Predictions) -> list[ConfusedPair]:
+    """The confused pairs of classes, most frequent first, equally frequent ones by name."""
+    counts = confusion(predictions)
     np.fill_diagonal(counts, 0)
-    support = np.bincount(outcomes.labels, minlength=len(outcomes.classes))
+    support = np.bincount(predictions.labels, minlength=len(predictions.classes))
     pairs = [
-        Confusion(
-            outcomes.classes[true],
-            outcomes.classes[predicted],
+        ConfusedPair(
+            predictions.classes[true],
+            predictions.classes[predicted],
             int(counts[true, predicted]),
             float(counts[true, predicted] / support[true]),
         )
         for true, predicted in np.argwhere(counts)
     ]
-    return sorted(pairs, key=lambda pair: (-pair.count, pair.true, pair.predicted))[:most]
+    return sorted(pairs, key=lambda pair: (-pair.count, pair.true, pair.predicted))
 
 
-def topk(outcomes: Predictions, most: int = 20) -> np.ndarray:
-    """Share of images whose true class is among the first k, for k = 1 … `most` or the number of classes."""
-    upto = np.arange(1, min(most, len(outcomes.classes)) + 1)
-    return (outcomes.ranks[:, None] < upto).mean(axis=0)
+def topk_accuracy(predictions: Predictions, most: int = 20) -> np.ndarray:
+    """Top-k accuracy for k = 1, 2, … up to `most` or the number of classes."""
+    ks = np.arange(1, min(most, len(predictions.classes)) + 1)
+    return (predictions.ranks[:, None] < ks).mean(axis=0)
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Calibration:
-    """Confidence against accuracy in bins of equal width; of no image at all, nan.
+    """Confidence against accuracy in bins of equal width; NaN without images.
 
-    The expected calibration error is the mean over bins of |accuracy - confidence|, weighted by images, the maximum
-    one the largest: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 3 and 5.
+    The expected calibration error is the mean over bins of |accuracy - confidence|, weighted by images; the maximum
+    calibration error is the largest of these. C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017,
+    equations 3 and 5.
 
     Args:
-        probabilities: n × classes; rows with a nan are left out.
+        probabilities: n × classes; rows with a NaN are left out.
         labels: The n true class indices.
-        bins: Their number.
+        bins: Number of bins.
     """
     known = ~np.isnan(probabilities).any(axis=1)
     probabilities, labels = probabilities[known], labels[known]
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     edges = np.linspace(0, 1, bins + 1)
-    # side="left": what equals an edge belongs to the bin below it. Rounding can bring a probability above 1.
-    places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(places, minlength=bins)
-    full = np.maximum(count, 1)
-    mean = np.where(count, np.bincount(places, confidence, bins) / full, np.nan)
-    accuracy = np.where(count, np.bincount(places, right, bins) / full, np.nan)
+    # side="left": a confidence equal to an edge belongs to the bin below. Rounding can bring a probability above 1.
+    bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    divisor = np.maximum(count, 1)
+    mean = np.where(count, np.bincount(bin_of, confidence, bins) / divisor, np.nan)
+    accuracy = np.where(count, np.bincount(bin_of, correct, bins) / divisor, np.nan)
     gaps = np.abs(accuracy - mean)[count > 0]
     shares = count[count > 0] / max(len(labels), 1)
     return Calibration(
         ece=float((shares * gaps).sum()) if len(labels) else math.nan,
         mce=float(gaps.max()) if len(labels) else math.nan,
         bins=tuple(
-            Bin(float(edges[place]), float(edges[place + 1]), int(count[place]), *pair)
-            for place, pair in enumerate(zip(mean.tolist(), accuracy.tolist(), strict=True))
+            Bin(float(edges[index]), float(edges[index + 1]), int(count[index]), *pair)
+            for index, pair in enumerate(zip(mean.tolist(), accuracy.tolist(), strict=True))
         ),
     )
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T in `TEMPERATURES` for which softmax(logits / T) has the smallest mean negative log likelihood.
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T in `TEMPERATURES` that minimizes the mean negative log likelihood of softmax(logits / T).
 
-    To be found on the validation split, never on the one that is judged (Guo et al. 2017, section 4.2). The
-    likelihood is convex in 1 / T, so that it has one minimum; where every image is right by far it has none, and the
-    lower bound comes out. 1 where no row is finite.
+    Fit it on the validation split, never on the split that is reported (Guo et al. 2017, section 4.2). The likelihood
+    is convex in 1 / T, so there is one minimum. If every image is correct by far there is none, and the result is the
+    lower bound. Without a finite row the result is 1.
 
     Args:
         logits: n × classes; rows that are not finite are left out.
@@ -184,66 +231,53 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         return float((np.log(np.exp(below * inverse).sum(axis=1)) - true * inverse).mean())
 
     low, high = map(math.log, TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    # The bounded method never tries the bounds themselves, and stops anywhere where all losses have become 0.
-    return math.exp(min((low, float(found.x), high), key=loss))
+    optimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    # The bounded method never tries the bounds themselves, and stops anywhere once all losses are 0.
+    return math.exp(min((low, float(optimum.x), high), key=loss))
 
 
 def bootstrap(
-    outcomes: Predictions, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+    predictions: Predictions, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, Interval]:
-    """`top1`, `top5` and `balanced_accuracy` with percentile bootstrap intervals over images.
+    """Percentile bootstrap intervals over images, for the metrics that define `Metric.resampled`.
 
-    What differs from one drawing of test images to another, not from one training to another. Classes that a resample
-    has no image of do not enter its balanced accuracy. See B. Efron, Bootstrap methods: another look at the jackknife,
-    Annals of Statistics 1979.
+    They describe how a metric varies with the drawing of test images, not from one training to another. A resample's
+    balanced accuracy leaves out classes without images in it. B. Efron, Bootstrap methods: another look at the
+    jackknife, Annals of Statistics 1979.
 
     Args:
-        outcomes: Of the split.
-        resamples: Their number.
-        seed: Of the resampling; the same seed gives the same intervals.
-        confidence: Of the intervals.
+        predictions: Of the split.
+        resamples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same intervals.
+        confidence: Confidence level of the intervals.
     """
-    # The scores hang on how many images of a class have rank 0, 1 to 4, or more. Drawing n images with replacement
-    # draws these counts from a multinomial distribution, at a cost that does not grow with the images.
-    classes = len(outcomes.classes)
-    level = np.where(outcomes.right, 0, np.where(outcomes.ranks < TOP_K, 1, 2))
-    observed = np.bincount(outcomes.labels * 3 + level, minlength=3 * classes)
-    filled = np.flatnonzero(
-        observed
-    )  # the last cell takes what rounding leaves over: it must not be an empty one
-    images = len(outcomes.paths)
+    # These metrics depend on how many images of a class have rank 0, 1 to 4, or more. Drawing n images with
+    # replacement draws these counts from a multinomial distribution, at a cost that does not grow with the images.
+    classes = len(predictions.classes)
+    level = np.where(predictions.correct, 0, np.where(predictions.ranks < TOP_K, 1, 2))
+    observed = np.bincount(predictions.labels * 3 + level, minlength=3 * classes)
+    filled = np.flatnonzero(observed)  # the last cell absorbs rounding errors, so it must not be an empty one
+    images = len(predictions.paths)
     drawn = np.zeros((resamples, 3 * classes), dtype=np.int64)
     drawn[:, filled] = np.random.default_rng(seed).multinomial(images, observed[filled] / images, resamples)
-    values, samples = _scores(observed[None]), _scores(drawn)
     bounds = [(1 - confidence) / 2, (1 + confidence) / 2]
-    return {
-        name: Interval(float(values[name][0]), *np.quantile(samples[name], bounds).tolist())
-        for name in values
-    }
+    intervals = {}
+    for name, metric in METRICS.items():
+        if metric.resampled is not None:
+            value = float(metric.resampled(observed.reshape(1, classes, 3))[0])
+            samples = metric.resampled(drawn.reshape(resamples, classes, 3))
+            intervals[name] = Interval(value, *np.quantile(samples, bounds).tolist())
+    return intervals
 
 
-def _scores(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of resamples from their images: resamples × (3 · class + level)."""
-    cells = counts.reshape(len(counts), -1, 3)
-    support = cells.sum(axis=2)
-    shares = cells[:, :, 0] / np.maximum(support, 1)
-    images = support.sum(axis=1)
-    return {
-        "top1": cells[:, :, 0].sum(axis=1) / images,
-        "top5": cells[:, :, :2].sum(axis=(1, 2)) / images,
-        "balanced_accuracy": shares.sum(axis=1) / (support > 0).sum(axis=1),
-    }
+def most_confident_errors(predictions: Predictions, most: int) -> list[int]:
+    """Indices of the errors with the highest confidence, highest first, equal ones by path."""
+    confidence = np.nan_to_num(predictions.confidence, nan=-1.0)
+    wrong = np.flatnonzero(~predictions.correct).tolist()
+    return sorted(wrong, key=lambda index: (-confidence[index], predictions.paths[index]))[:most]
 
 
-def most_confident_errors(outcomes: Predictions, most: int) -> list[int]:
-    """Places of the errors that the network was surest of, surest first, equal ones by path."""
-    confidence = np.nan_to_num(outcomes.confidence, nan=-1.0)
-    places = np.flatnonzero(~outcomes.right).tolist()
-    return sorted(places, key=lambda place: (-confidence[place], outcomes.paths[place]))[:most]
-
-
-def least_confident_correct(outcomes: Predictions, most: int) -> list[int]:
-    """Places of the right answers that the network was least sure of, least sure first, equal ones by path."""
-    places = np.flatnonzero(outcomes.right).tolist()
-    return sorted(places, key=lambda place: (outcomes.confidence[place], outcomes.paths[place]))[:most]
+def least_confident_correct(predictions: Predictions, most: int) -> list[int]:
+    """Indices of the correct predictions with the lowest confidence, lowest first, equal ones by path."""
+    correct = np.flatnonzero(predictions.correct).tolist()
+    return sorted(correct, key=lambda index: (predictions.confidence[index], predictions.paths[index]))[:most]

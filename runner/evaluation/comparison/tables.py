@@ -1,4 +1,4 @@
-"""A comparison as rows of text and sentences, for terminal and page."""
+"""A comparison as rows of text and as sentences, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -7,169 +7,226 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeAlias
 
-from runner.evaluation.comparison.values import FALLING, RISING, Figure, Match, Seen, differing
-from runner.evaluation.significance import LEVEL
+from runner.evaluation.comparison.comparison import (
+    ComparedRun,
+    Comparison,
+    PairedTest,
+    differing_settings,
+    direction_of,
+)
+from runner.evaluation.significance import ALPHA
 from runner.utils.console import format_duration
 
 Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 
-WIDEST = 60
-"""Characters of a value that a table shows; the CSV files hold it whole."""
+MAX_LENGTH = 60
+"""Maximum length of a value in a table; the CSV files have the whole value."""
 ABSENT = "–"
 
 
-def printable(text: str) -> str:
-    """A name that any terminal takes: bytes that are no UTF-8 become question marks, line breaks spaces."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+def shortened(text: str, length: int = MAX_LENGTH) -> str:
+    """Text on one line, of at most `length` characters; bytes that are not UTF-8 become question marks."""
+    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-def clipped(text: str, width: int = WIDEST) -> str:
-    """A text of at most `width` characters, in one line."""
-    line = printable(text)
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+def format_value(name: str, value: float | None, sign: bool = False) -> str:
+    """The value of a metric for people.
 
-
-def number(name: str, value: float | None, sign: bool = False) -> str:
-    """A metric's value for a person; `sign`: with + or -."""
+    Args:
+        name: Name of the metric: shares and losses have four decimals.
+        value: None if a run does not have it.
+        sign: Whether positive values have a plus sign.
+    """
     if value is None:
         return ABSENT
     if not math.isfinite(value):
         return str(value)
     plus = "+" if sign else ""
-    if name.rpartition("/")[2] in (*RISING, *FALLING) or name == "objective":
+    if direction_of(name) or name == "objective":
         return f"{value:{plus}.4f}"
     return f"{value:{plus},.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:{plus}.4g}"
 
 
-def about_rows(runs: Sequence[Seen]) -> Table:
-    """Header and rows of what the runs are."""
-    header = ("run", "experiment", "state", "begun", "took", "epochs", "name")
+def run_table(runs: Sequence[ComparedRun]) -> Table:
+    """The runs; their names are in the last column."""
+    header = ("run", "experiment", "status", "started", "duration", "epochs", "name")
     rows = [
         (
-            run.short,
-            clipped(run.experiment, 30),
+            run.short_id,
+            shortened(run.experiment, 30),
             run.status.lower(),
             f"{datetime.fromtimestamp(run.began).astimezone():%Y-%m-%d %H:%M %Z}",
             ABSENT if run.seconds is None else format_duration(run.seconds),
             str(run.epochs or ABSENT),
-            clipped(run.name, 120),
+            shortened(run.name, 120),
         )
         for run in runs
     ]
     return header, rows
 
 
-def settings_rows(runs: Sequence[Seen]) -> Table:
-    """Header and rows of the settings that differ, a column a run."""
+def settings_table(runs: Sequence[ComparedRun]) -> Table:
+    """The settings that differ, one column per run."""
     rows = [
-        (name, *(ABSENT if value is None else clipped(value) for value in _rounded(values)))
-        for name, values in differing(runs).items()
+        (name, *(ABSENT if value is None else shortened(value) for value in _rounded(values)))
+        for name, values in differing_settings(runs).items()
     ]
-    return ("setting", *(run.short for run in runs)), rows
+    return ("setting", *(run.short_id for run in runs)), rows
 
 
 def _rounded(values: Sequence[str | None]) -> list[str | None]:
-    """Values of a setting, numbers rounded to six digits where they stay apart: 0.15000000000000002 hides others."""
-    short: list[str | None] = []
+    """Values of a setting with numbers rounded to six digits, unless different values would look the same."""
+    rounded: list[str | None] = []
     for value in values:
         try:
-            short.append(value if value is None or len(value) < 10 else f"{float(value):.6g}")
+            rounded.append(value if value is None or len(value) < 10 else f"{float(value):.6g}")
         except ValueError:
-            short.append(value)
-    return short if len(set(short)) == len(set(values)) else list(values)
+            rounded.append(value)
+    return rounded if len(set(rounded)) == len(set(values)) else list(values)
 
 
-def figures_rows(runs: Sequence[Seen], found: Sequence[Figure]) -> Table:
-    """Header and rows of the metrics, best values marked; the difference of two runs. The machine's use is left out."""
+def same_settings(runs: Sequence[ComparedRun]) -> str:
+    """A sentence on how many settings are the same."""
+    differing = len(differing_settings(runs))
+    total = len({name for run in runs for name in run.settings})
+    if not total:
+        return "These runs have no recorded settings."
+    if not differing:
+        return f"All {total} settings of the runs are the same."
+    return f"{total - differing} of {total} settings are the same and not shown."
+
+
+def metrics_table(comparison: Comparison) -> Table:
+    """The metrics, without those of the machine, best values marked; for two runs also the difference."""
+    runs = comparison.runs
     rows = []
-    for each in found:
-        if each.name.startswith("system/"):
+    for row in comparison.metrics:
+        if row.name.startswith("system/"):
             continue
         cells = [
-            ("* " if place in each.best else "") + number(each.name, value)
-            for place, value in enumerate(each.values)
+            ("* " if index in row.best else "") + format_value(row.name, value)
+            for index, value in enumerate(row.values)
         ]
         if len(runs) == 2:
-            first, second = each.values
-            known = first is not None and second is not None
-            cells.append(number(each.name, second - first, sign=True) if known else ABSENT)  # type: ignore[operator]
-        rows.append((clipped(each.name, 40), *cells))
+            first, second = row.values
+            difference = second - first if first is not None and second is not None else None
+            cells.append(format_value(row.name, difference, sign=True))
+        rows.append((shortened(row.name, 40), *cells))
     extra = ("difference",) if len(runs) == 2 else ()
-    return ("metric", *(run.short for run in runs), *extra), rows
+    return ("metric", *(run.short_id for run in runs), *extra), rows
 
 
-def match_rows(matches: Sequence[Match]) -> Table:
-    """Header and rows of the paired test; differences in points of top-1."""
-    several = len(matches) > 1
-    header = ("run", "images", "only first", "only it", "difference", "95 % interval", "p")
+def mcnemar_table(tests: Sequence[PairedTest]) -> Table:
+    """McNemar's tests; differences in points of top-1."""
+    several = len(tests) > 1
+    header = ("run", "images", "only reference", "only run", "difference", "95 % interval", "p")
     rows = []
-    for match in matches:
-        it = match.result
-        if it is None:
-            fault = match.fault.removeprefix(f"{match.run.short} has ")  # the row says whose it is
-            rows.append((match.run.short, *[ABSENT] * (6 + several), fault))
+    for test in tests:
+        result = test.result
+        if result is None:
+            problem = test.problem.removeprefix(f"{test.run.short_id} has ")  # the row names the run
+            rows.append((test.run.short_id, *[ABSENT] * (6 + several), problem))
             continue
-        interval = f"{_points(it.interval[0])} to {_points(it.interval[1])}" if it.interval else ABSENT
-        corrected = (_p(match.p),) if several else ()
-        verdict = word(match) if match.certain else "not certain"
-        counts = (f"{it.images:,}", f"{it.first:,}", f"{it.second:,}")
+        interval = result.interval
         rows.append(
-            (match.run.short, *counts, _points(it.difference), interval, _p(it.p), *corrected, verdict)
+            (
+                test.run.short_id,
+                f"{result.images:,}",
+                f"{result.only_first:,}",
+                f"{result.only_second:,}",
+                _points(result.difference),
+                f"{_points(interval[0])} to {_points(interval[1])}" if interval else ABSENT,
+                _p(result.p),
+                *((_p(test.p),) if several else ()),
+                outcome(test) if test.significant else "not significant",
+            )
         )
-    return (*header, *(("p (Holm)",) if several else ()), "verdict"), rows
+    return (*header, *(("p (Holm)",) if several else ()), "outcome"), rows
 
 
-def class_rows(first: Seen, match: Match) -> Table:
-    """Header and rows of the classes in which most was won or lost; none where nothing was tested."""
-    classes = match.result.classes if match.result else ()
+def class_table(reference: ComparedRun, test: PairedTest) -> Table:
+    """The classes with the largest differences; empty without a test."""
+    classes = test.result.classes if test.result else ()
     rows = [
-        (clipped(each.label, 40), str(each.first), str(each.second), f"{each.second - each.first:+}")
+        (
+            shortened(each.name, 40),
+            str(each.only_first),
+            str(each.only_second),
+            f"{each.only_second - each.only_first:+}",
+        )
         for each in classes
     ]
-    return ("class", f"only {first.short}", f"only {match.run.short}", "net"), rows
+    return ("class", f"only {reference.short_id}", f"only {test.run.short_id}", "net"), rows
 
 
-def verdict(first: Seen, match: Match) -> str:
-    """What came of a run against the first, in one sentence."""
-    it = match.result
-    if it is None:
-        return f"{match.run.short} could not be tested against {first.short}: {match.fault}."
-    interval = (
-        f", 95 % interval {_points(it.interval[0])} to {_points(it.interval[1])}" if it.interval else ""
-    )
-    certain = "certain" if match.certain else "not certain"
-    p = f"p = {_p(match.p)}".replace("= <", "<") + (", corrected" if match.p != it.p else "")
-    return (
-        f"{match.run.short} has {_points(it.difference)} points of test top-1 over {first.short} on the {it.images:,}"
-        f" images of both{interval}; McNemar's test: {certain} at {100 * LEVEL:.0f} % ({p})."
-    )
-
-
-def summary(first: Seen, matches: Sequence[Match]) -> str:
-    """What came of all runs against the first, in a sentence; nothing where none could be tested."""
-    if not any(match.result for match in matches):
-        return ""
-    if len(matches) == 1:
-        return verdict(first, matches[0])
-    sides: dict[str, list[str]] = {"better": [], "worse": [], "not certainly different": [], "not tested": []}
-    for match in matches:
-        sides[word(match)].append(match.run.short)
-    said = "; ".join(f"{name}: {', '.join(side)}" for name, side in sides.items() if side)
-    return f"Against {first.short} on the same test images (certain at {100 * LEVEL:.0f} %): {said}."
-
-
-def word(match: Match) -> str:
-    """How a run does against the first, in a word or three."""
-    if match.result is None:
+def outcome(test: PairedTest) -> str:
+    """How a run compares with the reference, in a few words."""
+    if test.result is None:
         return "not tested"
-    if not match.certain:
-        return "not certainly different"
-    return "better" if match.result.difference > 0 else "worse"
+    if not test.significant:
+        return "no significant difference"
+    return "better" if test.result.difference > 0 else "worse"
+
+
+def verdict(reference: ComparedRun, test: PairedTest) -> str:
+    """How a run compares with the reference, in one sentence with numbers."""
+    run, result = test.run.short_id, test.result
+    if result is None:
+        return f"{run} could not be tested against {reference.short_id}: {test.problem}."
+    if test.significant:
+        claim = f"{run} is significantly {outcome(test)} than {reference.short_id}"
+    else:
+        claim = f"No significant difference between {run} and {reference.short_id}"
+    interval = result.interval
+    ci = f"95 % CI {_points(interval[0])} to {_points(interval[1])}; " if interval else ""
+    p = f"p = {_p(test.p)}".replace("= <", "<") + (" with Holm's correction" if test.p != result.p else "")
+    return (
+        f"{claim}: {_points(result.difference)} pt test top-1 ({ci}McNemar's test: {p}; {result.images:,} images of"
+        " both)."
+    )
+
+
+def summary(comparison: Comparison) -> str:
+    """The results of all tests in one sentence; empty if no run could be tested."""
+    reference, tests = comparison.reference, comparison.tests
+    if not any(test.result for test in tests):
+        return ""
+    if len(tests) == 1:
+        return verdict(reference, tests[0])
+    runs: dict[str, list[str]] = {
+        "better": [],
+        "worse": [],
+        "no significant difference": [],
+        "not tested": [],
+    }
+    for test in tests:
+        runs[outcome(test)].append(test.run.short_id)
+    parts = "; ".join(f"{words}: {', '.join(ids)}" for words, ids in runs.items() if ids)
+    return f"Compared with {reference.short_id} on the same test images at the {100 * ALPHA:.0f} % level: {parts}."
+
+
+def mcnemar_explanation(tests: Sequence[PairedTest]) -> str:
+    """How to read the table of tests, or why there is none."""
+    if not any(test.result for test in tests):
+        problems = dict.fromkeys(test.problem for test in tests)
+        return f"The predictions of the runs could not be compared: {'; '.join(problems)}."
+    several = len(tests) > 1
+    return (
+        "Only reference and only run count test images that one of the two classified correctly and the other did not."
+        " Difference: points of test top-1, run minus reference, with its 95 % Wald interval (Agresti 2013, §11.1)"
+        + (", not corrected for the number of runs" if several else "")
+        + ". P: McNemar's exact test, two-sided"
+        + (", also corrected for the number of runs (Holm 1979). " if several else ". ")
+        + "The outcome uses p at 5 %. It compares these two trained models on images like these; another training seed"
+        " gives another model."
+    )
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.2f}"
+    """A difference of shares in points."""
+    return f"{100 * share:+.2f}".replace("-", "−")
 
 
 def _p(value: float) -> str:

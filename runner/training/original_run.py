@@ -1,0 +1,161 @@
+"""A run that is to be reproduced: whether it can be, what it logged, and the runs that reproduce it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.config.schema import Experiment
+from runner.data.manifest import Manifest, build_manifest, parse_manifest
+from runner.evaluation.reproduction import is_environment
+from runner.tracking.run_lookup import RunInfo, download_artifact
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def label(run: RunInfo) -> str:
+    """Id and name of a run, for messages."""
+    return f"{run.run_id[:8]} ({run.name})"
+
+
+@dataclass(frozen=True)
+class OriginalRun:
+    """A run to reproduce, in MLflow."""
+
+    client: MlflowClient
+    run: RunInfo
+    folder: Path
+    """Folder for downloads."""
+
+    def check(self) -> None:
+        """Check that the run is a finished training. Raises `UserError`."""
+        run, data = self.run, self.client.get_run(self.run.run_id).data
+        filter_string = f"tags.`mlflow.parentRunId` = '{run.run_id}'"
+        children = self.client.search_runs(self._experiment_ids(), filter_string, max_results=1000)
+        if children or ("runner.study" in data.tags and "mlflow.parentRunId" not in data.tags):
+            trainings = [child.info for child in children if "runner.trial" not in child.data.tags]
+            named = ", ".join(f"{info.run_id[:8]} ({info.run_name})" for info in trainings[:5])
+            more = f" or {len(trainings) - 5} more" if len(trainings) > 5 else ""
+            advice = f"reproduce one of them: {named}{more}" if trainings else "trials cannot be reproduced"
+            raise UserError(
+                f"Run {label(run)} is the parent of {len(children)} run{'s' * (len(children) != 1)} and not a training;"
+                f" {advice}."
+            )
+        if "runner.trial" in data.tags:
+            raise UserError(
+                f"Run {label(run)} is a trial of a study: it has no test images and may have been pruned; train its"
+                " settings with runner train instead."
+            )
+        if run.status != "FINISHED":
+            state = "is still running" if run.status == "RUNNING" else f"did not finish ({run.status})"
+            raise UserError(
+                f"Run {label(run)} {state} and has no test metrics to compare; choose a finished run."
+            )
+        if "test/best/loss" not in data.metrics:
+            raise UserError(f"Run {label(run)} has no test metrics to compare; choose a run of runner train.")
+
+    def check_images(self, experiment: Experiment, terminal: Terminal) -> None:
+        """Check that images and split are those of the run.
+
+        Args:
+            experiment: The run's experiment; its `data` says where the images are.
+            terminal: For the progress of a scan.
+
+        Raises:
+            UserError: An image is missing or has changed, or the folder has other images; the message says which.
+        """
+        from runner.training.restore import restore_manifest  # imports torch, which `check` does not need
+
+        table = self.download("manifest.csv").read_bytes().decode("utf-8", "surrogateescape")
+        tag = self.client.get_run(self.run.run_id).data.tags.get("runner.manifest")
+        if tag != parse_manifest(table, Path()).digest:
+            raise UserError(
+                f"The manifest.csv of run {label(self.run)} is not the one that it was trained with."
+            )
+        then = restore_manifest(experiment, table, terminal)
+        now = build_manifest(experiment, terminal)
+        if now.digest != then.digest:
+            raise UserError(
+                f"The images in {now.root} differ from those of run {label(self.run)}:"
+                f" {manifest_difference(then, now)}; restore the folder, or set --data.root to"
+                " the folder of the original images."
+            )
+
+    def download(self, path: str, run: RunInfo | None = None) -> Path:
+        """Download an artifact of this or another run. Raises `UserError` if the run has none."""
+        run = run or self.run
+        folder = self.folder / run.run_id
+        folder.mkdir(exist_ok=True)
+        return download_artifact(self.client, run, path, folder)
+
+    def environment(self, run: RunInfo | None = None) -> dict[str, Any]:
+        """The environment of this or another run. Raises `UserError` if the runner did not write the file."""
+        try:
+            environment = json.loads(self.download("environment.json", run).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            environment = None
+        if not is_environment(environment):
+            raise UserError(
+                f"The environment.json of run {label(run or self.run)} was not written by the runner."
+            )
+        return environment
+
+    def frozen_digest(self, run: RunInfo | None = None) -> str | None:
+        """Digest of the frozen layers of this or another run; None without a readable checkpoint."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(self.download("checkpoints/best.safetensors", run), "pt") as file:
+                return str(json.loads(file.metadata()["about"])["frozen"])
+        except Exception:  # missing or damaged in any way
+            return None
+
+    def reproductions(self) -> dict[str, RunInfo]:
+        """The runs that reproduce this one by id, newest first."""
+        tagged = self.client.search_runs(
+            self._experiment_ids(),
+            f"tags.`runner.reproduces` = '{self.run.run_id}'",
+            order_by=["attributes.start_time DESC"],
+        )
+        return {
+            each.info.run_id: RunInfo(each.info.run_id, each.info.run_name or "", each.info.status)
+            for each in tagged
+        }
+
+    def new_reproduction(self, before: Collection[str]) -> RunInfo:
+        """The finished reproduction that is not among the run ids `before`.
+
+        Raises:
+            UserError: It is not in MLflow yet, or its images are not those of this run.
+        """
+        runs = self.reproductions().values()
+        new = next((run for run in runs if run.run_id not in before and run.status == "FINISHED"), None)
+        if new is None:
+            raise UserError(
+                f"Run {label(self.run)} was trained again, but not all of its records have reached MLflow; run"
+                " runner sync, then compare both runs with runner compare."
+            )
+        tags = [self.client.get_run(run.run_id).data.tags for run in (self.run, new)]
+        if tags[0].get("runner.manifest") != tags[1].get("runner.manifest"):
+            raise UserError(
+                f"The images changed while {label(new)} was trained, so it does not reproduce {label(self.run)}; start"
+                " again."
+            )
+        return new
+
+    def _experiment_ids(self) -> list[str]:
+        return [each.experiment_id for each in self.client.search_experiments()]
+
+
+def manifest_difference(then: Manifest, now: Manifest) -> str:
+    """How many images were added and removed, and how many of the others moved to another split."""
+    old, new = ({entry.path: entry.split for entry in manifest.entries} for manifest in (then, now))
+    added, removed = len(new.keys() - old.keys()), len(old.keys() - new.keys())
+    moved = sum(old[path] != new[path] for path in old.keys() & new.keys())
+    return f"{added:,} added, {removed:,} removed, {moved:,} moved to another split"
