@@ -24,6 +24,7 @@ from pictures import COLOURS as COLOURS
 from pictures import draw as draw
 from pictures import small_experiment, write_pictures
 from torch import Tensor
+from trained import TrainedRun, train_run
 
 from runner.cli import main
 from runner.config.parser import parse
@@ -138,6 +139,22 @@ def place(
 def small(place: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
     """The words of the small experiment, with an empty store in `tmp_path`/mlruns."""
     return place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    place: Callable[[Path], list[str]],
+    images: Path,
+    accelerator: Accelerator,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainedRun:
+    """A finished run of the small experiment, with its model registered as `small`. No test may change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        patch.setattr("runner.training.curves.curves", lambda *args: [file.touch() for file in args[2:]])
+        return train_run(place(folder), folder, images, accelerator)
 
 
 @pytest.fixture

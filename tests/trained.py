@@ -1,0 +1,50 @@
+"""A finished run of the small experiment, with its model registered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from helpers import QUIET
+
+from runner.config.parser import parse
+from runner.tracking.mlflow_server import tracking_server
+from runner.training.seeds import train
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run on the small pictures, recorded in `folder`/mlruns."""
+
+    folder: Path
+    pictures: Path
+    run_id: str
+
+    @property
+    def tracking(self) -> str:
+        """The value of `--tracking.root`."""
+        return str(self.folder / "mlruns")
+
+    @property
+    def client(self) -> Any:
+        """A client of its MLflow database."""
+        return tracking_server(self.tracking).connect()
+
+    def artifact(self, path: str) -> Path:
+        """A local copy of one of its artifacts."""
+        return Path(self.client.download_artifacts(self.run_id, path))
+
+    def logged_model(self) -> Path:
+        """The folder of its logged model."""
+        version = self.client.get_model_version_by_alias("small", "champion")
+        return Path(version.source.removeprefix("file://"))
+
+
+def train_run(words: list[str], folder: Path, pictures: Path, accelerator: Accelerator) -> TrainedRun:
+    """Train an experiment named `small` and log its model."""
+    train(parse([*words, "--tracking.model", "true"])[0], 1, accelerator, QUIET)
+    client = tracking_server(str(folder / "mlruns")).connect()
+    (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    return TrainedRun(folder, pictures, run.info.run_id)
