@@ -1,9 +1,13 @@
-"""What the tests share: small pictures in class folders, and experiments that run on them in seconds."""
+"""What the tests share: small pictures in class folders, experiments that run on them in seconds, and an MLflow store.
+
+Creating an MLflow database takes seconds. `mlflow_template` is one without runs, created once in a session, whatever
+the number of its processes; `mlflow_store` is a copy of it for a test, with a client, and
+`stores.copy_store(mlflow_template, root)` makes more copies.
+"""
 
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +23,12 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 from accelerate import Accelerator
 from commands import one_sentence
+from filelock import FileLock
 from helpers import QUIET, Recorder
 from pictures import COLOURS as COLOURS
 from pictures import draw as draw
 from pictures import small_experiment, write_pictures
+from stores import Store, copy_store, create_store, open_store
 from torch import Tensor
 from trained import TrainedRun, train_run
 
@@ -30,7 +36,6 @@ from runner.cli import main
 from runner.config.parser import parse
 from runner.config.schema import Experiment
 from runner.features.extractor import FeatureExtractor
-from runner.tracking.mlflow_server import tracking_server
 from runner.training import run
 from runner.utils.console import Terminal
 
@@ -107,30 +112,39 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a store without runs. Creating one takes seconds; each test gets a copy."""
-    root = tmp_path_factory.mktemp("template")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        tracking_server(str(root)).connect()
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an MLflow store without runs; created once, also where several processes share the session."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow_template"
+    with FileLock(f"{root}.lock"):
+        if not (root / "mlflow.db").exists():
+            create_store(root)
     return root / "mlflow.db"
+
+
+@pytest.fixture
+def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No store but the one that a test names: MLflow itself sets the variable once it has a store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+@pytest.fixture
+def mlflow_store(mlflow_template: Path, tmp_path: Path, no_tracking_uri: None) -> Store:
+    """A store without runs in `tmp_path`/mlruns, and its client."""
+    return open_store(copy_store(mlflow_template, tmp_path / "mlruns"))
 
 
 @pytest.fixture(scope="session")
 def place(
-    tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path
+    tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path
 ) -> Callable[[Path], list[str]]:
     """`place(folder)`: the words of the small experiment, with an empty store in `folder`/mlruns."""
     cache = tmp_path_factory.mktemp("cache")
 
     def build(folder: Path) -> list[str]:
-        (folder / "mlruns").mkdir()
-        with (
-            sqlite3.connect(empty_store) as source,
-            sqlite3.connect(folder / "mlruns" / "mlflow.db") as target,
-        ):
-            source.backup(target)
-        return [*small_experiment(images, cache, folder / "mlruns"), "--features.compile", "false"]
+        root = copy_store(mlflow_template, folder / "mlruns")
+        return [*small_experiment(images, cache, root), "--features.compile", "false"]
 
     return build
 
@@ -158,11 +172,9 @@ def trained_run(
 
 
 @pytest.fixture
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def plain_environment(monkeypatch: pytest.MonkeyPatch, no_tracking_uri: None) -> None:
     """The processor, and no store but the one that a test names."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @pytest.fixture
