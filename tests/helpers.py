@@ -25,7 +25,7 @@ from torch import Tensor
 import runner.training.loop
 from runner.config.schema import Experiment, Normalization
 from runner.evaluation.metrics import Scores
-from runner.models.network import ModelSpec, TransferModel
+from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.tracking.tracker import Tracker
 from runner.training.loop import EpochResult, LabeledFeatures, fit
 from runner.utils.console import Terminal

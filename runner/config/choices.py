@@ -5,6 +5,7 @@
     SCHEDULES    schedule.kind    runner/training/lr_schedule.py
 
 This layer imports none of them. `runner/__init__.py`, which may import everything, provides a function that does.
+Only `ARCHITECTURES` (model.arch) lists what a lower layer registers: the backbones of `runner/portable/backbone.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from runner.portable import backbones
+from runner.portable.backbone import Backbone
 from runner.utils.registry import Registry
 
 _providers: list[Callable[[], object]] = []
@@ -36,3 +39,12 @@ def _load() -> None:
 DATASETS: Registry[Any] = Registry("data.kind", _load)
 OPTIMIZERS: Registry[Any] = Registry("optim.name", _load)
 SCHEDULES: Registry[Any] = Registry("schedule.kind", _load)
+
+
+def _add_backbones() -> None:
+    for arch, backbone in backbones.BACKBONES.items():
+        if arch not in ARCHITECTURES:
+            ARCHITECTURES.register(arch, backbone.description)(backbone)
+
+
+ARCHITECTURES: Registry[Backbone] = Registry("model.arch", _add_backbones)

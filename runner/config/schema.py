@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.config.choices import DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.choices import ARCHITECTURES, DATASETS, OPTIMIZERS, SCHEDULES
 from runner.config.fields import (
     VALIDATION,
     AboveOne,
@@ -30,7 +30,6 @@ from runner.config.fields import (
     setting,
 )
 
-Arch = Literal["vgg11", "vgg13", "vgg16", "vgg19", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn"]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -128,8 +127,6 @@ class AugmentConfig:
             raise ValueError(
                 f"augment.crop ({self.crop}) must not be greater than augment.resize ({self.resize})"
             )
-        if self.crop < 32:
-            raise ValueError(f"augment.crop must be at least 32 for VGG's five poolings; it is {self.crop}")
         if not self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
                 f"augment.scale must be a minimum and a maximum, at most 1; it is {list(self.scale)}"
@@ -150,15 +147,16 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A torchvision VGG with a new head."""
+    """A pretrained backbone with a new head."""
 
-    arch: Arch = "vgg16"
-    """The architecture."""
+    arch: str = setting("vgg16", choices=ARCHITECTURES)
+    """Architecture of the backbone."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
     """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names, or null for random
     weights."""
     head: Literal["classifier", "pooled"] = "classifier"
-    """classifier: VGG's classifier with its last layer replaced; pooled: a new head on the pooled convolutions."""
+    """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head on the pooled
+    convolutions."""
     pool: PositiveInt = 3
     """Output size of the pooled head's average pooling: pool x pool."""
     width: PositiveInt = 256
@@ -336,3 +334,9 @@ class Experiment:
             raise ValueError(f"data.kind={self.data.kind} needs data.root, the folder of the images")
         if not self.name.strip() or "/" in self.name:
             raise ValueError(f"name must not be empty or contain a slash; it is {self.name!r}")
+        backbone = ARCHITECTURES.find(self.model.arch).implementation
+        if self.augment.crop < backbone.min_input_size:
+            raise ValueError(
+                f"augment.crop must be at least {backbone.min_input_size} for model.arch={backbone.arch};"
+                f" it is {self.augment.crop} (its ImageNet weights were trained with {backbone.input_size})"
+            )

@@ -1,40 +1,47 @@
-"""What can be found wrong before anything is spawned: no torch, no MLflow, a fraction of a second."""
+"""Checks of settings that import no torch and no MLflow, so that mistakes are reported before any process starts."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
 from runner.utils.errors import UserError
 
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+
 
 def is_file(name: str) -> bool:
-    """Whether `model.weights` names a file rather than a torchvision enum."""
-    return name.endswith((".safetensors", ".pth", ".pt")) or "/" in name
+    """Whether `model.weights` names a file, not a member of a torchvision enum."""
+    return name.endswith(WEIGHTS_SUFFIXES) or "/" in name
 
 
 def check_weights(settings: ModelConfig) -> None:
-    """What can be refused of weights without reading or downloading them. Raises `UserError`."""
-    name = settings.weights
-    if name is None:
+    """Check `model.weights` as far as possible without reading or downloading them. Raises `UserError`."""
+    if settings.weights is None:
         return
-    enums = f"{settings.arch.upper()}_Weights"
-    if is_file(name):
-        path = Path(name).expanduser()
-        if not path.is_file():
-            raise UserError(
-                f"There is no weights file {path}; set model.weights to one,"
-                f" to {enums}.IMAGENET1K_V1 (torchvision downloads it), or to null for random weights."
-            )
-        if path.suffix not in (".safetensors", ".pth", ".pt"):
-            raise UserError(f"{path} is neither .safetensors nor .pth; model.weights takes those.")
-    elif name.partition(".")[0].lower() != enums.lower():
+    backbone = ARCHITECTURES.find(settings.arch).implementation
+    if is_file(settings.weights):
+        _check_file(Path(settings.weights).expanduser(), backbone.weights_enum)
+        return
+    enum, _, member = settings.weights.partition(".")
+    if enum.lower() != backbone.weights_enum.lower():
         raise UserError(
-            f"model.weights={name} is no file and no weights of {settings.arch};"
-            f" its torchvision enums are named {enums}.…, as {enums}.IMAGENET1K_V1."
+            f"model.weights={settings.weights} is no file and no weights of {settings.arch}; use a file or a member of"
+            f" torchvision's enum {backbone.weights_enum}, such as {backbone.weights_enum}.IMAGENET1K_V1."
         )
-    elif name.endswith("IMAGENET1K_FEATURES") and settings.head == "classifier":
+    if member in backbone.weights_without_classifier and settings.head == "classifier":
         raise UserError(
-            f"The classifier of {name} is NaN, which model.head=classifier would use;"
-            f" set model.head=pooled, or model.weights={enums}.IMAGENET1K_V1."
+            f"{settings.weights} has no usable classifier, which model.head=classifier needs;"
+            f" set model.head=pooled, or model.weights={backbone.weights_enum}.IMAGENET1K_V1."
         )
+
+
+def _check_file(path: Path, enum: str) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"There is no weights file {path}; set model.weights to a file,"
+            f" to {enum}.IMAGENET1K_V1 (torchvision downloads it), or to null for random weights."
+        )
+    if path.suffix not in WEIGHTS_SUFFIXES:
+        raise UserError(f"{path} is neither .safetensors nor .pth; model.weights takes those.")

@@ -1,8 +1,7 @@
-"""Checkpoints: what was learned in a small file for each, what stayed frozen once beside them.
+"""Checkpoints: one small file per saved epoch with the layers that train, and one shared file with the frozen layers.
 
-`frozen.safetensors` holds the layers that did not train, `best.safetensors` and `last.safetensors` those that
-did, with everything needed to build the network again. A checkpoint names the frozen file's digest and is
-refused beside another one.
+`frozen.safetensors` is written once per run. `best.safetensors` and `last.safetensors` hold the layers that train and
+everything needed to build the model again. They store the digest of the frozen file and are refused beside another one.
 """
 
 from __future__ import annotations
@@ -18,112 +17,127 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.config.schema import Normalization
-from runner.models.network import ModelSpec, TransferModel
+from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.utils.atomic_files import atomic_write
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import save_tensors, tensor_digest
 from runner.utils.text import one_line
 
-FORMAT = "vgg-runner-checkpoint-1"
+FORMAT = "vgg-runner-checkpoint-2"
+OLD_FORMAT = "vgg-runner-checkpoint-1"
 FROZEN_FILE = "frozen.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network as it was at the end of an epoch (from 1), with its validation scores."""
+    """A model as it was at the end of an epoch (from 1)."""
 
     model: TransferModel
     epoch: int
     val: dict[str, Any]
+    """Validation results by name."""
     inference: dict[str, Any]
-    """What using it takes beside the network: name, transform, precision."""
+    """What inference needs besides the model: the experiment's name, transform and precision."""
 
 
-def frozen_digest(network: TransferModel) -> str:
+def frozen_digest(model: TransferModel) -> str:
     """Digest of the tensors that do not train."""
-    return _digest(network.frozen_state())
+    return _digest(model.frozen_state())
 
 
-def save_frozen(network: TransferModel, folder: Path) -> None:
+def stored_frozen_digest(path: Path) -> str:
+    """`frozen_digest` of a checkpoint's model, read from its description alone. The file is not checked."""
+    with safe_open(path, "pt") as file:
+        return str(json.loads(file.metadata()["description"])["frozen"])
+
+
+def save_frozen(model: TransferModel, folder: Path) -> None:
     """Write the layers that do not train to `folder`/frozen.safetensors."""
-    _save(folder / FROZEN_FILE, network.frozen_state(), {"format": FORMAT})
+    _save(folder / FROZEN_FILE, model.frozen_state(), {"format": FORMAT})
 
 
 def save(
-    network: TransferModel, path: Path, epoch: int, val: dict[str, Any], frozen: str, use: dict[str, Any]
+    model: TransferModel,
+    path: Path,
+    epoch: int,
+    val: dict[str, Any],
+    frozen: str,
+    inference: dict[str, Any],
 ) -> None:
     """Write the layers that train, and what is needed to use them.
 
     Args:
-        network: Unwrapped.
-        path: The file, which is replaced whole.
+        model: Not wrapped by Accelerate.
+        path: The file, which is replaced atomically.
         epoch: Its number, from 1.
-        val: Validation scores by name.
-        frozen: `frozen_digest` of the network.
-        use: The experiment's name, the transform of its evaluation, and its precision.
+        val: Validation results by name.
+        frozen: `frozen_digest` of the model.
+        inference: As in `Checkpoint`.
     """
-    learned = network.trainable_state()
-    about = {
-        "architecture": asdict(network.spec),
+    trainable = model.trainable_state()
+    description = {
+        "model": asdict(model.spec),
         "epoch": epoch,
         "val": val,
-        "use": use,
+        "inference": inference,
         "frozen": frozen,
-        "learned": _digest(learned),
+        "trainable": _digest(trainable),
     }
-    text = json.dumps(about)
-    _save(path, learned, {"format": FORMAT, "about": text, "seal": description_digest(text)})
+    text = json.dumps(description)
+    metadata = {"format": FORMAT, "description": text, "description_digest": description_digest(text)}
+    _save(path, trainable, metadata)
 
 
 def load(path: Path) -> Checkpoint:
-    """The network of a checkpoint, in evaluation mode on the CPU, with frozen.safetensors from beside it.
+    """Load a checkpoint, and frozen.safetensors beside it, in evaluation mode on the CPU.
 
-    Raises `UserError` where a file is missing, damaged, not a checkpoint, or does not belong to the other.
+    Raises `UserError` if a file is missing, damaged, not a checkpoint, or of another run.
     """
-    learned, metadata = _load(path)
+    trainable, metadata = _load(path)
     frozen, _ = _load(path.parent / FROZEN_FILE)
     try:
-        if metadata.get("seal", description_digest(metadata["about"])) != description_digest(metadata["about"]):  # older ones have none
+        text = metadata["description"]
+        if metadata["description_digest"] != description_digest(text):
             raise UserError(
                 f"{path} is damaged (its description's digest differs); restore it or train again."
             )
-        about = json.loads(metadata["about"])
-        _check(about)
-        fields = about["architecture"]
+        description = json.loads(text)
+        _check(description)
+        fields = description["model"]
         normalization = Normalization(*(tuple(fields["normalization"][name]) for name in ("mean", "std")))
-        architecture = ModelSpec(
-            **{**fields, "classes": tuple(fields["classes"]), "normalization": normalization}
-        )
-        network = TransferModel(architecture, training_seed=0, random=False)
-        network.load_state_dict({**frozen, **learned}, strict=True)
+        spec = ModelSpec(**{**fields, "classes": tuple(fields["classes"]), "normalization": normalization})
+        model = TransferModel(spec, training_seed=0, random_weights=False)
+        model.load_state_dict({**frozen, **trainable}, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
-        raise UserError(f"{path} is not a checkpoint of this version ({one_line(str(error), 300)}).") from None
-    if frozen_digest(network) != about["frozen"]:
         raise UserError(
-            f"{path.parent / FROZEN_FILE} is not the one that {path.name} was trained on; restore that one."
+            f"{path} is not a checkpoint of this version ({one_line(str(error), 300)})."
+        ) from None
+    if frozen_digest(model) != description["frozen"]:
+        raise UserError(
+            f"{path.parent / FROZEN_FILE} does not belong to {path.name}; restore the one that it was trained with."
         )
-    if _digest(network.trainable_state()) != about["learned"]:
+    if _digest(model.trainable_state()) != description["trainable"]:
         raise UserError(f"{path} is damaged (its digest differs); restore it or train again.")
-    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+    if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         raise UserError(f"{path} holds NaN or infinite weights; use another checkpoint, or train again.")
-    return Checkpoint(network.eval(), about["epoch"], about["val"], about.get("use", {}))
+    return Checkpoint(model.eval(), description["epoch"], description["val"], description["inference"])
 
 
-def description_digest(about: str) -> str:
-    """The digest of a description: another class name or score would be one like any other."""
-    return digest("about", about)
+def description_digest(text: str) -> str:
+    """Digest of a description: without it, a changed class name or score would not be noticed."""
+    return digest("description", text)
 
 
-def _check(about: dict[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where a description is not what `save` writes."""
-    classes, epoch = about["architecture"]["classes"], about["epoch"]
-    if not all(isinstance(each, str) for each in classes) or not 1 < len(set(classes)) == len(classes):
-        raise ValueError("its classes are no list of different names")
+def _check(description: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError unless the description is one that `save` writes."""
+    classes, epoch = description["model"]["classes"], description["epoch"]
+    if not all(isinstance(name, str) for name in classes) or not 1 < len(set(classes)) == len(classes):
+        raise ValueError("its classes are not a list of two or more distinct names")
     if type(epoch) is not int or epoch < 1:
-        raise ValueError("its epoch is no number from 1")
-    if not isinstance(about["val"], dict) or not isinstance(about.get("use", {}), dict):
-        raise TypeError("its scores or its use are no groups")
+        raise ValueError("its epoch is not a whole number from 1")
+    if not isinstance(description["val"], dict) or not isinstance(description["inference"], dict):
+        raise TypeError("its validation results or inference settings are not tables")
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -132,8 +146,8 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with atomic_write(path) as aside:
-        save_tensors(tensors, aside, metadata, path)
+    with atomic_write(path) as temporary:
+        save_tensors(tensors, temporary, metadata, path)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -144,8 +158,12 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"There is no {path}; a checkpoint needs {FROZEN_FILE} beside it.") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({one_line(str(error), 300)}); restore it or train again.") from None
-    if metadata.get("format") != FORMAT:
-        said = one_line(repr(metadata.get("format")), 100)
-        raise UserError(f"{path} is no checkpoint of this runner (its format is {said}).")
+        raise UserError(
+            f"{path} is damaged ({one_line(str(error), 300)}); restore it or train again."
+        ) from None
+    found = metadata.get("format")
+    if found == OLD_FORMAT:
+        raise UserError(f"{path} was written by an earlier version of this runner; train again.")
+    if found != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of this runner (format {one_line(repr(found), 100)}).")
     return tensors, metadata

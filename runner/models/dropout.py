@@ -1,7 +1,7 @@
-"""Dropout whose masks are a function of (fit seed, step, layer), drawn for the global batch.
+"""Reproducible dropout: masks are functions of (training seed, step, layer), drawn for the global batch.
 
-A rank that holds some rows of the batch applies those rows of the mask, so that one process or eight train
-the same network.
+A process that holds some samples of the batch applies their part of the mask, so that any number of processes trains
+the same model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ from runner.utils import hashing
 
 
 class KeyedDropout(nn.Dropout):
-    """`nn.Dropout` (inverted dropout, Srivastava et al. 2014) that draws from a key instead of a global state.
+    """`nn.Dropout` (inverted dropout, Srivastava et al. 2014) that draws its mask from a key, not a global generator.
 
-    Before each training forward `at` says which rows of which step's batch come in.
+    Call `set_batch` before each forward pass in training mode.
+
+    Args:
+        p: Probability that a value is set to zero.
+        layer: Name of the layer, part of the key.
+        training_seed: Part of the key.
     """
 
     def __init__(self, p: float, layer: str, training_seed: int) -> None:
@@ -25,28 +30,28 @@ class KeyedDropout(nn.Dropout):
         self.layer = layer
         self.training_seed = training_seed
         self.step = 0
-        self.rows = slice(0, 0)
-        self.batch = 0
+        self.samples = slice(0, 0)
+        self.batch_size = 0
 
-    def at(self, step: int, rows: slice, batch: int) -> None:
-        """The next input holds `rows` of the `batch` rows of optimiser step `step`."""
-        self.step, self.rows, self.batch = step, rows, batch
+    def set_batch(self, step: int, samples: slice, batch_size: int) -> None:
+        """Announce the next input: `samples` of the `batch_size` samples in the global batch of optimizer step `step`."""
+        self.step, self.samples, self.batch_size = step, samples, batch_size
 
     def forward(self, values: Tensor) -> Tensor:
-        """`values`: rows × anything."""
+        """Dropout on `values`, n × anything. Raises RuntimeError if n is not the announced number of samples."""
         if not self.training or not self.p:
             return values
-        if len(values) != self.rows.stop - self.rows.start:
-            raise RuntimeError(f"{self.layer}: {len(values)} rows came in, {self.rows} were announced")
+        if len(values) != self.samples.stop - self.samples.start:
+            raise RuntimeError(f"{self.layer}: got {len(values)} samples, but {self.samples} were announced")
         generator = torch.Generator().manual_seed(
             hashing.derive_seed("dropout", self.training_seed, self.step, self.layer)
         )
-        mask = torch.rand(self.batch, *values.shape[1:], generator=generator)[self.rows] >= self.p
+        mask = torch.rand(self.batch_size, *values.shape[1:], generator=generator)[self.samples] >= self.p
         return values * mask.to(values.device) / (1 - self.p)
 
 
-def set_dropout_batch(layers: Iterable[nn.Module], step: int, rows: slice, batch: int) -> None:
-    """Tell every keyed dropout which rows come next."""
-    for layer in layers:
-        if isinstance(layer, KeyedDropout):
-            layer.at(step, rows, batch)
+def set_dropout_batch(modules: Iterable[nn.Module], step: int, samples: slice, batch_size: int) -> None:
+    """`KeyedDropout.set_batch` for every such layer among the modules."""
+    for module in modules:
+        if isinstance(module, KeyedDropout):
+            module.set_batch(step, samples, batch_size)

@@ -1,4 +1,4 @@
-"""Pretrained weights: where they come from, what they say of themselves, and whether they fit."""
+"""Reads pretrained weights from torchvision or a file, checks them and loads them into a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -17,18 +18,19 @@ from torch import Tensor
 
 from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import check_weights, is_file
-from runner.models.network import TransferModel
+from runner.models.transfer_model import TransferModel
+from runner.portable.model import is_within
 from runner.utils.downloads import download_timeout
 from runner.utils.errors import UserError
 from runner.utils.text import one_line
 
-NORMALIZATION_KEY = "normalisation"
-"""Metadata key under which a .safetensors file may say, as JSON {"mean": […], "std": […]}, what it expects."""
+NORMALIZATION_KEY = "normalization"
+"""Metadata key of a .safetensors file for the normalization that its weights expect, as JSON {"mean": […], "std": […]}."""
 
 
 @dataclass(frozen=True)
 class PretrainedWeights:
-    """Tensors under torchvision's names, and the normalisation they were trained with where that is known."""
+    """Tensors by their names in the architecture, and the normalization they were trained with if it is known."""
 
     source: str
     tensors: dict[str, Tensor]
@@ -36,9 +38,9 @@ class PretrainedWeights:
 
 
 def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
-    """The weights that an experiment names; None for random ones. Downloads an enum's where they are not there.
+    """The weights that `model.weights` names, downloaded if necessary; None for random weights.
 
-    Raises `UserError` for a missing, damaged or malicious file, and for a failed download.
+    Raises `UserError` for a missing, damaged or malicious file, or a failed download.
     """
     check_weights(settings)
     name = settings.weights
@@ -50,62 +52,68 @@ def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
 
 
-def weights_normalization(enum: str) -> Normalization:
-    """What a torchvision weights enum normalises with. Raises `UserError` where there is no such enum."""
-    transforms = _enum(enum).transforms()
+def weights_normalization(name: str) -> Normalization:
+    """The normalization that a member of a torchvision weights enum expects. Raises `UserError` if there is none."""
+    transforms = _enum_member(name).transforms()
     try:
         return Normalization(tuple(transforms.mean), tuple(transforms.std))
     except AttributeError:
         raise UserError(
-            f"{enum} says no mean and std; name weights of a classifier, or give numbers."
+            f"{name} states no mean and std; name weights of an image classifier, or give numbers."
         ) from None
 
 
-def load_weights(network: TransferModel, weights: PretrainedWeights) -> None:
-    """Copy weights into all of the network but its head.
+def load_weights(model: TransferModel, weights: PretrainedWeights) -> None:
+    """Copy weights into the backbone; the head stays as it is.
 
-    Raises `UserError` naming what is missing, unexpected, of another shape or not finite.
+    Raises `UserError` for tensors that are missing, unexpected, of another shape or not finite. Then nothing is copied.
     """
-    own = {name: value for name, value in network.state_dict().items() if not name.startswith("normalize.")}
-    wanted = {name: value for name, value in own.items() if not name.startswith(f"{network.head_name}.")}
-    given = {
-        name: value for name, value in weights.tensors.items() if not name.startswith(f"{network.head_name}.")
+    expected = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not is_within(name, "normalize") and not is_within(name, model.head_name)
     }
-    missing = [name for name in wanted if name not in given and not name.endswith("num_batches_tracked")]
-    if missing:
-        remedy = "they are of another network (model.arch)"
-        if all(name.startswith("classifier.") for name in missing):
-            remedy = "these weights have no classifier: set model.head=pooled"
-        raise UserError(f"{weights.source} lacks {_some(missing)}; {remedy}.")
-    if unexpected := [name for name in given if name not in wanted]:
-        raise UserError(
-            f"{weights.source} holds {_some(unexpected)}, unknown to {network.spec.arch}."
-        )
+    given = {name: value for name, value in weights.tensors.items() if not is_within(name, model.head_name)}
+    # Old files lack the counts of batch normalization.
+    if missing := [n for n in expected if n not in given and not n.endswith("num_batches_tracked")]:
+        raise UserError(f"{weights.source} lacks {_listed(missing)}; {_remedy(model, missing)}.")
+    if unexpected := [name for name in given if name not in expected]:
+        raise UserError(f"{weights.source} holds {_listed(unexpected)}, unknown to {model.spec.arch}.")
     for name, value in given.items():
-        if value.shape != wanted[name].shape:
-            raise UserError(
-                f"{weights.source}: {name} has the shape {list(value.shape)}, but {network.spec.arch} needs"
-                f" {list(wanted[name].shape)}; set model.arch to the network that the weights are of."
-            )
-        real = (
-            value.is_floating_point() == wanted[name].is_floating_point()
-        )  # batch normalisation counts in integers
-        if not real or value.layout != torch.strided or value.is_meta:
-            raise UserError(
-                f"{weights.source}: {name} is a tensor of another kind ({_kind(value)}); save it as plain numbers,"
-                " best as .safetensors."
-            )
-        if not torch.isfinite(value).all():
-            raise UserError(f"{weights.source}: {name} holds NaN or infinite numbers; use other weights.")
-    network.load_state_dict({**own, **given}, strict=False)
+        if fault := _fault(value, expected[name], model.spec.arch):
+            raise UserError(f"{weights.source}: {name} {fault}.")
+    model.load_state_dict(given, strict=False)
+
+
+def _remedy(model: TransferModel, missing: Collection[str]) -> str:
+    classifier = model.layer_names[model.pooling_index :]
+    if all(any(is_within(name, layer) for layer in classifier) for name in missing):
+        return "these weights have no classifier: set model.head=pooled"
+    return "they are for another architecture: set model.arch to it"
+
+
+def _fault(value: Tensor, expected: Tensor, arch: str) -> str:
+    """What is wrong with a tensor, and how to fix it; empty if nothing is."""
+    if value.shape != expected.shape:
+        return (
+            f"has the shape {list(value.shape)}, but {arch} needs {list(expected.shape)};"
+            " set model.arch to the architecture of the weights"
+        )
+    same_kind = value.is_floating_point() == expected.is_floating_point()  # counts of batches are integers
+    if not same_kind or value.layout != torch.strided or value.is_meta:
+        kind = "without values" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
+        return f"is a tensor of the wrong kind ({kind}); save it as a dense tensor, best as .safetensors"
+    if not torch.isfinite(value).all():
+        return "holds NaN or infinite numbers; use other weights"
+    return ""
 
 
 def _from_enum(name: str) -> PretrainedWeights:
-    enum = _enum(name)
+    member = _enum_member(name)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
         with download_timeout():
-            tensors = enum.get_state_dict(
+            tensors = member.get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
     except (pickle.UnpicklingError, EOFError) as error:
@@ -115,22 +123,21 @@ def _from_enum(name: str) -> PretrainedWeights:
         ) from None
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"The weights {name} could not be downloaded ({error}); fetch {enum.url} and put it into {folder},"
-            " or set model.weights to a file you have."
+            f"The weights {name} could not be downloaded ({error}); download {member.url} into {folder} yourself,"
+            " or set model.weights to a file that you have."
         ) from None
     return PretrainedWeights(name, tensors, weights_normalization(name))
 
 
-def _enum(name: str) -> torchvision.models.WeightsEnum:
+def _enum_member(name: str) -> torchvision.models.WeightsEnum:
     try:
         return torchvision.models.get_weight(name)
     except (ValueError, AttributeError, KeyError, TypeError):
-        module = name.partition(".")[0]
-        members = getattr(getattr(torchvision.models, module, None), "__members__", {})
-        known = f"; {module} has {', '.join(members)}" if members else ""
+        enum = name.partition(".")[0]
+        members = getattr(getattr(torchvision.models, enum, None), "__members__", {})
+        known = f"; {enum} has {', '.join(members)}" if members else ""
         raise UserError(
-            f"torchvision has no weights {name!r}{known}; normalisation and weights are named as"
-            " VGG16_Weights.IMAGENET1K_V1."
+            f"torchvision has no weights {name!r}{known}; give a name such as VGG16_Weights.IMAGENET1K_V1."
         ) from None
 
 
@@ -138,25 +145,27 @@ def _from_safetensors(path: Path) -> PretrainedWeights:
     try:
         tensors = load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            said = (file.metadata() or {}).get(NORMALIZATION_KEY)
+            stated = (file.metadata() or {}).get(NORMALIZATION_KEY)
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a whole .safetensors file ({one_line(str(error), 300)}).") from None
+        raise UserError(
+            f"{path} is not a complete .safetensors file ({one_line(str(error), 300)})."
+        ) from None
     normalization = None
-    if said is not None:
+    if stated is not None:
         try:
-            normalization = _numbers(json.loads(said))
+            normalization = _parse_normalization(json.loads(stated))
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise UserError(
-                f"{path}: its metadata {NORMALIZATION_KEY!r} is not {{mean: …, std: …}}"
-                " of three numbers each, std above 0."
+                f"{path}: its metadata {NORMALIZATION_KEY!r} must be JSON {{mean: …, std: …}}"
+                " with three numbers each, std above 0."
             ) from None
     return PretrainedWeights(str(path), tensors, normalization)
 
 
-def _numbers(said: dict[str, list[float]]) -> Normalization:
-    mean, std = ([float(value) for value in said[name]] for name in ("mean", "std"))
+def _parse_normalization(stated: Any) -> Normalization:
+    mean, std = ([float(value) for value in stated[name]] for name in ("mean", "std"))
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
-        raise ValueError(said)
+        raise ValueError(stated)
     return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
@@ -165,25 +174,22 @@ def _from_pickle(path: Path) -> PretrainedWeights:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is no PyTorch file, or holds more than tensors (pickled code or objects), and was not loaded;"
+            f"{path} is no PyTorch file, or holds more than tensors (code or other objects), and was not loaded;"
             " save its state_dict alone, best as .safetensors."
         ) from None
-    except Exception as error:  # what somebody has made up is opened too, and raises nearly anything
+    except Exception as error:  # a damaged or forged file can raise nearly anything
         reason = one_line(str(error), 300) or type(error).__name__
-        raise UserError(f"{path} is not a whole PyTorch file ({reason}).") from None
+        raise UserError(f"{path} is not a complete PyTorch file ({reason}).") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
-        raise UserError(f"{path} holds no state_dict (names and tensors).")
-    return PretrainedWeights(str(path), {name.removeprefix("module."): value for name, value in content.items()}, None)
+        raise UserError(f"{path} holds no state_dict (tensors by name).")
+    tensors = {name.removeprefix("module."): value for name, value in content.items()}
+    return PretrainedWeights(str(path), tensors, None)
 
 
-def _kind(value: Tensor) -> str:
-    return "without values" if value.is_meta else f"{value.dtype}, {value.layout}".replace("torch.", "")
-
-
-def _some(names: Collection[str]) -> str:
+def _listed(names: Collection[str]) -> str:
     first = ", ".join(one_line(name, 80) for name in list(names)[:3])
     return first + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .backbones import BACKBONES
 from .images import open_rgb
 from .legacy import FORMAT_1, FORMAT_2, upgraded
-from .network import VGG, build_model, supported_precision
+from .model import LayeredModel, build_model, supported_precision
 from .transform import evaluation_transform
 
 FORMAT = FORMAT_2
@@ -40,7 +41,7 @@ class Classifier:
     """
 
     def __init__(
-        self, model: VGG, description: dict[str, Any], device: torch.device | str | None = None
+        self, model: LayeredModel, description: dict[str, Any], device: torch.device | str | None = None
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device)
@@ -131,10 +132,10 @@ def _class_names(description: dict[str, Any]) -> list[str]:
 def _check_sizes(description: dict[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError if the model cannot take images of the size of its transform."""
     resize, crop = description["transform"]["resize"], description["transform"]["crop"]
-    pool = description["model"]["pool"]
+    pool, backbone = description["model"]["pool"], BACKBONES[description["model"]["arch"]]
     if not all(type(number) is int for number in (resize, crop, pool)):
         raise TypeError("its image sizes are not integers")
-    if not (32 <= crop <= resize <= 10_000 and pool >= 1):
+    if not (backbone.min_input_size <= crop <= resize <= 10_000 and pool >= 1):
         raise ValueError(
             f"images cannot be resized to {resize}, cropped to {crop} and pooled to {pool} pixels"
         )

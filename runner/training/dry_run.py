@@ -12,11 +12,11 @@ from accelerate import Accelerator
 
 from runner.config.parser import Options
 from runner.config.schema import Experiment
-from runner.models.dropout import announce
+from runner.models.dropout import set_dropout_batch
 from runner.training.run import wanted
-from runner.training.setup import Prepared, prepare
+from runner.training.setup import Setup, prepare
 from runner.utils.atomic_files import free_bytes
-from runner.utils.console import Terminal, duration, size
+from runner.utils.console import Terminal, format_bytes, format_duration
 
 
 def tell(experiment: Experiment, options: Options, accelerator: Accelerator, terminal: Terminal) -> None:
@@ -30,7 +30,7 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
     epochs = experiment.train.epochs
     splits = wanted(experiment)
     views = sum(split == "train" for split, _ in splits)
-    demand = features.demand(splits)
+    demand = features.missing(splits)
     passes = demand.images
     if not features.stored:
         rounds = options.repeat * epochs
@@ -38,11 +38,14 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
         passes += options.repeat * len(manifest.select("test"))
     rate = _prefix_rate(ready, crop=experiment.augment.crop) * accelerator.num_processes
     steps = options.repeat * epochs * math.ceil(len(manifest.select("train")) / experiment.train.batch_size)
-    seconds = (passes / rate if ready.network.cut else 0) + steps * _step_seconds(ready, accelerator)
-    kept = (
-        (0, 0, 1, 0, 1) if experiment.tracking.model else (0, 0, 1)
-    )  # best, last, frozen; the model has its own
-    checkpoints = sum(value.nbytes for part in kept for value in ready.network.parts()[part].values())
+    seconds = (passes / rate if ready.network.split_index else 0) + steps * _step_seconds(ready, accelerator)
+    trainable, frozen = (
+        sum(tensor.nbytes for tensor in state.values())
+        for state in (ready.network.trainable_state(), ready.network.frozen_state())
+    )
+    checkpoints = 2 * trainable + frozen  # best, last, and what is frozen
+    if experiment.tracking.model:
+        checkpoints += trainable + frozen
     cache = Path(experiment.cache).expanduser()
     facts = [
         ("data", f"{experiment.data.kind}: {manifest.root}"),
@@ -57,38 +60,38 @@ def tell(experiment: Experiment, options: Options, accelerator: Accelerator, ter
             ("views", f"{views} of each training image, 1 of the others"),
             (
                 "store",
-                f"{demand.images:,} images and views to compute; {size(demand.bytes)} to keep in {cache / 'features'}",
+                f"{demand.images:,} images and views to compute; {format_bytes(demand.bytes)} to keep in {cache / 'features'}",
             ),
         ]
-    if ready.network.cut:
-        frozen = f", of which {duration(passes / rate)} for the frozen part at {rate:,.1f} images/s"
+    if ready.network.split_index:
+        frozen = f", of which {format_duration(passes / rate)} for the frozen part at {rate:,.1f} images/s"
     else:
         frozen = ", without validation: everything trains"
-    facts.append(("time", f"about {duration(seconds)}{frozen}"))
+    facts.append(("time", f"about {format_duration(seconds)}{frozen}"))
     facts += [
-        ("disk", f"{size(options.repeat * checkpoints)} of checkpoints; {size(free_bytes(cache))} free"),
+        ("disk", f"{format_bytes(options.repeat * checkpoints)} of checkpoints; {format_bytes(free_bytes(cache))} free"),
         ("device", f"{accelerator.device}, precision {ready.experiment.train.precision}"),
     ]
-    terminal.facts(f"{experiment.name}: nothing was run", facts)
+    terminal.key_values(f"{experiment.name}: nothing was run", facts)
 
 
-def _prefix_rate(ready: Prepared, crop: int) -> float:
+def _prefix_rate(ready: Setup, crop: int) -> float:
     """Images/s of one process through the frozen part."""
     images = torch.zeros(ready.chunk, 3, crop, crop, dtype=torch.uint8)
-    return ready.chunk / _seconds(lambda: ready.features.prefix(images).sum().item())
+    return ready.chunk / _seconds(lambda: ready.features.extractor(images).sum().item())
 
 
-def _step_seconds(ready: Prepared, accelerator: Accelerator) -> float:
+def _step_seconds(ready: Setup, accelerator: Accelerator) -> float:
     """Seconds of one forward and backward pass of what trains, on this process's share of a batch."""
     network = ready.network
     count = max(1, ready.experiment.train.batch_size // accelerator.num_processes)
-    shape, dtype = ready.features.row_shape()
+    shape, dtype = ready.features.feature_shape()
     rows = torch.zeros(count, *shape, dtype=dtype, device=accelerator.device)
 
     def step() -> None:
-        announce(network.modules(), 0, slice(0, count), count)
+        set_dropout_batch(network.modules(), 0, slice(0, count), count)
         with accelerator.autocast():
-            loss = network(rows, start=network.cut).sum()
+            loss = network(rows, start=network.split_index).sum()
         loss.backward()
         loss.item()
         network.zero_grad()

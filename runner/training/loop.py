@@ -20,8 +20,8 @@ from torch import Tensor
 from runner.config.schema import Experiment
 from runner.evaluation.inference import Inference
 from runner.evaluation.metrics import Scores, compute_scores, selection_metric
-from runner.features.cache import Rows
-from runner.models.network import Network
+from runner.features.cache import SplitFeatures
+from runner.models.transfer_model import TransferModel
 from runner.training.snapshot import Snapshot, reading_state
 from runner.training.step import Trainer
 from runner.utils.console import Terminal
@@ -77,7 +77,7 @@ class EpochResult:
 class LabeledFeatures:
     """Rows and class indices of a split; `rows` is told the epoch, from 0."""
 
-    rows: Callable[[int], Rows]
+    rows: Callable[[int], SplitFeatures]
     labels: Sequence[int]
 
 
@@ -98,7 +98,7 @@ class Keeper(Protocol):
 
 def fit(
     experiment: Experiment,
-    network: Network,
+    network: TransferModel,
     train: LabeledFeatures,
     val: LabeledFeatures,
     accelerator: Accelerator,
@@ -139,7 +139,7 @@ class _Fitting:
     def __init__(
         self,
         experiment: Experiment,
-        network: Network,
+        network: TransferModel,
         train: LabeledFeatures,
         accelerator: Accelerator,
         keeper: Keeper | None,

@@ -108,11 +108,10 @@ class OriginalRun:
 
     def frozen_digest(self, run: RunInfo | None = None) -> str | None:
         """Digest of the frozen layers of this or another run; None without a readable checkpoint."""
-        from safetensors import safe_open
+        from runner.models.checkpoint import stored_frozen_digest
 
         try:
-            with safe_open(self.download("checkpoints/best.safetensors", run), "pt") as file:
-                return str(json.loads(file.metadata()["about"])["frozen"])
+            return stored_frozen_digest(self.download("checkpoints/best.safetensors", run))
         except Exception:  # missing or damaged in any way
             return None
 

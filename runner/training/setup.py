@@ -10,17 +10,17 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from runner.config.schema import Experiment, Normalisation
+from runner.config.schema import Experiment, Normalization
 from runner.data import channel_stats
 from runner.data import manifest as manifests
-from runner.data.loader import Loader
+from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
-from runner.data.transforms import Renderer
-from runner.features.cache import Features, Held, Kept
-from runner.features.eviction import root_of
-from runner.features.extractor import Prefix
+from runner.data.transforms import ViewTransform
+from runner.features.cache import FeatureCache, FeatureStorage, InMemoryFeatures
+from runner.features.eviction import feature_root
+from runner.features.extractor import FeatureExtractor
 from runner.models import pretrained
-from runner.models.network import Architecture, Network
+from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -30,15 +30,15 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Setup:
     """An experiment with its images, network and features, ready to be trained or judged."""
 
     experiment: Experiment
     """With what was left to the device decided."""
     manifest: Manifest
-    network: Network
-    features: Features
-    loader: Loader
+    network: TransferModel
+    features: FeatureCache
+    loader: ImageLoader
     chunk: int
 
 
@@ -46,8 +46,8 @@ def prepare(
     experiment: Experiment,
     accelerator: Accelerator,
     terminal: Terminal,
-    shared: Shared | None = None,
-) -> Prepared:
+    shared: SharedSetup | None = None,
+) -> Setup:
     """Scan and split the images, build the network with its weights and cut, and set the features up.
 
     Args:
@@ -61,15 +61,15 @@ def prepare(
     """
     cache = Path(experiment.cache).expanduser()
     with accelerator.local_main_process_first():
-        manifest = shared.manifest if shared and shared.manifest else manifests.build(experiment, terminal)
+        manifest = shared.manifest if shared and shared.manifest else manifests.build_manifest(experiment, terminal)
         loader = make_loader(experiment, manifest, accelerator)
         for file in manifest.rejected:
-            terminal.warn(f"left out {file.path}, which {file.fault}")
-        loaded = pretrained.read(experiment.model)
-        normalisation = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
+            terminal.warn(f"left out {file.path}, which {file.error}")
+        loaded = pretrained.read_weights(experiment.model)
+        normalization = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
     experiment = devices.decided(experiment, len(manifest.entries) + manifest.unused, accelerator)
     settings = experiment.model
-    architecture = Architecture(
+    architecture = ModelSpec(
         arch=settings.arch,
         head=settings.head,
         pool=settings.pool,
@@ -77,16 +77,16 @@ def prepare(
         dropout=settings.dropout,
         trainable=settings.trainable,
         classes=manifest.classes,
-        normalisation=normalisation,
+        normalization=normalization,
     )
-    network = Network(architecture, experiment.seed.train, random=loaded is None)
-    if network.trains_statistics and accelerator.num_processes > 1:
+    network = TransferModel(architecture, experiment.seed.train, random_weights=loaded is None)
+    if network.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(
             f"model.trainable={settings.trainable} trains batch normalisation, whose statistics would differ from"
             " process to process; use one process, or train from a later layer on."
         )
     if loaded is not None:
-        pretrained.load(network, loaded)
+        pretrained.load_weights(network, loaded)
     if shared is None:
         return assemble(experiment, manifest, network, loader, accelerator, terminal)
     shared.manifest = manifest
@@ -94,22 +94,22 @@ def prepare(
 
 
 @dataclass
-class Shared:
+class SharedSetup:
     """What the trials of a study share in one process: images, features, and rows in memory."""
 
     manifest: Manifest | None = None
-    held: Held = field(default_factory=OrderedDict)
-    features: dict[str, Features] = field(default_factory=dict)
+    held: InMemoryFeatures = field(default_factory=OrderedDict)
+    features: dict[str, FeatureCache] = field(default_factory=dict)
 
     def assemble(
         self,
         experiment: Experiment,
         manifest: Manifest,
-        network: Network,
-        loader: Loader,
+        network: TransferModel,
+        loader: ImageLoader,
         accelerator: Accelerator,
         terminal: Terminal,
-    ) -> Prepared:
+    ) -> Setup:
         """As `assemble` does, with the features of an earlier trial that has the same prefix."""
         ready = assemble(experiment, manifest, network, loader, accelerator, terminal, self.held)
         if not ready.features.stored:
@@ -121,17 +121,17 @@ class Shared:
             settings.head,
             settings.pool,
             settings.trainable,
-            network.cut,
+            network.split_index,
         )
-        key = digest(prefix, network.architecture.normalisation, experiment.augment, experiment.seed.augment)
+        key = digest(prefix, network.spec.normalization, experiment.augment, experiment.seed.augment)
         return dataclasses.replace(ready, features=self.features.setdefault(key, ready.features))
 
 
-def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> Loader:
+def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
     """The loader of an experiment's views."""
-    return Loader(
+    return ImageLoader(
         manifest.root,
-        Renderer(experiment.augment, experiment.seed.augment),
+        ViewTransform(experiment.augment, experiment.seed.augment),
         experiment.data.workers,
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         pin=accelerator.device.type == "cuda",
@@ -141,45 +141,45 @@ def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Acceler
 def assemble(
     experiment: Experiment,
     manifest: Manifest,
-    network: Network,
-    loader: Loader,
+    network: TransferModel,
+    loader: ImageLoader,
     accelerator: Accelerator,
     terminal: Terminal,
-    held: Held | None = None,
-) -> Prepared:
+    held: InMemoryFeatures | None = None,
+) -> Setup:
     """Put a network on the device and set its features up."""
     network.to(accelerator.device)
     network.eval()
     settings = experiment.features
     chunk = int(settings.batch_size)
-    prefix = Prefix(network, accelerator, chunk, settings.compile is True)
-    kept = Kept(
-        root_of(experiment.cache),
+    prefix = FeatureExtractor(network, accelerator, chunk, settings.compile is True)
+    kept = FeatureStorage(
+        feature_root(experiment.cache),
         settings.memory * GIB,
         settings.cap * GIB,
         OrderedDict() if held is None else held,
     )
-    features = Features(manifest, prefix, loader, accelerator, kept if settings.store else None, terminal)
-    return Prepared(experiment, manifest, network, features, loader, chunk)
+    features = FeatureCache(manifest, prefix, loader, accelerator, kept if settings.store else None, terminal)
+    return Setup(experiment, manifest, network, features, loader, chunk)
 
 
 def _normalisation(
     experiment: Experiment,
-    loaded: pretrained.Weights | None,
+    loaded: pretrained.PretrainedWeights | None,
     manifest: Manifest,
-    loader: Loader,
+    loader: ImageLoader,
     cache: Path,
     terminal: Terminal,
-) -> Normalisation:
+) -> Normalization:
     setting = experiment.model.normalize
-    if isinstance(setting, Normalisation):
+    if isinstance(setting, Normalization):
         return setting
-    if setting == "weights" and loaded is not None and loaded.normalisation is not None:
-        return loaded.normalisation
+    if setting == "weights" and loaded is not None and loaded.normalization is not None:
+        return loaded.normalization
     if setting in ("statistics", "weights"):
         if setting == "weights":
             terminal.warn(
                 f"{experiment.model.weights} does not say its normalisation; taking the images' statistics"
             )
-        return channel_stats.statistics(manifest.select("train"), loader, cache, terminal)
-    return pretrained.normalisation_of(setting)
+        return channel_stats.channel_statistics(manifest.select("train"), loader, cache, terminal)
+    return pretrained.weights_normalization(setting)

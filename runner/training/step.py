@@ -19,15 +19,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 
-from runner.config.schema import Experiment, Optim
+from runner.config.schema import Experiment, OptimConfig
 from runner.evaluation.metrics import Scores
-from runner.features.cache import Rows
-from runner.models.dropout import announce
-from runner.models.network import Network
+from runner.features.cache import SplitFeatures
+from runner.models.dropout import set_dropout_batch
+from runner.models.transfer_model import TransferModel
 from runner.training import lr_schedule
 from runner.training.snapshot import Snapshot
 from runner.utils import hashing
-from runner.utils.errors import Diverged, UserError
+from runner.utils.errors import DivergedError, UserError
 
 NEVER = 2**62
 """The step of a first failure that has not come."""
@@ -52,14 +52,14 @@ class Trainer:
     """
 
     def __init__(
-        self, experiment: Experiment, network: Network, labels: Tensor, accelerator: Accelerator
+        self, experiment: Experiment, network: TransferModel, labels: Tensor, accelerator: Accelerator
     ) -> None:
         self.experiment = experiment
         self.settings = experiment.train
         self.network = network
         self.labels = labels
         self.accelerator = accelerator
-        classes = len(network.architecture.classes)
+        classes = len(network.spec.classes)
         self.weights = class_weights(labels, classes) if self.settings.class_weights else torch.ones(classes)
         self.optimizer = build_optimizer(experiment.optim, network)
         self.batches = math.ceil(len(labels) / self.settings.batch_size)
@@ -92,7 +92,7 @@ class Trainer:
         """Optimiser steps since the fit began."""
         return self.number * self.batches + self.done
 
-    def epoch(self, rows: Rows, between: Callable[[int], None]) -> tuple[float, float]:
+    def epoch(self, rows: SplitFeatures, between: Callable[[int], None]) -> tuple[float, float]:
         """Train on the batches of the epoch that are left: its mean loss and top-1, as trained, over all processes.
 
         `between` hears after each step how many images it took; what it raises leaves the trainer as it is.
@@ -111,7 +111,7 @@ class Trainer:
             incoming = rows.batches([batches[place][part.rows].tolist() for place, part in parts])
             for (place, part), values in zip(parts, incoming, strict=True):
                 self._whole = False
-                announce(
+                set_dropout_batch(
                     self.network.modules(), self.number * self.batches + place, part.rows, len(batches[place])
                 )
                 self._part(values, batches[place], part)
@@ -125,7 +125,7 @@ class Trainer:
         own = torch.tensor(self._share(), dtype=torch.float64, device=accelerator.device)
         loss, hits, counted = accelerator.reduce(own, "sum").tolist()
         if not counted:
-            raise Diverged(
+            raise DivergedError(
                 f"Every step of epoch {self.number + 1} was left out (train.nonfinite=skip): training diverged; lower"
                 f" optim.lr ({self.experiment.optim.lr:g}) or set train.clip."
             )
@@ -154,7 +154,7 @@ class Trainer:
             return
         self._whole = False
         optim = self.experiment.optim
-        raise Diverged(
+        raise DivergedError(
             f"The training loss is not a number at step {failed} (epoch {failed // self.batches + 1}, batch"
             f" {failed % self.batches + 1} of {self.batches}): training diverged; lower optim.lr ({optim.lr:g}), set"
             " train.clip, or leave such steps out with train.nonfinite=skip."
@@ -170,7 +170,7 @@ class Trainer:
             self.shares = [self._share()]
         if not self._whole or self.shares is None:
             return None
-        tensors = {f"learned/{name}": value for name, value in self.network.parts()[0].items()}
+        tensors = {f"learned/{name}": value for name, value in self.network.trainable_state().items()}
         state, plain = self.optimizer.state_dict(), {}
         for place, values in state["state"].items():
             for name, value in values.items():
@@ -199,7 +199,7 @@ class Trainer:
         Raises `UserError` where the snapshot is of other layers.
         """
         about = snapshot.about
-        learned = self.network.parts()[0]
+        learned = self.network.trainable_state()
         saved = snapshot.part("learned")
         if {name: value.shape for name, value in learned.items()} != {n: v.shape for n, v in saved.items()}:
             raise UserError("The layers that train are not those of the run to go on from; begin a new run.")
@@ -260,7 +260,7 @@ class Trainer:
         """Forward and backward of this process's part of a batch; adds to the sums."""
         target = self.labels[batch[part.rows]].to(values.device)
         with nullcontext() if part.last else self.accelerator.no_sync(self.model):
-            logits = self.model(values, start=self.network.cut)
+            logits = self.model(values, start=self.network.split_index)
             summed = F.cross_entropy(
                 logits,
                 target,
@@ -304,7 +304,7 @@ class Trainer:
         self.rule.stepped()
 
 
-def build_optimizer(optim: Optim, network: Network) -> torch.optim.Optimizer:
+def build_optimizer(optim: OptimConfig, network: TransferModel) -> torch.optim.Optimizer:
     """The optimiser over what trains; fused: one pass over each tensor, a fifth of a pooled head's epoch."""
     groups = network.parameter_groups(optim.lr, optim.groups)
     if optim.name == "sgd":
@@ -325,7 +325,7 @@ def epoch_batches(
     labels: Tensor, batch_size: int, sampling: str, fit_seed: int, epoch: int
 ) -> Iterator[np.ndarray]:
     """The batches of an epoch, as places in the split: a function of (fit seed, epoch) alone."""
-    generator = torch.Generator().manual_seed(hashing.seed("order", fit_seed, epoch))
+    generator = torch.Generator().manual_seed(hashing.derive_seed("order", fit_seed, epoch))
     if sampling == "balanced":
         weights = class_weights(labels, int(labels.max()) + 1)[labels]
         order = torch.multinomial(weights.double(), len(labels), replacement=True, generator=generator)

@@ -9,14 +9,14 @@ from accelerate import Accelerator
 
 from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS
-from runner.features.cache import Demand
+from runner.features.cache import MissingFeatures
 from runner.training import devices
 from runner.training.loop import EpochResult
 from runner.training.setup import Setup
 from runner.utils.console import Terminal, format_bytes, format_duration
 
 
-def print_start(ready: Setup, demand: Demand, accelerator: Accelerator, terminal: Terminal) -> None:
+def print_start(ready: Setup, demand: MissingFeatures, accelerator: Accelerator, terminal: Terminal) -> None:
     """The overview before a run begins: data, network, cut, device."""
     experiment, manifest, network = ready.experiment, ready.manifest, ready.network
     counts = Counter(entry.split for entry in manifest.entries)
@@ -32,7 +32,7 @@ def print_start(ready: Setup, demand: Demand, accelerator: Accelerator, terminal
     ]
     trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
-    normalization = network.architecture.normalization
+    normalization = network.spec.normalization
     terminal.key_values(
         f"{experiment.name}",
         [
@@ -63,21 +63,21 @@ def _views_words(experiment: Experiment) -> str:
 
 
 def _cut_words(ready: Setup) -> str:
-    if not ready.network.cut:
+    if not ready.network.split_index:
         return "none: everything trains"
-    shape, dtype = ready.features.row_shape()
+    shape, dtype = ready.features.feature_shape()
     row = format_bytes(math.prod(shape) * dtype.itemsize)
-    return f"behind {ready.network.cut_name}: {math.prod(shape):,} numbers, {row} an image and view"
+    return f"behind {ready.network.split_layer}: {math.prod(shape):,} numbers, {row} an image and view"
 
 
-def _demand_words(ready: Setup, demand: Demand) -> str:
-    if not ready.network.cut:
+def _demand_words(ready: Setup, demand: MissingFeatures) -> str:
+    if not ready.network.split_index:
         return "none to keep"
     if not ready.features.stored:
         return "computed every time (features.store is off)"
-    if not demand.rows:
+    if not demand.features:
         return "all kept already"
-    compiled = ", compiled" * ready.features.prefix.compiled
+    compiled = ", compiled" * ready.features.extractor.compiled
     return (
         f"at most {demand.images:,} images and views through the convolutions{compiled}; {format_bytes(demand.bytes)} to keep"
         f" in {ready.experiment.cache}"

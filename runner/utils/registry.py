@@ -57,6 +57,10 @@ class Registry(Generic[T]):
         """Remove a choice that was registered."""
         del self._choices[name]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether a choice of this name is registered so far."""
+        return name in self._choices
+
     @property
     def choices(self) -> dict[str, Choice[T]]:
         """All choices by name, in the order of registration."""

@@ -23,7 +23,7 @@ from fuzz.damage import bent, bent_json, damaged
 from fuzz.target import Target, check
 from runner.config.schema import ModelConfig, Normalization
 from runner.models import checkpoint, pretrained
-from runner.models.network import ModelSpec, TransferModel
+from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, description_digest
 from runner.portable.images import open_rgb
 from runner.serving import load
@@ -99,13 +99,13 @@ class CheckpointFiles(Target):
             return b"f" + tensorfile.hostile(random, self.files[self.frozen], self.files[self.best])
         header, _ = tensorfile.parts(self.files[self.best])
         said = header["__metadata__"]
-        told = json.loads(said["about"])
+        told = json.loads(said["description"])
         learned = self.network.trainable_state()
         if kind < 0.9:
-            told["architecture" if random.random() < 0.7 else "val"] = bent(random, told["architecture"])
+            told["model" if random.random() < 0.7 else "val"] = bent(random, told["model"])
         else:
             learned = spoilt(random, learned)
-            told["learned"] = checkpoint._digest(learned)
+            told["trainable"] = checkpoint._digest(learned)
         plain = {name: value.contiguous() for name, value in learned.items()}
         return b"s" + safetensors.torch.save(plain, _resealed(said, told))
 
@@ -131,7 +131,7 @@ class CheckpointFiles(Target):
 def _resealed(said: dict[str, str], told: dict[str, Any]) -> dict[str, str]:
     """Metadata of a checkpoint that says other things, with the digest of those."""
     text = json.dumps(told)
-    return {**said, "about": text} | ({"seal": checkpoint.description_digest(text)} if "seal" in said else {})
+    return {**said, "description": text, "description_digest": checkpoint.description_digest(text)}
 
 
 class ModelFolder(Target):

@@ -1,21 +1,15 @@
-"""torchvision's VGG with a new head: what it computes, not how it is trained.
-
-Layers keep torchvision's names, so that its weights fit. The model takes uint8 images and normalizes them itself.
-"""
+"""A backbone with a new head: what it computes, not how it is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-CONVOLUTION_CHANNELS = 512
-"""Channels of the last convolution of every VGG (Simonyan & Zisserman 2014, table 1)."""
-CLASSIFIER_WIDTH = 4096
-"""Outputs of the layers before the last one of torchvision's VGG classifier (same table)."""
+from .backbone import BackboneModules
+from .backbones import BACKBONES
 
 
 class Normalize(nn.Module):
@@ -34,58 +28,41 @@ class Normalize(nn.Module):
         return (values / 255 - self.mean) / self.std
 
 
-class VGG(nn.Module):
-    """normalize → features → avgpool → flatten → classifier, which ends in the head.
-
-    Layers before the head have no memory yet: they are on torch's meta device.
+class LayeredModel(nn.Module):
+    """Layers that run one after another: normalize, the blocks of a backbone, the layers of the head.
 
     Args:
-        arch: torchvision's name of the VGG.
-        head_kind: "classifier": the head replaces classifier[6]; "pooled": it follows the pooled convolutions.
-        pool: With a pooled head, the convolutions' output is pooled to pool × pool.
+        backbone: Its modules, from `build_backbone`; the model takes them over.
         head: From `build_head`.
         mean: Channel means (red, green, blue) on the scale 0 to 1.
         std: Channel standard deviations, likewise.
     """
 
     def __init__(
-        self,
-        arch: str,
-        head_kind: str,
-        pool: int,
-        head: nn.Sequential,
-        mean: Sequence[float],
-        std: Sequence[float],
+        self, backbone: BackboneModules, head: nn.Sequential, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        with torch.device("meta"):
-            base = torchvision.models.get_model(arch, weights=None)
         self.normalize = Normalize(mean, std)
-        self.features = cast(nn.Sequential, base.features)
-        self.flatten = nn.Flatten(1)
-        if head_kind == "classifier":
-            self.avgpool = base.avgpool
-            self.classifier = cast(nn.Sequential, base.classifier)
-            self.classifier[6] = head
-            self.head_name = "classifier.6"
-        else:
-            self.avgpool = nn.AdaptiveAvgPool2d(pool)
-            self.classifier = head
-            self.head_name = "classifier"
+        for name, child in backbone.root.named_children():
+            self.add_module(name, child)
+        self.set_submodule(backbone.head, head)
+        self.head_name = backbone.head
+        self.cam_layer = backbone.cam_layer
+        """The layer that Grad-CAM explains by default."""
+        head_layers = [f"{backbone.head}.{name}" for name, _ in head.named_children()]
+        self.layer_names = ["normalize", *backbone.blocks, *head_layers]
+        """All layers in the order of the forward pass."""
+        self.pooling_index = self.layer_names.index(backbone.pooling)
+        self._head_index = self.layer_names.index(head_layers[0])
         self.index_layers()
 
     def index_layers(self) -> None:
-        """List the layers in the order of the forward pass. Call it again after a layer is replaced."""
-        self.layer_names = [name for name, _ in self.layers()]
-        self._layers = [layer for _, layer in self.layers()]
-        self._head = next(
-            index for index, name in enumerate(self.layer_names) if is_within(name, self.head_name)
-        )
+        """Look the layers up by name. Call it again after a layer is replaced."""
+        self._layers = [self.get_submodule(name) for name in self.layer_names]
 
     def layers(self) -> Iterator[tuple[str, nn.Module]]:
         """Every layer with its name, in the order of the forward pass."""
-        for name in ("normalize", "features", "avgpool", "flatten", "classifier"):
-            yield from _leaves(name, getattr(self, name))
+        return zip(self.layer_names, self._layers, strict=True)
 
     def forward(self, values: Tensor, start: int = 0) -> Tensor:
         """Logits: n × classes, float32.
@@ -98,12 +75,12 @@ class VGG(nn.Module):
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
         """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie."""
-        for layer in self._layers[start : min(stop, self._head)]:
+        for layer in self._layers[start : min(stop, self._head_index)]:
             values = layer(values)
-        if stop > self._head:
+        if stop > self._head_index:
             with torch.autocast(values.device.type, enabled=False):
                 values = values.float()
-                for layer in self._layers[max(start, self._head) : stop]:
+                for layer in self._layers[max(start, self._head_index) : stop]:
                     values = layer(values)
         return values
 
@@ -112,20 +89,38 @@ class VGG(nn.Module):
         """The number of layers."""
         return len(self._layers)
 
+    @property
+    def spatial_layers(self) -> list[str]:
+        """The backbone's layers whose output has a height and width."""
+        return self.layer_names[1 : self.pooling_index + 1]
 
-def build_head(kind: str, pool: int, width: int, dropout: float, classes: int) -> nn.Sequential:
+
+def build_backbone(arch: str, head: str, pool: int) -> BackboneModules:
+    """The modules of a backbone on torch's meta device: without memory for their weights.
+
+    Args:
+        arch: Name of the architecture.
+        head: classifier or pooled.
+        pool: For a pooled head, the last feature map is averaged down to pool × pool.
+
+    Raises KeyError if there is no such architecture.
+    """
+    with torch.device("meta"):
+        return BACKBONES[arch].build(head, pool)
+
+
+def build_head(kind: str, num_features: int, width: int, dropout: float, classes: int) -> nn.Sequential:
     """Linear, ReLU, dropout, linear; a pooled head starts with one more dropout.
 
     Args:
         kind: classifier or pooled.
-        pool: A pooled head takes 512 × pool × pool inputs.
+        num_features: Inputs per image.
         width: Outputs of the first linear layer.
         dropout: Probability of each dropout layer.
         classes: The number of classes.
     """
-    inputs = CLASSIFIER_WIDTH if kind == "classifier" else CONVOLUTION_CHANNELS * pool**2
     layers: list[nn.Module] = [
-        nn.Linear(inputs, width),
+        nn.Linear(num_features, width),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Linear(width, classes),
@@ -135,21 +130,21 @@ def build_head(kind: str, pool: int, width: int, dropout: float, classes: int) -
     return nn.Sequential(*layers)
 
 
-def build_model(architecture: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> VGG:
+def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> LayeredModel:
     """A model in evaluation mode, without gradients.
 
     Args:
-        architecture: arch, head, pool, width, dropout and normalization (mean, std).
+        spec: arch, head, pool, width, dropout and normalization (mean, std).
         classes: The number of classes.
         tensors: The state dict; the model takes the tensors over without a copy.
 
-    Raises KeyError, TypeError, ValueError or RuntimeError if architecture and tensors do not fit together.
+    Raises KeyError, TypeError, ValueError or RuntimeError if spec and tensors do not fit together.
     """
-    kind, pool = architecture["head"], architecture["pool"]
+    backbone = build_backbone(spec["arch"], spec["head"], spec["pool"])
     with torch.device("meta"):
-        head = build_head(kind, pool, architecture["width"], architecture["dropout"], classes)
-    normalization = architecture["normalization"]
-    model = VGG(architecture["arch"], kind, pool, head, normalization["mean"], normalization["std"])
+        head = build_head(spec["head"], backbone.num_features, spec["width"], spec["dropout"], classes)
+    normalization = spec["normalization"]
+    model = LayeredModel(backbone, head, normalization["mean"], normalization["std"])
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
@@ -165,11 +160,3 @@ def supported_precision(precision: str, device: torch.device) -> str:
 def is_within(layer: str, module: str) -> bool:
     """Whether the layer of this name is the module of that name, or a part of it."""
     return layer == module or layer.startswith(f"{module}.")
-
-
-def _leaves(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, nn.Sequential):
-        for child, layer in module.named_children():
-            yield from _leaves(f"{name}.{child}", layer)
-    else:
-        yield name, module

@@ -1,0 +1,193 @@
+"""The model as it trains: initial weights, reproducible dropout, what is frozen, and where the frozen part ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from runner.config.schema import Normalization
+from runner.models.dropout import KeyedDropout
+from runner.portable.backbones import BACKBONES
+from runner.portable.model import LayeredModel, build_backbone, build_head, is_within
+from runner.utils import hashing
+from runner.utils.errors import UserError
+from runner.utils.rng import seeded
+from runner.utils.text import did_you_mean, one_line
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model except its weights. The first six fields are settings of the group `model`."""
+
+    arch: str
+    head: str
+    pool: int
+    width: int
+    dropout: float
+    trainable: str
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+    normalization: Normalization
+
+
+class TransferModel(LayeredModel):
+    """A backbone with a new head, ready to train.
+
+    The leading layers that are frozen and deterministic are the frozen backbone. It ends at `split_index`; the layers
+    from there on are the trainable part, which may contain frozen layers, too.
+
+    Args:
+        spec: Backbone, head and what trains.
+        training_seed: Decides the head's initial weights and the dropout masks.
+        random_weights: Draw the backbone's weights, the same ones in every run. False: they are uninitialized until
+            `load_state_dict` or `pretrained.load_weights` sets them.
+
+    Raises `UserError` if `spec.trainable` names no layer with weights.
+    """
+
+    def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
+        backbone = build_backbone(spec.arch, spec.head, spec.pool)
+        with seeded(hashing.derive_seed("head", training_seed)):
+            head = build_head(spec.head, backbone.num_features, spec.width, spec.dropout, len(spec.classes))
+        super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std)
+        self.spec = spec
+        self._allocate(random_weights)
+        _replace_dropouts(self, training_seed)
+        self.index_layers()
+        self._freeze()
+        self.split_index = self._find_split()
+        """Number of layers in the frozen backbone, and index of the first layer after it."""
+        self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> TransferModel:
+        """As usual, except that frozen batch normalization stays in evaluation mode: its statistics are frozen, too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and not _trains(module):
+                module.eval()
+        return self
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether batch normalization trains, so that an image's result depends on the other images of its batch."""
+        return any(isinstance(module, _BatchNorm) and _trains(module) for module in self.modules())
+
+    @property
+    def split_layer(self) -> str:
+        """Name of the frozen backbone's last layer; empty if there is no frozen backbone."""
+        return self.layer_names[self.split_index - 1] if self.split_index else ""
+
+    @property
+    def frozen_stages(self) -> tuple[tuple[int, int], ...]:
+        """The frozen backbone in at most two parts (start, stop), as layer indices.
+
+        The first part ends before the pooling, so that its output is the same for every kind of head.
+        """
+        shared = [self.pooling_index] if 0 < self.pooling_index < self.split_index else []
+        bounds = [0, *shared, self.split_index] if self.split_index else []
+        return tuple(itertools.pairwise(bounds))
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Tensors of the layers that train, by name: parameters and batch statistics."""
+        trainable = [name for name, layer in self.layers() if _trains(layer)]
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if any(is_within(name, layer) for layer in trainable)
+        }
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """All other tensors of the state dict, by name."""
+        trainable = self.trainable_state()
+        return {name: value for name, value in self.state_dict().items() if name not in trainable}
+
+    def parameter_groups(self, lr: float, groups: dict[str, float]) -> list[dict[str, object]]:
+        """Parameter groups for an optimizer.
+
+        Args:
+            lr: Learning rate of parameters that no group names.
+            groups: Learning rates by layer or module name; of several matching names the longest counts.
+
+        Raises `UserError` for a name without trainable parameters of its own.
+        """
+        members: dict[str, list[nn.Parameter]] = {"": [], **{name: [] for name in groups}}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                group = max((group for group in groups if is_within(name, group)), key=len, default="")
+                members[group].append(parameter)
+        for name in groups:
+            if not members[name]:
+                raise UserError(
+                    f"optim.groups names {name!r}, which has no trainable parameters of its own;"
+                    f" model.trainable is {self.spec.trainable!r}."
+                )
+        return [
+            {"params": parameters, "lr": groups.get(name, lr)}
+            for name, parameters in members.items()
+            if parameters
+        ]
+
+    def _allocate(self, random_weights: bool) -> None:
+        """Move the backbone from the meta device to memory, and draw its weights if asked to."""
+        backbone = BACKBONES[self.spec.arch]
+        with seeded(hashing.derive_seed("backbone", self.spec.arch)):
+            for _, layer in self.layers():
+                if not any(parameter.is_meta for parameter in layer.parameters()):
+                    continue
+                layer.to_empty(device="cpu")
+                for module in layer.modules():
+                    if isinstance(module, _BatchNorm):
+                        module.reset_running_stats()  # old weight files lack num_batches_tracked
+                    if random_weights:
+                        backbone.initialize(module)
+
+    def _freeze(self) -> None:
+        """Freeze all layers with weights before the first one that `spec.trainable` names."""
+        trainable = self.spec.trainable
+        if trainable == "all":
+            return
+        names = [name for name, layer in self.layers() if _has_weights([layer])]
+        start = self.head_name if trainable == "head" else trainable
+        first = next((index for index, name in enumerate(names) if is_within(name, start)), None)
+        if first is None:
+            raise UserError(
+                f"model.trainable is {one_line(trainable, 100)!r}, which is no layer with weights"
+                f"{did_you_mean(start[:100], names)};"
+                f" it takes head, all, or a layer such as {names[len(names) // 2]}."
+            )
+        for name in names[:first]:
+            self.get_submodule(name).requires_grad_(False)
+
+    def _find_split(self) -> int:
+        """The number of leading layers that are frozen and deterministic; 0 if none of them has weights."""
+        leading = list(
+            itertools.takewhile(lambda layer: not _trains(layer) and not _drops(layer), self._layers)
+        )
+        return len(leading) if _has_weights(leading) else 0
+
+
+def _replace_dropouts(model: nn.Module, training_seed: int) -> None:
+    """Replace every dropout layer by one whose masks are reproducible."""
+    for name, module in list(model.named_modules()):
+        for child, layer in module.named_children():
+            if isinstance(layer, nn.Dropout):
+                dropout = KeyedDropout(layer.p, f"{name}.{child}".lstrip("."), training_seed)
+                setattr(module, child, dropout)
+
+
+def _trains(layer: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
+
+
+def _drops(layer: nn.Module) -> bool:
+    """Whether dropout makes its output random."""
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules())
+
+
+def _has_weights(layers: Iterable[nn.Module]) -> bool:
+    return any(True for layer in layers for _ in layer.parameters())
