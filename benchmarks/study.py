@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
         root = Path(folder)
         (root / "cheap.yaml").write_text(
-            "optim.lr: {low: 1.0e-5, high: 1.0, log: true}\nnetwork.dropout: {low: 0.0, high: 0.9}\n"
+            "optim.lr: {low: 1.0e-5, high: 1.0, log: true}\nmodel.dropout: {low: 0.0, high: 0.9}\n"
         )
         base = [*argv, *SCHEDULE]
         _say("computing features, where they are not kept yet")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
             space="around-baseline",
         )
         seconds = time.monotonic() - began
-        fitted = sum(each.user_attrs["fit_seconds"] for each in study)
+        fitted = sum(each.user_attrs["training_seconds"] for each in study)
         overhead = 1 - fitted / (cpu_count() * seconds)
         _say(f"{seconds:.0f} s, overhead {overhead:.3f}")
 
@@ -125,9 +125,9 @@ def _search(
 
     import optuna
 
-    from runner.study.storage import connect, default
+    from runner.study.storage import connect, default_storage
 
-    return list(optuna.load_study(study_name="bench", storage=connect(default(place))).trials)
+    return list(optuna.load_study(study_name="bench", storage=connect(default_storage(place))).trials)
 
 
 def _rate(trials: Sequence[Any]) -> float:

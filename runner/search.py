@@ -1,9 +1,10 @@
-"""Search an experiment's settings around their baseline: an Optuna study whose trials are runs in MLflow.
+"""Run a study, or one role in it: search the settings of an experiment around its baseline with Optuna.
 
     runner search --config caltech101-pooled --space around-baseline --study NAME --trials 50 --workers 2 …
     accelerate launch runner/search.py --config … --space … --study NAME …      all processes on each trial together
 
-The same command goes on with a study that was stopped, and from another shell it joins one that runs.
+The same command continues a study that was stopped, and joins one that is running. `runner search` starts this file
+as its workers and, when they have finished, as the process that writes the report.
 """
 
 import sys
@@ -16,66 +17,49 @@ import os
 import signal
 from collections.abc import Sequence
 
-from runner.study.options import STOP, WORKER, make_plan, parse
-from runner.utils.errors import UserError, guarded, interrupt_on_signals
-from runner.utils.processes import follow_launcher
+from runner.study.options import STOP_SIGNAL, Role, make_plan, parse
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
+from runner.utils.processes import exit_with_launcher
+from runner.utils.signals import interrupt_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
-    """Search as the command line says. Raises `UserError` for what its user can mend."""
-    follow_launcher()
+    """Do this process's part in the study that the command line describes. Raises `UserError`."""
+    exit_with_launcher()
     options, rest = parse(argv)
-    role = os.environ.get(WORKER, "")
-    if not role and options.workers > 1:
+    role = Role.from_environment()
+    if options.workers > 1 and not role.has_coordinator:
         raise UserError(
-            "--workers is for ./launch.sh search: under accelerate launch all processes work on each trial together,"
-            " and count as one worker."
+            "--workers is for ./launch.sh search; under accelerate launch all processes work on each trial together,"
+            " as one worker."
         )
-    plan = make_plan(options, rest, checked=bool(role))
+    plan = make_plan(options, rest, checked=role.has_coordinator)
 
-    from runner.study.mlflow_run import Parent, close_parent, open_parent
-    from runner.study.report import finish
-    from runner.study.study import Study
-    from runner.study.worker import Worker, pin
-    from runner.tracking.sessions import Records
+    from runner.study.cpu_share import pin_to_share
+    from runner.study.report import write_report
+    from runner.study.session import open_session
+    from runner.study.worker import Worker
     from runner.training import devices
-    from runner.utils.console import Terminal
 
-    beside = "/" in role
-    told: list[int] = []
-    signal.signal(STOP, lambda number, _: told.append(number))
+    stop_requests: list[int] = []
+    signal.signal(STOP_SIGNAL, lambda number, _: stop_requests.append(number))
     accelerator = devices.start(plan.baseline)
-    if beside:
-        place, _, count = role.partition("/")
-        if accelerator.device.type == "cpu":
-            pin(int(place), int(count), options.threads)
-    terminal = Terminal(speaks=accelerator.is_main_process)
-    records = Records(plan.baseline, accelerator, terminal if not beside else Terminal(speaks=False))
-    lead = accelerator.is_main_process
-    study = Study(plan, records.server.root) if lead else None
-    parent = open_parent(study, records, owns=not role) if study else Parent("", plan.name)
-    status = "KILLED"
-    try:
-        if role != "finish":
-            worker = Worker(plan, study, accelerator, records, parent, terminal, lambda: bool(told))
-            worker.work()
-        if not beside:
-            finish(plan, study, options.confirm, accelerator, records, parent, terminal)
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        if study is not None and not role:
-            close_parent(study, records, parent, status)
+    if role.is_worker and accelerator.device.type == "cpu":
+        pin_to_share(role.worker, role.workers, options.threads)
+    with open_session(plan, accelerator, role) as session:
+        if role.runs_trials:
+            Worker(session, stop_requested=lambda: bool(stop_requests)).run()
+        if role.writes_report:
+            write_report(session, options.confirm)
     accelerator.end_training()
     return 0
 
 
-def _is_first() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(guarded(lambda: main(sys.argv[1:]), _is_first))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_main_process))

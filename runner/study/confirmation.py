@@ -1,78 +1,157 @@
-"""Is the best better? Best and baseline, trained again on new fit seeds, compared seed by seed."""
+"""Is the best experiment better than the baseline? Both are trained on new seeds and compared seed by seed."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-
-from runner.config.schema import Experiment, as_tree
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree
+from runner.evaluation.metrics import METRICS
+from runner.study.session import StudySession
 from runner.study.study import Study
-from runner.tracking.sessions import Records
-from runner.tracking.tracker import Tracker
 from runner.training import resume, run
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest
+from runner.utils.intervals import PairedDifference, paired_difference
 
-Figures = dict[str, float]
-"""`val/top1`, `test/loss`, … → value of one training."""
+Results: TypeAlias = dict[str, float]
+"""Metrics of one training: `val/top1`, `test/loss`, …"""
+DECIDING_METRIC = "test/top1"
+SPLITS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """Results of best and baseline, one for each seed, in the same order."""
+
+    best: list[Results]
+    baseline: list[Results]
+    is_same: bool
+    """Whether the best experiment is the baseline."""
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return len(self.best)
+
+    @property
+    def verdict(self) -> str:
+        """The conclusion, in one or two sentences."""
+        if self.is_same:
+            return "No gain: the baseline is the best experiment."
+        difference = self.difference(DECIDING_METRIC)
+        points = f"{_points(difference.mean)} pt test {METRICS['top1'].label}"
+        if self.seeds < 2:
+            return f"No significant gain: {points} (one seed, so no interval). Keep the baseline."
+        interval = f"95 % CI {_points(difference.low)} to {_points(difference.high)}"
+        if not difference.significant:
+            return f"No significant gain: {points} ({interval}). Keep the baseline."
+        if difference.mean > 0:
+            return f"Significant gain: {points} ({interval}). Use the best experiment."
+        return f"Significant loss: {points} ({interval}). Keep the baseline."
+
+    def difference(self, metric: str) -> PairedDifference:
+        """Best minus baseline, paired by seed."""
+        return paired_difference(self.values("best", metric), self.values("baseline", metric))
+
+    def values(self, side: str, metric: str) -> list[float]:
+        """A metric of "best" or "baseline" for each seed."""
+        return [results[metric] for results in getattr(self, side)]
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """For each split and metric: what it is, baseline, best, difference and its interval."""
+        for split, split_label in SPLITS.items():
+            for name, metric in METRICS.items():
+                key = f"{split}/{name}"
+                difference = self.difference(key)
+                yield (
+                    f"{split_label} {metric.label}",
+                    _mean_and_sd(self.values("baseline", key)),
+                    _mean_and_sd(self.values("best", key)),
+                    f"{difference.mean:+.4f}",
+                    f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+                    if self.seeds > 1
+                    else "none for one seed",
+                )
+
+    def metrics(self) -> dict[str, float]:
+        """Means and differences, to be logged: `confirm/test/top1/difference`."""
+        logged: dict[str, float] = {}
+        for key in (f"{split}/{name}" for split in SPLITS for name in METRICS):
+            difference = self.difference(key)
+            for side in ("best", "baseline"):
+                logged[f"confirm/{key}/{side}"] = statistics.fmean(self.values(side, key))
+            logged[f"confirm/{key}/difference"] = difference.mean
+            if self.seeds > 1:
+                logged[f"confirm/{key}/difference_low"] = difference.low
+                logged[f"confirm/{key}/difference_high"] = difference.high
+        return logged
+
+    def to_json(self) -> str:
+        """Results of each seed, and the verdict."""
+        return json.dumps({"best": self.best, "baseline": self.baseline, "verdict": self.verdict}, indent=1)
+
+
+def confirm(session: StudySession, best: Experiment, seeds: int) -> Confirmation:
+    """Train best and baseline on seeds that no trial had. Trainings that were done before are not repeated.
+
+    Args:
+        session: What the process works with. All processes call this.
+        best: The best experiment of the study.
+        seeds: Number of seeds.
+    """
+    baseline = session.plan.baseline
+    first = baseline.seed.train + session.plan.seeds
+    results: dict[str, list[Results]] = {"baseline": [], "best": []}
+    with session.terminal.progress("confirm", 2 * seeds, "trainings") as advance:
+        for seed in range(first, first + seeds):
+            for side, experiment in (("baseline", baseline), ("best", best)):
+                results[side].append(_train(session, side, experiment, seed))
+                advance(1)
+    return Confirmation(results["best"], results["baseline"], is_same=best == baseline)
+
+
+def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:
+    """Results of one training as a child run, which is resumed if it was interrupted."""
+    seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, train=seed))
+
+    def known_results(study: Study) -> tuple[str, Any]:
+        key = f"confirmed {digest(study.plan.identity(), dataclasses.asdict(seeded))}"
+        return key, study.optuna.user_attrs.get(key)
+
+    key, known = session.on_rank_0(known_results)
+    if known is not None:
+        return known
+    quiet, study_run = Terminal(enabled=False), session.study_run
+    lean, start = resume.child(
+        _lean(seeded), as_tree(_lean(experiment)), study_run.run_id, session.accelerator, quiet
+    )
+    title = f"confirm {side}, seed {seed}"
+    with session.tracking.start_run(title, study_run, system_metrics=False, resume=start.run_id) as tracker:
+        tracker.set_tags({"runner.study": study_run.name, "runner.confirms": side})
+        result = run.train(lean, session.accelerator, tracker, quiet, start, study_run.run_id)
+    results = {**result.best_epoch.val.metrics("val"), **result.best.metrics("test")}
+    if session.study is not None:
+        session.study.optuna.set_user_attr(key, results)
+    return results
 
 
 def _lean(experiment: Experiment) -> Experiment:
-    """Without model and gallery: these runs are there to be compared, and the luckiest seed is no champion."""
+    """Without model and gallery: these runs are for comparison, and the luckiest seed must not become champion."""
     tracking = dataclasses.replace(experiment.tracking, model=False, gallery=0)
     return dataclasses.replace(experiment, tracking=tracking)
 
 
-def confirm(
-    best: Experiment,
-    baseline: Experiment,
-    first: int,
-    seeds: int,
-    study: Study | None,
-    accelerator: Accelerator,
-    records: Records,
-    parent: Tracker,
-    terminal: Terminal,
-) -> tuple[list[Figures], list[Figures]]:
-    """Train both on fit seeds that no trial saw: figures of validation and test, by seed. What was done counts.
+def _points(share: float) -> str:
+    """A share as signed percentage points, with a minus sign: `−0.50`."""
+    return f"{100 * share:+.2f}".replace("-", "−")
 
-    Args:
-        best: The study's best experiment.
-        baseline: What it is compared with.
-        first: The first of the fit seeds.
-        seeds: Their number.
-        study: Keeps what was done; None on ranks beyond the first.
-        accelerator: Device and peers.
-        records: Begins the runs.
-        parent: The study's run.
-        terminal: Says how it goes on.
-    """
-    sides: dict[str, list[Figures]] = {"baseline": [], "best": []}
-    with terminal.progress("confirm", 2 * seeds, "trainings") as advance:
-        for seed in range(first, first + seeds):
-            for name, experiment in (("baseline", baseline), ("best", best)):
-                seeded = dataclasses.replace(
-                    experiment, seed=dataclasses.replace(experiment.seed, train=seed)
-                )
-                key = (
-                    f"confirmed {digest(study.plan.identity(), dataclasses.asdict(seeded))}" if study else ""
-                )
-                known: Any = study.optuna.user_attrs.get(key) if study else None
-                figures: Figures | None = broadcast_object_list([known])[0]
-                if figures is None:
-                    lean, start = _lean(seeded), as_tree(_lean(experiment))
-                    quiet = Terminal(enabled=False)
-                    lean, going = resume.child(lean, start, parent.run_id, accelerator, quiet)
-                    title = f"confirm {name}, seed {seed}"
-                    with records.begin(title, parent, works=False, again=going.run_id) as tracker:
-                        tracker.tags({"runner.study": parent.name, "runner.confirms": name})
-                        result = run.train(lean, accelerator, tracker, quiet, going, parent.run_id)
-                    figures = {**result.best_epoch.val.metrics("val"), **result.best.metrics("test")}
-                    if study is not None:
-                        study.optuna.set_user_attr(key, figures)
-                sides[name].append(figures)
-                advance(1)
-    return sides["best"], sides["baseline"]
+
+def _mean_and_sd(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"

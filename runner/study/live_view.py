@@ -1,4 +1,4 @@
-"""What a person sees of a study: a live table on a terminal, a line a trial elsewhere."""
+"""The progress of a study: a live table on a terminal, a line per trial in logs."""
 
 from __future__ import annotations
 
@@ -12,112 +12,104 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from runner.study.plan import Plan
-from runner.study.study import Study, is_baseline, is_lost, words
+from runner.study.study import Study
+from runner.study.trials import count_states, is_baseline, is_lost, short_values
 from runner.utils.console import Terminal, format_duration
 
-LAST = 5
-"""Ended trials that the table shows."""
+LAST_TRIALS = 5
+"""Finished trials in the table."""
 
 
-class View:
-    """Looks at a study again and again, and shows what is new.
+class LiveView:
+    """Shows what is new in a study whenever it is refreshed.
 
     Args:
-        plan: The study's.
-        study: In its storage.
-        terminal: Where it is shown.
+        study: The study.
+        terminal: Where to show it.
     """
 
-    def __init__(self, plan: Plan, study: Study, terminal: Terminal) -> None:
-        self.plan = plan
+    def __init__(self, study: Study, terminal: Terminal) -> None:
         self.study = study
         self.terminal = terminal
-        self.began = time.monotonic()
-        self.known = {each.number for each in study.trials() if each.state.is_finished()}
-        self.done_before = len(self.known)
-        self.live: Live | None = None
+        self._start = time.monotonic()
+        self._shown = {trial.number for trial in study.trials() if trial.state.is_finished()}
+        self._finished_before = len(self._shown)
+        self._live: Live | None = None
 
-    def __enter__(self) -> View:
-        done = study_words(self.study)
-        self.terminal.line(f"study {self.plan.name}: {done}; {self.plan.trials} trials wanted")
+    def __enter__(self) -> LiveView:
+        plan, states = self.study.plan, count_states(self.study.trials())
+        self.terminal.line(f"study {plan.name}: {states}; {plan.trials} trials in total")
         if self.terminal.console.is_terminal and not self.terminal.console.quiet:
-            self.live = Live(console=self.terminal.console, transient=True, auto_refresh=False)
-            self.live.start()
+            self._live = Live(console=self.terminal.console, transient=True, auto_refresh=False)
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.live is not None:
-            self.live.stop()
+        if self._live is not None:
+            self._live.stop()
 
-    def look(self) -> None:
-        """Show what has happened since the last look."""
+    def refresh(self) -> None:
+        """Show what has happened since the last refresh."""
         trials = self.study.trials()
         for trial in trials:
-            if trial.state.is_finished() and trial.number not in self.known:
-                self.known.add(trial.number)
-                if self.live is None:
+            if trial.state.is_finished() and trial.number not in self._shown:
+                self._shown.add(trial.number)
+                if self._live is None:
                     self.terminal.line(self._line(trial))
-        if self.live is not None:
-            self.live.update(self._table(trials), refresh=True)
+        if self._live is not None:
+            self._live.update(self._table(trials), refresh=True)
 
     def _line(self, trial: FrozenTrial) -> str:
-        best = self.study.best
-        behind = (
-            f"  (best {best.value:.4f}, trial {best.number})"
-            if best is not None and best.value is not None
-            else ""
-        )
-        return f"trial {trial.number:3}  {self._state(trial)}{behind}  {self._what(trial)}  {self._pace()}"
+        best = self.study.best_trial
+        so_far = f"  (best {best.value:.4f}, trial {best.number})" if best is not None else ""
+        return f"trial {trial.number:3}  {self._progress(trial)}{so_far}  {_values(trial)}  {self._pace()}"
 
-    def _state(self, trial: FrozenTrial) -> str:
+    def _progress(self, trial: FrozenTrial) -> str:
+        """How far a trial is, or how it ended."""
         if trial.state == TrialState.COMPLETE:
             return f"{trial.value:.4f}"
         if trial.state == TrialState.RUNNING:
-            steps = trial.intermediate_values
-            return f"epoch {max(steps)}: {steps[max(steps)]:.4f}" if steps else "begins"
+            if not trial.intermediate_values:
+                return "starting"
+            step, value = max(trial.intermediate_values.items())
+            return (
+                f"seed {step + 1}: {value:.4f}" if self.study.plan.seeds > 1 else f"epoch {step}: {value:.4f}"
+            )
         if is_lost(trial):
-            return f"lost ({trial.user_attrs.get('lost', 'its host went silent')})"
-        reason = trial.user_attrs.get("reason", "")
+            return f"lost ({trial.user_attrs.get('lost', 'its host stopped responding')})"
+        reason = str(trial.user_attrs.get("reason", ""))
         return reason if trial.state == TrialState.PRUNED else f"failed: {reason}"
 
-    def _what(self, trial: FrozenTrial) -> str:
-        return ("baseline: " if is_baseline(trial) else "") + words(trial.params)
-
     def _pace(self) -> str:
-        """Rate and time left, by what was done since this command began."""
-        ended = len(self.known) - self.done_before
-        elapsed = time.monotonic() - self.began
-        if not ended:
+        """Rate since this command began, and the time left at that rate."""
+        finished = len(self._shown) - self._finished_before
+        if not finished:
             return ""
-        left = max(0, self.plan.trials - self.study.counted())
-        return f"{60 * ended / elapsed:.1f} trials/min, {format_duration(left * elapsed / ended)} left"
+        elapsed = time.monotonic() - self._start
+        left = max(0, self.study.plan.trials - self.study.count_trials())
+        return f"{60 * finished / elapsed:.1f} trials/min, {format_duration(left * elapsed / finished)} left"
 
     def _table(self, trials: list[FrozenTrial]) -> Group:
-        table = Table(
-            title=Text(f"study {self.plan.name}"), title_justify="left", title_style="bold", expand=True
-        )
+        plan = self.study.plan
+        table = Table(title=Text(f"study {plan.name}"), title_justify="left", title_style="bold", expand=True)
         table.add_column("trial", justify="right")
-        table.add_column(f"validation {self.plan.objective}", no_wrap=True)
+        table.add_column(f"validation {plan.metric.label}", no_wrap=True)
         table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
-        ended = [each for each in trials if each.state.is_finished()][-LAST:]
-        for each in ended:
-            table.add_row(str(each.number), self._state(each), self._what(each), style="dim")
+        for trial in [trial for trial in trials if trial.state.is_finished()][-LAST_TRIALS:]:
+            table.add_row(str(trial.number), self._progress(trial), _values(trial), style="dim")
         table.add_section()
-        for each in trials:
-            if each.state == TrialState.RUNNING:
-                table.add_row(str(each.number), self._state(each), self._what(each))
+        for trial in trials:
+            if trial.state == TrialState.RUNNING:
+                table.add_row(str(trial.number), self._progress(trial), _values(trial))
         table.add_section()
-        if (best := self.study.best) is not None:
-            table.add_row(f"best {best.number}", self._state(best), self._what(best), style="green")
-        done = sum(each.state.is_finished() and not is_lost(each) for each in trials)
-        bar = ProgressBar(total=self.plan.trials, completed=min(done, self.plan.trials), width=40)
-        return Group(table, bar, Text(f"{done}/{self.plan.trials} trials  {self._pace()}"))
+        if (best := self.study.best_trial) is not None:
+            table.add_row(f"best {best.number}", self._progress(best), _values(best), style="green")
+        done = sum(trial.state.is_finished() and not is_lost(trial) for trial in trials)
+        bar = ProgressBar(total=plan.trials, completed=min(done, plan.trials), width=40)
+        return Group(table, bar, Text(f"{done}/{plan.trials} trials  {self._pace()}"))
 
 
-def study_words(study: Study) -> str:
-    """How far a study is: `12 complete, 3 pruned`."""
-    states = ["lost" if is_lost(each) else each.state.name.lower() for each in study.trials()]
-    return ", ".join(f"{states.count(name)} {name}" for name in dict.fromkeys(states)) or "new"
+def _values(trial: FrozenTrial) -> str:
+    return ("baseline: " if is_baseline(trial) else "") + short_values(trial.params)

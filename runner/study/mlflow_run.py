@@ -1,109 +1,131 @@
-"""The run of a study in MLflow, parent of its trials' runs: one, whoever works on the study, and never a lie."""
+"""The MLflow run of a study: the parent of its trials' runs. All workers and commands of a study share it."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from optuna.trial import TrialState
 
-from runner.config.schema import as_tree, as_yaml, flatten
+from runner.config.tree import as_tree, as_yaml, flatten
 from runner.study import storage as storages
-from runner.study.plan import Plan
 from runner.study.study import Study
-from runner.tracking.journal import is_alive, me, this_host
-from runner.tracking.sessions import Records
-from runner.tracking.tracker import Tracker, tracked
+from runner.study.trials import owner_of
+from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.process_identity import ProcessIdentity, this_host
+from runner.tracking.sessions import TrackingSession
+from runner.tracking.tracker import Tracker
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
-class Parent(Tracker):
-    """What trials need to know of the study's run."""
+
+class StudyRun(Tracker):
+    """Name and id of the study's run, as the parent of the trials' runs. The id is empty on ranks other than 0."""
 
     def __init__(self, run_id: str, name: str) -> None:
         self.run_id = run_id
         self.name = name
 
 
-def open_parent(study: Study, records: Records, owns: bool = True) -> Parent:
-    """The study's run, RUNNING: made by the first who works on the study, found by the others.
+def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -> StudyRun:
+    """The study's run, marked as running. The first process that works on the study creates it.
 
-    `owns` says whether this process answers for it; workers leave that to what started them.
+    Args:
+        study: The study.
+        tracking: Starts the run.
+        owns: Whether this process is responsible for the run. Workers leave that to their coordinator.
 
-    Raises `UserError` where the study's records are kept elsewhere.
+    Raises `UserError` if the study's runs are in another MLflow store.
     """
-    plan, server, client = study.plan, records.server, records.client
-    assert client is not None  # noqa: S101 (for types: rank 0 has one)
-    with study.alone():
-        kept = study.optuna.user_attrs
-        _check_same_records(plan, kept.get("records"), server.uri, server.embedded)
-        owner = me(server.uri, "")
-        tags = {"runner.host": owner.host, "runner.pid": str(owner.pid), "runner.started": str(owner.started)}
-        if run_id := kept.get("run"):
-            if not owns:
-                return Parent(run_id, plan.name)
-            if _is_there(run_id, records):
-                client.update_run(run_id, status="RUNNING")
-                for name, value in tags.items():
-                    client.set_tag(run_id, name, value)
-                return Parent(run_id, plan.name)
-            records.terminal.warn(f"the study's run {run_id[:8]} is gone from MLflow; making another one")
-        with tracked(server, client, plan.baseline.name, f"study {plan.name}", records.terminal) as tracker:
-            tracker.tags({"runner.study": plan.name})
-            tracker.params(flatten(as_tree(plan.baseline)))
-            tracker.params(
-                {
-                    "study.space": ", ".join(each.setting for each in plan.space.dimensions),
-                    "study.objective": plan.objective,
-                    "study.fits": plan.fits,
-                    "study.storage": storages.hidden(plan.storage),
-                }
-            )
-            tracker.text("baseline.yaml", as_yaml(plan.baseline))
-        client.update_run(tracker.run_id, status="RUNNING")
-        study.optuna.set_user_attr("records", [redact(server.uri), this_host()])
-        study.optuna.set_user_attr("run", tracker.run_id)
-        return Parent(tracker.run_id, plan.name)
+    client = _client(tracking)
+    with study.locked():
+        known = study.optuna.user_attrs
+        if "records" in known:
+            _check_same_store(study, known["records"], tracking.server)
+        run_id = known.get("run")
+        if run_id and not owns:
+            return StudyRun(run_id, study.plan.name)
+        if run_id and _exists(run_id, client):
+            _set_tags(client, run_id, ProcessIdentity.current().tags())
+        else:
+            if run_id:
+                tracking.terminal.warn(
+                    f"the study's run {run_id[:8]} was deleted from MLflow; creating a new one"
+                )
+            run_id = _create(study, tracking)
+            study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
+            study.optuna.set_user_attr("run", run_id)
+        client.update_run(run_id, status="RUNNING")
+        return StudyRun(run_id, study.plan.name)
 
 
-def close_parent(study: Study, records: Records, parent: Parent, status: str) -> None:
-    """End the study's run, unless others still work on the study: then it is theirs."""
-    client = records.client
-    assert client is not None  # noqa: S101 (for types: rank 0 has one)
-    with study.alone():
-        study.sweep()
+def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
+    """End the study's run with a status. If other workers still run trials, one of them owns it from now on."""
+    client = _client(tracking)
+    with study.locked():
+        study.requeue_stale_trials()
         for trial in study.trials():
-            if trial.state == TrialState.RUNNING and "owner" in trial.user_attrs:
-                host, pid, started = trial.user_attrs["owner"]
-                if host != this_host() or is_alive(pid, started):
-                    for name, value in (("host", host), ("pid", pid), ("started", started)):
-                        client.set_tag(parent.run_id, f"runner.{name}", str(value))
-                    return
-        client.set_terminated(parent.run_id, status)
+            owner = owner_of(trial)
+            if trial.state == TrialState.RUNNING and owner is not None and owner.alive:
+                _set_tags(client, study_run.run_id, owner.tags())
+                return
+        client.set_terminated(study_run.run_id, status)
 
 
-def _is_there(run_id: str, records: Records) -> bool:
+def _create(study: Study, tracking: TrackingSession) -> str:
+    plan = study.plan
+    with tracking.start_run(f"study {plan.name}", system_metrics=False) as tracker:
+        tracker.set_tags({"runner.study": plan.name})
+        tracker.log_params(flatten(as_tree(plan.baseline)))
+        tracker.log_params(
+            {
+                "study.space": ", ".join(plan.space.settings),
+                "study.objective": plan.objective,
+                "study.seeds": plan.seeds,
+                "study.storage": redact(plan.storage),
+            }
+        )
+        tracker.log_text("baseline.yaml", as_yaml(plan.baseline))
+    return tracker.run_id
+
+
+def _client(tracking: TrackingSession) -> MlflowClient:
+    assert tracking.client is not None  # noqa: S101 (for types: rank 0 has one)
+    return tracking.client
+
+
+def _set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+
+
+def _exists(run_id: str, client: MlflowClient) -> bool:
     from mlflow.exceptions import MlflowException
 
-    assert records.client is not None  # noqa: S101 (for types: rank 0 has one)
     try:
-        return str(records.client.get_run(run_id).info.lifecycle_stage) == "active"
+        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
 
 
-def _check_same_records(plan: Plan, kept: list[str] | None, uri: str, embedded: bool) -> None:
-    if kept is None:
-        return
-    stored, host = redact(kept[0]), kept[1]  # all who can read the storage can read it
-    uri = redact(uri)
-    if embedded and host != this_host() and not storages.is_local(plan.storage):
+def _check_same_store(study: Study, stored: list[str], server: TrackingServer) -> None:
+    """Raises `UserError` if the study's runs are elsewhere. Addresses are compared and shown without passwords."""
+    stored_uri, host = (
+        redact(stored[0]),
+        stored[1],
+    )  # whoever reads the storage can write to it, so redact again
+    uri = redact(server.uri)
+    if server.embedded and host != this_host() and not storages.is_local(study.plan.storage):
         raise UserError(
-            f"The records of the study {plan.name!r} are in a database file on {host}; several hosts need an MLflow"
+            f"The runs of the study {study.plan.name!r} are in a database file on {host}; several hosts need an MLflow"
             " server: start one there, and set MLFLOW_TRACKING_URI for every worker."
         )
-    if stored != uri:
+    if stored_uri != uri:
         raise UserError(
-            f"The records of the study {plan.name!r} are in {stored}, not in {uri}; set tracking.root or"
-            " MLFLOW_TRACKING_URI to it, or choose another --study."
+            f"The runs of the study {study.plan.name!r} are in {stored_uri}, not in {uri}; set tracking.root or"
+            " MLFLOW_TRACKING_URI accordingly, or choose another --study."
         )

@@ -1,68 +1,65 @@
-"""What a study is about: its baseline, its space, its objective, and how it is searched."""
+"""The plan of a study: its baseline, its search space, its objective, and how it is searched."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.schema import Experiment, as_tree, flatten
+from runner.config.metadata import changes_results
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, flatten
+from runner.evaluation.metrics import METRICS, Metric
 from runner.study.space import Space
-from runner.utils.errors import UserError
+from runner.utils.text import one_line
 
-IRRELEVANT = (
-    "cache",
-    "tracking",
-    "features.memory",
-    "features.cap",
-    "features.store",
-    "data.workers",
-    "data.root",
-)
-"""Settings that may differ between the workers of one study: no score hangs on them."""
+ABSENT = "not there"
+"""Stands for a setting that one of two plans lacks."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study is about, and how it is searched."""
+    """What a study searches, and how."""
 
     name: str
     baseline: Experiment
     space: Space
     storage: str
+    """Path of a journal file, or an Optuna URL."""
     objective: str = "top1"
-    fits: int = 1
-    """Fit seeds that a trial's value is the mean of."""
+    """Name of the validation metric to optimize."""
+    seeds: int = 1
+    """Training seeds of a trial; its value is their mean."""
     trials: int = 50
-    """In total, over all workers and times."""
+    """Total number of trials, over all workers and commands."""
     sampler: str = "tpe"
     pruner: str = "auto"
-    seed: int = 0
+    sampler_seed: int = 0
+
+    @property
+    def metric(self) -> Metric:
+        """The objective's entry in the table of metrics."""
+        return METRICS[self.objective]
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for all who share the study."""
+        """What must be the same for all workers and commands that share the study, as JSON-like values."""
         settings = flatten(as_tree(self.baseline))
-        kept = {name: value for name, value in settings.items() if not name.startswith(IRRELEVANT)}
-        if kept.get("model.weights"):
-            kept["model.weights"] = Path(str(kept["model.weights"])).name
+        compared = {name: value for name, value in settings.items() if changes_results(name)}
+        if compared.get("model.weights"):
+            compared["model.weights"] = Path(str(compared["model.weights"])).name
         return {
             "objective": self.objective,
-            "fits": self.fits,
+            "seeds": self.seeds,
             "space": self.space.as_plain(),
-            "baseline": kept,
+            "baseline": compared,
         }
 
 
-NEEDS = {"cmaes": ("cmaes", "cma"), "gp": ("scipy", "")}
-"""Samplers that want a package, and the extra that holds it."""
-
-
-def check_sampler(name: str) -> None:
-    """Raises `UserError` where the package that a sampler needs is not installed."""
-    package, extra = NEEDS.get(name, ("", ""))
-    if package and importlib.util.find_spec(package) is None:
-        wanted = f"'vgg-runner[{extra}]'" if extra else package
-        raise UserError(
-            f"The sampler {name} needs the package {package}: pip install {wanted}, or choose another one."
-        )
+def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """How two identities of plans differ, a clause for each: `seeds was 1 and is 3 now`."""
+    one, other = flatten(stored), flatten(wanted)
+    return [
+        one_line(f"{name} was {one.get(name, ABSENT)!r} and is {other.get(name, ABSENT)!r} now", 300)
+        for name in sorted({*one, *other})
+        if one.get(name, ABSENT) != other.get(name, ABSENT)
+    ]

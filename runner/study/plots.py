@@ -1,62 +1,63 @@
-"""Pictures of a study, and its table."""
+"""Plots of a study, and the table of its trials."""
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.evaluation.metrics import METRICS
-from runner.study.study import is_baseline, is_lost
+from runner.study.trials import is_baseline, state_name
 from runner.utils.atomic_files import atomic_write
+from runner.utils.csv_text import to_csv
+from runner.utils.figures import new_figure, save_figure
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-def table(trials: Sequence[FrozenTrial], settings: Sequence[str]) -> str:
-    """The trials as CSV: number, state, value, seconds, the searched settings, scores, run and reason."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(
-        [
-            "trial",
-            "state",
-            "value",
-            "baseline",
-            "seconds",
-            *settings,
-            *(f"val/{name}" for name in METRICS),
-            "run",
-            "reason",
-        ]
-    )
-    for trial in trials:
-        about = trial.user_attrs
-        known = about.get("scores", {})
-        writer.writerow(
-            [
-                trial.number,
-                "LOST" if is_lost(trial) else trial.state.name,
-                "" if trial.value is None else repr(trial.value),
-                "yes" if is_baseline(trial) else "",
-                f"{about['seconds']:.2f}" if "seconds" in about else "",
-                *(trial.params.get(name, "") for name in settings),
-                *(known.get(name, "") for name in METRICS),
-                about.get("run", ""),
-                about.get("lost") or about.get("reason", ""),
-            ]
-        )
-    return text.getvalue()
+DPI = 110
+MAX_COLUMNS = 4
+"""Slice plots in a row."""
+
+
+def trials_csv(trials: Sequence[FrozenTrial], settings: Sequence[str]) -> str:
+    """The trials as CSV: number, state, value, seconds, searched settings, validation metrics, run, and reason."""
+    metrics = [f"val/{name}" for name in METRICS]
+    header = ["trial", "state", "value", "baseline", "seconds", *settings, *metrics, "run", "reason"]
+    return to_csv(header, (_row(trial, settings) for trial in trials))
+
+
+def _row(trial: FrozenTrial, settings: Sequence[str]) -> list[Any]:
+    attributes = trial.user_attrs
+    scores = attributes.get("scores", {})
+    return [
+        trial.number,
+        state_name(trial),
+        "" if trial.value is None else repr(trial.value),
+        "yes" if is_baseline(trial) else "",
+        f"{attributes['seconds']:.2f}" if "seconds" in attributes else "",
+        *(trial.params.get(name, "") for name in settings),
+        *(scores.get(name, "") for name in METRICS),
+        attributes.get("run", ""),
+        attributes.get("lost") or attributes.get("reason", ""),
+    ]
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much each setting mattered to the value (PED-ANOVA); empty where the trials do not tell."""
+    """How much of the value's variation each setting explains (PED-ANOVA), the largest first.
+
+    Empty if there are too few trials. Source: S. Watanabe et al., PED-ANOVA, IJCAI 2023.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -65,187 +66,225 @@ def importances(study: optuna.Study) -> dict[str, float]:
             return {}
 
 
-def draw(study: optuna.Study, name: str, objective: str, folder: Path) -> list[Path]:
-    """Draw history, importances, parallel coordinates, slices and the contour of the two most important settings.
+@dataclass(frozen=True)
+class StudyPlots:
+    """Draws the plots of a study.
 
-    Returns the files; pictures for which there are too few trials are left out.
+    Args:
+        study: The study.
+        name: Its name, for titles.
+        metric: Label of its objective.
     """
-    import matplotlib
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    study: optuna.Study
+    name: str
+    metric: str
 
-    complete = [each for each in study.trials if each.state == TrialState.COMPLETE]
-    if not complete:
-        return []
-    label = f"validation {objective}"
-    weights = importances(study)
-    shared = [each for each in weights if sum(each in trial.params for trial in complete) > 1]
-    pictures: dict[str, Callable[[], Any]] = {"history": lambda: _history(study, name, label)}
-    if weights:
-        pictures["importances"] = lambda: _importances(weights, name, label)
-    if len(complete) > 2 and shared:
-        from optuna.visualization import matplotlib as drawn
+    @property
+    def label(self) -> str:
+        """Label of the axis of values."""
+        return f"validation {self.metric}"
 
-        pictures["parallel_coordinates"] = lambda: drawn.plot_parallel_coordinate(
-            study, shared, target_name=label
-        )
-        pictures["slices"] = lambda: _slices(study, complete, shared, name, label)
-        if len(shared) > 1:
-            pictures["contour"] = lambda: drawn.plot_contour(study, shared[:2], target_name=label)
-    files = []
-    for what, paint in pictures.items():
-        # Optuna's plots set a matplotlib style for the whole process: its gray background would stay for later plots.
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                axes = paint()
-            except (ValueError, RuntimeError):  # a setting that never varied
-                continue
-            figure = axes.get_figure()
-            if what in ("parallel_coordinates", "contour"):  # Optuna's own
-                figure.suptitle(f"{name}: {what.replace('_', ' ')}", parse_math=False)
-                for each in figure.axes:
-                    each.set_title("")
-                figure.set_size_inches(10, 5.5)
-                figure.tight_layout()
-            path = folder / f"{what}.png"
-            with atomic_write(path) as aside:
-                figure.savefig(aside, format="png", dpi=110)
-            pyplot.close(figure)
-            files.append(path)
-    return files
+    @cached_property
+    def complete(self) -> list[FrozenTrial]:
+        """The complete trials."""
+        return [trial for trial in self.study.trials if trial.state == TrialState.COMPLETE]
 
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """Importance of each setting."""
+        return importances(self.study)
 
-def interactive(study: optuna.Study, objective: str, path: Path) -> bool:
-    """Parallel coordinates whose axes can be brushed, in one HTML file that needs nothing else."""
-    complete = [each for each in study.trials if each.state == TrialState.COMPLETE and each.params]
-    if len(complete) < 3:
-        return False
-    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=f"validation {objective}")
-    with atomic_write(path) as aside:
-        aside.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
-    return True
+    @cached_property
+    def settings(self) -> list[str]:
+        """Settings that several complete trials have, the most important first."""
+        return [name for name in self.importances if sum(name in trial.params for trial in self.complete) > 1]
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """The values to show; those more than five times as far from the best as the median are not."""
+        values = sorted(trial.value or 0.0 for trial in self.complete)
+        low, median, high = values[0], values[len(values) // 2], values[-1]
+        if self.study.direction == StudyDirection.MAXIMIZE:
+            return (max(low, high - 5 * (high - median)), high) if high > median else (low, high)
+        return (low, min(high, low + 5 * (median - low))) if median > low else (low, high)
 
-def _history(study: optuna.Study, name: str, label: str) -> Any:
-    """Values over trials: complete, pruned, the best so far, and the baseline."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    def save_all(self, folder: Path) -> list[Path]:
+        """Save history, importances, slices, parallel coordinates, and contours of the two most important settings.
 
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    complete = _values(study, TrialState.COMPLETE)
-    pruned = _values(study, TrialState.PRUNED)
-    pick = max if study.direction == optuna.study.StudyDirection.MAXIMIZE else min
-    best: list[float] = []
-    for _, value in complete:
-        best.append(pick([*best[-1:], value]))
-    numbers, values = zip(*complete, strict=True)
-    axes.scatter(numbers, values, color=BLUE, label="complete")
-    if pruned:
-        axes.scatter(*zip(*pruned, strict=True), color=GRAY, marker="x", label="pruned (last value)")
-    axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
-    given = next(
-        (each.value for each in study.trials if is_baseline(each) and each.state == TrialState.COMPLETE), None
-    )
-    if given is not None:
-        axes.axhline(given, color=GRAY, linestyle="--", label="baseline")
-    low, high = _span(study, values)
-    axes.set_title(f"{name}: {len(study.trials)} trials", parse_math=False)
-    axes.set(xlabel="trial", ylabel=label)
-    _limit(axes, low, high)
-    beyond = [(each, value) for each, value in [*complete, *pruned] if not low <= value <= high]
-    if beyond:
-        worse = "v" if pick is max else "^"
-        edge = [low if value < low else high for _, value in beyond]
-        numbers_beyond = [each for each, _ in beyond]
-        axes.scatter(numbers_beyond, edge, marker=worse, color=GRAY, label="worse, beyond the scale")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=5)
-    return axes
+        Returns the files. Plots that need more trials, or that Optuna cannot draw, are left out.
+        """
+        import matplotlib
 
+        matplotlib.use("agg")
+        files = []
+        for name, draw in self._plots():
+            # Optuna's plots set a matplotlib style for the whole process: its gray background would stay for later
+            # plots.
+            with matplotlib.rc_context(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    figure = draw()
+                except (ValueError, RuntimeError):  # as for a setting that never varied
+                    continue
+                files.append(folder / f"{name}.png")
+                save_figure(figure, files[-1])
+        return files
 
-def _slices(
-    study: optuna.Study, trials: Sequence[FrozenTrial], settings: Sequence[str], name: str, label: str
-) -> Any:
-    """The value over each setting; later trials are darker, the baseline is marked, bad values lie at the edge."""
-    from matplotlib.figure import Figure
+    def save_interactive(self, path: Path) -> bool:
+        """Save interactive parallel coordinates as one self-contained HTML file.
 
-    columns = min(4, len(settings))
-    rows = -(-len(settings) // columns)
-    figure = Figure(figsize=(3.2 * columns + 1, 3.2 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    last = max(each.number for each in trials)
-    low, high = _span(study, [each.value or 0.0 for each in trials])
-    for axes, setting in zip(grid.flat, settings, strict=False):
-        having = [each for each in trials if setting in each.params]
-        kind = having[0].distributions[setting]
-        choices = list(kind.choices) if isinstance(kind, CategoricalDistribution) else []
-        places = [choices.index(each.params[setting]) if choices else each.params[setting] for each in having]
-        values = [min(high, max(low, each.value or 0.0)) for each in having]
-        drawn = axes.scatter(
-            places,
-            values,
-            c=[each.number for each in having],
+        Returns False, and saves nothing, if there are too few trials.
+        """
+        if sum(bool(trial.params) for trial in self.complete) < 3:
+            return False
+        figure = optuna.visualization.plot_parallel_coordinate(self.study, target_name=self.label)
+        with atomic_write(path) as partial:
+            partial.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
+        return True
+
+    def _plots(self) -> Iterator[tuple[str, Callable[[], Figure]]]:
+        if self.complete:
+            yield "history", self.history
+        if self.importances:
+            yield "importances", self.importance_bars
+        if len(self.complete) > 2 and self.settings:
+            yield "parallel_coordinates", self.parallel_coordinates
+            yield "slices", self.slices
+            if len(self.settings) > 1:
+                yield "contour", self.contour
+
+    def history(self) -> Figure:
+        """Values over trials: complete, pruned, best so far, and the baseline."""
+        from matplotlib.ticker import MaxNLocator
+
+        figure = new_figure(9, 5, DPI)
+        axes = figure.subplots()
+        maximize = self.study.direction == StudyDirection.MAXIMIZE
+        complete, pruned = self._values(TrialState.COMPLETE), self._values(TrialState.PRUNED)
+        best: list[float] = []
+        for _, value in complete:
+            best.append((max if maximize else min)([*best[-1:], value]))
+        numbers, values = zip(*complete, strict=True)
+        axes.scatter(numbers, values, color=BLUE, label="complete")
+        if pruned:
+            axes.scatter(*zip(*pruned, strict=True), color=GRAY, marker="x", label="pruned (last value)")
+        axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
+        baseline = next((trial.value for trial in self.complete if is_baseline(trial)), None)
+        if baseline is not None:
+            axes.axhline(baseline, color=GRAY, linestyle="--", label="baseline")
+        low, high = self.span
+        axes.set_title(f"{self.name}: {len(self.study.trials)} trials", parse_math=False)
+        axes.set(xlabel="trial", ylabel=self.label)
+        self._limit(axes)
+        if outside := [(number, value) for number, value in [*complete, *pruned] if not low <= value <= high]:
+            axes.scatter(
+                [number for number, _ in outside],
+                [low if value < low else high for _, value in outside],
+                marker="v" if maximize else "^",
+                color=GRAY,
+                label="worse, beyond the scale",
+            )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=5)
+        return figure
+
+    def importance_bars(self) -> Figure:
+        """A bar for each setting."""
+        figure = new_figure(9, 1.5 + 0.4 * len(self.importances), DPI)
+        axes = figure.subplots()
+        settings, shares = zip(*reversed(self.importances.items()), strict=True)
+        axes.bar_label(axes.barh(settings, shares, color=BLUE), fmt="%.2f", padding=3)
+        axes.set_title(f"{self.name}: importance of settings for {self.label}", parse_math=False)
+        axes.set_xlabel("share of importance (PED-ANOVA)")
+        axes.margins(x=0.12)
+        return figure
+
+    def slices(self) -> Figure:
+        """Value over each setting. Later trials are darker, a star is the baseline, bad values lie on the edge."""
+        columns = min(MAX_COLUMNS, len(self.settings))
+        rows = -(-len(self.settings) // columns)
+        figure = new_figure(3.2 * columns + 1, 3.2 * rows + 0.5, DPI)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, setting in zip(grid.flat, self.settings, strict=False):
+            points = self._slice(axes, setting)
+        for axes in grid.flat[len(self.settings) :]:
+            axes.set_visible(False)
+        for row in grid:
+            row[0].set_ylabel(self.label)
+        figure.colorbar(points, ax=list(grid.flat), label="trial", aspect=30)
+        figure.suptitle(f"{self.name}: {self.label} over each setting (star: baseline)", parse_math=False)
+        return figure
+
+    def _slice(self, axes: Axes, setting: str) -> Any:
+        trials = [trial for trial in self.complete if setting in trial.params]
+        distribution = trials[0].distributions[setting]
+        choices = list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else []
+        low, high = self.span
+        x = [choices.index(trial.params[setting]) if choices else trial.params[setting] for trial in trials]
+        y = [min(high, max(low, trial.value or 0.0)) for trial in trials]
+        points = axes.scatter(
+            x,
+            y,
+            c=[trial.number for trial in trials],
             cmap="viridis_r",
             vmin=0,
-            vmax=last,
+            vmax=max(trial.number for trial in self.complete),
             edgecolors=GRAY,
             linewidths=0.5,
         )
-        for each, place, value in zip(having, places, values, strict=True):
-            if is_baseline(each):
-                axes.plot(place, value, marker="*", markersize=14, color=ORANGE, linestyle="none")
+        for trial, *point in zip(trials, x, y, strict=True):
+            if is_baseline(trial):
+                axes.plot(*point, marker="*", markersize=14, color=ORANGE, linestyle="none")
         if choices:
             axes.set_xticks(
-                range(len(choices)), [str(each) for each in choices], rotation=30 * (len(choices) > 5)
+                range(len(choices)), [str(choice) for choice in choices], rotation=30 * (len(choices) > 5)
             )
-        elif getattr(kind, "log", False):
+        elif getattr(distribution, "log", False):
             axes.set_xscale("log")
         axes.set_xlabel(setting)
-        _limit(axes, low, high)
+        self._limit(axes)
         axes.grid(alpha=0.3)
-    for axes in grid.flat[len(settings) :]:
-        axes.set_visible(False)
-    for row in grid:
-        row[0].set_ylabel(label)
-    figure.colorbar(drawn, ax=list(grid.flat), label="trial", aspect=30)
-    figure.suptitle(f"{name}: {label} over each setting (star: baseline)", parse_math=False)
-    return grid.flat[0]
+        return points
 
+    def parallel_coordinates(self) -> Figure:
+        """Optuna's parallel coordinates."""
+        from optuna.visualization.matplotlib import plot_parallel_coordinate
 
-def _span(study: optuna.Study, values: Sequence[float]) -> tuple[float, float]:
-    """The values that are worth telling apart: all, or those within five times the better half's spread of the best."""
-    ordered = sorted(values)
-    low, high = ordered[0], ordered[-1]
-    middle = ordered[len(ordered) // 2]
-    if study.direction == optuna.study.StudyDirection.MAXIMIZE:
-        return (max(low, high - 5 * (high - middle)), high) if high > middle else (low, high)
-    return (low, min(high, low + 5 * (middle - low))) if middle > low else (low, high)
+        return self._adapted(
+            plot_parallel_coordinate(self.study, self.settings, target_name=self.label),
+            "parallel coordinates",
+        )
 
+    def contour(self) -> Figure:
+        """Optuna's contours over the two most important settings."""
+        from optuna.visualization.matplotlib import plot_contour
 
-def _limit(axes: Any, low: float, high: float) -> None:
-    margin = 0.06 * ((high - low) or 1)
-    axes.set_ylim(low - margin, high + margin)
+        return self._adapted(plot_contour(self.study, self.settings[:2], target_name=self.label), "contour")
 
+    def _adapted(self, axes: Any, title: str) -> Figure:
+        """The figure of one of Optuna's plots with our title and size."""
+        from matplotlib import pyplot
 
-def _values(study: optuna.Study, state: TrialState) -> list[tuple[int, float]]:
-    return [
-        (each.number, each.value) for each in study.trials if each.state == state and each.value is not None
-    ]
+        figure: Figure = axes.get_figure()
+        figure.suptitle(f"{self.name}: {title}", parse_math=False)
+        for part in figure.axes:
+            part.set_title("")
+        figure.set_size_inches(10, 5.5)
+        figure.tight_layout()
+        figure.set_dpi(DPI)
+        pyplot.close(figure)
+        return figure
 
+    def _values(self, state: TrialState) -> list[tuple[int, float]]:
+        return [
+            (trial.number, trial.value)
+            for trial in self.study.trials
+            if trial.state == state and trial.value is not None
+        ]
 
-def _importances(weights: dict[str, float], name: str, label: str) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 1.5 + 0.4 * len(weights)), layout="constrained")
-    axes = figure.subplots()
-    names = list(weights)[::-1]
-    bars = axes.barh(names, [weights[each] for each in names], color=BLUE)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_title(f"{name}: importance of settings for {label}", parse_math=False)
-    axes.set_xlabel("share of importance (PED-ANOVA)")
-    axes.margins(x=0.12)
-    return axes
+    def _limit(self, axes: Axes) -> None:
+        low, high = self.span
+        margin = 0.06 * ((high - low) or 1)
+        axes.set_ylim(low - margin, high + margin)

@@ -1,4 +1,4 @@
-"""Where studies are kept: a journal file by default, or a database that Optuna can use."""
+"""Storages of studies: a journal file by default, or a database that Optuna supports."""
 
 from __future__ import annotations
 
@@ -18,55 +18,67 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from runner.utils.errors import UserError
+from runner.utils.hashing import digest
 from runner.utils.redaction import redact
+from runner.utils.text import one_line
 
 JOURNAL = "studies.journal"
-"""The default storage's name, in the folder of the records."""
-BEGIN = b'{"op_code":'
-"""What every journal begins with."""
-HEARTBEAT = 15
-"""Seconds between two signs of life of a running trial in a database."""
-GRACE = 120
-"""Seconds without one, after which it counts as dead."""
+"""Name of the default storage, in the folder of the tracking store."""
+JOURNAL_START = b'{"op_code":'
+"""The first bytes of every journal."""
+HEARTBEAT_INTERVAL = 15
+"""Seconds between two heartbeats of a running trial in a database."""
+HEARTBEAT_GRACE = 120
+"""Seconds without a heartbeat after which a trial counts as dead."""
+MAX_LINE = 1 << 20
+"""Bytes at the end of a journal in which its last line is looked for."""
+TABLE_ATTEMPTS = 3
+"""Attempts to create the tables of a database, which another process may be creating, too."""
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "ceph", "beegfs", "fuse.sshfs"}
 )
 
 
-def default(root: Path) -> str:
-    """The journal in the folder of the records."""
+def default_storage(root: Path) -> str:
+    """The journal file in the folder of the tracking store."""
     return str(root / JOURNAL)
 
 
 def is_file(storage: str) -> bool:
-    """Whether it is a journal file rather than an address."""
+    """Whether a storage is a journal file, not an address."""
     return "://" not in storage
 
 
 def is_local(storage: str) -> bool:
-    """Whether only processes of this host can share it."""
+    """Whether only processes of one host can share a storage."""
     return is_file(storage) or storage.startswith("sqlite")
 
 
-def on_network(path: Path) -> str | None:
-    """The kind of network file system that holds `path`; None on a local one."""
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system that holds `path`; None on a local disk."""
     path = path.absolute()
-    holding = [each for each in psutil.disk_partitions(all=True) if path.is_relative_to(each.mountpoint)]
-    kind = max(holding, key=lambda each: len(each.mountpoint)).fstype if holding else ""
-    return kind if kind in NETWORK_FILE_SYSTEMS else None
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
+    deepest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
+    return deepest.fstype if deepest and deepest.fstype in NETWORK_FILE_SYSTEMS else None
 
 
-def hidden(storage: str) -> str:
-    """An address without its password."""
-    return redact(storage)
+def study_lock(root: Path, storage: str, study: str) -> FileLock:
+    """The lock that a process of this host holds while it changes which trials a study is to run.
+
+    Args:
+        root: Folder of the tracking store, which holds the lock.
+        storage: Path or address of the study's storage.
+        study: Name of the study.
+    """
+    return FileLock(root / f".study-{digest(storage, study)[:12]}.lock")
 
 
 def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseStorage:
-    """The storage at a path or address; makes a journal file where there is none.
+    """The storage at a path or address; a journal file is created if there is none.
 
-    `on_stale` is called with (study, trial) when a database's trial gave no sign of life any more.
+    `on_stale` is called with (study, trial) when the heartbeats of a trial in a database have stopped.
 
-    Raises `UserError` where it cannot be reached, its driver is not installed, or it is a file on a network.
+    Raises `UserError` if it cannot be reached, its driver is not installed, or it is a file on a network file system.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -78,52 +90,55 @@ def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseSt
 
 def _journal(path: Path) -> BaseStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind := on_network(path.parent):
+    if kind := network_file_system(path.parent):
         raise UserError(
-            f"{path} lies on a network file system ({kind}), where a journal file is not safe; give --storage a"
-            " PostgreSQL address, or a path on a local disk."
+            f"{path} lies on a network file system ({kind}), where a journal file is not safe; set --storage to"
+            " a PostgreSQL address or a path on a local disk."
         )
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give --storage the path of a file in it.")
-    if path.exists() and (begin := path.open("rb").read(len(BEGIN))) and not BEGIN.startswith(begin):
-        raise UserError(f"{path} is not a journal of studies; give --storage another path.")
-    lock: Any = KernelLock(path)  # Optuna does not export the class that it says it wants
+        raise UserError(f"{path} is a folder; set --storage to a file in it.")
+    if (
+        path.exists()
+        and (start := path.open("rb").read(len(JOURNAL_START)))
+        and not JOURNAL_START.startswith(start)
+    ):
+        raise UserError(f"{path} is not a journal of studies; choose another --storage.")
+    lock: Any = KernelLock(path)  # Optuna does not export the class that its annotation names
     try:
         lock.acquire()
         try:
-            _mend(path)
+            _drop_partial_line(path)
         finally:
             lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError:
         raise
-    except Exception as error:  # Optuna raises nearly anything on lines that it did not write
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # Optuna raises all kinds of errors on lines that it did not write
+        reason = one_line(str(error), 200) or type(error).__name__
         raise UserError(
-            f"{path} is not a journal of studies, or is damaged ({reason}); give --storage another path."
+            f"{path} is not a journal of studies, or is damaged ({reason}); choose another --storage."
         ) from None
 
 
-def _mend(path: Path) -> None:
-    """Cut off a last line that a dying process left half written: the next one would be lost with it.
+def _drop_partial_line(path: Path) -> None:
+    """Cut off a last line that a dying process did not complete: the next line would be lost with it.
 
-    Raises ValueError where the last line is whole, but not of a journal.
+    Raises ValueError if the last line is complete but not JSON.
     """
     with path.open("ab+") as file:
         end = file.tell()
-        back = min(end, 1 << 20)
-        file.seek(end - back)
+        file.seek(max(0, end - MAX_LINE))
         tail = file.read()
         if tail and not tail.endswith(b"\n"):
             file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
             tail = tail[: tail.rfind(b"\n") + 1]
     _, newline, last = tail[:-1].rpartition(b"\n")
-    if newline:  # of a last line that is none, Optuna would tell at the next one only
+    if newline:  # Optuna would complain about a damaged last line only when another one follows
         json.loads(last)
 
 
 class KernelLock:
-    """The lock that Optuna's journal takes to write. The kernel lets it go when its holder is killed."""
+    """The lock of Optuna's journal. The kernel releases it when its holder is killed."""
 
     def __init__(self, path: Path) -> None:
         self._lock = FileLock(f"{path}.lock")
@@ -134,7 +149,7 @@ class KernelLock:
         return True
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Let another process hold it."""
         self._lock.release()
 
 
@@ -143,46 +158,50 @@ def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage
     options: dict[str, Any] = {} if address.startswith("sqlite") else {"pool_pre_ping": True}
     if address.startswith("sqlite"):
         path = Path(address.removeprefix("sqlite:///"))
-        if kind := on_network(path):
+        if kind := network_file_system(path):
             raise UserError(f"{path} lies on a network file system ({kind}); several hosts need PostgreSQL.")
         options["connect_args"] = {"timeout": 60}
-        lock: Any = FileLock(f"{path}.lock")  # its tables must not be made by two at once
+        lock: Any = FileLock(f"{path}.lock")  # two processes must not create its tables at once
     else:
         lock = nullcontext()
-    for attempt in range(3):
+    for attempt in range(TABLE_ATTEMPTS):
         try:
             with lock:
                 return RDBStorage(
                     address,
                     engine_kwargs=options,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
+                    heartbeat_interval=HEARTBEAT_INTERVAL,
+                    grace_period=HEARTBEAT_GRACE,
                     heartbeat_stale_trial_callback=on_stale,
                 )
         except ImportError as error:
             raise UserError(
-                f"The storage {hidden(storage)} needs a driver that is not installed ({redact(str(error))});"
+                f"The storage {redact(storage)} needs a driver that is not installed ({redact(str(error))});"
                 " for PostgreSQL: pip install 'vgg-runner[postgresql]'."
             ) from None
         except SQLAlchemyError as error:
-            # Two processes that make the tables of one database at once: the later one finds them made.
-            if attempt < 2 and ("already exists" in str(error) or "duplicate key" in str(error)):
+            # Another process has created the tables in the meantime.
+            if attempt < TABLE_ATTEMPTS - 1 and (
+                "already exists" in str(error) or "duplicate key" in str(error)
+            ):
                 continue
             reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
             raise UserError(
-                f"The storage {hidden(storage)} cannot be reached ({redact(reason)}); start it, or mend --storage."
+                f"The storage {redact(storage)} cannot be reached ({redact(reason)}); start it, or correct --storage."
             ) from None
         except (ValueError, RuntimeError) as error:
             raise UserError(
-                f"The storage {hidden(storage)} cannot be used ({redact(str(error))}); mend --storage."
+                f"The storage {redact(storage)} cannot be used ({redact(str(error))}); correct --storage."
             ) from None
-    raise UserError(f"The tables of {hidden(storage)} cannot be made; another process keeps making them.")
+    raise UserError(
+        f"The tables of {redact(storage)} cannot be created: other processes interfere; try again."
+    )
 
 
 def _with_driver(storage: str) -> str:
-    """PostgreSQL's address, with psycopg's newer driver where only that is installed."""
+    """The address, for PostgreSQL with the driver that is installed: psycopg 3 if possible, otherwise psycopg2."""
     scheme, _, rest = storage.partition("://")
     if scheme in ("postgresql", "postgres"):
-        newer = importlib.util.find_spec("psycopg") is not None
-        return f"postgresql+{'psycopg' if newer else 'psycopg2'}://{rest}"
+        driver = "psycopg" if importlib.util.find_spec("psycopg") else "psycopg2"
+        return f"postgresql+{driver}://{rest}"
     return storage

@@ -1,409 +1,274 @@
-"""A study: one baseline, one space, many trials, shared by any number of workers through a storage."""
+"""A study: one baseline, one search space, many trials, shared by any number of workers through a storage.
+
+Workers use it as Optuna's ask-and-tell interface: `ask` for a trial, `report` its progress, then `complete`, `prune`
+or `fail` it.
+"""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
+from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from runner.config.schema import Experiment, as_tree, flatten
-from runner.evaluation.metrics import METRICS
+from runner.config.tree import as_tree, flatten
 from runner.study import storage as storages
-from runner.study.plan import Plan
-from runner.study.samplers import Keyed, build_pruner, distribution
-from runner.study.space import Dimension, Value, applied
-from runner.tracking.journal import is_alive, me, this_host
+from runner.study.plan import Plan, describe_differences
+from runner.study.pruners import PRUNERS
+from runner.study.seeded_sampler import SeededSampler
+from runner.study.space import Value, with_values
+from runner.study.stale_trials import WORKER_DIED, fail_lost_trial, find_stale_trials, requeue
+from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
+from runner.tracking.process_identity import ProcessIdentity
 from runner.utils.errors import UserError
-from runner.utils.hashing import digest
 from runner.utils.redaction import redact
-from runner.utils.text import one_line
 
-FAILURES = 5
-"""Trials that may fail one after the other before the study stops: what makes them fail will not go by itself."""
-MAKING = 10.0
-"""Seconds that another host has to make a study, before we take it for dead and go on with that."""
-SILENT = 600.0
-"""Seconds without a word in a journal after which trials that run on another host count as dead."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A trial to be run: the experiment, and the values that make it."""
-
-    number: int
-    values: dict[str, Value]
-    experiment: Experiment
-    baseline: bool
-
-    @property
-    def name(self) -> str:
-        """For the records: its number and what was searched."""
-        if self.baseline:
-            return f"trial {self.number}: baseline"
-        return f"trial {self.number}: {words(self.values)}"
-
-
-def words(values: dict[str, Value]) -> str:
-    """Searched values, short: `lr=0.00031 dropout=0.42`."""
-    return " ".join(
-        f"{name.rpartition('.')[2]}={f'{value:.3g}' if isinstance(value, float) else value}"
-        for name, value in values.items()
-    )
+MAX_FAILURES = 5
+"""Consecutive failed trials after which a study stops: their cause will not go away by itself."""
+CREATION_TIMEOUT = 10.0
+"""Seconds that another host has to finish creating a study before it counts as dead."""
 
 
 class Study:
-    """A plan in its storage. Only rank 0 of a launch holds one.
+    """A plan in its storage. Only rank 0 of a launch has one.
 
-    Raises `UserError` where the storage is out of reach, or the study's name is taken by another one.
+    Args:
+        plan: What to search.
+        root: Folder of the tracking store, for the lock.
+
+    Raises `UserError` if the storage cannot be reached, or holds another study of this name.
     """
 
     def __init__(self, plan: Plan, root: Path) -> None:
         self.plan = plan
-        self.root = root
-        self.storage = storages.connect(plan.storage, _retry)
+        self.storage = storages.connect(plan.storage, requeue)
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(root, plan.storage, plan.name)
+        self._lock = storages.study_lock(root, plan.storage, plan.name)
         self._trial: Trial | None = None
-        with self.alone():
-            about: dict[str, Any] = {
-                "storage": self.storage,
-                "study_name": plan.name,
-                "direction": METRICS[plan.objective].direction,
-                "sampler": Keyed(plan.sampler, plan.space, plan.seed),
-                "pruner": build_pruner(plan.pruner, plan.baseline.train.epochs, plan.fits),
-            }
-            try:
-                self.optuna = optuna.create_study(**about)
-            except optuna.exceptions.DuplicatedStudyError:
-                self.optuna = optuna.create_study(**about, load_if_exists=True)
-                self._await_maker()
-            self._claim_name()
+        with self.locked():
+            self.optuna = self._open()
+            self._check_identity()
+            self._check_trials()
+            self._queue_baseline()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within the block no other process of this host changes what the study is to do."""
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process of this host changes which trials are to run."""
         with self._lock:
             yield
 
-    @property
-    def maximises(self) -> bool:
-        """Whether more is better."""
-        return self.optuna.direction == StudyDirection.MAXIMIZE
-
     def trials(self) -> list[FrozenTrial]:
-        """All trials, by number; not to be changed."""
+        """All trials by number, as stored; not to be modified."""
         return self.optuna.get_trials(deepcopy=False)
 
-    def counted(self) -> int:
-        """Trials that are done or under way; not those that were lost with their worker."""
-        return sum(each.state != TrialState.WAITING and not is_lost(each) for each in self.trials())
+    def count_trials(self) -> int:
+        """Trials that count towards the plan's total: those that were started and not lost with their worker."""
+        return sum(trial.state != TrialState.WAITING and not is_lost(trial) for trial in self.trials())
 
     @property
-    def running(self) -> bool:
-        """Whether this process has a trial that it has not told of."""
+    def has_running_trial(self) -> bool:
+        """Whether this process runs a trial."""
         return self._trial is not None
 
     @property
-    def finished(self) -> bool:
-        """Whether all that was asked for is done."""
-        trials = self.trials()
-        open_ = any(each.state in (TrialState.WAITING, TrialState.RUNNING) for each in trials)
-        return not open_ and (self.counted() >= self.plan.trials or self._exhausted())
+    def is_finished(self) -> bool:
+        """Whether no trial is running or left to run."""
+        unfinished = (TrialState.WAITING, TrialState.RUNNING)
+        return self._has_all_trials() and not any(trial.state in unfinished for trial in self.trials())
 
     @property
-    def best(self) -> FrozenTrial | None:
-        """The best complete trial, the earlier of equals."""
-        complete = [each for each in self.trials() if each.state == TrialState.COMPLETE]
-        sign = -1 if self.maximises else 1
-        return min(complete, key=lambda each: (sign * (each.value or 0.0), each.number), default=None)
+    def best_trial(self) -> FrozenTrial | None:
+        """The best complete trial; of equal ones the first."""
+        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        sign = self.plan.metric.sign
+        return min(complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.number), default=None)
 
     @property
-    def baseline(self) -> FrozenTrial | None:
-        """The baseline's complete trial."""
-        found = (each for each in self.trials() if is_baseline(each) and each.state == TrialState.COMPLETE)
-        return next(found, None)
+    def baseline_trial(self) -> FrozenTrial | None:
+        """The complete trial of the baseline."""
+        complete = (trial for trial in self.trials() if trial.state == TrialState.COMPLETE)
+        return next((trial for trial in complete if is_baseline(trial)), None)
 
-    def better(self, value: float) -> bool:
-        """Whether a value beats every complete trial's."""
-        best = self.best
-        if best is None or best.value is None:
-            return True
-        return value > best.value if self.maximises else value < best.value
+    def is_improvement(self, value: float) -> bool:
+        """Whether a value is better than those of all complete trials."""
+        best = self.best_trial
+        return best is None or best.value is None or self.plan.metric.better(value, best.value)
 
-    def ask(self) -> Asked | None:
-        """The next trial; None when there is no more to do.
+    def ask(self) -> RunningTrial | None:
+        """Start the next trial; None if there is none left.
 
-        Raises `UserError` when too many trials failed in a row.
+        Raises `UserError` if too many trials failed in a row, or, with the trial started, if the settings' values
+        cannot be combined.
         """
-        with self.alone():
-            self.sweep()
+        with self.locked():
+            self.requeue_stale_trials()
             trials = self.trials()
             self._check_failures(trials)
-            waiting = any(each.state == TrialState.WAITING for each in trials)
-            if not waiting and (self.counted() >= self.plan.trials or self._exhausted()):
+            if self._has_all_trials() and not any(trial.state == TrialState.WAITING for trial in trials):
                 return None
             self._trial = trial = self.optuna.ask()
-            self.beat()  # before the owner is known: a trial with an owner has given a sign of life
-            owner = me("", "")
-            trial.set_user_attr("owner", [owner.host, owner.pid, owner.started])
-        settings = flatten(as_tree(self.plan.baseline))
-        values = self.plan.space.pick(settings, lambda each: suggest(trial, each))
+            self.record_heartbeat()  # before the owner is stored: a trial with an owner has had a heartbeat
+            trial.set_user_attr("owner", list(astuple(ProcessIdentity.current())))
+        baseline = self.plan.baseline
+        settings = flatten(as_tree(baseline))
+        values = self.plan.space.pick(settings, lambda dimension: suggest(trial, dimension))
         if "baseline" in trial.user_attrs:
-            return Asked(trial.number, values, self.plan.baseline, True)
-        return Asked(trial.number, values, applied(self.plan.baseline, values), False)
+            return RunningTrial(trial.number, values, baseline, is_baseline=True)
+        return RunningTrial(trial.number, values, with_values(baseline, values), is_baseline=False)
 
     def report(self, step: int, value: float) -> bool:
-        """Tell an intermediate value of the running trial; True where it should be given up."""
-        assert self._trial is not None  # noqa: S101 (for types: asked for before)
+        """Store an intermediate value of the running trial. Returns whether the trial should be pruned."""
+        trial = self._running()
         try:
-            self._trial.report(value, step)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return True  # it was taken for dead, and its values are tried elsewhere
-        return "baseline" not in self._trial.user_attrs and bool(self._trial.should_prune())
+            trial.report(value, step)
+        except UpdateFinishedTrialError:
+            return True  # its heartbeats came too late, and its values were queued again
+        return "baseline" not in trial.user_attrs and bool(trial.should_prune())
 
-    def note(self, **attributes: Any) -> None:
-        """Write down something about the running trial."""
-        assert self._trial is not None  # noqa: S101 (for types: asked for before)
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # taken for dead
+    def annotate(self, **attributes: Any) -> None:
+        """Store attributes of the running trial."""
+        trial = self._running()
+        with suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
-                self._trial.set_user_attr(name, redact(value) if isinstance(value, str) else value)
+                trial.set_user_attr(name, redact(value) if isinstance(value, str) else value)
 
-    def tell(self, state: str, value: float | None = None) -> None:
-        """End the running trial: complete, with a value; pruned; or failed."""
-        assert self._trial is not None  # noqa: S101 (for types: asked for before)
-        kinds = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
-        try:
-            self.optuna.tell(self._trial, value, kinds[state])
-        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-            if not self.trials()[self._trial.number].state.is_finished():
-                raise
-        finally:
-            self._trial = None
+    def complete(self, value: float) -> None:
+        """End the running trial with its value."""
+        self._end(TrialState.COMPLETE, value)
 
-    def lost(self, reason: str) -> None:
-        """The running trial was stopped from outside: it has failed, and its values are to be tried again."""
+    def prune(self, reason: str) -> None:
+        """End the running trial before its end; Optuna takes its last intermediate value as its value."""
+        self.annotate(reason=reason)
+        self._end(TrialState.PRUNED)
+
+    def fail(self, reason: str) -> None:
+        """End the running trial because of an error of its own."""
+        self.annotate(reason=reason)
+        self._end(TrialState.FAIL)
+
+    def interrupt(self, reason: str) -> None:
+        """Fail the trial that this process runs, if any, because its user stopped it, and queue its values again."""
         if self._trial is not None:
             number, self._trial = self._trial.number, None
-            with self.alone():
-                self._lose(self.trials()[number], reason, stopped=True)
+            with self.locked():
+                fail_lost_trial(self.optuna, self.trials()[number], reason, stopped=True)
 
-    def beat(self) -> None:
-        """A sign of life of the running trial, where the storage takes one."""
+    def record_heartbeat(self) -> None:
+        """Tell the storage that this process still runs its trial, if the storage supports that."""
         trial, record = self._trial, getattr(self.storage, "record_heartbeat", None)
         if trial is not None and record is not None:
-            with suppress(Exception):  # the next one may get through
+            with suppress(Exception):  # the next heartbeat may get through
                 record(trial._trial_id)
 
-    def lost_by(self, pid: int) -> int | None:
-        """The newest trial that was lost with a process of this host."""
-        host = this_host()
+    def lost_trial_of(self, pid: int) -> int | None:
+        """Number of the newest trial that was lost with a process of this host."""
+        host = ProcessIdentity.current().host
         for trial in reversed(self.trials()):
             if trial.user_attrs.get("owner", [])[:2] == [host, pid]:
                 return trial.number if "lost" in trial.user_attrs else None
         return None
 
-    def sweep(self) -> list[int]:
-        """Mark trials as failed whose worker died, to be tried again once: their numbers. Call it alone.
+    def requeue_stale_trials(self) -> list[int]:
+        """Fail trials whose worker is dead, and queue their values again once. Needs the lock.
 
-        Raises `UserError` where trials run on another host that a file cannot be shared with.
+        Returns the numbers of those that were found by this host. Raises `UserError` as `find_stale_trials`.
         """
-        local = storages.is_local(self.plan.storage)
-        dead = []
-        for trial in self.trials():
-            if trial.state != TrialState.RUNNING or (self._trial and trial.number == self._trial.number):
-                continue
-            host, pid, started = trial.user_attrs.get("owner", [this_host(), 0, 0.0])
-            if host == this_host():
-                if not is_alive(pid, started) and (local or pid or _age(trial) > storages.GRACE):
-                    dead.append(trial)
-            elif local and self._silence() > SILENT:
-                dead.append(trial)
-            elif local:
-                raise UserError(
-                    f"The study {self.plan.name!r} has a trial running on {host}; {self.plan.storage} can be shared by"
-                    " processes of one host only: use PostgreSQL for several (--storage postgresql://…). If that host"
-                    f" is gone, wait {SILENT / 60:.0f} minutes and start again."
-                )
-        for trial in dead:
-            self._lose(trial, "its worker died", stopped=False)
-        if not local:
+        own = self._trial.number if self._trial else None
+        stale = list(find_stale_trials(self.optuna, self.plan.storage, own))
+        for trial in stale:
+            fail_lost_trial(self.optuna, trial, WORKER_DIED)
+        if not storages.is_local(self.plan.storage):
             fail_stale_trials(self.optuna)
-        return [trial.number for trial in dead]
+        return [trial.number for trial in stale]
 
-    def _lose(self, trial: FrozenTrial, reason: str, stopped: bool) -> None:
-        _lose(self.optuna, trial, reason, stopped)
+    def _running(self) -> Trial:
+        assert self._trial is not None  # noqa: S101 (for types: a trial was asked for)
+        return self._trial
 
-    def _silence(self) -> float:
-        path = Path(self.plan.storage.removeprefix("sqlite:///")).expanduser()
-        return time.time() - path.stat().st_mtime if path.exists() else 0.0
+    def _end(self, state: TrialState, value: float | None = None) -> None:
+        trial = self._running()
+        try:
+            self.optuna.tell(trial, value, state)
+        except (ValueError, UpdateFinishedTrialError):
+            if not self.trials()[trial.number].state.is_finished():
+                raise
+        finally:
+            self._trial = None
 
-    def _exhausted(self) -> bool:
+    def _has_all_trials(self) -> bool:
+        """Whether no further trial may be started, unless one is queued."""
         sampler = self.optuna.sampler
-        return isinstance(sampler, Keyed) and sampler.exhausted(self.trials())
+        exhausted = isinstance(sampler, SeededSampler) and sampler.is_exhausted(self.trials())
+        return exhausted or self.count_trials() >= self.plan.trials
 
     def _check_failures(self, trials: list[FrozenTrial]) -> None:
-        ended = [each for each in trials if each.state.is_finished() and not is_lost(each)]
-        tail = ended[-FAILURES:]
-        if len(tail) == FAILURES and all(each.state == TrialState.FAIL for each in tail):
-            first = next(each for each in ended if each.state == TrialState.FAIL)
+        ended = [trial for trial in trials if trial.state.is_finished() and not is_lost(trial)]
+        last = ended[-MAX_FAILURES:]
+        if len(last) == MAX_FAILURES and all(trial.state == TrialState.FAIL for trial in last):
+            first = next(trial for trial in ended if trial.state == TrialState.FAIL)
             raise UserError(
-                f"The last {FAILURES} trials all failed, so the study {self.plan.name!r} stops; the first to fail,"
-                f" trial {first.number}, said: {first.user_attrs.get('reason', 'nothing')}"
+                f"The study {self.plan.name!r} stops because its last {MAX_FAILURES} trials failed; the first that"
+                f" failed was trial {first.number}: {first.user_attrs.get('reason', 'no reason known')}"
             )
 
-    def _await_maker(self) -> None:
-        """Another host, which our lock does not keep out, may be making the study: give it time to be done."""
-        until = time.monotonic() + (0 if storages.is_local(self.plan.storage) else MAKING)
-        while not self.trials() and time.monotonic() < until:
+    def _open(self) -> optuna.Study:
+        plan = self.plan
+        arguments: dict[str, Any] = {
+            "storage": self.storage,
+            "study_name": plan.name,
+            "direction": plan.metric.direction,
+            "sampler": SeededSampler(plan.sampler, plan.space, plan.sampler_seed),
+            "pruner": PRUNERS[plan.pruner](plan.baseline.train.epochs, plan.seeds),
+        }
+        try:
+            return optuna.create_study(**arguments)
+        except DuplicatedStudyError:
+            study = optuna.create_study(**arguments, load_if_exists=True)
+        # Another host, which our lock does not stop, may be creating the study at this moment.
+        deadline = time.monotonic() + (0 if storages.is_local(plan.storage) else CREATION_TIMEOUT)
+        while not study.get_trials(deepcopy=False) and time.monotonic() < deadline:
             time.sleep(0.1)
+        return study
 
-    def _check_trials(self) -> None:
-        """Raises `UserError` where the storage was damaged so that it can still be read."""
-        broken = [each.number for each in self.trials() if not _is_sound(each)]
-        if broken or len(self.optuna.directions) != 1:
-            what = f"trial {broken[0]}" if broken else "its direction"
-            raise UserError(
-                f"The study {self.plan.name!r} in {storages.hidden(self.plan.storage)} is damaged ({what}); restore the"
-                " storage, or choose another --study."
-            )
-
-    def _claim_name(self) -> None:
-        """Write down what the study is, and its baseline as trial 0; or see that it is the same one."""
+    def _check_identity(self) -> None:
+        """Store the plan's identity in a new study; check it in an existing one."""
         wanted = self.plan.identity()
         stored = self.optuna.user_attrs.get("plan")
         if stored is None and self.trials():
             raise UserError(
-                f"The study {self.plan.name!r} in {storages.hidden(self.plan.storage)} was not made by this runner;"
-                " choose another --study."
+                f"The study {self.plan.name!r} in {redact(self.plan.storage)} was not created by this runner; choose"
+                " another --study."
             )
         if stored is None:
             self.optuna.set_user_attr("plan", wanted)
-            stored = wanted
-        if differences := _differences(stored, wanted):
+        elif differences := describe_differences(stored, wanted):
+            rest = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
-                f"The study {self.plan.name!r} is another one: {'; '.join(differences[:3])}"
-                f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --study name,"
-                " or give what it was made with."
+                f"The study {self.plan.name!r} exists with other settings: {'; '.join(differences[:3])}{rest}; choose"
+                " another --study, or use its settings."
             )
-        self._check_trials()
-        if not self.trials():  # new, or its maker died here
+
+    def _check_trials(self) -> None:
+        """Raises `UserError` if the stored study is damaged, but can still be read."""
+        broken = [trial.number for trial in self.trials() if not is_sound(trial)]
+        if broken or len(self.optuna.directions) != 1:
+            what = f"trial {broken[0]}" if broken else "its direction"
+            raise UserError(
+                f"The study {self.plan.name!r} in {redact(self.plan.storage)} is damaged ({what}); restore the storage,"
+                " or choose another --study."
+            )
+
+    def _queue_baseline(self) -> None:
+        """Make the baseline trial 0 of a study that has no trials: it is new, or its creator died."""
+        if not self.trials():
             settings = flatten(as_tree(self.plan.baseline))
-            values = self.plan.space.pick(settings, lambda each: settings[each.setting])
+            values: dict[str, Value] = self.plan.space.pick(settings, lambda each: settings[each.setting])
             self.optuna.set_metric_names([f"validation {self.plan.objective}"])
             self.optuna.enqueue_trial(values, user_attrs={"baseline": True})
-
-
-def _is_sound(trial: FrozenTrial) -> bool:
-    """Whether a trial tells what its state and its owner must."""
-    values = trial.values or []
-    if trial.state == TrialState.COMPLETE and not (
-        len(values) == 1 and type(values[0]) in (int, float) and math.isfinite(values[0])
-    ):
-        return False
-    if "owner" not in trial.user_attrs:
-        return True
-    owner = trial.user_attrs["owner"]
-    return (
-        isinstance(owner, list)
-        and [type(each) for each in owner[:2]] == [str, int]
-        and len(owner) == 3
-        and type(owner[2]) in (int, float)
-    )
-
-
-def _lock(root: Path, storage: str, name: str) -> FileLock:
-    """Keeps other processes of this host from changing what a study is to do."""
-    return FileLock(root / f".study-{digest(storage, name)[:12]}.lock")
-
-
-def is_baseline(trial: FrozenTrial) -> bool:
-    """Whether a trial is the baseline's."""
-    return "baseline" in trial.user_attrs
-
-
-def is_lost(trial: FrozenTrial) -> bool:
-    """Whether a trial ended with its worker, not by its own doing: that would have left a reason."""
-    return "lost" in trial.user_attrs or (trial.state == TrialState.FAIL and "reason" not in trial.user_attrs)
-
-
-def suggest(trial: Trial, dimension: Dimension) -> Value:
-    """A dimension's value in a trial."""
-    value: Value = trial._suggest(dimension.setting, distribution(dimension))
-    return value
-
-
-def abandoned(journal: str) -> list[tuple[optuna.Study, FrozenTrial]]:
-    """The trials in a journal file that are RUNNING, of workers of this host that are dead.
-
-    Raises `UserError` where the file is no journal of studies.
-    """
-    storage, found = storages.connect(journal), []
-    for name in optuna.get_all_study_names(storage):
-        study = optuna.load_study(study_name=name, storage=storage)
-        found += [(study, trial) for trial in study.get_trials(deepcopy=False) if _is_abandoned(trial)]
-    return found
-
-
-def _is_abandoned(trial: FrozenTrial) -> bool:
-    host, pid, started = trial.user_attrs.get("owner", [this_host(), 0, 0.0])
-    return trial.state == TrialState.RUNNING and host == this_host() and not is_alive(pid, started)
-
-
-def give_back(root: Path, journal: str, study: optuna.Study, trial: FrozenTrial) -> None:
-    """Mark an abandoned trial as failed, to be tried again once, unless it was taken up since it was looked at.
-
-    Args:
-        root: Folder of the tracking store.
-        journal: The file that the study lies in.
-        study: The study.
-        trial: One of `abandoned`.
-    """
-    with _lock(root, journal, study.study_name):
-        now = study.get_trials(deepcopy=False)[trial.number]
-        if _is_abandoned(now):
-            _lose(study, now, "its worker died", stopped=False)
-
-
-def _lose(study: optuna.Study, trial: FrozenTrial, reason: str, stopped: bool) -> None:
-    with suppress(optuna.exceptions.UpdateFinishedTrialError):
-        study._storage.set_trial_user_attr(trial._trial_id, "lost", redact(reason))
-        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        _retry(study, trial, stopped)
-
-
-def _retry(study: optuna.Study, trial: FrozenTrial, stopped: bool = False) -> None:
-    """Put a lost trial's values into the queue; not a second time, unless its user stopped it."""
-    if "retry" in trial.user_attrs and not stopped:
-        return
-    kept: dict[str, Any] = {
-        name: trial.user_attrs[name] for name in ("baseline", "retry") if name in trial.user_attrs
-    }
-    if not stopped:
-        kept["retry"] = trial.number
-    if trial.params or kept.get("baseline"):
-        study.enqueue_trial(trial.params, user_attrs=kept)
-
-
-def _age(trial: FrozenTrial) -> float:
-    from datetime import datetime
-
-    return (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
-
-
-def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    one, other = flatten(stored), flatten(wanted)
-    return [
-        one_line(f"{name} was {one.get(name, 'not there')!r} and is {other.get(name, 'not there')!r} now", 300)
-        for name in sorted({*one, *other})
-        if one.get(name, "not there") != other.get(name, "not there")
-    ]

@@ -22,9 +22,9 @@ from runner.cli import reproduce
 from runner.config import parser
 from runner.config.tree import as_tree, as_yaml, flatten
 from runner.evaluation.reproduction import changes
-from runner.study import space
 from runner.study.plan import Plan
-from runner.study.space import Dimension, Space, applied
+from runner.study.space import Dimension, Space, with_values
+from runner.study.space_file import read_space
 from runner.study.study import Study
 from runner.tracking.run_lookup import RunInfo
 
@@ -80,19 +80,19 @@ class SpaceFile(Target):
         path, again = self.folder / "space.yaml", self.folder / "again.yaml"
         path.write_bytes(content)
         try:
-            found = space.read(path, self.baseline)
+            found = read_space(path, self.baseline)
         finally:
             check(not Path(yamls.MARK).exists(), "code in the file was run")
         plain = found.as_plain()
         again.write_text(json.dumps({name: _as_file(told) for name, told in plain.items()}, allow_nan=False))
-        back = space.read(again, self.baseline, checked=True)
+        back = read_space(again, self.baseline, checked=True)
         check(back == found, f"does not come back as it was: {plain}")
         known = flatten(as_tree(self.baseline))
         for each in found.dimensions:
             check(each.setting in known, f"{each.setting} is no setting")
             for value in each.choices or (each.low, *([] if each.step else [each.high])):  # steps may miss it
-                check(each.holds(value), f"{each.setting} does not hold its own {value!r}")
-                applied(self.baseline, {each.setting: value})
+                check(each.contains(value), f"{each.setting} does not contain its own {value!r}")
+                with_values(self.baseline, {each.setting: value})
 
 
 def _as_file(told: dict[str, Any]) -> dict[str, Any]:
@@ -117,12 +117,12 @@ class Journal(Target):
         """A study of four trials; times and process ids are made the same in every run."""
         folder.mkdir()
         path = folder / "studies.journal"
-        study = Study(replace(self.plan, storage=str(path), seed=seed), folder)
+        study = Study(replace(self.plan, storage=str(path), sampler_seed=seed), folder)
         for number in range(3):
             assert study.ask()
             study.report(0, 0.25 * number)
-            study.note(run=f"run {number}")
-            study.tell("complete" if number != 1 else "failed", 0.5 + number / 10 if number != 1 else None)
+            study.annotate(run=f"run {number}")
+            study.fail("an error") if number == 1 else study.complete(0.5 + number / 10)
         study.ask()
         return b"".join(_steady(line) for line in path.read_bytes().splitlines())
 
@@ -143,9 +143,9 @@ class Journal(Target):
         check([each.number for each in trials] == list(range(len(trials))), "trials are not counted up")
         complete = [each for each in trials if each.state == TrialState.COMPLETE]
         check(all(type(each.value) in (int, float) for each in complete), "a trial's value is no number")
-        check(study.best is None or study.best in complete, "the best trial is none of the complete ones")
-        check(study.counted() <= len(trials) and study.finished in (True, False), "trials cannot be counted")
-        study.sweep()
+        check(study.best_trial is None or study.best_trial in complete, "the best trial is none of the complete ones")
+        check(study.count_trials() <= len(trials) and study.is_finished in (True, False), "trials cannot be counted")
+        study.requeue_stale_trials()
 
 
 def _steady(line: bytes) -> bytes:

@@ -1,0 +1,146 @@
+"""The training of a trial: on the training split with one or several seeds, evaluated on the validation split.
+
+Trials never see the test split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from runner.config.schema import Experiment
+from runner.config.tree import as_yaml
+from runner.models import checkpoint
+from runner.serving import packaging
+from runner.study.cpu_share import all_cores
+from runner.study.session import StudySession
+from runner.study.trials import RunningTrial
+from runner.tracking.tracker import Pruned, Tracker
+from runner.training import curves, run
+from runner.training.loop import EpochResult
+from runner.training.setup import Setup, SharedSetup, prepare
+from runner.utils.console import Terminal
+
+
+@dataclass
+class TrainedSeed:
+    """The training of a trial with one seed."""
+
+    setup: Setup
+    history: list[EpochResult] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    """Trainable parameters after the best epoch."""
+
+    @property
+    def best_epoch(self) -> EpochResult:
+        """The epoch that `train.best` selects."""
+        return next(epoch for epoch in reversed(self.history) if epoch.best)
+
+
+@dataclass
+class TrialTraining:
+    """Trains a trial.
+
+    Args:
+        session: What the worker works with.
+        trial: The trial.
+        shared: What the worker's trials share.
+    """
+
+    session: StudySession
+    trial: RunningTrial
+    shared: SharedSetup
+    seconds: float = 0.0
+    """Time spent in the training loop so far."""
+
+    def run(self, tracker: Tracker) -> float:
+        """Train with each seed of the plan. Returns the trial's value: the mean of the objective at the best epochs.
+
+        Raises `Pruned` on all ranks if the study's pruner stops the trial, and what preparation and training raise.
+        """
+        plan, study = self.session.plan, self.session.study
+        values: list[float] = []
+        first: TrainedSeed | None = None
+        for index in range(plan.seeds):
+            trained = self._train_seed(self.trial.experiment.seed.train + index, tracker)
+            values.append(trained.best_epoch.val[plan.objective])
+            first = first or trained
+            if plan.seeds > 1:
+                self._report(index, values[-1], f"after seed {index + 1} of {plan.seeds}")
+        assert first is not None  # noqa: S101 (for types: a plan has one seed or more)
+        value = statistics.fmean(values)
+        tracker.log_metrics({"objective": value, **first.best_epoch.val.metrics("val/best")})
+        tracker.log_metrics({"best_epoch": first.best_epoch.number})
+        if len(values) > 1:
+            tracker.log_metrics({"objective_sd": statistics.stdev(values)})
+        if study is not None:
+            study.annotate(scores=dict(first.best_epoch.val.values))
+            if study.is_improvement(value):
+                _log_best_so_far(first, tracker)
+        return value
+
+    def _train_seed(self, seed: int, tracker: Tracker) -> TrainedSeed:
+        plan, settings = self.session.plan, self.trial.experiment
+        setup = self._prepare(
+            dataclasses.replace(settings, seed=dataclasses.replace(settings.seed, train=seed))
+        )
+        trained = TrainedSeed(setup)
+        prefix = "" if seed == settings.seed.train else f"seed{seed}/"
+
+        def on_epoch(epoch: EpochResult) -> None:
+            trained.history.append(epoch)
+            if epoch.best:
+                trained.best_weights = {
+                    name: value.detach().clone() for name, value in setup.network.trainable_state().items()
+                }
+            tracker.log_metrics(
+                {f"{prefix}{name}": value for name, value in epoch.metrics().items()}, epoch.number
+            )
+            if plan.seeds == 1:
+                self._report(epoch.number, epoch.val[plan.objective], f"at epoch {epoch.number}")
+
+        start = time.monotonic()
+        try:
+            run.learn(setup, self.session.accelerator, on_epoch, Terminal(enabled=False))
+        finally:
+            self.seconds += time.monotonic() - start
+        return trained
+
+    def _prepare(self, experiment: Experiment) -> Setup:
+        """Set up a training, and compute the features that it needs with all cores."""
+        setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
+        needed = [(split, view) for split, view in run.wanted(experiment) if split != "test"]
+        if setup.features.reserve_space(needed).images and setup.features.stored:
+            with all_cores():
+                for split, view in needed:
+                    setup.features.get(split, view)
+        return setup
+
+    def _report(self, step: int, value: float, when: str) -> None:
+        """Report an intermediate value. Raises `Pruned` on all ranks if the study says so."""
+        if self.session.on_rank_0(lambda study: study.report(step, value)):
+            raise Pruned(f"pruned {when}, at {value:.4f}")
+
+
+def _log_best_so_far(trained: TrainedSeed, tracker: Tracker) -> None:
+    """Log checkpoint and curves of the best trial so far."""
+    setup, network, best = trained.setup, trained.setup.network, trained.best_epoch
+    network.load_state_dict(trained.best_weights, strict=False)
+    path = tracker.artifact_path("checkpoints/best.safetensors")
+    checkpoint.save_frozen(network, path.parent)
+    inference = packaging.inference_settings(setup.experiment)
+    checkpoint.save(
+        network, path, best.number, best.val.to_dict(), checkpoint.frozen_digest(network), inference
+    )
+    for file in (path, path.parent / checkpoint.FROZEN_FILE):
+        tracker.log_artifact(file, "checkpoints")
+    tracker.log_text("experiment.yaml", as_yaml(setup.experiment))
+    loss, accuracy = (tracker.artifact_path(f"figures/{name}.png") for name in ("loss", "accuracy"))
+    curves.curves(trained.history, f"{setup.experiment.name}, {tracker.name}", loss, accuracy)
+    for file in (loss, accuracy):
+        tracker.log_artifact(file, "figures")
+    tracker.set_tags({"runner.best_when_run": "true"})

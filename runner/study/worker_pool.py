@@ -1,0 +1,175 @@
+"""The processes that `runner search` starts: workers that run trials, then one that writes the report."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import IO
+
+from runner.study.live_view import LiveView
+from runner.study.options import STOP_SIGNAL, Role
+from runner.study.study import Study
+from runner.utils.console import Terminal
+from runner.utils.launch_environment import COMMAND, STATUS_FILE
+from runner.utils.paths import PACKAGE
+from runner.utils.processes import exit_with_parent
+from runner.utils.redaction import redact
+from runner.utils.signals import Interrupted, stop_signals
+
+POLL_INTERVAL = 0.5
+"""Seconds between two looks at workers and study."""
+MAX_RESTARTS = 3
+"""Restarts of a worker that was killed."""
+
+
+class WorkerPool:
+    """The workers of one command: long-lived processes, each with its share of the cores or its GPU.
+
+    Args:
+        argv: The command line, which the workers get, too.
+        count: Number of workers.
+        gpus: GPUs of this host; 0: workers compute on the CPU.
+        terminal: Shows the workers' output.
+    """
+
+    def __init__(self, argv: Sequence[str], count: int, gpus: int, terminal: Terminal) -> None:
+        self.argv = list(argv)
+        self.count = count
+        self.gpus = gpus
+        self.terminal = terminal
+        self.stop_signals: list[int] = []
+        """Signals that asked this command to stop."""
+        self.error = ""
+        """The message of the first worker that failed with a user error."""
+        self._output: queue.Queue[str] = queue.Queue()
+        self._readers: list[threading.Thread] = []
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._restarts = dict.fromkeys(range(count), 0)
+
+    def run_trials(self, study: Study, view: LiveView) -> int:
+        """Run workers until all have ended. Returns 0, or the exit status of the first that failed."""
+        failure = 0
+        with self._forward_signals(graceful=True), view:
+            for index in range(self.count):
+                self._start_worker(index)
+            while self._processes:
+                time.sleep(POLL_INTERVAL)
+                self._print_output()
+                for index, process in list(self._processes.items()):
+                    if process.poll() is not None:
+                        del self._processes[index]
+                        failure = failure or self._handle_end(index, process, study)
+                view.refresh()
+            for reader in self._readers:
+                reader.join(5)
+            self._print_output()
+            view.refresh()
+        return failure
+
+    def write_report(self) -> int:
+        """Write the study's report in a process that may use the whole machine. Returns its exit status."""
+        with self._forward_signals(graceful=False):
+            reporter = self._spawn(Role(runs_trials=False), capture=False)
+            self._processes = {0: reporter}
+            status = reporter.wait()
+        if self.stop_signals:
+            raise Interrupted(self.stop_signals[0])
+        return _exit_status(status)
+
+    def _start_worker(self, index: int) -> None:
+        role = Role(writes_report=False, worker=index, workers=self.count)
+        self._processes[index] = worker = self._spawn(role, capture=True)
+        for stream in (worker.stdout, worker.stderr):
+            assert stream is not None  # noqa: S101 (for types: both are captured)
+            reader = threading.Thread(target=self._read, args=(index, stream), daemon=True)
+            self._readers.append(reader)
+            reader.start()
+
+    def _spawn(self, role: Role, capture: bool) -> subprocess.Popen[str]:
+        environment = {**os.environ, **role.to_environment(), COMMAND: shlex.join(["runner", *sys.argv[1:]])}
+        environment.pop(STATUS_FILE, None)
+        if self.gpus:
+            every = ",".join(map(str, range(self.gpus)))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = visible[role.worker % self.gpus]
+        else:
+            environment["ACCELERATE_USE_CPU"] = "true"
+        pipe = subprocess.PIPE if capture else None
+        return subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
+            [sys.executable, str(PACKAGE / "search.py"), *self.argv],
+            env=environment,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            preexec_fn=partial(exit_with_parent, os.getpid()),
+        )
+
+    def _read(self, index: int, stream: IO[str]) -> None:
+        """Queue the lines of a worker; its user error becomes the command's."""
+        for line in map(redact, stream):
+            if line.startswith("runner: "):
+                self.error = self.error or line.removeprefix("runner: ").rstrip()
+            else:
+                self._output.put((f"worker {index + 1}: " if self.count > 1 else "") + line.rstrip())
+
+    def _print_output(self) -> None:
+        while not self._output.empty():
+            self.terminal.line(self._output.get())
+
+    def _handle_end(self, index: int, process: subprocess.Popen[str], study: Study) -> int:
+        """Restart a worker that was killed; stop the others after one that failed, and return its exit status."""
+        status = process.returncode
+        if status == 0 or self.stop_signals:
+            return 0
+        if status < 0 and self._restarts[index] < MAX_RESTARTS:
+            self._restarts[index] += 1
+            with study.locked():
+                study.requeue_stale_trials()
+            lost = study.lost_trial_of(process.pid)  # another worker may have found it first
+            trial = f"; its trial {lost} is tried again once" if lost is not None else ""
+            self.terminal.warn(f"worker {index + 1} was killed by {signal.Signals(-status).name}{trial}")
+            self._start_worker(index)
+            return 0
+        for worker in self._processes.values():
+            worker.send_signal(STOP_SIGNAL)
+        return _exit_status(status)
+
+    @contextmanager
+    def _forward_signals(self, graceful: bool) -> Iterator[None]:
+        """Pass stop signals on to the processes.
+
+        With `graceful` the first Ctrl-C lets workers finish their trials; any other signal stops them at once.
+        """
+
+        def forward(number: int, _frame: FrameType | None) -> None:
+            finish_trials = graceful and number == signal.SIGINT and not self.stop_signals
+            self.stop_signals.append(number)
+            for process in list(self._processes.values()):
+                if process.poll() is None:
+                    process.send_signal(STOP_SIGNAL if finish_trials else signal.SIGTERM)
+            if finish_trials:
+                self._output.put("finishing the running trials; press Ctrl-C again to stop at once")
+
+        handlers = {each: signal.signal(each, forward) for each in stop_signals()}
+        try:
+            yield
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+
+
+def _exit_status(returncode: int) -> int:
+    """The exit status for a process's return code, which is negative if a signal killed it."""
+    return returncode if returncode >= 0 else 128 - returncode
