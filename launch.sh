@@ -1,40 +1,59 @@
 #!/usr/bin/env bash
-# Prepares the environment, then hands over: `./launch.sh` trains the quickstart, `./launch.sh test` runs the tests,
-# `./launch.sh VERB …` is `runner VERB …` (runner --help lists them). PYTHON names the Python to build with.
+# Prepares the Python environment in .venv, then runs a command in it.
+#
+#   ./launch.sh              trains the quickstart
+#   ./launch.sh test …       runs the tests; the words after it go to pytest
+#   ./launch.sh VERB …       runs `runner VERB …`; ./launch.sh --help lists the verbs
+#
+# The variable PYTHON names the Python that builds the environment, if the default one is not wanted.
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 venv=$here/.venv
-say() { printf 'launch.sh: %s\n' "$*" >&2; }
+message() { printf 'launch.sh: %s\n' "$*" >&2; }
+fail() { message "$*"; exit 2; }
 
-# Rebuilt when what it is made of changes; the stamp is written last, so that a broken build is built again.
-wanted=$(cat "$here/pyproject.toml" "$here/constraints.txt" | cksum)
-ready() { [ -f "$venv/.ready" ] && [ "$(cat "$venv/.ready")" = "$wanted" ]; }
+# The environment is rebuilt when its requirements change. The checksum is written last: an interrupted installation
+# is repeated.
+checksum=$(cat "$here/pyproject.toml" "$here/constraints.txt" | cksum)
+ready() { [ -f "$venv/.ready" ] && [ "$(cat "$venv/.ready")" = "$checksum" ]; }
 
-prepare() {
+recent_python() { "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; }
+
+find_python() {
   local python
   for python in "${PYTHON:-}" python3.14 python3.13 python3.12 python3.11 python3 python; do
-    [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 || continue
-    "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null && break
-    python=
+    if [ -n "$python" ] && command -v "$python" >/dev/null 2>&1 && recent_python "$python"; then
+      printf '%s' "$python"
+      return
+    fi
   done
-  [ -n "$python" ] || { say "needs Python 3.11.4 or newer with its venv module; install it, or name it in PYTHON."; exit 2; }
-  if "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' 2>/dev/null; then
-    say "bringing $venv up to date: its requirements have changed, or it was not finished …"
+  return 1
+}
+
+prepare() {
+  local python log=$venv/install.log
+  python=$(find_python) ||
+    fail "Python 3.11.4 or newer with its venv module was not found. Install it, or set PYTHON to its path."
+  if recent_python "$venv/bin/python"; then
+    message "updating $venv: its requirements changed, or an earlier installation did not finish …"
   else
-    say "preparing $venv with $("$python" -V) (once; the packages are some GB, which takes minutes) …"
-    "$python" -m venv --clear "$venv" || { say "could not make $venv; see above."; exit 2; }
+    message "creating $venv with $("$python" -V). This happens once and takes minutes: the packages are several GB …"
+    "$python" -m venv --clear "$venv" || fail "$venv could not be created; see the message above."
   fi
-  local log=$venv/install.log
-  "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-    -c "$here/constraints.txt" -e "$here[dev]" >"$log" 2>&1 || { tail -n 15 "$log" >&2; say "the installation failed; $log tells all."; exit 2; }
-  printf '%s' "$wanted" >"$venv/.ready"
+  if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    -c "$here/constraints.txt" -e "$here[dev]" >"$log" 2>&1; then
+    tail -n 15 "$log" >&2
+    fail "the installation failed; the whole log is in $log."
+  fi
+  printf '%s' "$checksum" >"$venv/.ready"
 }
 
 if ! ready; then
   exec 9>"$here/.venv.lock"
-  if command -v flock >/dev/null; then
-    flock -n 9 || { say "another launch.sh is preparing the environment; waiting for it …"; flock 9; }
+  if command -v flock >/dev/null && ! flock -n 9; then
+    message "another launch.sh is preparing the environment; waiting for it …"
+    flock 9
   fi
   ready || prepare
   exec 9>&-
