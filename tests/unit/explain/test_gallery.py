@@ -19,7 +19,7 @@ from pictures import draw
 from PIL import Image
 from torch import Tensor
 
-from runner.config.schema import Tracking
+from runner.config.schema import TrackingConfig
 from runner.data.manifest import Entry
 from runner.explain import cam, overlay
 from runner.explain.gallery import Gallery, select_images
@@ -91,7 +91,7 @@ def gallery(
     tracker: Recorder, model: TransferModel | None = None, entries: Sequence[Entry] = (), **changes: int
 ) -> Gallery:
     """A gallery of three images (or `gallery=…`) that draws every 10 epochs (or `gallery_every=…`)."""
-    chosen = Tracking(**{"gallery": 3, "gallery_every": 10, **changes})
+    chosen = TrackingConfig(**{"gallery": 3, "gallery_every": 10, **changes})
     model = model or small_network().eval()
     return Gallery(model, entries or split(IMAGES), ImagesInMemory(), chosen, tracker)  # type: ignore[arg-type]
 

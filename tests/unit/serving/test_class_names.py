@@ -1,4 +1,4 @@
-"""Names of classes in other languages: the table that comes along, and tables of one's own."""
+"""Class names in other languages: the included file, and files that a user gives."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ umbrella watch water_lilly wheelchair wild_cat windsor_chair wrench yin_yang BAC
 """
 
 
-def table(folder: Path, content: str | bytes, encoding: str = "utf-8") -> str:
+def csv_file(folder: Path, content: str | bytes, encoding: str = "utf-8") -> str:
     path = folder / "own.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode(encoding))
     return str(path)
 
 
-def test_chinese_knows_every_class_of_caltech() -> None:
+def test_the_chinese_file_names_every_class_of_caltech_101() -> None:
     text = (class_names.FOLDER / "zh.csv").read_text(encoding="utf-8")
     known = [row["class"] for row in csv.DictReader(io.StringIO(text))]
     assert sorted(known) == sorted(CALTECH.split())
     assert len(known) == 102
-    said = class_names.translations("zh", known)
-    assert len(set(said.values())) == 102
-    assert said["watch"] == "手表"
-    for name in said.values():
+    names = class_names.translations("zh", known)
+    assert len(set(names.values())) == 102
+    assert names["watch"] == "手表"
+    for name in names.values():
         assert all("\u4e00" <= letter <= "\u9fff" or letter in "（）" for letter in name), name
 
 
-def test_languages_are_listed() -> None:
+def test_included_languages() -> None:
     assert class_names.languages() == ["zh"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "names"),
     [
         ("class,name\ncat,chat\ndog,chien\n", ["chat", "chien", "red panda"]),
         ("class,name\r\ncat,chat\r\n", ["chat", "dog", "red panda"]),
@@ -57,12 +57,12 @@ def test_languages_are_listed() -> None:
         (" class , name \nred panda,小熊猫\n", ["cat", "dog", "小熊猫"]),
         ("class,name\ncat,chat\nunicorn,licorne\n", ["chat", "dog", "red panda"]),
     ],
-    ids=["plain", "windows", "quoted", "spaces", "a name left out", "header", "a class too many"],
+    ids=["plain", "windows", "quoted", "spaces", "empty name", "spaces in the header", "unknown class"],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_a_table_of_ones_own(tmp_path: Path, content: str, encoding: str, said: list[str]) -> None:
-    path = table(tmp_path, content, encoding)
-    assert class_names.translations(path, CLASSES) == dict(zip(CLASSES, said, strict=True))
+def test_a_file_of_the_user(tmp_path: Path, content: str, encoding: str, names: list[str]) -> None:
+    path = csv_file(tmp_path, content, encoding)
+    assert class_names.translations(path, CLASSES) == dict(zip(CLASSES, names, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -74,18 +74,22 @@ def test_a_table_of_ones_own(tmp_path: Path, content: str, encoding: str, said: 
         ("class;name\ncat;chat\n", "must have the header class,name"),
         ("class,name\ncat,chat,gros\n", "two columns"),
         ("class,name\ncat\n", "two columns"),
-        ("class,name\n", "names none of the model's classes (cat, dog, red panda, …)"),
-        ("class,name\nunicorn,licorne\n", "names none of the model's classes"),
-        ('class,name\ncat,"chat\n', "is no CSV file"),
-        ('class,name\ncat,"chat"x\n', "is no CSV file"),
-        (f"class,name\ncat,{'x' * 200_000}\n", "is no CSV file"),
-        ("class,name\ncat,chät\n".encode("latin-1"), "is no CSV file in UTF-8"),
-        ("class,name\ncat,chat\n".encode("utf-16"), "is no CSV file in UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is no CSV file in UTF-8"),
+        ("class,name\n", "has none of the model's classes (cat, dog, red panda, …)"),
+        ("class,name\nunicorn,licorne\n", "has none of the model's classes"),
+        ('class,name\ncat,"chat\n', "is not a valid CSV file"),
+        ('class,name\ncat,"chat"x\n', "is not a valid CSV file"),
+        (f"class,name\ncat,{'x' * 200_000}\n", "is not a valid CSV file"),
+        ("class,name\ncat,chät\n".encode("latin-1"), "is not a CSV file in UTF-8"),
+        ("class,name\ncat,chat\n".encode("utf-16"), "is not a CSV file in UTF-8"),
+        ("class,name\ncat,chat\ncat,minou\n", "names the class 'cat' twice"),
+        ("class,name\ncat,ch\tat\n", "has a line break or control character"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not a CSV file in UTF-8"),
     ],
 )
-def test_a_bad_table_is_refused_in_a_sentence(tmp_path: Path, content: str | bytes, sentence: str) -> None:
-    path = table(tmp_path, content)
+def test_an_unusable_file_is_refused_in_one_sentence(
+    tmp_path: Path, content: str | bytes, sentence: str
+) -> None:
+    path = csv_file(tmp_path, content)
     with pytest.raises(UserError) as failure:
         class_names.translations(path, CLASSES)
     assert sentence in str(failure.value)
@@ -96,9 +100,12 @@ def test_a_bad_table_is_refused_in_a_sentence(tmp_path: Path, content: str | byt
 @pytest.mark.parametrize(
     ("language", "sentence"),
     [
-        ("de", "There are no names in 'de'; give zh, or a CSV file with the header class,name."),
-        ("nowhere/fr.csv", "There are no names in 'nowhere/fr.csv'"),
-        ("../names/zh", "There are no names in '../names/zh'"),
+        (
+            "de",
+            "There are no class names for 'de'; --lang takes zh, or a CSV file with the header class,name.",
+        ),
+        ("nowhere/fr.csv", "There are no class names for 'nowhere/fr.csv'"),
+        ("../names/zh", "There are no class names for '../names/zh'"),
         ("x" * 300, ""),
         ("~nobody-at-all/x.csv", ""),
         (f"{__file__}/x.csv", ""),
@@ -111,6 +118,6 @@ def test_an_unknown_language_is_refused(language: str, sentence: str) -> None:
     assert sentence in str(failure.value)
 
 
-def test_a_folder_is_no_table(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give a CSV file"):
         class_names.translations(str(tmp_path), CLASSES)
