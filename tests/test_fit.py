@@ -20,9 +20,7 @@ from helpers import (
     TEST,
     TRAIN,
     VAL,
-    InBfloat16,
     Make,
-    Matrix,
     Recorder,
     checkpoint_content,
     comparable,
@@ -37,11 +35,12 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
-from runner.config.schema import Optim
-from runner.evaluation.inference import evaluate, infer
+from runner.config.schema import OptimConfig
+from runner.evaluation.inference import Inference
+from runner.evaluation.metrics import scores_from_logits
 from runner.models import checkpoint
-from runner.models.dropout import KeyedDropout, announce
-from runner.models.network import Architecture, Network
+from runner.models.dropout import KeyedDropout, set_dropout_batch
+from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import run, setup
 from runner.training.step import build_optimizer, class_weights, epoch_batches, shares
 from runner.utils.errors import UserError
@@ -59,7 +58,7 @@ class TestDropout:
         return KeyedDropout(p, name, seed).train()
 
     def mask(self, layer: KeyedDropout, step: int = 0, rows: slice = slice(0, 12), batch: int = 12) -> Tensor:
-        layer.at(step, rows, batch)
+        layer.set_batch(step, rows, batch)
         return layer(torch.ones(rows.stop - rows.start, 50))
 
     def test_is_a_function_of_seed_step_and_layer(self) -> None:
@@ -87,7 +86,7 @@ class TestDropout:
 
     def test_gradient_flows_through_what_was_kept(self) -> None:
         layer = self.layer()
-        layer.at(0, slice(0, 4), 4)
+        layer.set_batch(0, slice(0, 4), 4)
         values = torch.ones(4, 50, requires_grad=True)
         out = layer(values)
         out.sum().backward()
@@ -100,21 +99,23 @@ class TestDropout:
 
     def test_rows_that_were_not_announced_are_refused(self) -> None:
         layer = self.layer()
-        layer.at(0, slice(0, 4), 8)
+        layer.set_batch(0, slice(0, 4), 8)
         with pytest.raises(RuntimeError, match="5 rows came in"):
             layer(torch.ones(5, 2))
 
     def test_a_network_keys_every_dropout_by_its_own_name(self) -> None:
-        network = Network(
-            Architecture("vgg11", "report", 1, 16, 0.4, "head", CLASSES, NUMBERS), fit_seed=3, random=False
+        network = TransferModel(
+            ModelSpec("vgg11", "report", 1, 16, 0.4, "head", CLASSES, NUMBERS),
+            training_seed=3,
+            random_weights=False,
         )
         layers = [layer for layer in network.modules() if isinstance(layer, nn.Dropout)]
-        assert all(isinstance(layer, KeyedDropout) and layer.fit_seed == 3 for layer in layers)
+        assert all(isinstance(layer, KeyedDropout) and layer.training_seed == 3 for layer in layers)
         assert [layer.layer for layer in layers] == ["classifier.2", "classifier.5", "classifier.6.2"]  # type: ignore[union-attr]
-        announce(network.modules(), 7, slice(1, 3), 4)
-        assert {(layer.step, layer.rows.start, layer.rows.stop, layer.batch) for layer in layers} == {
-            (7, 1, 3, 4)
-        }  # type: ignore[union-attr]
+        set_dropout_batch(network.modules(), 7, slice(1, 3), 4)
+        assert {
+            (layer.step, layer.samples.start, layer.samples.stop, layer.batch_size) for layer in layers
+        } == {(7, 1, 3, 4)}  # type: ignore[union-attr]
 
 
 class TestOrder:
@@ -208,7 +209,7 @@ class TestArithmetic:
         truth = torch.tensor(labels)
         weights = class_weights(truth, 3) if weighed else None
         loss = nn.CrossEntropyLoss(weights, label_smoothing=smoothing)(
-            network(values, start=network.cut), truth
+            network(values, start=network.split_index), truth
         )
         loss.backward()
         expected = {name: p.detach() - 0.1 * p.grad for name, p in network.classifier.named_parameters()}
@@ -241,7 +242,7 @@ class TestArithmetic:
     def test_training_hits_are_counted_as_trained(self, make: Make, accelerator: Accelerator) -> None:
         network = small_network(dropout=0.0)
         values, labels = rows_and_labels()
-        guesses = network(values, start=network.cut).argmax(1)
+        guesses = network(values, start=network.split_index).argmax(1)
         experiment = make("--train.epochs", "1", "--train.batch_size", "64", "--model.dropout", "0")
         (epoch,), _ = learn(experiment, network, accelerator)
         assert epoch.train_top1 == pytest.approx((guesses == torch.tensor(labels)).double().mean().item())
@@ -276,7 +277,9 @@ class TestArithmetic:
         ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
     )
     def test_optimizer_has_its_settings(self, name: Any, kind: type[torch.optim.Optimizer]) -> None:
-        optimizer = build_optimizer(Optim(name, lr=0.02, weight_decay=0.3, momentum=0.8), small_network())
+        optimizer = build_optimizer(
+            OptimConfig(name, lr=0.02, weight_decay=0.3, momentum=0.8), small_network()
+        )
         assert type(optimizer) is kind
         (group,) = optimizer.param_groups
         assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
@@ -291,53 +294,8 @@ class TestArithmetic:
         history, _ = learn(experiment, small_network(), accelerator)
         last = [epoch.number for epoch in history if epoch.best][-1]
         assert last == (2 if best == "top1" else 4)
-        result = run.Result(tuple(history), history[0].val, history[0].val)
+        result = run.RunResult(tuple(history), history[0].val, history[0].val)
         assert result.best_epoch.number == last
-
-
-class TestPredictionsDoNotDependOnTheirBatch:
-    @pytest.mark.parametrize("chunk", [3, 8])
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    @pytest.mark.parametrize("trainable", ["head", "all"])
-    def test_alone_and_in_company(
-        self, make: Make, accelerator: Accelerator, precision: str, chunk: int, trainable: str
-    ) -> None:
-        chosen = InBfloat16(accelerator) if precision == "bf16" else accelerator
-        words = [
-            "--features.batch_size",
-            str(chunk),
-            "--features.store",
-            "false",
-            "--model.trainable",
-            trainable,
-        ]
-        ready = setup.prepare(make(*words, "--augment.crop", "48", "--augment.resize", "48"), chosen, QUIET)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=generator)
-
-        def logits(places: list[int]) -> Tensor:
-            rows = ready.features.prefix(images[places])
-            return infer(ready.network, rows, chosen, chunk)  # type: ignore[arg-type]
-
-        alone = torch.cat([logits([place]) for place in range(8)])
-        assert len(alone.unique(dim=0)) == 8
-        for order in ([0, 1, 2, 3, 4, 5, 6, 7], [7, 3, 5, 1, 0, 2, 6, 4], [2, 2, 6], [5, 4]):
-            for start in range(0, len(order), chunk):
-                places = order[start : start + chunk]
-                assert torch.equal(logits(places), alone[places])
-
-    def test_scores_do_not_depend_on_how_many_are_judged(self, accelerator: Accelerator) -> None:
-        network = small_network()
-        values, labels = rows_and_labels()
-        whole = evaluate(network, Matrix(values), labels, accelerator, 8)
-        single = [
-            evaluate(network, Matrix(values[p : p + 1]), labels[p : p + 1], accelerator, 8) for p in range(20)
-        ]
-        assert whole.hits1 == sum(each.hits1 for each in single)
-        assert whole.loss == pytest.approx(sum(each.loss for each in single) / 20, rel=1e-14)
-        backwards = evaluate(network, Matrix(values.flip(0)), labels[::-1], accelerator, 8)
-        assert backwards.loss == pytest.approx(whole.loss, rel=1e-14)
-        assert not network.training
 
 
 class TestRuns:
@@ -421,8 +379,9 @@ class TestRuns:
         )
         assert all(torch.equal(value, second[name]) for name, value in first.items())
         ready = setup.prepare(experiment, accelerator, QUIET)
-        rows, labels = ready.features.rows("test", -1), ready.manifest.labels("test")
-        assert evaluate(kept.network, rows, labels, accelerator, ready.chunk) == result.best
+        rows, labels = ready.features.get("test", -1), ready.manifest.labels("test")
+        logits = Inference(kept.model, accelerator, ready.chunk).logits(rows, len(labels))
+        assert scores_from_logits(logits, labels) == result.best
 
     def test_checkpoints_survive_a_run_that_stops(
         self, make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

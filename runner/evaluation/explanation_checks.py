@@ -126,7 +126,8 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
             else:
                 boxes[index] = visible
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}: {error.filename}).") from None
+        reason = f"{error.strerror}: {error.filename}" if error.strerror else one_line(str(error), 300)
+        raise UserError(f"{path} cannot be read ({reason}).") from None
     except (KeyError, TypeError, ValueError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(
             f"{path} is not a table path,left,top,right,bottom in pixels ({one_line(str(error), 300)})."

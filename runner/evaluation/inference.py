@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from runner.evaluation.metrics import gather, sample_results
-from runner.features.cache import SplitFeatures
+from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.utils.tensors import pad_rows
 

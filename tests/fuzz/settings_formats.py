@@ -21,12 +21,13 @@ from fuzz.target import Target, check
 from runner.cli import reproduce
 from runner.config import parser
 from runner.config.tree import as_tree, as_yaml, flatten
-from runner.evaluation.reproduction import changes
+from runner.evaluation.reproduction import environment_changes
 from runner.study.plan import Plan
 from runner.study.space import Dimension, Space, with_values
 from runner.study.space_file import read_space
 from runner.study.study import Study
 from runner.tracking.run_lookup import RunInfo
+from runner.training.original_run import OriginalRun
 
 SHIPPED = (parser.QUICKSTART, parser.EXPERIMENTS / "caltech101-pooled.yaml")
 
@@ -143,8 +144,14 @@ class Journal(Target):
         check([each.number for each in trials] == list(range(len(trials))), "trials are not counted up")
         complete = [each for each in trials if each.state == TrialState.COMPLETE]
         check(all(type(each.value) in (int, float) for each in complete), "a trial's value is no number")
-        check(study.best_trial is None or study.best_trial in complete, "the best trial is none of the complete ones")
-        check(study.count_trials() <= len(trials) and study.is_finished in (True, False), "trials cannot be counted")
+        check(
+            study.best_trial is None or study.best_trial in complete,
+            "the best trial is none of the complete ones",
+        )
+        check(
+            study.count_trials() <= len(trials) and study.is_finished in (True, False),
+            "trials cannot be counted",
+        )
         study.requeue_stale_trials()
 
 
@@ -190,11 +197,17 @@ class Environment(Target):
         path = self.folder / "environment.json"
         path.write_bytes(content)
         client: Any = SimpleNamespace(download_artifacts=lambda *_: str(path))
-        then = reproduce._environment(client, RunInfo("0123456789", "small", "FINISHED"), self.folder)
-        present = {**reproduce._present(then), "git_commit": "f" * 40, "git_dirty": True, "processes": 2}
-        for each in changes(then, present):
+        original = OriginalRun(client, RunInfo("0123456789", "small", "FINISHED"), self.folder)
+        then = original.environment()
+        present = {
+            **reproduce._current_environment(then),
+            "git_commit": "f" * 40,
+            "git_dirty": True,
+            "processes": 2,
+        }
+        for each in environment_changes(then, present):
             check(
                 all(isinstance(word, str) for word in (each.what, each.then, each.now)), "a change is no text"
             )
-        count = reproduce.processes_of(then)
+        count = int(then.get("processes", 1))
         check(type(count) is int and 1 <= count <= 1024, f"{count!r} processes")

@@ -17,7 +17,7 @@ from fuzz.damage import damaged
 from fuzz.target import Target, check
 from runner.config.schema import AugmentConfig
 from runner.data.manifest import SPLITS, Entry, Manifest, parse_manifest
-from runner.evaluation.report import _boxes
+from runner.evaluation.explanation_checks import read_boxes
 from runner.serving import class_names
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest_bytes
@@ -145,15 +145,15 @@ class BoxesFile(Table):
             (folder / place).parent.mkdir(exist_ok=True)
             Image.new("RGB", (48, 40), "red").save(folder / place)
         entries = tuple(Entry(place, place[:3], "test", 1, "0" * 40) for place in places)
-        experiment = SimpleNamespace(views=AugmentConfig(resize=36, crop=32))
-        ready = SimpleNamespace(manifest=Manifest(folder, entries), experiment=experiment)
+        experiment = SimpleNamespace(augment=AugmentConfig(resize=36, crop=32))
+        loader = SimpleNamespace(root=folder)
         self.known = set(places)
-        self.best: Any = SimpleNamespace(ready=ready, split="test")
+        self.best: Any = SimpleNamespace(entries=entries, loader=loader, experiment=experiment, split="test")
 
     def read(self, content: bytes) -> None:
         path = self.folder / "boxes.csv"
         path.write_bytes(content)
-        found = _boxes(path, self.best, Terminal(enabled=False))
+        found = read_boxes(path, self.best, Terminal(enabled=False))
         check(bool(found) and set(found) <= {0, 1, 2}, f"boxes of {set(found)}")
         for left, top, right, bottom in found.values():
             box = (left, top, right, bottom)
