@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import small_network
+from loaded import INFERENCE
 from safetensors.torch import save_file
 
 from runner import load_model
@@ -21,12 +22,6 @@ from runner.models.transfer_model import TransferModel
 from runner.portable.classifier import FORMAT, description_digest
 from runner.serving import packaging
 from runner.utils.errors import UserError
-
-INFERENCE = {
-    "name": "small",
-    "transform": {"resize": 36, "crop": 32, "interpolation": "bilinear"},
-    "precision": "no",
-}
 
 
 @pytest.fixture(scope="module")
