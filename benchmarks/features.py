@@ -133,7 +133,7 @@ def _costs(ready: Any, folder: Path) -> dict[str, float]:
     for name, view in (("clean_ms", -1), ("augmented_ms", 0)):
         seconds = _seconds(lambda v=view: list(loader.batches(entries, v, [range(len(entries))])))  # type: ignore[misc]
         costs[name] = 1000 * seconds / len(entries)
-    (shape, dtype), store = ready.features._row_shapes()[0], ShardStore(folder, {})
+    (shape, dtype), store = ready.features._stage_shapes[0], ShardStore(folder, {})
     rows = torch.zeros(256, *shape, dtype=dtype)
     costs["write_ms"] = 1000 * _seconds(lambda: store.write([str(n) for n in range(256)], rows)) / 256
     return costs
@@ -304,7 +304,7 @@ def _cold_part(experiment: Any, folder: Path) -> dict[str, Any]:
 
 def _fit(experiment: Any, ready: Any, trial: int) -> float:
     """Train 16 epochs as trial number so-and-so of a search of the learning rate: the best validation top-1."""
-    from runner.models.network import TransferModel
+    from runner.models.transfer_model import TransferModel
     from runner.training.loop import LabeledFeatures, fit
     from runner.utils.console import Terminal
 
@@ -314,7 +314,7 @@ def _fit(experiment: Any, ready: Any, trial: int) -> float:
         fit=replace(ready.experiment.train, epochs=EPOCHS),
         optim=replace(experiment.optim, lr=experiment.optim.lr * 1.2 ** ((trial + 1) // 2 * (-1) ** trial)),
     )
-    network = TransferModel(ready.network.spec, experiment.seed.train, random=False)
+    network = TransferModel(ready.network.spec, experiment.seed.train, random_weights=False)
     network.load_state_dict({**ready.network.frozen_state(), **network.trainable_state()})
     network.to(ready.features.accelerator.device)
     features, manifest = ready.features, ready.manifest

@@ -25,12 +25,12 @@ from interrupting import Kill, artifacts, command_in_a_fork, points, times
 
 from runner import train
 from runner.tracking import interrupted_runs
-from runner.tracking.journal import Journal, me
-from runner.tracking.mlflow_server import server
-from runner.tracking.uploader import recover
+from runner.tracking.journal import Journal, current_owner
+from runner.tracking.mlflow_server import tracking_server
+from runner.tracking.uploader import recover_runs
 from runner.training import snapshot
 from runner.utils.console import Terminal
-from runner.utils.exit_status import guarded
+from runner.utils.exit_status import run_main
 
 __all__ = ["images", "refused"]  # fixtures
 
@@ -53,7 +53,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("template")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        server(str(root)).connect()
+        tracking_server(str(root)).connect()
     return root / "mlflow.db"
 
 
@@ -206,8 +206,8 @@ def finished(place: Place) -> bool:
 
 def deliver(place: Place) -> None:
     """What the next command does with the records of dead processes."""
-    here = server(str(place.folder / "mlruns"))
-    recover(here, here.connect(), Terminal(speaks=False))
+    here = tracking_server(str(place.folder / "mlruns"))
+    recover_runs(here, here.connect(), Terminal(enabled=False))
 
 
 def go_on(place: Place) -> None:
@@ -334,7 +334,7 @@ def test_times_do_not_go_back_with_the_clock(
 ) -> None:
     now, looks = time.time, iter(range(10**9))
     monkeypatch.setattr("runner.tracking.journal.time.time", lambda: now() - 60 * next(looks))
-    assert guarded(lambda: train.main([*place.words, *EVERY])) == 0
+    assert run_main(lambda: train.main([*place.words, *EVERY])) == 0
     monkeypatch.undo()
     (run,) = runs_of(place.client)
     assert points(place.client, run.info.run_id) == whole.points
@@ -383,7 +383,7 @@ def change(place: Place, **values: Any) -> None:
     """Change what `run.json` of the only run tells."""
     told = json.loads((place.states[0] / "run.json").read_text())
     del told["digest"]
-    interrupted_runs.seal(place.states[0], {**told, **values})
+    interrupted_runs.write_record(place.states[0], {**told, **values})
 
 
 def test_other_experiments_are_refused(interrupted: Place, refused: Callable[..., str]) -> None:
@@ -421,7 +421,7 @@ def test_a_run_of_another_store_is_refused(
 
 def test_a_living_run_is_refused(interrupted_copy: Place, refused: Callable[..., str]) -> None:
     (owner,) = interrupted_copy.journals.glob("*/owner.json")
-    now, told = me("", ""), json.loads(owner.read_text())
+    now, told = current_owner("", ""), json.loads(owner.read_text())
     owner.write_text(json.dumps({**told, "host": now.host, "pid": now.pid, "started": now.started}))
     said = refused(["train", *interrupted_copy.words, "--resume", begun(interrupted_copy)])
     assert f"still runs: process {os.getpid()} on" in said
@@ -509,7 +509,7 @@ def test_a_run_brings_its_own_experiment(interrupted_copy: Place, whole: Told) -
     place, run_id = interrupted_copy, begun(interrupted_copy)
     (name,) = [run.info.run_name for run in runs_of(place.client)]
     root = str(place.folder / "mlruns")
-    asked = interrupted_runs.all_of(server(root))[0].asked  # it names the folder that it was copied from
+    asked = interrupted_runs.list_interrupted_runs(tracking_server(root))[0].asked  # it names the folder that it was copied from
     asked["tracking"]["root"], asked["cache"] = root, str(place.folder / "cache")
     change(place, asked=asked)
     words = ["--tracking.root", root, "--resume", name]
@@ -779,14 +779,15 @@ def family(process: subprocess.Popen[bytes]) -> dict[psutil.Process, str]:
 
 SLOW_RANK = """
 import os, sys, time
-from runner import features, train
+from runner import train
+from runner.features import sources
 if os.environ["RANK"] == "1":
-    batches = features._HeldRows.batches
+    batches = sources.InMemorySource.batches
     def slow(self, asked):
         for rows in batches(self, asked):
             time.sleep(0.02)
             yield rows
-    features._HeldRows.batches = slow
+    sources.InMemorySource.batches = slow
 sys.exit(train.main(sys.argv[1:]))
 """
 

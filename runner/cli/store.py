@@ -1,4 +1,4 @@
-"""TODO."""
+"""`runner store list|remove`: cached features, which later runs use again."""
 
 from __future__ import annotations
 
@@ -7,95 +7,106 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.config.schema import Experiment
 from runner.features.eviction import StoreInfo, feature_root, list_stores, remove_store
 from runner.utils.atomic_files import free_bytes
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
 
-DAY = 86400.0
+SECONDS_PER_DAY = 86400.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """`runner store list|remove`. Raises `UserError`."""
-    parser = CommandLineParser(prog="runner store", description="The features that are kept for later runs.")
+    """List or remove cached features. Raises `UserError` for an unknown name or a store in use."""
+    parser = CommandLineParser(prog="runner store", description="List or remove cached features.")
     actions = parser.add_subparsers(dest="action", required=True, parser_class=CommandLineParser)
-    listing = actions.add_parser("list", help="what is kept, how large it is, and when it was used last")
-    listing.add_argument("--json", action="store_true", help="one JSON array on standard output")
-    removal = actions.add_parser("remove", help="remove stores; those in use stay")
-    removal.add_argument("names", metavar="NAME", nargs="*", help="as list shows them, or their beginnings")
-    removal.add_argument("--all", action="store_true", help="every store")
-    removal.add_argument("--unused", metavar="DAYS", type=float, help="those not used for so many days")
-    for each in (listing, removal):
-        each.add_argument("--cache", default="~/.cache/vgg-runner", help="default: %(default)s")
-    asked = parser.parse_args(argv)
-    present = list_stores(feature_root(asked.cache))
-    if asked.action == "list":
-        _list(present, feature_root(asked.cache), asked.json)
+    listing = actions.add_parser("list", help="show all stores of features: content, size, last use")
+    listing.add_argument("--json", action="store_true", help="print a JSON array")
+    removal = actions.add_parser("remove", help="remove stores that are not in use")
+    removal.add_argument("names", metavar="NAME", nargs="*", help="name in the list, or the start of one")
+    removal.add_argument("--all", action="store_true", help="remove every store")
+    removal.add_argument("--unused", metavar="DAYS", type=float, help="remove stores not used for this long")
+    for action in (listing, removal):
+        action.add_argument(
+            "--cache", default=Experiment.cache, help="the cache folder (default: %(default)s)"
+        )
+    args = parser.parse_args(argv)
+    root = feature_root(args.cache)
+    stores = list_stores(root)
+    if args.action == "remove":
+        _remove(_selected(stores, args.names, args.all, args.unused))
+    elif args.json:
+        print(json.dumps([_to_dict(store) for store in stores]))
     else:
-        _remove(_chosen(present, asked.names, asked.all, asked.unused))
+        _print_table(stores, root)
     return 0
 
 
-def _list(present: Sequence[StoreInfo], root: Path, as_json: bool) -> None:
-    if as_json:
-        facts = [
-            {**s.about, "name": s.name, "bytes": s.bytes, "used": s.used, "folder": str(s.folder)}
-            for s in present
-        ]
-        print(json.dumps(facts))
-        return
+def _to_dict(store: StoreInfo) -> dict[str, object]:
+    return {
+        **store.description,
+        "name": store.name,
+        "bytes": store.bytes,
+        "last_used": store.last_used,
+        "folder": str(store.folder),
+    }
+
+
+def _print_table(stores: Sequence[StoreInfo], root: Path) -> None:
     terminal = Terminal()
-    if not present:
-        terminal.line(f"No features are kept in {root}.")
+    if not stores:
+        terminal.line(f"No cached features in {root}.")
         return
     rows = [
         (
             store.name,
-            str(store.about.get("layer", "of another version")),
-            str(store.about.get("view", "")),
-            str(store.about.get("computed", "")),
+            store.description.get("layer", "unknown (another version)"),
+            store.description.get("view", ""),
+            store.description.get("computed", ""),
             format_bytes(store.bytes),
-            f"{format_duration(max(0.0, time.time() - store.used))} ago",
+            f"{format_duration(max(0.0, time.time() - store.last_used))} ago",
         )
-        for store in present
+        for store in stores
     ]
-    terminal.table(str(root), ("store", "rows behind", "of views", "computed in", "size", "last used"), rows)
-    terminal.line(f"{format_bytes(sum(store.bytes for store in present))} in all; {format_bytes(free_bytes(root))} free")
+    terminal.table(str(root), ("store", "output of", "images", "computed with", "size", "last used"), rows)
+    total = sum(store.bytes for store in stores)
+    terminal.line(f"{format_bytes(total)} in total; {format_bytes(free_bytes(root))} free on the disk")
 
 
-def _chosen(
-    present: Sequence[StoreInfo], names: Sequence[str], everything: bool, unused: float | None
+def _selected(
+    stores: Sequence[StoreInfo], names: Sequence[str], all_stores: bool, unused_days: float | None
 ) -> list[StoreInfo]:
-    if not (names or everything or unused is not None):
+    if not (names or all_stores or unused_days is not None):
         raise UserError(
-            "Which stores? Name them (runner store list shows names), or say --all or --unused DAYS."
+            "runner store remove needs names (runner store list shows them), --all, or --unused DAYS."
         )
-    chosen = [
+    selected = [
         store
-        for store in present
-        if everything or (unused is not None and time.time() - store.used >= unused * DAY)
+        for store in stores
+        if all_stores
+        or (unused_days is not None and time.time() - store.last_used >= unused_days * SECONDS_PER_DAY)
     ]
     for name in names:
-        matching = [store for store in present if store.folder.name.startswith(name)]
-        if len(matching) != 1:
-            what = "Several stores' names begin" if matching else "No store's name begins"
-            raise UserError(f"{what} with {name!r}; runner store list shows them.")
-        chosen += [store for store in matching if store not in chosen]
-    return chosen
+        matches = [store for store in stores if store.folder.name.startswith(name)]
+        if len(matches) != 1:
+            count = "Several stores have names that start" if matches else "No store has a name that starts"
+            raise UserError(f"{count} with {name!r}; runner store list shows the names.")
+        selected += [store for store in matches if store not in selected]
+    return selected
 
 
-def _remove(chosen: Sequence[StoreInfo]) -> None:
+def _remove(stores: Sequence[StoreInfo]) -> None:
     terminal = Terminal()
-    busy = []
-    for store in chosen:
+    in_use = []
+    for store in stores:
         if remove_store(store):
             terminal.line(f"removed {store.name}: {format_bytes(store.bytes)}")
         else:
-            busy.append(store.name)
-    if busy:
+            in_use.append(store.name)
+    if in_use:
         raise UserError(
-            f"In use, and kept: {', '.join(busy)}; try again when the runs that use them have ended."
+            f"Not removed, because runs use them: {', '.join(in_use)}; try again after these runs."
         )
-    if not chosen:
+    if not stores:
         terminal.line("nothing to remove")

@@ -1,47 +1,43 @@
-"""All feature stores of a cache: what there is, what goes when it is too much, and `runner store list|remove`."""
+"""All feature stores in a cache: listing and removing them, and making room for new features."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.features.store_lock import RECIPE_FILE, exclusive_lock
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
 from runner.utils.text import printable
 
-RECIPE_FILE = "recipe.json"
-"""Says what computes a store's rows; its time stamp is that of the store's last use."""
-USE_LOCK = "in-use"
-"""Locked, shared, by whoever uses the store."""
-HOUR = 3600.0
 REMOVED_PREFIX = ".removed-"
-"""Begins the name of what is being removed."""
-LONGEST = 200
-"""Characters of what a recipe says of itself that are shown."""
+"""Start of the name of a folder that is being removed."""
+PARTIAL_FILE_AGE = 3600.0
+"""Seconds after which an incomplete file was left by a killed process: writing one takes seconds."""
+MAX_DESCRIPTION = 200
+"""Characters shown of each value in a store's description."""
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A store on disk."""
+    """A feature store on disk."""
 
     folder: Path
-    about: dict[str, str]
+    description: dict[str, str]
+    """What the features are, for people; empty if its file is damaged or of another version."""
     bytes: int
-    used: float
-    """When last, in seconds since the epoch."""
+    last_used: float
+    """Seconds since the epoch."""
 
     @property
     def name(self) -> str:
-        """What a user calls it by."""
+        """A short name for users."""
         return self.folder.name[:10]
 
 
@@ -51,30 +47,30 @@ def feature_root(cache: str | Path) -> Path:
 
 
 def list_stores(root: Path, tidy: bool = True) -> list[StoreInfo]:
-    """Every store under a root, the one that was used last first.
+    """Every store under a root, the most recently used first.
 
     Args:
-        root: Of a cache.
-        tidy: Clear away what killed processes have left.
+        root: From `feature_root`.
+        tidy: Delete what killed processes left behind.
     """
-    found = []
+    stores = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.name.startswith(REMOVED_PREFIX):
             if tidy:
                 shutil.rmtree(folder, ignore_errors=True)
         elif folder.is_dir():
-            with suppress(FileNotFoundError):  # gone meanwhile
-                found.append(_look(folder, tidy))
-    return sorted(found, key=lambda each: -each.used)
+            with suppress(FileNotFoundError):  # removed by another process just now
+                stores.append(_inspect(folder, tidy))
+    return sorted(stores, key=lambda store: -store.last_used)
 
 
 def remove_store(store: StoreInfo) -> bool:
-    """Remove a store, unless a process uses it or it may only be read. Whether it is gone."""
+    """Remove a store unless it is used or read-only. Returns whether it is gone."""
     try:
-        with _alone(store):
-            aside = store.folder.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}")
-            store.folder.rename(aside)  # at once: nobody finds half a store
-            shutil.rmtree(aside, ignore_errors=True)
+        with exclusive_lock(store.folder):
+            removed = store.folder.with_name(f"{REMOVED_PREFIX}{uuid.uuid4().hex}")
+            store.folder.rename(removed)  # so that nobody finds a part of a store
+            shutil.rmtree(removed, ignore_errors=True)
     except FileNotFoundError:
         return True
     except OSError:
@@ -83,76 +79,72 @@ def remove_store(store: StoreInfo) -> bool:
 
 
 def is_unused(store: StoreInfo) -> bool:
-    """Whether no process uses a store."""
+    """Whether a store can be removed: no process uses it, and it is not read-only."""
     try:
-        with _alone(store):
+        with exclusive_lock(store.folder):
             return True
     except OSError:
         return False
 
 
-@contextmanager
-def _alone(store: StoreInfo) -> Iterator[None]:
-    """Within the block nobody uses the store. Raises OSError where somebody does, or it may only be read."""
-    handle = os.open(store.folder / USE_LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def ensure_space(root: Path, needed: int, cap: float, terminal: Terminal) -> None:
-    """See that `needed` more bytes of rows fit the disk and the cap; to fit the cap, remove what was unused longest.
+def ensure_space(root: Path, needed: int, max_bytes: float, terminal: Terminal) -> None:
+    """Make room for new features: stores are removed, the least recently used first, until the limit is kept.
 
     Args:
-        cap: Bytes that all stores together may take.
+        root: From `feature_root`.
+        needed: Bytes of the new features.
+        max_bytes: What all stores together may take.
+        terminal: Reports each removal.
 
-    Raises `UserError` where they do not fit.
+    Raises `UserError`, and removes nothing, if there is not enough room on the disk or within the limit.
     """
     if not needed:
         return
-    present = list_stores(root)
-    taken, free = sum(store.bytes for store in present), free_bytes(root)
-    leaving = []
-    for store in reversed(present):
-        if taken + needed > cap and is_unused(store):
-            leaving.append(store)
-            taken, free = taken - store.bytes, free + store.bytes
-    if taken + needed > cap:
+    stores = list_stores(root)
+    used, free = sum(store.bytes for store in stores), free_bytes(root)
+    evicted = []
+    for store in reversed(stores):
+        if used + needed > max_bytes and is_unused(store):
+            evicted.append(store)
+            used, free = used - store.bytes, free + store.bytes
+    if used + needed > max_bytes:
         raise UserError(
-            f"This run's features need {format_bytes(needed)} beside {format_bytes(taken)} in use, and features.cap is {format_bytes(cap)};"
-            " raise it, take fewer views (augment.views), or set features.store=false."
+            f"This run's features need {format_bytes(needed)} besides {format_bytes(used)} in use, but features.cap is"
+            f" {format_bytes(max_bytes)}; increase it, use fewer augmented views (augment.views), or set"
+            " features.store=false."
         )
     if needed > free:
         raise UserError(
-            f"This run's features need {format_bytes(needed)}, but {root} has {format_bytes(free)} left; free some space (runner store"
-            " list shows what is kept), set cache to another disk, take fewer views, or set features.store=false."
+            f"This run's features need {format_bytes(needed)}, but {root} has {format_bytes(free)} left; free some"
+            " space (runner store list shows cached features), set cache to another disk, use fewer augmented views"
+            " (augment.views), or set features.store=false."
         )
-    for store in leaving:
+    for store in evicted:
         if remove_store(store):
             terminal.warn(
-                f"removed the features {store.name} ({format_bytes(store.bytes)}, unused for"
-                f" {format_duration(time.time() - store.used)}): features.cap is {format_bytes(cap)}"
+                f"removed the cached features {store.name} ({format_bytes(store.bytes)}, last used"
+                f" {format_duration(time.time() - store.last_used)} ago): features.cap is {format_bytes(max_bytes)}"
             )
 
 
-def _look(folder: Path, tidy: bool) -> StoreInfo:
+def _inspect(folder: Path, tidy: bool) -> StoreInfo:
     recipe = folder / RECIPE_FILE
-    for path in folder.glob(".*.partial") if tidy else ():  # of a killed process; a living one takes seconds
+    for path in folder.glob(".*.partial") if tidy else ():
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > HOUR:
+            if time.time() - path.stat().st_mtime > PARTIAL_FILE_AGE:
                 path.unlink()
     try:
-        told = json.loads(recipe.read_text(encoding="utf-8"))["about"].items()
-        about = {name: printable(words)[:LONGEST] for name, words in told if isinstance(words, str)}
+        values = json.loads(recipe.read_text(encoding="utf-8"))["description"].items()
+        description = {
+            name: printable(value)[:MAX_DESCRIPTION] for name, value in values if isinstance(value, str)
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        about = {}  # of another version, or damaged
-    stamp = (recipe if recipe.exists() else folder).stat().st_mtime
-    return StoreInfo(folder, about, sum(_bytes(path) for path in folder.iterdir()), stamp)
+        description = {}
+    last_used = (recipe if recipe.exists() else folder).stat().st_mtime
+    return StoreInfo(folder, description, sum(_size(path) for path in folder.iterdir()), last_used)
 
 
-def _bytes(path: Path) -> int:
+def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:

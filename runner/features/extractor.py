@@ -1,8 +1,8 @@
-"""The frozen part of a network, run on chunks of one fixed size.
+"""Runs the frozen backbone on batches of one fixed size.
 
-The last bits of a convolution or matrix product depend on the shape of the batch, and on what a compiler makes of
-it. So every chunk has the same shape, and whether the convolutions are compiled is decided once an experiment:
-a row is then the same number for number whoever computes it, next to whatever else, kept or not.
+The last bits of a convolution or matrix product depend on the batch size and on the compiler. So every batch has the
+same size, and whether to compile is decided once per experiment. Then a feature has the same bits no matter which
+process computes it, in which batch, and whether it is cached.
 """
 
 from __future__ import annotations
@@ -21,65 +21,74 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from runner.models.network import TransferModel
+from runner.models.transfer_model import TransferModel
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import pad_rows, tensor_digest
 
-WORTH_COMPILING = 4000 * 224**2
-"""Pixels of all images of a data set from which on compiling pays: it takes 10 to 20 s and gains about a tenth."""
+MIN_PIXELS_TO_COMPILE = 4000 * 224**2
+"""Pixels of a dataset from which compiling pays: it takes 10 to 20 s and saves about a tenth of the time."""
 
 
 class FeatureExtractor:
-    """The stages of a network's prefix as functions of chunks.
+    """The stages of a model's frozen backbone, as functions of batches.
 
     Args:
-        network: On the accelerator's device, its frozen weights final.
+        model: On the accelerator's device, with its final frozen weights.
         accelerator: Device and precision.
-        chunk: Images that go through at once.
-        compiled: Run the first stage through `torch.compile`, with inductor's freezing on a CPU.
+        batch_size: Images per forward pass.
+        compiled: Run the first stage through `torch.compile`; on a CPU with inductor's freezing.
     """
 
-    def __init__(self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool) -> None:
+    def __init__(
+        self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool
+    ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.batch_size = batch_size
         self.compiled = compiled
-        self.frozen_stages = model.frozen_stages
+        self.stages = model.frozen_stages
         self._functions: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def run_stage(self, values: Tensor, stage: int) -> Tensor:
-        """What a stage makes of at most `chunk` images or rows, on the device, contiguous.
+        """A stage's output for at most `batch_size` images or outputs of the stage before, on the device, contiguous.
 
-        Fewer than `chunk` are filled up with zeros. Raises `UserError` where compiling fails.
+        Smaller batches are padded with zeros. Raises `UserError` if compiling fails.
         """
         count = len(values)
         values = pad_rows(values.to(self.accelerator.device, non_blocking=True), self.batch_size)
-        with _evaluating(self.model), torch.inference_mode(), self.accelerator.autocast():
-            rows = self._function(stage)(values)[:count]
-        # Copied outside inference mode: the tail could not learn from an inference tensor. In one memory layout,
-        # kept or not: a later stage sums in the order of the layout.
-        return rows.clone(memory_format=torch.contiguous_format)
+        with _evaluation_mode(self.model), torch.inference_mode(), self.accelerator.autocast():
+            features = self._function(stage)(values)[:count]
+        # Cloned outside inference mode: the head could not train on an inference tensor. Always in the same memory
+        # layout, cached or not: the order in which a later stage sums depends on it.
+        return features.clone(memory_format=torch.contiguous_format)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Rows of at most `chunk` images (n × 3 × h × w, uint8), on the device; the images, where nothing is frozen."""
+        """Features of at most `batch_size` images (n × 3 × h × w, uint8), on the device.
+
+        Without a frozen backbone these are the images themselves.
+        """
         values = images.to(self.accelerator.device, non_blocking=True)
-        for stage in range(len(self.frozen_stages)):
+        for stage in range(len(self.stages)):
             values = self.run_stage(values, stage)
         return values
 
     def stage_shapes(self, images: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
-        """Shape and type of each stage's rows of such images, or of an image where there is no stage."""
+        """Shape and dtype of one image's output of each stage; of the image itself if there is no stage."""
         values, shapes = images.to(self.accelerator.device), []
         with torch.inference_mode(), self.accelerator.autocast():
-            for start, stop in self.frozen_stages:
+            for start, stop in self.stages:
                 values = self.model.run(values, start, stop)
                 shapes.append((values.shape[1:], values.dtype))
         return shapes or [(values.shape[1:], values.dtype)]
 
+    def layer_name(self, stage: int) -> str:
+        """Name of a stage's last layer."""
+        return self.model.layer_names[self.stages[stage][1] - 1]
+
     def recipe(self, stage: int) -> dict[str, Any]:
-        """What of network and computation decides the numbers of a stage's rows."""
-        layers = list(self.model.layers())[: self.frozen_stages[stage][1]]
+        """Everything about model and computation that decides the values of a stage's output."""
+        layers = list(self.model.layers())[: self.stages[stage][1]]
         device = self.accelerator.device.type
         return {
             "layers": [(name, str(layer)) for name, layer in layers],
@@ -87,14 +96,14 @@ class FeatureExtractor:
                 [tensor_digest(value) for _, layer in layers for value in layer.state_dict().values()]
             ),
             "precision": self.accelerator.mixed_precision,
-            "chunk": self.batch_size,
+            "batch_size": self.batch_size,
             "compiled": self.compiled,
-            "device": _cuda() if device == "cuda" else _cpu(),
+            "device": _cuda_kernels() if device == "cuda" else _cpu_kernels(),
         }
 
     def _function(self, stage: int) -> Callable[[Tensor], Tensor]:
         if stage not in self._functions:
-            start, stop = self.frozen_stages[stage]
+            start, stop = self.stages[stage]
 
             def function(values: Tensor) -> Tensor:
                 return self.model.run(values, start, stop)
@@ -105,58 +114,57 @@ class FeatureExtractor:
     def _compile(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         on_cpu = self.accelerator.device.type == "cpu"
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1} if on_cpu else {}
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # of CUDA, where there is none
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns if there is no CUDA
         compiled = torch.compile(function, dynamic=False, options=options)
 
         def guarded(values: Tensor) -> Tensor:
             try:
                 return compiled(values)
             except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-                reason = next(
-                    (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-                )
+                lines = (line.strip() for line in str(error).splitlines())
+                reason = next(filter(None, lines), type(error).__name__)
                 raise UserError(
-                    f"torch.compile failed on the convolutions ({reason.strip()}); set features.compile=false."
+                    f"torch.compile failed on the frozen backbone ({reason}); set features.compile=false."
                 ) from error
 
         return guarded
 
 
 def worth_compiling(images: int, crop: int, device: torch.device) -> bool:
-    """Whether a data set is so large that compiling pays, and this machine can: on a CPU, with a C++ compiler."""
-    return device.type == "cpu" and images * crop**2 >= WORTH_COMPILING and can_compile()
+    """Whether compiling pays for this many images of crop × crop pixels, and is possible: on a CPU with a compiler."""
+    return device.type == "cpu" and images * crop**2 >= MIN_PIXELS_TO_COMPILE and can_compile()
 
 
 def can_compile() -> bool:
-    """Whether a C++ compiler with OpenMP and Python's headers is here, which inductor needs on a CPU."""
+    """Whether inductor can compile for the CPU: it needs a C++ compiler with OpenMP, and Python's headers."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
-    return compiler is not None and _works(compiler)
+    return compiler is not None and _compiles_openmp(compiler)
 
 
 @functools.cache
-def _works(compiler: str) -> bool:
-    words = ["-fopenmp", f"-I{sysconfig.get_path('include')}", "-include", "Python.h", "-include", "omp.h"]
-    command = [compiler, *words, "-fsyntax-only", "-x", "c++", os.devnull]
+def _compiles_openmp(compiler: str) -> bool:
+    options = ["-fopenmp", f"-I{sysconfig.get_path('include')}", "-include", "Python.h", "-include", "omp.h"]
+    command = [compiler, *options, "-fsyntax-only", "-x", "c++", os.devnull]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=60)  # noqa: S603 (torch's compiler, no shell)
-        return done.returncode == 0
+        process = subprocess.run(command, capture_output=True, timeout=60)  # noqa: S603 (torch's compiler, no shell)
+        return process.returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """In evaluation mode: what is frozen is the same in either, but a compiler would compile it once for each."""
-    training = network.training
-    network.train(False)
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Frozen layers compute the same in either mode, but a compiler would compile them once for each."""
+    training = model.training
+    model.train(False)
     try:
         yield
     finally:
-        network.train(training)
+        model.train(training)
 
 
-def _cpu() -> list[object]:
-    """What of a processor chooses the kernels that compute."""
+def _cpu_kernels() -> list[object]:
+    """What about a CPU decides which kernels compute."""
     return [
         torch.backends.cpu.get_cpu_capability(),
         torch.cpu._is_avx512_bf16_supported(),
@@ -165,7 +173,7 @@ def _cpu() -> list[object]:
     ]
 
 
-def _cuda() -> list[object]:
+def _cuda_kernels() -> list[object]:
     return [
         torch.cuda.get_device_name(),
         torch.backends.cudnn.version(),

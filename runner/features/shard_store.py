@@ -1,17 +1,14 @@
-"""A store of feature rows on disk, keyed by what computed them and by (image content, view).
+"""A store of features on disk, keyed by (image content, view).
 
-A store is a folder; a file in it is a .safetensors of rows with their keys and a checksum, written whole or not at
-all, and read through a memory map. Any number of processes add files and read them; a row that two of them computed
-is the same row. While a process uses a store it holds a shared lock on it, so that nobody removes it; while it
-computes rows it holds an exclusive one, so that others wait and share instead of computing the same.
+A store is a folder of shards. A shard is a .safetensors file of features with their keys and a checksum; it is written
+atomically and read through a memory map. Any number of processes add and read shards. It does no harm if two processes
+compute the same feature, but while one computes, others of its host wait to share its results.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
 import socket
 import time
 import uuid
@@ -29,64 +26,65 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runner.features.eviction import RECIPE_FILE, USE_LOCK
-from runner.utils.atomic_files import atomic_write, write_text
+from runner.features.store_lock import UseLock
+from runner.utils.atomic_files import atomic_write
 from runner.utils.hashing import digest
 from runner.utils.tensors import save_tensors
 
-NEW = os.O_RDWR | os.O_CREAT
+TENSOR = "features"
+"""Name of the tensor in a shard."""
 MAX_OPEN_MAPS = 8192
-"""Files that are mapped at once: Linux allows a process 65,530 maps."""
+"""Memory-mapped shards per store; Linux allows a process 65,530 maps."""
 SHARD_BYTES = 16 * 2**20
-"""A file is written when it has so many bytes of rows …"""
+"""A shard is written when it has this many bytes of features,"""
 SHARD_SECONDS = 5.0
-"""… or so long after the last one: what a killed process loses."""
+"""or this long after the previous one: a killed process loses no more."""
 
 
 class ShardStore:
-    """The rows of one recipe.
+    """The features that one recipe computes.
 
     Args:
         root: Folder of all stores.
-        recipe: Everything that decides the numbers of a row, beside the image and the view's number.
-        about: What a person would want to know of them.
-        on_damage: Told of each damaged file that is dropped.
+        recipe: Everything that decides the values of a feature, besides the image and the number of the view.
+        description: What the features are, for people.
+        on_damage: Called with each damaged shard that is dropped.
     """
 
     def __init__(
         self,
         root: Path,
         recipe: dict[str, Any],
-        about: dict[str, Any] | None = None,
+        description: dict[str, Any] | None = None,
         on_damage: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.folder = root / digest(recipe)
-        self.recipe = recipe
-        self.about = about or {}
         self.on_damage = on_damage
-        self._keys: dict[str, list[str]] = {}
-        """Of each file, by its name."""
-        self._places: dict[str, tuple[str, int]] = {}
+        contents = {"description": description or {}, "recipe": recipe}
+        self._use_lock = UseLock(self.folder, json.dumps(contents, indent=1, default=str))
+        self._shard_keys: dict[str, list[str]] = {}
+        """Keys of each shard, by its file name."""
+        self._locations: dict[str, tuple[str, int]] = {}
+        """Shard and row of each key."""
         self._costs: dict[str, float] = {}
-        """Seconds a row, of each file."""
-        self._checked: set[str] = set()
-        self._damaged: set[str] = set()
-        """Files that were dropped; they are still there where they could not be removed."""
+        """Seconds per feature, for each shard."""
+        self._verified: set[str] = set()
+        self._dropped: set[str] = set()
+        """Damaged shards. They still exist if they could not be deleted."""
         self._maps: OrderedDict[str, Tensor] = OrderedDict()
-        self._row: tuple[torch.Size, torch.dtype] | None = None
-        """Shape and type of a row, as the first file that was checked has them."""
-        self._use: int | None = None
+        self._feature_type: tuple[torch.Size, torch.dtype] | None = None
+        """Shape and dtype of a feature in the first verified shard."""
 
     def refresh(self) -> None:
-        """Learn of files that were added or removed since, by whatever process; drop those that are not whole."""
-        self._hold()
+        """Read the index of shards that any process added, forget removed ones, drop unreadable ones."""
+        self._use_lock.acquire()
         present = {path.name for path in self.folder.glob("*.safetensors")}
-        self._forget(self._keys.keys() - present)
-        for name in sorted(present - self._keys.keys() - self._damaged):
+        self._forget(self._shard_keys.keys() - present)
+        for name in sorted(present - self._shard_keys.keys() - self._dropped):
             try:
                 with safe_open(self.folder / name, "pt") as file:
-                    said = file.metadata()
-                keys, seconds = json.loads(said["keys"]), float(said["seconds"])
+                    metadata = file.metadata()
+                keys, seconds = json.loads(metadata["keys"]), float(metadata["seconds"])
                 if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
                     raise ValueError(keys)
                 if not 0 <= seconds < math.inf:
@@ -96,63 +94,65 @@ class ShardStore:
             except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
                 self._drop(name)
                 continue
-            self._keys[name] = keys
+            self._shard_keys[name] = keys
             self._costs[name] = seconds / max(1, len(keys))
-            self._places.update({key: (name, place) for place, key in enumerate(keys)})
+            self._locations.update({key: (name, row) for row, key in enumerate(keys)})
 
     def missing(self, keys: Sequence[str]) -> list[int]:
-        """The places in `keys` of rows that are not stored."""
-        return [place for place, key in enumerate(keys) if key not in self._places]
+        """Indices of the keys that are not stored."""
+        return [index for index, key in enumerate(keys) if key not in self._locations]
 
-    def seconds(self, keys: Sequence[str]) -> float:
-        """What computing the rows of `keys` took, as far as they are stored."""
-        return sum(self._costs[self._places[key][0]] for key in keys if key in self._places)
+    def compute_seconds(self, keys: Sequence[str]) -> float:
+        """Seconds that computing the features took, for those that are stored."""
+        return sum(self._costs[self._locations[key][0]] for key in keys if key in self._locations)
 
     def verify(self, keys: Sequence[str]) -> list[str]:
-        """Check the files that hold `keys`, each once in a process; drop the damaged ones and name them."""
-        names = {self._places[key][0] for key in keys if key in self._places} - self._checked
-        damaged = sorted(name for name in names if not (is_intact(self.folder / name) and self._alike(name)))
-        self._checked |= names - set(damaged)
+        """Check the shards that hold `keys`, each once per process. Returns the damaged ones, which are dropped."""
+        names = {self._locations[key][0] for key in keys if key in self._locations} - self._verified
+        damaged = sorted(
+            name for name in names if not (is_intact(self.folder / name) and self._has_same_type(name))
+        )
+        self._verified |= names - set(damaged)
         for name in damaged:
             self._drop(name)
         return damaged
 
     def read(self, keys: Sequence[str]) -> Tensor:
-        """The rows of `keys`, in that order: len(keys) × row. Raises KeyError for one that is not stored."""
-        wanted: dict[str, list[tuple[int, int]]] = {}
+        """The features of `keys` (at least one), in order: len(keys) × feature. Raises KeyError if one is missing."""
+        rows_by_shard: dict[str, list[tuple[int, int]]] = {}
         for target, key in enumerate(keys):
-            name, place = self._places[key]
-            wanted.setdefault(name, []).append((target, place))
-        rows: Tensor | None = None
-        for name, pairs in wanted.items():
-            mapped = self._map(name)
-            if rows is None:
-                rows = torch.empty(len(keys), *mapped.shape[1:], dtype=mapped.dtype)
-            targets, places = zip(*pairs, strict=True)
-            rows[list(targets)] = mapped[list(places)]
-        assert rows is not None, "no rows were asked for"  # noqa: S101 (our callers ask for some)
-        return rows
+            name, row = self._locations[key]
+            rows_by_shard.setdefault(name, []).append((target, row))
+        features: Tensor | None = None
+        for name, pairs in rows_by_shard.items():
+            shard = self._map(name)
+            if features is None:
+                features = torch.empty(len(keys), *shard.shape[1:], dtype=shard.dtype)
+            targets, rows = zip(*pairs, strict=True)
+            features[list(targets)] = shard[list(rows)]
+        assert features is not None, "no keys were given"  # noqa: S101 (a precondition of the method)
+        return features
 
-    def write(self, keys: Sequence[str], rows: Tensor, seconds: float = 0.0) -> None:
-        """Add a file of rows (len(keys) × row), which took `seconds` to compute."""
-        self._hold(make=True)
-        rows = rows.contiguous()
+    def write(self, keys: Sequence[str], features: Tensor, seconds: float = 0.0) -> None:
+        """Add a shard of features (len(keys) × feature), which took `seconds` to compute."""
+        self._use_lock.acquire(create=True)
+        features = features.contiguous()
         metadata = {
             "keys": json.dumps(list(keys)),
             "seconds": repr(seconds),
-            "checksum": _checksum(keys, rows),
+            "checksum": checksum(keys, features),
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        with atomic_write(path) as aside:
-            save_tensors({"rows": rows}, aside, metadata, path)
+        with atomic_write(path) as temporary:
+            save_tensors({TENSOR: features}, temporary, metadata, path)
 
     @contextmanager
-    def computing(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """While the block runs no other process of this host computes rows of this store; `on_wait` if one does.
+    def compute_lock(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Within the block, no other process of this host computes features of this store. Waits after `on_wait()`.
 
-        The lock is a host's own: several hosts of one run may share the folder, and wait for each other elsewhere.
+        The lock is one per host: the hosts of one run may share the folder, and they wait for each other elsewhere.
         """
-        self._hold(make=True)
+        self._use_lock.acquire(create=True)
         lock = FileLock(self.folder / f"{socket.gethostname()}.lock")
         try:
             lock.acquire(timeout=0)
@@ -164,97 +164,61 @@ class ShardStore:
         finally:
             lock.release()
 
+    def release(self) -> None:
+        """Allow others to remove the store."""
+        self._use_lock.release()
+
     def _map(self, name: str) -> Tensor:
-        """The rows of a file, memory-mapped: what is not touched is not read."""
+        """The features of a shard, memory-mapped: only what is accessed is read."""
         if name not in self._maps:
             with safe_open(self.folder / name, "pt") as file:
-                self._maps[name] = file.get_tensor("rows")
+                self._maps[name] = file.get_tensor(TENSOR)
             if len(self._maps) > MAX_OPEN_MAPS:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(name)
         return self._maps[name]
 
-    def _alike(self, name: str) -> bool:
-        """Whether a file's rows are of the others' shape and type: else they could not be read together."""
-        rows = self._map(name)
-        self._row = self._row or (rows.shape[1:], rows.dtype)
-        return (rows.shape[1:], rows.dtype) == self._row
+    def _has_same_type(self, name: str) -> bool:
+        """Whether a shard's features have the others' shape and dtype; otherwise they cannot be read together."""
+        shard = self._map(name)
+        self._feature_type = self._feature_type or (shard.shape[1:], shard.dtype)
+        return (shard.shape[1:], shard.dtype) == self._feature_type
 
     def _drop(self, name: str) -> None:
         self.on_damage(self.folder / name)
-        self._damaged.add(name)
-        with suppress(OSError):  # a store that cannot be written to: forgetting it must do
+        self._dropped.add(name)
+        with suppress(OSError):  # a read-only store: it is enough to forget the shard
             (self.folder / name).unlink(missing_ok=True)
         self._forget({name})
 
     def _forget(self, names: set[str]) -> None:
         for name in names:
-            self._keys.pop(name, None)
+            self._shard_keys.pop(name, None)
             self._maps.pop(name, None)
-        if names:  # another file may hold the same rows
-            self._places = {
-                key: (name, place) for name, keys in self._keys.items() for place, key in enumerate(keys)
+        if names:  # another shard may hold the same features
+            self._locations = {
+                key: (name, row) for name, keys in self._shard_keys.items() for row, key in enumerate(keys)
             }
-
-    def _hold(self, make: bool = False) -> None:
-        """Lock the store against removal as long as this process lives, and note the time of its use."""
-        recipe, mark = self.folder / RECIPE_FILE, self.folder / USE_LOCK
-        while not self._holds():  # it may be removed while it is being opened
-            self.release()
-            if not recipe.exists():
-                if not make:
-                    return
-                text = json.dumps({"about": self.about, "recipe": self.recipe}, indent=1, default=str)
-                write_text(recipe, text)
-            try:
-                self._use = os.open(mark, os.O_RDONLY) if mark.exists() else os.open(mark, NEW, 0o666)
-            except FileNotFoundError:  # removed just now
-                continue
-            except OSError:  # one that may only be read: nobody removes it
-                return
-            with suppress(OSError):
-                os.utime(recipe)
-            try:
-                fcntl.flock(self._use, fcntl.LOCK_SH)
-            except OSError:  # a file system without locks
-                return
-
-    def _holds(self) -> bool:
-        """Whether the lock is on the store that is there now, not on one that was removed."""
-        if self._use is None:
-            return False
-        mine = os.fstat(self._use)
-        try:
-            there = (self.folder / USE_LOCK).stat()
-        except OSError:
-            return False
-        return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino) and (self.folder / RECIPE_FILE).exists()
-
-    def release(self) -> None:
-        """Let others remove the store."""
-        if self._use is not None:
-            os.close(self._use)
-            self._use = None
 
 
 class ShardWriter:
-    """Gathers rows into files of a fair size, and writes them beside the computation. A context manager.
+    """Collects features and writes them in shards of reasonable size, in a thread beside the computation.
 
-    What was gathered is written when the block ends, by whatever exception too.
+    A context manager. What is collected is also written when the block ends with an exception.
 
     Args:
-        store: Where the rows go.
-        share: The part of the time that passes which these rows cost: 1 / processes that compute side by side.
+        store: Where to write.
+        share: Fraction of the elapsed time that these features cost: 1 / number of processes that compute together.
     """
 
     def __init__(self, store: ShardStore, share: float = 1.0) -> None:
         self.store = store
         self.share = share
         self._keys: list[str] = []
-        self._rows: list[Tensor] = []
-        self._extra = 0.0
-        self._began = time.monotonic()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._features: list[Tensor] = []
+        self._input_seconds = 0.0
+        self._start = time.monotonic()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -264,51 +228,51 @@ class ShardWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if not isinstance(error, OSError):  # the disk has had its say
+            if not isinstance(error, OSError):  # after a disk error there is no use in trying again
                 self._flush()
-                self._settle()
+                self._wait()
         except OSError:
             if error is None:
                 raise
         finally:
             self._pool.shutdown()
 
-    def add(self, keys: Sequence[str], rows: Tensor, seconds: float = 0.0) -> None:
-        """Take rows; `seconds` is what their inputs cost. Raises OSError where an earlier file could not be written."""
+    def add(self, keys: Sequence[str], features: Tensor, input_seconds: float = 0.0) -> None:
+        """Add features, whose inputs took `input_seconds` to compute. Raises OSError if an earlier shard failed."""
         self._keys += keys
-        self._rows.append(rows)
-        self._extra += seconds
-        full = sum(each.nbytes for each in self._rows) >= SHARD_BYTES
-        if full or time.monotonic() - self._began >= SHARD_SECONDS:
+        self._features.append(features)
+        self._input_seconds += input_seconds
+        is_full = sum(part.nbytes for part in self._features) >= SHARD_BYTES
+        if is_full or time.monotonic() - self._start >= SHARD_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
         if not self._keys:
             return
-        self._settle()
+        self._wait()
         now = time.monotonic()
-        seconds = (now - self._began) * self.share + self._extra
-        self._pending = self._pool.submit(self.store.write, self._keys, torch.cat(self._rows), seconds)
-        self._keys, self._rows, self._extra, self._began = [], [], 0.0, now
+        seconds = (now - self._start) * self.share + self._input_seconds
+        self._pending = self._pool.submit(self.store.write, self._keys, torch.cat(self._features), seconds)
+        self._keys, self._features, self._input_seconds, self._start = [], [], 0.0, now
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a file of rows is one, with the checksum that it was written with."""
+    """Whether a file is a complete shard with the checksum that it was written with."""
     try:
         with safe_open(path, "pt") as file:
-            said, rows = file.metadata(), file.get_tensor("rows")
-        keys = json.loads(said["keys"])
-        return len(rows) == len(keys) and said["checksum"] == _checksum(keys, rows)
+            metadata, features = file.metadata(), file.get_tensor(TENSOR)
+        keys = json.loads(metadata["keys"])
+        return len(features) == len(keys) and metadata["checksum"] == checksum(keys, features)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
         return False
 
 
-def _checksum(keys: Sequence[str], rows: Tensor) -> str:
-    """CRC-32 over keys, shape, type and numbers: against decay of the disk, not against an enemy."""
-    head = zlib.crc32(f"{list(keys)} {tuple(rows.shape)} {rows.dtype}".encode())
-    return f"{zlib.crc32(rows.flatten().view(torch.uint8).numpy().data, head):08x}"
+def checksum(keys: Sequence[str], features: Tensor) -> str:
+    """CRC-32 of keys, shape, dtype and values. It detects disk errors, not deliberate changes."""
+    header = zlib.crc32(f"{list(keys)} {tuple(features.shape)} {features.dtype}".encode())
+    return f"{zlib.crc32(features.flatten().view(torch.uint8).numpy().data, header):08x}"

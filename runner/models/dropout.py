@@ -34,7 +34,7 @@ class KeyedDropout(nn.Dropout):
         self.batch_size = 0
 
     def set_batch(self, step: int, samples: slice, batch_size: int) -> None:
-        """Announce the next input: `samples` of the `batch_size` samples in the global batch of optimizer step `step`."""
+        """Announce the next input: these samples of a global batch of `batch_size`, at this optimizer step."""
         self.step, self.samples, self.batch_size = step, samples, batch_size
 
     def forward(self, values: Tensor) -> Tensor:

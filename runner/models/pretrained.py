@@ -25,7 +25,7 @@ from runner.utils.errors import UserError
 from runner.utils.text import one_line
 
 NORMALIZATION_KEY = "normalization"
-"""Metadata key of a .safetensors file for the normalization that its weights expect, as JSON {"mean": […], "std": […]}."""
+"""Metadata key of a .safetensors file: the normalization that its weights expect, {"mean": […], "std": […]} as JSON."""
 
 
 @dataclass(frozen=True)

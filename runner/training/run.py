@@ -12,18 +12,20 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner.config.schema import Experiment, as_tree, as_yaml, flatten
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, as_yaml, flatten
 from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
 from runner.evaluation import metrics
 from runner.evaluation.inference import Inference
 from runner.evaluation.metrics import Scores
 from runner.evaluation.predictions import Predictions
 from runner.explain.gallery import Gallery
-from runner.features.cache import Account
+from runner.features.computation import CacheStats
 from runner.models import checkpoint
 from runner.serving import packaging
 from runner.serving.packaging import SelectedEpoch
 from runner.tracking import interrupted_runs
+from runner.tracking.interrupted_runs import RunRecord
 from runner.tracking.tracker import Tracker
 from runner.training import curves, devices, summary
 from runner.training import environment as provenance
@@ -100,9 +102,11 @@ def _train(
     start: ResumePoint,
     parent: str,
 ) -> RunResult:
-    state = tracker.room("state") if accelerator.is_main_process else None
+    state = tracker.local_folder("state") if accelerator.is_main_process else None
     if state is not None and not start.run_id:  # killed from here on, it goes on as this run
-        interrupted_runs.describe(state, tracker.name, start.asked, None, parent)
+        interrupted_runs.write_record(
+            state, RunRecord(tracker.name, start.asked, parent_id=parent)
+        )
     try:
         ready = prepare(experiment, accelerator, terminal)
     except BaseException:  # it had not begun
@@ -114,7 +118,7 @@ def _train(
     identity = data_identity(ready, frozen, accelerator)
     check_same_data(start, ready, identity, terminal)
     _log_start(ready, start, accelerator, tracker)
-    demand = features.reserve(wanted(experiment))
+    demand = features.reserve_space(wanted(experiment))
     summary.print_start(ready, demand, accelerator, terminal)
     use = packaging.inference_settings(ready.experiment)
     best: dict[str, Tensor] = {}
@@ -126,13 +130,13 @@ def _train(
 
     def keep(epoch: EpochResult, name: str) -> None:
         if accelerator.is_main_process:
-            path = tracker.stage(f"checkpoints/{name}.safetensors")
-            if not (path.parent / checkpoint.FROZEN).exists():
+            path = tracker.artifact_path(f"checkpoints/{name}.safetensors")
+            if not (path.parent / checkpoint.FROZEN_FILE).exists():
                 checkpoint.save_frozen(network, path.parent)
             checkpoint.save(network, path, epoch.number, epoch.val.to_dict(), frozen, use)
 
     def more() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        account = dataclasses.asdict(features.account)
+        account = dataclasses.asdict(features.stats)
         told = {
             "gallery": gallery.indices if gallery else [],
             "account": account,
@@ -143,18 +147,20 @@ def _train(
     keeping = Keeping(state, experiment.checkpoints, more, start.snapshot, bool(start.branch))
     history: list[EpochResult] = []
     if state is not None:
-        interrupted_runs.describe(state, tracker.name, start.asked, ready.experiment, parent)
+        resolved = interrupted_runs.resolved_settings(ready.experiment)
+        record = RunRecord(tracker.name, start.asked, resolved, parent)
+        interrupted_runs.write_record(state, record)
     if start.snapshot is not None:
         history += _take_up(start.snapshot, ready, best, gallery, keep)
         for epoch in history:  # what was recorded is not recorded twice
-            tracker.metrics(epoch.metrics(), epoch.number)
+            tracker.log_metrics(epoch.metrics(), epoch.number)
 
     def on_epoch(epoch: EpochResult) -> None:
         history.append(epoch)
         if epoch.best:
-            best.update({name: value.detach().clone() for name, value in network.parts()[0].items()})
+            best.update({name: value.detach().clone() for name, value in network.trainable_state().items()})
             keep(epoch, "best")
-        tracker.metrics(epoch.metrics(), epoch.number)
+        tracker.log_metrics(epoch.metrics(), epoch.number)
         terminal.line(summary.epoch_line(epoch))
         if gallery and gallery.due(epoch.number):
             gallery.show(epoch.number, epoch.judged)
@@ -164,13 +170,11 @@ def _train(
         keep(history[-1], "last")
     except DivergedError:
         if state is not None:
-            interrupted_runs.describe(
-                state, tracker.name, start.asked, ready.experiment, parent, diverged=True
-            )
+            interrupted_runs.write_record(state, dataclasses.replace(record, diverged=True))
         raise
     finally:  # what a stopped run has learned is kept
         _log_learned(ready, history, accelerator, tracker)
-    rows, labels = features.rows("test", EVALUATION_VIEW), manifest.labels("test")
+    rows, labels = features.get("test", EVALUATION_VIEW), manifest.labels("test")
     inference = Inference(network, accelerator, ready.chunk)
     of_last = inference.logits(rows, len(labels))
     network.load_state_dict(best, strict=False)
@@ -182,12 +186,12 @@ def _train(
     )
     _log_result(ready, result, tracker)
     if gallery:  # on rank 0
-        tracker.text("predictions.csv", Predictions.of_split(manifest, "test", of_best).to_csv())
+        tracker.log_text("predictions.csv", Predictions.of_split(manifest, "test", of_best).to_csv())
         chosen = result.best_epoch
         gallery.show(chosen.number, chosen.judged)
         selected = SelectedEpoch(chosen.number, chosen.val.to_dict(), chosen.val.metrics("val"))
         packaging.log_model(ready.experiment, network, manifest, ready.loader, selected, tracker)
-        tracker.metrics(keeping.metrics())
+        tracker.log_metrics(keeping.metrics())
     return result
 
 
@@ -207,7 +211,7 @@ def _take_up(
             keep([epoch for epoch in epochs if epoch.best][-1], "best")
         if gallery is not None:
             gallery.select(kept.about["gallery"])
-        ready.features.account = Account(**kept.about["account"])
+        ready.features.stats = CacheStats(**kept.about["account"])
     return epochs
 
 
@@ -227,10 +231,10 @@ def learn(
         ready.experiment,
         ready.network,
         LabeledFeatures(
-            lambda epoch: features.rows("train", view_of_epoch(epoch, augment.views)),
+            lambda epoch: features.get("train", view_of_epoch(epoch, augment.views)),
             manifest.labels("train"),
         ),
-        LabeledFeatures(lambda _: features.rows("val", EVALUATION_VIEW), manifest.labels("val")),
+        LabeledFeatures(lambda _: features.get("val", EVALUATION_VIEW), manifest.labels("val")),
         accelerator,
         ready.chunk,
         on_epoch,
@@ -248,11 +252,11 @@ def wanted(experiment: Experiment) -> list[tuple[str, int]]:
 
 def _log_start(ready: Setup, start: ResumePoint, accelerator: Accelerator, tracker: Tracker) -> None:
     experiment, manifest = ready.experiment, ready.manifest
-    tracker.params(flatten(as_tree(experiment)))
+    tracker.log_params(flatten(as_tree(experiment)))
     if not accelerator.is_main_process:
         return
     environment = provenance.environment(accelerator)
-    tracker.tags(
+    tracker.set_tags(
         {
             "runner.manifest": manifest.digest,
             "runner.device": devices.describe(accelerator),
@@ -265,17 +269,17 @@ def _log_start(ready: Setup, start: ResumePoint, accelerator: Accelerator, track
         }
     )
     counts = Counter(entry.split for entry in manifest.entries)
-    tracker.dataset(
+    tracker.log_dataset(
         experiment.data.kind if experiment.data.kind != "folder" else manifest.root.name,
         manifest.digest[:32],
         str(manifest.root),
         json.dumps({"images": len(manifest.entries), "classes": len(manifest.classes), **counts}),
     )
-    tracker.text("experiment.yaml", as_yaml(experiment))
-    tracker.text("manifest.csv", manifest.to_csv())
+    tracker.log_text("experiment.yaml", as_yaml(experiment))
+    tracker.log_text("manifest.csv", manifest.to_csv())
     if manifest.rejected:
-        tracker.text("unreadable.csv", manifest.rejected_to_csv())
-    tracker.text("environment.json", json.dumps(environment, indent=1))
+        tracker.log_text("unreadable.csv", manifest.rejected_to_csv())
+    tracker.log_text("environment.json", json.dumps(environment, indent=1))
 
 
 def _where(start: ResumePoint) -> str:
@@ -287,18 +291,18 @@ def _log_learned(
 ) -> None:
     if not accelerator.is_main_process or not history:
         return
-    for path in sorted(tracker.stage("checkpoints/any").parent.glob("*.safetensors")):
-        tracker.artifact(path, "checkpoints")
-    loss, accuracy = (tracker.stage(f"figures/{name}.png") for name in ("loss", "accuracy"))
+    for path in sorted(tracker.artifact_path("checkpoints/any").parent.glob("*.safetensors")):
+        tracker.log_artifact(path, "checkpoints")
+    loss, accuracy = (tracker.artifact_path(f"figures/{name}.png") for name in ("loss", "accuracy"))
     curves.curves(history, f"{ready.experiment.name}, {tracker.name}", loss, accuracy)
-    tracker.artifact(loss, "figures")
-    tracker.artifact(accuracy, "figures")
+    tracker.log_artifact(loss, "figures")
+    tracker.log_artifact(accuracy, "figures")
 
 
 def _log_result(ready: Setup, result: RunResult, tracker: Tracker) -> None:
     # At step 0 the UI draws them as bars, which compare; elsewhere as curves of one point.
-    tracker.metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
-    tracker.metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
-    if ready.network.cut:
-        tracker.metrics(ready.features.account.metrics())
-        tracker.metrics({"features/store_mib": ready.features.bytes() / 2**20})
+    tracker.log_metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
+    tracker.log_metrics({**result.best_epoch.val.metrics("val/best"), "best_epoch": result.best_epoch.number})
+    if ready.network.split_index:
+        tracker.log_metrics(ready.features.stats.metrics())
+        tracker.log_metrics({"features/store_mib": ready.features.disk_bytes() / 2**20})

@@ -21,8 +21,8 @@ from runner.cli import store as store_command
 from runner.data import channel_stats
 from runner.data import scan as scans
 from runner.data.datasets import ImageFolder
-from runner.features import eviction
-from runner.features.shard_store import ShardStore, _checksum
+from runner.features import eviction, store_lock
+from runner.features.shard_store import ShardStore, checksum
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest_bytes
 
@@ -43,8 +43,8 @@ class StoreFile(Target):
 
     @staticmethod
     def _file(keys: list[str], rows: torch.Tensor) -> bytes:
-        said = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": _checksum(keys, rows)}
-        return safetensors.torch.save({"rows": rows}, said)
+        said = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": checksum(keys, rows)}
+        return safetensors.torch.save({"features": rows}, said)
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.7:
@@ -65,10 +65,10 @@ class StoreFile(Target):
         ).contiguous()
         try:
             said = {"keys": json.dumps(keys), "seconds": random.choice(("0.5", "nan", "-1", "1e999", "x"))}
-            said["checksum"] = _checksum(keys, rows)
+            said["checksum"] = checksum(keys, rows)
         except (TypeError, UnicodeEncodeError):
             said["checksum"] = "00000000"
-        return b"1" + safetensors.torch.save({"rows": rows}, said)
+        return b"1" + safetensors.torch.save({"features": rows}, said)
 
     def read(self, content: bytes) -> None:
         folder = self.store.folder
@@ -82,7 +82,7 @@ class StoreFile(Target):
             present = [place for place in range(8) if place not in store.missing(self.keys)]
             if not store.verify([self.keys[place] for place in present]):
                 break
-        seconds = store.seconds(self.keys)
+        seconds = store.compute_seconds(self.keys)
         check(math.isfinite(seconds) and seconds >= 0, f"rows cost {seconds} s")
         if content[:1] == b"0":
             check(set(present) >= {4, 5, 6, 7}, "rows of another file were lost")
@@ -98,8 +98,8 @@ class Recipe(Target):
     """recipe.json of a store, as `runner store list` shows it."""
 
     TOLD: ClassVar[dict[str, Any]] = {
-        "about": {"layer": "vgg11 avgpool", "view": "clean, 32 px", "computed": "no, cpu"},
-        "recipe": {"chunk": 8, "libraries": ["torch 2.15.0"], "view": {"crop": 32}},
+        "description": {"layer": "vgg11 avgpool", "view": "not augmented, 32 px", "computed": "precision no, cpu"},
+        "recipe": {"batch_size": 8, "libraries": ["torch 2.15.0"], "view": {"crop": 32}},
     }
 
     def __init__(self, folder: Path) -> None:
@@ -115,7 +115,7 @@ class Recipe(Target):
         return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
-        (self.store.folder / eviction.RECIPE_FILE).write_bytes(content)
+        (self.store.folder / store_lock.RECIPE_FILE).write_bytes(content)
         (found,) = eviction.list_stores(self.store.folder.parent)
         size = sum(path.stat().st_size for path in self.store.folder.iterdir())
         check(found.folder == self.store.folder and found.bytes == size, "another store is found")

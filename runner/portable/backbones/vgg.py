@@ -31,10 +31,9 @@ class VGG:
     def build(self, head: str, pool: int) -> BackboneModules:
         """Its modules, with torchvision's names."""
         from torch import nn
-        from torchvision.models import VGG as TorchvisionVGG
         from torchvision.models import get_model
 
-        root = cast(TorchvisionVGG, get_model(self.arch, weights=None))
+        root = get_model(self.arch, weights=None)
         root.flatten = nn.Flatten(1)
         features = [f"features.{index}" for index in range(len(cast(nn.Sequential, root.features)))]
         blocks = [*features, "avgpool", "flatten"]
@@ -44,9 +43,7 @@ class VGG:
         else:
             root.avgpool = nn.AdaptiveAvgPool2d(pool)
             replaced, num_features = "classifier", CONVOLUTION_CHANNELS * pool**2
-        cam_layer = features[
-            -2
-        ]  # the ReLU after the last convolution, as in the paper; a max pooling follows it
+        cam_layer = features[-2]  # the ReLU after the last convolution; a max pooling follows it
         return BackboneModules(root, tuple(blocks), replaced, num_features, "avgpool", cam_layer)
 
     def initialize(self, module: nn.Module) -> None:

@@ -289,7 +289,7 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
     features.get("val", EVALUATION_VIEW)
     entries = ready.manifest.select("val")
-    stored = features._store(0, EVALUATION_VIEW).read(
+    stored = features._stores.open(0, EVALUATION_VIEW).read(
         [f"{entry.digest}:{EVALUATION_VIEW}" for entry in entries]
     )
     batch = next(iter(ready.loader.batches(list(entries), EVALUATION_VIEW, [range(len(entries))])))

@@ -1,0 +1,79 @@
+"""Where the features of a split come from: memory, the memory-mapped store, or the frozen backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from runner.data.loader import ImageLoader
+from runner.data.manifest import Entry
+from runner.features.extractor import FeatureExtractor
+from runner.features.shard_store import ShardStore
+
+
+class SplitFeatures(Protocol):
+    """The features of a split in one view: what the trainable part of a model takes as input."""
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """For each batch of indices in the split a tensor with its features, on the run's device."""
+
+
+@dataclass(frozen=True)
+class InMemorySource:
+    """Features in memory: one row of `features` per image of the split."""
+
+    features: Tensor
+    device: torch.device
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for batch in batches:
+            yield self.features[torch.as_tensor(batch, dtype=torch.long)].to(self.device)
+
+
+@dataclass(frozen=True)
+class MappedSource:
+    """Features read from a memory-mapped store; `keys` has one key per image of the split."""
+
+    store: ShardStore
+    keys: Sequence[str]
+    device: torch.device
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        empty = self.store.read(self.keys[:1])[:0]
+        for batch in batches:
+            keys = [self.keys[index] for index in batch]
+            yield (self.store.read(keys) if keys else empty).to(self.device)
+
+
+@dataclass(frozen=True)
+class ComputedSource:
+    """Features computed on demand from the images of a split.
+
+    Batches of images cross the boundaries of the requested batches, so that only the last one is padded.
+    """
+
+    extractor: FeatureExtractor
+    loader: ImageLoader
+    entries: Sequence[Entry]
+    view: int
+
+    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        size = self.extractor.batch_size
+        indices = [index for batch in batches for index in batch]
+        image_batches = [indices[start : start + size] for start in range(0, len(indices), size)]
+        images = self.loader.batches(self.entries, self.view, image_batches) if image_batches else iter(())
+        buffer: list[Tensor] = []
+        for batch in batches:
+            while sum(map(len, buffer)) < len(batch):
+                buffer.append(self.extractor(next(images)))
+            features = torch.cat(buffer) if buffer else self.extractor(self._no_images())
+            buffer = [features[len(batch) :]]
+            yield features[: len(batch)]
+
+    def _no_images(self) -> Tensor:
+        crop = self.loader.transform.augment.crop
+        return torch.zeros(0, 3, crop, crop, dtype=torch.uint8)
