@@ -25,6 +25,12 @@ def environment() -> dict[str, str]:
     return {**inherited, "ACCELERATE_USE_CPU": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
+def user_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what MLflow and pytest set, with some variables changed."""
+    inherited = {name: v for name, v in os.environ.items() if not name.startswith(("MLFLOW", "PYTEST"))}
+    return {**inherited, "ACCELERATE_USE_CPU": "true", **changes}
+
+
 def runner(*words: str) -> list[str]:
     """The command line of `runner WORDS`."""
     return [sys.executable, "-m", "runner.cli.main", *words]

@@ -1,0 +1,170 @@
+"""The manifest: the images of an experiment with class, split, size and digest, and its table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import COLOURS, draw
+
+import runner.data.scan
+from runner.config.schema import Experiment
+from runner.data.manifest import SPLITS, Entry, Manifest, build_manifest, parse_manifest
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest_bytes
+
+Make = Callable[..., Experiment]
+
+
+def tally(manifest: Manifest) -> Counter[tuple[str, str]]:
+    """Number of images by class and split."""
+    return Counter((entry.label, entry.split) for entry in manifest.entries)
+
+
+def paths(manifest: Manifest) -> list[str]:
+    return [entry.path for entry in manifest.entries]
+
+
+def test_images_are_listed_by_path_with_class_size_and_digest(
+    make: Make, pictures: Path, silent: Terminal
+) -> None:
+    manifest = build_manifest(make(), silent)
+    assert paths(manifest) == sorted(f"{label}/{number:02}.png" for label in COLOURS for number in range(12))
+    assert manifest.classes == ("blue", "green", "red")
+    for entry in manifest.entries:
+        content = (pictures / entry.path).read_bytes()
+        assert (entry.label, entry.size) == (entry.path.split("/")[0], len(content))
+        assert entry.digest == digest_bytes(content)
+
+
+def test_the_manifest_does_not_depend_on_the_order_of_directory_entries(
+    make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = build_manifest(make(), silent)
+    entries = runner.data.scan._entries
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: sorted(entries(folder), key=hash))
+    assert build_manifest(make(), silent).entries == before.entries
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: entries(folder)[::-1])
+    assert build_manifest(make(), silent).entries == before.entries
+
+
+def test_each_class_is_split_50_25_25(make: Make, silent: Terminal) -> None:
+    manifest = build_manifest(make(), silent)
+    expected = {(label, name): n for label in COLOURS for name, n in zip(SPLITS, (6, 3, 3), strict=True)}
+    assert tally(manifest) == expected
+    assert manifest.unused == 0
+    assert manifest.labels("val") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [entry.split for entry in manifest.select("test")] == ["test"] * 9
+
+
+def test_the_image_folder_is_not_changed(make: Make, pictures: Path, silent: Terminal) -> None:
+    def state() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in pictures.rglob("*")}
+
+    before = state()
+    build_manifest(make(), silent)
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("fractions", "numbers"),
+    [((0.5, 0.25, 0.25), (6, 3, 3)), ((0.6, 0.2, 0.2), (6, 3, 3)), ((0.75, 0.125, 0.125), (8, 2, 2))],
+)
+def test_splits_have_the_given_proportions(
+    make: Make, silent: Terminal, fractions: tuple[float, ...], numbers: tuple[int, ...]
+) -> None:
+    words = [f"--split.{name}={value}" for name, value in zip(SPLITS, fractions, strict=True)]
+    counts = tally(build_manifest(make(*words), silent))
+    assert {label: tuple(counts[label, name] for name in SPLITS) for label in COLOURS} == dict.fromkeys(
+        COLOURS, numbers
+    )
+
+
+def test_with_counts_the_test_split_is_capped_and_the_rest_unused(make: Make, silent: Terminal) -> None:
+    words = ("--split.by", "count", "--split.train", "5", "--split.val", "2", "--split.test", "3")
+    manifest = build_manifest(make(*words), silent)
+    assert tally(manifest) == {
+        (label, name): n for label in COLOURS for name, n in zip(SPLITS, (5, 2, 3), strict=True)
+    }
+    assert manifest.unused == 3 * 2
+    assert len(manifest.entries) == 30
+
+
+def test_a_class_with_too_few_images_is_named(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "lonely").mkdir()
+    draw("red", 99).save(pictures / "lonely" / "a.png")
+    with pytest.raises(UserError, match=r"Class 'lonely' has 1 image,"):
+        build_manifest(make(), silent)
+
+
+def test_duplicates_are_counted_and_share_a_split(make: Make, pictures: Path, silent: Terminal) -> None:
+    for number in range(5):
+        (pictures / "red" / f"copy{number}.png").write_bytes((pictures / "red" / "03.png").read_bytes())
+    manifest = build_manifest(make(), silent)
+    assert manifest.duplicates == 5
+    splits = {e.path: e.split for e in manifest.entries if "copy" in e.path or e.path == "red/03.png"}
+    assert len(splits) == 6
+    assert len(set(splits.values())) == 1
+
+
+def test_the_digest_changes_with_split_content_and_path(make: Make, pictures: Path, silent: Terminal) -> None:
+    digests = [
+        build_manifest(make(), silent).digest,
+        build_manifest(make("--seed.split", "1"), silent).digest,
+    ]
+    draw("red", 77).save(pictures / "red" / "00.png")
+    digests.append(build_manifest(make(), silent).digest)
+    (pictures / "red" / "00.png").rename(pictures / "red" / "000.png")
+    digests.append(build_manifest(make(), silent).digest)
+    assert len(set(digests)) == 4
+    assert build_manifest(make(), silent).digest == digests[-1]
+
+
+# The table
+
+
+def test_a_manifest_is_read_back_from_its_csv(make: Make, silent: Terminal) -> None:
+    manifest = build_manifest(make(), silent)
+    again = parse_manifest(manifest.to_csv(), manifest.root)
+    assert again == manifest
+    assert again.digest == manifest.digest
+
+
+@given(
+    st.lists(
+        st.builds(
+            lambda label, name, **rest: Entry(f"{label}/{name}", label, **rest),
+            label=st.text(st.sampled_from("ab ,\"'\n\ré"), min_size=1),
+            name=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0./"), min_size=1),
+            split=st.sampled_from(SPLITS),
+            size=st.integers(0, 2**40),
+            digest=st.text("0123456789abcdef", min_size=40, max_size=40),
+        ),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda entry: entry.path,
+    ).map(lambda entries: sorted(entries, key=lambda entry: entry.path))
+)
+def test_any_file_name_survives_the_csv(entries: list[Entry]) -> None:
+    manifest = Manifest(Path("root"), tuple(entries))
+    assert parse_manifest(manifest.to_csv(), Path("root")) == manifest
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name,label\n1,2\n",
+        "path,class,size,reason\n",
+        "path,class,split,size,digest\na/b.png,a,train,large,00\n",
+        "path,class,split,size,digest\na/b.png,a,train,12\n",
+    ],
+)
+def test_a_csv_of_something_else_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="was not written by the runner"):
+        parse_manifest(text, Path("root"))

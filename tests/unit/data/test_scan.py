@@ -1,0 +1,337 @@
+"""Listing and decoding an image folder: the cache, broken files, links, unusable folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pictures import draw
+
+import runner.data.scan
+from runner.config.schema import Experiment
+from runner.data.manifest import Manifest, build_manifest
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest_bytes
+
+Make = Callable[..., Experiment]
+
+
+def paths(manifest: Manifest) -> list[str]:
+    return [entry.path for entry in manifest.entries]
+
+
+# The cache
+
+
+def test_a_second_scan_decodes_nothing(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build_manifest(make(), silent)
+
+    def refuse(path: Path) -> tuple[str, str | None]:
+        raise AssertionError(f"{path} is decoded again")
+
+    monkeypatch.setattr(runner.data.scan, "_verify_file", refuse)
+    assert build_manifest(make(), silent) == first
+    with pytest.raises(AssertionError, match="is decoded again"):
+        build_manifest(make("--cache", make().cache + "-other"), silent)
+
+
+def test_a_changed_file_is_decoded_again(
+    make: Make, pictures: Path, silent: Terminal, decoded: list[str]
+) -> None:
+    path = pictures / "red" / "05.png"
+    before = build_manifest(make(), silent)
+    assert len(decoded) == 36
+    decoded.clear()
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    with pytest.raises(UserError, match=r"red/05\.png cannot be decoded"):
+        build_manifest(make(), silent)
+    assert decoded == ["05.png"]
+    assert len(before.entries) == 36
+
+
+def test_a_file_swapped_for_another_is_decoded_again(
+    make: Make, pictures: Path, silent: Terminal, decoded: list[str]
+) -> None:
+    build_manifest(make(), silent)
+    decoded.clear()
+    draw("red", 50).save(pictures / "aside.png")
+    (pictures / "aside.png").replace(pictures / "red" / "05.png")
+    entry = next(e for e in build_manifest(make(), silent).entries if e.path == "red/05.png")
+    assert decoded == ["05.png"]
+    assert entry.digest == digest_bytes((pictures / "red" / "05.png").read_bytes())
+
+
+def test_only_a_new_file_is_decoded_and_a_deleted_one_is_dropped(
+    make: Make, pictures: Path, silent: Terminal, decoded: list[str]
+) -> None:
+    build_manifest(make(), silent)
+    decoded.clear()
+    draw("red", 50).save(pictures / "red" / "new.png")
+    (pictures / "red" / "05.png").unlink()
+    found = paths(build_manifest(make(), silent))
+    assert decoded == ["new.png"]
+    assert "red/new.png" in found
+    assert "red/05.png" not in found
+
+
+def test_an_interrupted_scan_continues_where_it_stopped(
+    make: Make, silent: Terminal, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = runner.data.scan._verify_file
+
+    def interrupted(path: Path) -> tuple[str, str | None]:
+        if len(decoded) >= 30:
+            raise KeyboardInterrupt
+        return recording(path)
+
+    # A single thread makes it certain how far the scan came.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0}, raising=False)
+    monkeypatch.setattr(runner.data.scan, "_verify_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_manifest(make(), silent)
+    decoded_before = set(decoded)
+    decoded.clear()
+    monkeypatch.setattr(runner.data.scan, "_verify_file", recording)
+    assert len(build_manifest(make(), silent).entries) == 36
+    assert 6 <= len(decoded) <= 6 + 4
+    assert len(decoded_before) == 12
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"red/00.png": 3}', b"\xff\xfe"])
+def test_a_damaged_cache_file_is_replaced(
+    make: Make, silent: Terminal, decoded: list[str], content: bytes
+) -> None:
+    first = build_manifest(make(), silent)
+    (cache_file,) = (Path(make().cache) / "scans").iterdir()
+    cache_file.write_bytes(content)
+    decoded.clear()
+    assert build_manifest(make(), silent) == first
+    assert len(decoded) == 36
+
+
+def test_a_read_error_is_not_cached(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_bytes = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.name == "05.png":
+            raise OSError(5, "Input/output error")
+        return read_bytes(path)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", failing)
+        with pytest.raises(UserError, match=r"red/05\.png cannot be read: Input/output error"):
+            build_manifest(make(), silent)
+    assert len(build_manifest(make(), silent).entries) == 36
+
+
+# Broken files
+
+
+@pytest.fixture
+def broken(pictures: Path) -> Path:
+    """An empty, a truncated and a text file among the red pictures."""
+    whole = (pictures / "red" / "00.png").read_bytes()
+    (pictures / "red" / "empty.png").write_bytes(b"")
+    (pictures / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "red" / "words.png").write_text("no picture")
+    return pictures
+
+
+@pytest.mark.parametrize("scans", [1, 2])
+def test_broken_files_stop_the_scan_and_are_named(
+    broken: Path, make: Make, silent: Terminal, scans: int
+) -> None:
+    for _ in range(scans):
+        with pytest.raises(UserError) as stopped:
+            build_manifest(make(), silent)
+        sentence = str(stopped.value)
+        assert sentence.startswith("3 of 39 files cannot be used")
+        assert f"{broken / 'red' / 'empty.png'} is empty" in sentence
+        assert f"{broken / 'red' / 'truncated.png'} cannot be decoded" in sentence
+        assert f"{broken / 'red' / 'words.png'} is not an image" in sentence
+        assert "data.unreadable=skip" in sentence
+
+
+def test_broken_files_are_skipped_by_setting_and_listed(broken: Path, make: Make, silent: Terminal) -> None:
+    manifest = build_manifest(make("--data.unreadable", "skip"), silent)
+    assert len(manifest.entries) == 36
+    assert [file.path for file in manifest.rejected] == [
+        *("red/empty.png", "red/truncated.png", "red/words.png")
+    ]
+    table = manifest.rejected_to_csv().splitlines()
+    assert table[0] == "path,class,size,reason"
+    assert table[1] == "red/empty.png,red,0,is empty"
+    assert len(table) == 4
+
+
+def test_a_truncated_jpeg_is_detected(make: Make, pictures: Path, silent: Terminal) -> None:
+    path = pictures / "red" / "photo.jpg"
+    draw("red", 60, (200, 160)).save(path)
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(UserError, match=r"photo\.jpg cannot be decoded: image file is truncated"):
+        build_manifest(make(), silent)
+
+
+def test_many_broken_files_are_counted_and_some_named(make: Make, pictures: Path, silent: Terminal) -> None:
+    for number in range(8):
+        (pictures / "blue" / f"empty{number}.png").touch()
+    with pytest.raises(UserError, match=r"8 of 44 files .*empty4\.png is empty and 3 more"):
+        build_manifest(make(), silent)
+
+
+def test_hidden_and_desktop_files_are_ignored(make: Make, pictures: Path, silent: Terminal) -> None:
+    before = build_manifest(make(), silent)
+    for name in (".DS_Store", "._00.png", "Thumbs.db", "desktop.ini"):
+        (pictures / "red" / name).write_bytes(b"litter")
+    (pictures / "red" / ".cache").mkdir()
+    draw("red", 70).save(pictures / "red" / ".cache" / "small.png")
+    (pictures / ".git").mkdir()
+    (pictures / "README.txt").write_text("not in a class folder")
+    assert build_manifest(make(), silent) == before
+
+
+def test_folders_inside_a_class_belong_to_it(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "red" / "dark" / "very").mkdir(parents=True)
+    draw("red", 70).save(pictures / "red" / "dark" / "very" / "one.png")
+    entry = next(e for e in build_manifest(make(), silent).entries if e.path == "red/dark/very/one.png")
+    assert entry.label == "red"
+
+
+def test_file_names_may_hold_any_characters(make: Make, pictures: Path, silent: Terminal) -> None:
+    names = ["Käfer 甲虫.png", 'a,b "c".png', "line\nbreak.png", os.fsdecode(b"latin-\xe9.png")]
+    for number, name in enumerate(names):
+        draw("red", 70 + number).save(pictures / "red" / name)
+    first = build_manifest(make(), silent)
+    assert {f"red/{name}" for name in names} <= set(paths(first))
+    assert build_manifest(make(), silent) == first
+
+
+# Links
+
+
+def test_the_root_may_be_a_link(make: Make, pictures: Path, silent: Terminal, tmp_path: Path) -> None:
+    direct = build_manifest(make(), silent)
+    (tmp_path / "link").symlink_to(pictures)
+    assert build_manifest(make("--data.root", str(tmp_path / "link")), silent).entries == direct.entries
+
+
+@pytest.fixture
+def linked(pictures: Path, tmp_path: Path) -> Path:
+    """A linked class folder, a linked folder in a class, a linked file and a link to nowhere."""
+    aside = tmp_path / "aside"
+    for name in ("violet", "crimson"):
+        (aside / name).mkdir(parents=True)
+        for number in range(4):
+            draw("red", 70 + number + 10 * (name == "violet")).save(aside / name / f"{number}.png")
+    (pictures / "violet").symlink_to(aside / "violet")
+    (pictures / "red" / "crimson").symlink_to(aside / "crimson")
+    draw("red", 99).save(aside / "single.png")
+    (pictures / "red" / "single.png").symlink_to(aside / "single.png")
+    (pictures / "red" / "nowhere.png").symlink_to(aside / "nowhere.png")
+    return pictures
+
+
+def test_links_below_the_root_are_not_followed(linked: Path, make: Make, silent: Terminal) -> None:
+    manifest = build_manifest(make(), silent)
+    assert (linked / "violet" / "0.png").is_file()
+    assert manifest.classes == ("blue", "green", "red")
+    assert len(manifest.entries) == 36
+
+
+def test_links_below_the_root_are_followed_by_setting(linked: Path, make: Make, silent: Terminal) -> None:
+    manifest = build_manifest(make("--data.follow_links", "true"), silent)
+    added = {path for path in paths(manifest) if not (linked / path).resolve().is_relative_to(linked)}
+    assert added == {
+        "red/single.png",
+        *(f"{folder}/{number}.png" for folder in ("red/crimson", "violet") for number in range(4)),
+    }
+    assert manifest.classes == ("blue", "green", "red", "violet")
+
+
+@pytest.mark.timeout(20)
+def test_cycles_of_links_end(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "red" / "up").symlink_to(pictures)
+    (pictures / "red" / "again").symlink_to(pictures / "red")
+    (pictures / "blue" / "other").symlink_to(pictures / "green")
+    (pictures / "green" / "other").symlink_to(pictures / "blue")
+    found = paths(build_manifest(make("--data.follow_links", "true"), silent))
+    assert len(found) == 36 + 12 + 12
+    assert "blue/other/00.png" in found
+    assert not any("again" in path or "up" in path or path.count("other") > 1 for path in found)
+
+
+@pytest.mark.timeout(20)
+def test_a_link_to_itself_is_ignored(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "red" / "self.png").symlink_to("self.png")
+    assert len(build_manifest(make("--data.follow_links", "false"), silent).entries) == 36
+    assert len(build_manifest(make("--data.follow_links", "true"), silent).entries) == 36
+
+
+# Unusable folders
+
+
+def test_an_empty_class_folder_is_named(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "amber").mkdir()
+    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
+        build_manifest(make(), silent)
+
+
+def test_a_class_folder_with_broken_files_only_is_named(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "amber").mkdir()
+    (pictures / "amber" / "words.png").write_text("no picture")
+    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
+        build_manifest(make("--data.unreadable", "skip"), silent)
+
+
+def test_an_empty_linked_class_folder_is_named_if_links_are_followed(
+    make: Make, pictures: Path, silent: Terminal, tmp_path: Path
+) -> None:
+    (tmp_path / "hollow").mkdir()
+    (pictures / "amber").symlink_to(tmp_path / "hollow")
+    assert build_manifest(make(), silent).classes == ("blue", "green", "red")
+    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
+        build_manifest(make("--data.follow_links", "true"), silent)
+
+
+def test_a_root_without_class_folders_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    draw("red", 0).save(flat / "a.png")
+    with pytest.raises(UserError, match=f"{flat} holds no class folders"):
+        build_manifest(make("--data.root", str(flat)), silent)
+
+
+def test_a_missing_root_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no folder {tmp_path / 'nowhere'}; set data\.root"):
+        build_manifest(make("--data.root", str(tmp_path / "nowhere")), silent)
+
+
+def test_a_root_that_is_a_file_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "archive.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"archive\.zip is a file; data\.root must be the folder"):
+        build_manifest(make("--data.root", str(tmp_path / "archive.zip")), silent)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    make: Make, pictures: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def closed(folder: str | Path = ".") -> object:
+        if Path(folder).name == "green":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "scandir", closed)
+        with pytest.raises(UserError, match=f"folder {pictures / 'green'} cannot be read"):
+            build_manifest(make(), silent)
+    assert len(build_manifest(make(), silent).entries) == 36

@@ -1,0 +1,103 @@
+"""A small model in the two files that every logged model carries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from runner.portable.classifier import FORMAT, Classifier, description_digest
+from runner.portable.model import LayeredModel, build_backbone, build_head
+
+CLASSES = ("blue", "green", "red")
+NORMALIZATION = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]}
+ARCHITECTURE = {
+    "arch": "vgg11_bn",
+    "head": "pooled",
+    "pool": 1,
+    "width": 16,
+    "dropout": 0.4,
+    "normalization": NORMALIZATION,
+}
+DESCRIPTION = {
+    "format": FORMAT,
+    "name": "small",
+    "transform": {"resize": 36, "crop": 32, "interpolation": "bilinear"},
+    "precision": "no",
+    "model": ARCHITECTURE,
+    "classes": list(CLASSES),
+    "epoch": 2,
+}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def narrow_vgg() -> Iterator[None]:
+    """vgg11 with few channels: a model of 100,000 weights instead of nine million."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(torchvision.models.vgg.cfgs, "A", [4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 512, "M"])
+        yield
+
+
+@pytest.fixture(scope="package")
+def tensors(narrow_vgg: None) -> dict[str, Tensor]:
+    """Random weights, and batch-norm statistics that are not the initial ones."""
+    backbone = build_backbone("vgg11_bn", "pooled", 1)
+    head = build_head("pooled", backbone.num_features, 16, 0.4, len(CLASSES))
+    model = LayeredModel(backbone, head, *NORMALIZATION.values())
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(name: str, value: Tensor) -> Tensor:
+        if value.dtype != torch.float32:  # the number of batches that a batch norm has seen
+            return torch.tensor(7, dtype=value.dtype)
+        if name.startswith("normalize."):
+            return value.clone()
+        numbers = torch.randn(value.shape, generator=generator)
+        return numbers.abs() + 0.5 if name.endswith("running_var") else numbers * 0.1
+
+    return {name: draw(name, value) for name, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def folder(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
+    """A folder with the model's two files."""
+    return write_model(tmp_path / "model", DESCRIPTION, tensors)
+
+
+@pytest.fixture(scope="package")
+def classifier(tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    folder = write_model(tmp_path_factory.mktemp("classifier") / "model", DESCRIPTION, tensors)
+    loaded = Classifier.load(folder, "cpu")
+    shutil.rmtree(folder)
+    return loaded
+
+
+@pytest.fixture(scope="package")
+def images() -> Tensor:
+    """Twenty transformed images."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="package")
+def write() -> Any:
+    return write_model
+
+
+def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write model.json and model.safetensors with their digests."""
+    folder.mkdir()
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    described = {**description, "sha256": digest}
+    described["digest"] = description_digest(described)
+    (folder / "model.json").write_text(json.dumps(described))
+    return folder
