@@ -26,6 +26,7 @@ import runner.training.loop
 from runner.config.schema import Experiment, Normalization
 from runner.evaluation.metrics import Scores
 from runner.models.transfer_model import ModelSpec, TransferModel
+from runner.tracking.model_registry import ModelInfo
 from runner.tracking.tracker import Tracker
 from runner.training.loop import EpochResult, LabeledFeatures, fit
 from runner.utils.console import Terminal
@@ -39,13 +40,13 @@ TRAIN, VAL, TEST = 18, 9, 9  # of the thirty-six pictures
 
 @dataclass
 class Recorder(Tracker):
-    """Remembers what a run says, and keeps its files in a folder."""
+    """A tracker that stores what a run logs in memory, and its files in a folder."""
 
     folder: Path
     name: str = "small"
     points: list[tuple[str, int, float]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
-    models: list[dict[str, Any]] = field(default_factory=list)
+    models: list[ModelInfo] = field(default_factory=list)
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.points += [(name, step, value) for name, value in values.items()]
@@ -58,9 +59,9 @@ class Recorder(Tracker):
     def local_folder(self, name: str) -> Path:
         return self.folder / name
 
-    def log_model(self, folder: Path, told: dict[str, Any]) -> None:
+    def log_model(self, folder: Path, info: ModelInfo) -> None:
         assert (folder / "MLmodel").exists()
-        self.models.append(told)
+        self.models.append(info)
 
     def log_text(self, name: str, content: str) -> None:
         assert content
@@ -70,7 +71,7 @@ class Recorder(Tracker):
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
 
 
-def small_network(training_seed: int = 0, dropout: float = 0.4, **changes: Any) -> TransferModel:
+def small_model(training_seed: int = 0, dropout: float = 0.4, **changes: Any) -> TransferModel:
     fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
     return TransferModel(
         ModelSpec(**fields, dropout=dropout, classes=CLASSES, normalization=NUMBERS), training_seed, True

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -18,12 +16,14 @@ import pytest
 from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, write_record
 from runner.tracking.journal import Event, Journal, Owner, now_ms
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
-from runner.tracking.process_identity import process_start_time, this_host
+from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.utils.console import Terminal
 
 EXPERIMENT = "tracking"
 Store = tuple[TrackingServer, Any]
 """A tracking server and its client."""
+DEAD = ProcessIdentity(this_host(), (1 << 22) + 1, 1.0)
+"""A process of this host that does not run: Linux gives no process so high an id."""
 
 
 # Stores
@@ -78,17 +78,9 @@ def journals(server: TrackingServer) -> list[str]:
     return sorted(path.name for path in server.journals.glob("*") if path.is_dir())
 
 
-def dead_process() -> tuple[int, float]:
-    """Id and start time of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    started = process_start_time(process.pid)
-    process.communicate(b"\n")
-    return process.pid, started
-
-
 def dead_owner(uri: str, run_id: str) -> Owner:
     """A process of this host that has ended, as the owner of a run."""
-    return Owner(this_host(), *dead_process(), uri=uri, run_id=run_id)
+    return Owner(**dataclasses.asdict(DEAD), uri=uri, run_id=run_id)
 
 
 def journal_of_dead_process(store: Store, run_id: str) -> Journal:

@@ -1,0 +1,153 @@
+"""Which run `--resume` means, and why some cannot be resumed. No MLflow database is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from stores import dead_owner, resumable
+
+from runner.config.parser import Options
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, from_tree, override
+from runner.tracking.journal import Journal, Owner
+from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.resume_lookup import (
+    changed_settings,
+    find_interrupted_run,
+    resume_candidates,
+    runs_to_resume,
+    with_experiment_of_resumed_run,
+)
+from runner.utils.errors import UserError
+from runner.utils.safe_yaml import read_yaml
+
+pytestmark = pytest.mark.usefixtures("no_tracking_uri")
+EXPERIMENT = from_tree({"data": {"kind": "digits"}})
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> TrackingServer:
+    return TrackingServer(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+
+
+def interrupted(
+    server: TrackingServer, run_id: str, experiment: Experiment = EXPERIMENT, **record: object
+) -> Journal:
+    journal = Journal.create(server.journals, dead_owner(server.uri, run_id))
+    return resumable(journal, as_tree(experiment), **record)
+
+
+def refusal(server: TrackingServer, options: Options, experiment: Experiment = EXPERIMENT) -> str:
+    with pytest.raises(UserError) as caught:
+        runs_to_resume(server, experiment, options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("reference", ["0123456789", "01234", "some run"])
+def test_a_run_is_found_by_id_start_of_id_or_name(server: TrackingServer, reference: str) -> None:
+    interrupted(server, "0123456789")
+    assert find_interrupted_run(server, reference).run_id == "0123456789"
+
+
+def test_a_reference_to_several_runs_is_refused(server: TrackingServer) -> None:
+    for run_id in ("01234567", "01234589"):
+        interrupted(server, run_id)
+    with pytest.raises(UserError, match=r"more than one interrupted run \(2\) '0123'"):
+        find_interrupted_run(server, "0123")
+
+
+def test_a_reference_to_no_run_lists_those_that_exist(server: TrackingServer) -> None:
+    interrupted(server, "0123456789")
+    with pytest.raises(UserError, match=r"no interrupted run 'other'.*01234567 \(some run\)"):
+        find_interrupted_run(server, "other")
+
+
+def test_a_run_that_still_runs_is_refused(server: TrackingServer) -> None:
+    resumable(Journal.create(server.journals, Owner.this_process(server.uri, "0123456789")))
+    with pytest.raises(UserError, match="still runs: process"):
+        find_interrupted_run(server, "0123456789")
+
+
+def test_a_child_is_resumed_with_its_parent_only(server: TrackingServer) -> None:
+    interrupted(server, "0123456789", parent_id="f" * 32)
+    with pytest.raises(UserError, match="one of several of run ffffffff"):
+        find_interrupted_run(server, "0123456789")
+
+
+def test_a_damaged_record_is_the_reason(server: TrackingServer) -> None:
+    journal = interrupted(server, "0123456789")
+    (journal.folder / "state" / "run.json").write_text("{")
+    with pytest.raises(UserError, match=r"run\.json is damaged"):
+        find_interrupted_run(server, "01234567")
+
+
+def test_settings_that_change_no_result_do_not_count(server: TrackingServer) -> None:
+    interrupted(server, "0123456789")
+    (run,) = resume_candidates(server, as_tree(EXPERIMENT))
+    harmless = override(EXPERIMENT, {"cache": "elsewhere", "tracking.gallery": 3, "checkpoints.epochs": 7})
+    assert changed_settings(run, as_tree(harmless)) == []
+    other = override(EXPERIMENT, {"optim.lr": 0.5, "cache": "elsewhere"})
+    assert changed_settings(run, as_tree(other)) == [f"optim.lr is 0.5, was {EXPERIMENT.optim.lr}"]
+
+
+def test_a_message_names_some_of_many_differences(server: TrackingServer) -> None:
+    interrupted(server, "0123456789")
+    (run,) = resume_candidates(server, as_tree(EXPERIMENT))
+    changes = changed_settings(run, {})
+    assert len(changes) == 9
+    assert changes[-1].startswith("and ")
+
+
+def test_auto_means_the_newest_run_of_this_experiment(server: TrackingServer) -> None:
+    other = override(EXPERIMENT, {"optim.lr": 0.5})
+    interrupted(server, "another experiment", other)
+    interrupted(server, "diverged", diverged=True)
+    interrupted(server, "several seeds", repeat=3)
+    elsewhere = Journal.create(server.journals, dead_owner("sqlite:////elsewhere.db", "elsewhere"))
+    resumable(elsewhere, as_tree(EXPERIMENT))
+    assert runs_to_resume(server, EXPERIMENT, Options(resume="auto")) == []
+    interrupted(server, "this")
+    assert [run.run_id for run in runs_to_resume(server, EXPERIMENT, Options(resume="auto"))] == ["this"]
+    running = Journal.create(server.journals, Owner.this_process(server.uri, "running"))
+    resumable(running, as_tree(EXPERIMENT))
+    assert [run.run_id for run in resume_candidates(server, as_tree(EXPERIMENT))] == ["this"]
+    assert [run.run_id for run in resume_candidates(server, as_tree(EXPERIMENT), alive=True)] == ["running"]
+
+
+def test_refusals_say_what_to_do(server: TrackingServer) -> None:
+    run_id = "0123456789"
+    interrupted(server, run_id)
+    other = override(EXPERIMENT, {"optim.lr": 0.5})
+    assert "--resume RUN, not auto" in refusal(server, Options(resume="auto", branch=True))
+    assert "--repeat 1" in refusal(server, Options(resume=run_id, repeat=2))
+    assert "cannot be combined with --repeat" in refusal(
+        server, Options(resume=run_id, repeat=2, branch=True)
+    )
+    assert "optim.lr is 0.5" in refusal(server, Options(resume=run_id), other)
+    (run,) = runs_to_resume(server, other, Options(resume=run_id, branch=True))
+    assert run.run_id == run_id
+    elsewhere = dataclasses.replace(server, uri="http://user:secret@host")
+    message = refusal(elsewhere, Options(resume=run_id))
+    assert "MLFLOW_TRACKING_URI" in message
+    assert "secret" not in message
+    interrupted(server, "diverged", diverged=True)
+    assert "--branch" in refusal(server, Options(resume="diverged"))
+
+
+def test_a_resumed_run_brings_its_experiment(server: TrackingServer) -> None:
+    interrupted(server, "0123456789")
+    root = ["--tracking.root", str(server.root)]
+    option, path, *rest = with_experiment_of_resumed_run([*root, "--resume", "01234567"])
+    assert option == "--config"
+    assert read_yaml(Path(path)) == as_tree(EXPERIMENT)
+    assert rest == [*root, "--resume", "01234567"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["--resume"], ["--resume", "auto"], ["--resume", "--branch"], ["--resume=x", "--config=file"]],
+)
+def test_other_command_lines_stay_as_they_are(argv: list[str]) -> None:
+    assert with_experiment_of_resumed_run(argv) == argv
