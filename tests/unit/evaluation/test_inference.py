@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import QUIET, InBfloat16, Make, Matrix, rows_and_labels, small_network
+from helpers import QUIET, InBfloat16, Make, Matrix, rows_and_labels, small_model
 from torch import Tensor
 
 from runner.evaluation.inference import Inference
@@ -41,7 +41,7 @@ def test_logits_are_the_same_alone_and_in_any_batch(
 
 
 def test_scores_are_the_same_for_one_image_at_a_time(accelerator: Accelerator) -> None:
-    network = small_network()
+    network = small_model()
     inference = Inference(network, accelerator, 8)
 
     def scores(values: Tensor, labels: list[int]) -> Scores:

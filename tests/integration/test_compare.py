@@ -1,0 +1,423 @@
+"""`runner compare`: two or more runs, or the trials of a study, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import one_sentence
+from compared_runs import compared_run
+from stores import copy_store
+
+from runner.cli import compare
+from runner.evaluation.comparison import runs as comparison_runs
+from runner.evaluation.predictions import COLUMNS
+from runner.evaluation.significance import exact_p, holm_correction, wald_interval
+from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.utils.exit_status import run_main
+
+Add = Callable[..., str]
+Command = Callable[..., tuple[int, str, str]]
+IMAGES = 40
+FILES = ["comparison.html", "curves.png", "metrics.csv", "settings.csv"]
+
+pytestmark = pytest.mark.usefixtures("no_tracking_uri")
+
+
+@pytest.fixture(scope="module")
+def store(
+    mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[TrackingServer, Any]]:
+    """A store for all tests of this module, and its client."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        server = tracking_server(
+            str(copy_store(mlflow_template, tmp_path_factory.mktemp("store") / "mlruns"))
+        )
+        yield server, server.connect()
+
+
+def predictions_csv(correct: set[int], images: range, classes: int = 4) -> str:
+    """A run's predictions.csv; `correct`: the images that it classified correctly."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for image in images:
+        label = f"class {image % classes}"
+        predicted, rank = (label, 0) if image in correct else ("other", 3)
+        writer.writerow([f"{label}/{image}.png", f"{image:040x}", label, predicted, 0.9, 0.9, rank])
+    return text.getvalue()
+
+
+@pytest.fixture
+def add(store: tuple[TrackingServer, Any]) -> Add:
+    """`add(name, …)`: the id of a new finished run with settings, curves of some epochs, and predictions."""
+    from mlflow.entities import Metric, Param
+
+    server, client = store
+    experiment = server.get_or_create_experiment(client, "small")
+
+    def create(
+        name: str,
+        settings: dict[str, object] | None = None,
+        metrics: dict[str, float] | None = None,
+        correct: set[int] | None = None,
+        images: range = range(IMAGES),
+        **run: Any,
+    ) -> str:
+        run_id: str = client.create_run(experiment, run_name=name, tags=run.get("tags", {})).info.run_id
+        points = [
+            Metric(curve, value, 1000 + epoch, epoch)
+            for epoch in range(1, run.get("epochs", 5) + 1)
+            for curve, value in (("val/top1", 1 - 1 / (epoch + 1)), ("val/loss", 2 / epoch), ("lr", 0.1))
+        ]
+        points += [Metric(name, value, 2000, 0) for name, value in (metrics or {}).items()]
+        params = {"optim.lr": 0.001, "train.epochs": 5, "seed.train": 0, **(settings or {})}
+        client.log_batch(run_id, points, [Param(name, str(value)) for name, value in params.items()])
+        if correct is not None:
+            client.log_text(run_id, predictions_csv(correct, images), "predictions.csv")
+        client.set_terminated(run_id, run.get("status", "FINISHED"))
+        return run_id
+
+    return create
+
+
+@pytest.fixture
+def command(
+    store: tuple[TrackingServer, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Command:
+    """`command(words…)`: exit status, standard output and standard error of `runner compare` into `tmp_path`/out.
+
+    The plot is an empty file, unless `drawn` is true: drawing it takes most of the time.
+    """
+    draw = compare.draw_curves
+
+    def call(*words: str, drawn: bool = False) -> tuple[int, str, str]:
+        monkeypatch.setattr(compare, "draw_curves", draw if drawn else lambda *args: args[-1].touch())
+        options = ["--tracking.root", str(store[0].root), *words]
+        if "--out" not in words:
+            options += ["--out", str(tmp_path / "out")]
+        status = run_main(lambda: compare.main(options))
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def refusal(command: Command) -> Callable[..., str]:
+    """`refusal(words…)`: the sentence with which `runner compare` refuses them."""
+
+    def call(*words: str) -> str:
+        status, _, errors = command(*words)
+        assert status == 2, errors
+        return one_sentence(errors)
+
+    return call
+
+
+def artifacts(client: Any, run: str, folder: str) -> list[str]:
+    return sorted(Path(each.path).name for each in client.list_artifacts(run, folder))
+
+
+# Runs
+
+
+def test_two_runs(store: tuple[TrackingServer, Any], add: Add, command: Command, tmp_path: Path) -> None:
+    first = add("one", {"optim.lr": 0.001}, {"test/best/top1": 0.75}, correct=set(range(30)))
+    second = add("two", {"optim.lr": 0.003}, {"test/best/top1": 0.95}, correct=set(range(2, 40)))
+    status, out, errors = command("one", second[:8], drawn=True)
+    assert (status, errors) == (0, "")
+    assert re.search(r"optim\.lr\W+0\.001\W+0\.003", out)
+    assert re.search(r"test/best/top1\W+0\.7500\W+\* 0\.9500\W+\+0\.2000", out)
+    assert "2 of 3 settings are the same" in out
+    assert f"{second[:8]} is significantly better than {first[:8]}: +20.00 pt test top-1" in " ".join(
+        out.split()
+    )
+    assert f"{exact_p(2, 10):.2g}" in out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
+    folder = f"comparisons/{second[:8]}"
+    assert artifacts(store[1], first, folder) == FILES
+    command("one", "two")
+    assert artifacts(store[1], first, folder) == FILES, "the second comparison replaces the first"
+    with (tmp_path / "out" / "settings.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["setting", "differs", first, second]
+    assert ["optim.lr", "yes", "0.001", "0.003"] in rows
+    assert ["train.epochs", "no", "5", "5"] in rows
+    with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
+        assert ["test/best/top1", "0.75", "0.95"] in list(csv.reader(file))
+
+
+def test_the_default_folder_is_under_the_tracking_root(
+    store: tuple[TrackingServer, Any], add: Add, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = add("under"), add("root")
+    assert compare.main([first, second, "--tracking.root", str(store[0].root)]) == 0
+    folder = store[0].root / "comparisons" / f"{first[:8]}-{second[:8]}"
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert str(folder) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_json_is_alone_on_standard_output(add: Add, command: Command) -> None:
+    first = add("plain", metrics={"test/best/loss": 0.5}, correct={0, 1, 2, 3})
+    second = add("json", {"seed.train": 1}, {"test/best/loss": 0.25}, correct={3, *range(10, 20)})
+    status, out, errors = command(first, second, "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert "comparison.html" in errors
+    assert [each["run"] for each in result["runs"]] == [first, second]
+    assert result["settings"] == {"differing": {"seed.train": {first: "0", second: "1"}}, "same": 2}
+    assert result["metrics"]["test/best/loss"] == {"values": {first: 0.5, second: 0.25}, "best": [second]}
+    (pair,) = result["paired"]
+    assert (pair["run"], pair["reference"]) == (second, first)
+    assert (pair["only_reference"], pair["only_run"], pair["images"], pair["left_out"]) == (3, 10, IMAGES, 0)
+    assert pair["p"] == pair["p_holm"] == pytest.approx(exact_p(3, 10))
+    assert pair["difference"] == pytest.approx(7 / 40)
+    assert pair["interval"] == pytest.approx(wald_interval(3, 10, 40))
+    assert not pair["significant"]
+    assert sum(each["only_run"] - each["only_reference"] for each in pair["classes"]) == 7
+
+
+def test_p_values_of_three_runs_are_corrected(add: Add, command: Command) -> None:
+    add("h1", correct=set())
+    add("h2", correct=set(range(6)))
+    add("h3", correct=set(range(9)))
+    status, out, _ = command("h1", "h2", "h3", "--json")
+    assert status == 0
+    uncorrected = [exact_p(0, 6), exact_p(0, 9)]
+    pairs = json.loads(out)["paired"]
+    assert [each["p"] for each in pairs] == pytest.approx(uncorrected)
+    assert [each["p_holm"] for each in pairs] == pytest.approx(holm_correction(uncorrected))
+    assert [each["significant"] for each in pairs] == [True, True]
+
+
+def test_only_common_test_images_are_compared(add: Add, command: Command) -> None:
+    add("left", correct={5, 6}, images=range(30))
+    add("right", correct={6, 7}, images=range(5, 36))
+    status, out, _ = command("left", "right")
+    text = " ".join(out.split())
+    assert status == 0
+    assert "25 images of both" in text
+    assert "11 test images of only one of" in text
+
+
+@pytest.mark.parametrize(
+    ("images", "correct", "problem"),
+    [(range(50, 60), {1}, "no test image in common"), (range(0), None, "has no predictions")],
+)
+def test_a_problem_of_a_test_is_reported(
+    add: Add, command: Command, images: range, correct: set[int] | None, problem: str
+) -> None:
+    first, second = add("with", correct={1}), add("without", correct=correct, images=images)
+    status, out, errors = command(first, second)
+    assert (status, errors) == (0, "")
+    assert problem in out
+    status, out, _ = command(first, second, "--json")
+    assert problem in json.loads(out)["paired"][0]["problem"]
+
+
+def test_a_run_without_predictions_is_named_in_its_row(add: Add, command: Command) -> None:
+    add("p1", correct={1})
+    lacking = add("p2")
+    add("p3", correct={2})
+    _, out, _ = command("p1", "p2", "p3")
+    assert re.search(rf"{lacking[:8]}.*no predictions", out)
+    assert f"not tested: {lacking[:8]}" in " ".join(out.split())
+
+
+def test_damaged_predictions_do_not_stop_the_comparison(
+    store: tuple[TrackingServer, Any], add: Add, command: Command
+) -> None:
+    first, second = add("whole", correct={1}), add("damaged")
+    store[1].log_text(second, "nonsense", "predictions.csv")
+    status, out, _ = command(first, second)
+    assert status == 0
+    assert f"{second[:8]} has damaged predictions" in out
+
+
+def test_identical_settings_are_noted(add: Add, command: Command, tmp_path: Path) -> None:
+    add("same 1"), add("same 2")
+    _, out, _ = command("same 1", "same 2")
+    assert "All 3 settings of the runs are the same." in out
+    assert "settings of the runs are the same" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_notes_name_unfinished_runs_and_different_images(add: Add, command: Command) -> None:
+    add("known 1", tags={"runner.manifest": "a"})
+    failed = add("known 2", tags={"runner.manifest": "b"}, status="FAILED", epochs=0)
+    _, out, _ = command("known 1", "known 2")
+    assert f"not finished: {failed[:8]} (failed)" in out
+    assert "the runs differ in images or split" in out
+
+
+def test_names_on_the_page_are_escaped(add: Add, command: Command, tmp_path: Path) -> None:
+    odd = '<b>$x$</b> & "quoted" [red]'
+    first, second = (
+        add(odd, {"optim.groups": "<script>alert(1)</script>"}, correct={1}),
+        add("even", correct={2}),
+    )
+    status, out, _ = command(first, second, drawn=True)
+    assert status == 0
+    assert odd in out
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "&lt;b&gt;$x$&lt;/b&gt; &amp;" in page
+    assert "<b>" not in page
+    assert "<script" not in page
+    assert "data:image/png;base64," in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_more_than_eight_runs(add: Add, command: Command, tmp_path: Path) -> None:
+    runs = [add(f"many {number}", {"seed.train": number}, epochs=1 + number) for number in range(11)]
+    status, out, _ = command(*runs)
+    assert status == 0
+    assert all(run[:8] in out for run in runs)
+    assert "the plot shows the first 8 of 11 runs" in out
+    assert all(run[:8] in (tmp_path / "out" / "comparison.html").read_text() for run in runs)
+
+
+def test_names_of_folders_are_short_and_different() -> None:
+    runs = [compared_run(f"{number:032x}"[::-1]) for number in range(60)]
+    names = {compare.folder_name(runs), compare.folder_name(runs[:59]), compare.folder_name(runs[:8])}
+    assert len(names) == 3
+    assert max(map(len, names)) < 120
+
+
+def test_a_narrow_terminal_gets_tables_in_pieces(
+    add: Add, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.utils.console.Console.width", 60)
+    runs = [add(f"narrow {number}", {"seed.train": number}) for number in range(6)]
+    _, out, _ = command(*runs)
+    assert "…" not in out.replace(runs[0], "")
+    assert out.count("seed.train") == 2
+
+
+def test_a_point_that_was_logged_twice_is_one_point(store: tuple[TrackingServer, Any], add: Add) -> None:
+    run = add("again", epochs=2)
+    store[1].log_metric(run, "val/loss", 7.0, timestamp=5000, step=2)
+    assert comparison_runs.read_curve(store[1], run, "val/loss") == [(1, 2.0), (2, 7.0)]
+
+
+# Studies
+
+
+@pytest.fixture
+def study(add: Add) -> Callable[..., tuple[str, list[str]]]:
+    """`study(name, objective, values)`: its run and those of its trials; the first trial is the baseline."""
+
+    def create(name: str, objective: str, values: list[float]) -> tuple[str, list[str]]:
+        parent = add(f"study {name}", {"study.objective": objective}, tags={"runner.study": name})
+        trials = []
+        for number, value in enumerate(values):
+            tags = {"runner.study": name, "runner.trial": str(number), "mlflow.parentRunId": parent}
+            words = f"lr={number}" if number else "baseline"
+            trials.append(
+                add(f"trial {number}: {words}", {"optim.lr": number}, {"objective": value}, tags=tags)
+            )
+        return parent, trials
+
+    return create
+
+
+def test_a_study_compares_its_baseline_and_best_trials(
+    add: Add, study: Callable[..., Any], command: Command
+) -> None:
+    parent, trials = study("night", "top1", [0.1, *(0.5 + 0.01 * number for number in range(9))])
+    tags = {"runner.study": "night", "mlflow.parentRunId": parent}
+    add("trial 20: pruned", {}, {"objective": 0.99}, tags={**tags, "runner.trial": "20"}, status="KILLED")
+    add("confirm best, seed 5", {}, {"objective": 0.99}, tags={**tags, "runner.confirms": "best"})
+    status, out, errors = command("--study", "night", "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert [each["run"] for each in result["runs"]] == [trials[0], *trials[:2:-1]]
+    assert result["metrics"]["objective"]["best"] == [trials[-1]]
+    assert "baseline and the best 7 of 10 finished trials of study night" in errors
+    assert all(each["problem"].endswith("has no predictions") for each in result["paired"])
+
+
+def test_a_study_may_minimize_the_loss(study: Callable[..., Any], command: Command) -> None:
+    _, trials = study("loss", "loss", [0.9, 0.3, 0.1, 0.2])
+    _, out, _ = command("--study", "loss", "--json")
+    result = json.loads(out)
+    assert [each["run"] for each in result["runs"]] == [trials[0], trials[2], trials[3], trials[1]]
+    assert result["metrics"]["objective"]["best"] == [trials[2]]
+
+
+def test_unknown_and_short_studies_are_refused(
+    study: Callable[..., Any], refusal: Callable[..., str]
+) -> None:
+    study("evening", "top1", [0.5])
+    assert "There is no study 'evenin' (did you mean 'evening'?)" in refusal("--study", "evenin")
+    assert "has 1 finished trial, too few" in refusal("--study", "evening")
+
+
+# Refusals and failures
+
+
+def test_bad_command_lines_are_refused(refusal: Callable[..., str]) -> None:
+    assert "two runs or more, not 1;" in refusal("one")
+    assert "two runs or more, not none;" in refusal()
+    assert "not both" in refusal("one", "two", "--study", "night")
+    assert "--nope" in refusal("a", "b", "--nope")
+
+
+def test_unknown_and_repeated_runs_are_refused(add: Add, refusal: Callable[..., str], tmp_path: Path) -> None:
+    run = add("there")
+    assert "There is no run 'nowhere'" in refusal(run, "nowhere")
+    assert "is given twice" in refusal(run, run[:10])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_store_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in refusal("one", "two", "--tracking.root", str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(
+    add: Add, refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = add("w1"), add("w2")
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/inside"):
+        assert "is not a folder" in refusal(*runs, "--out", str(tmp_path / name))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert str(tmp_path / "out") in refusal(*runs)
+
+
+def test_files_stay_on_disk_if_mlflow_does_not_accept_them(
+    store: tuple[TrackingServer, Any],
+    add: Add,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError("away")
+
+    runs = add("s1"), add("s2")
+    monkeypatch.setattr(type(store[1]), "log_artifact", fail)
+    status, out, _ = command(*runs)
+    assert status == 0
+    assert "MLflow did not accept the comparison" in out
+    assert "(away)" in out
+    assert (tmp_path / "out" / "comparison.html").exists()
+
+
+def test_torch_is_not_imported() -> None:
+    code = "import sys, runner.cli.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

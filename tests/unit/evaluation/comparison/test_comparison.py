@@ -1,0 +1,147 @@
+"""What differs between runs, the best value of each metric, and the sentences about them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from compared_runs import compared_run
+
+from runner.evaluation.comparison.comparison import (
+    Comparison,
+    PairedTest,
+    differing_settings,
+    metric_rows,
+    runs_with_same_settings,
+)
+from runner.evaluation.comparison.export import to_json
+from runner.evaluation.comparison.tables import (
+    format_value,
+    mcnemar_table,
+    metrics_table,
+    same_settings,
+    settings_table,
+    summary,
+    verdict,
+)
+from runner.evaluation.metrics import METRICS, Metric
+from runner.evaluation.significance import McNemarResult
+
+
+def test_equal_settings_are_left_out() -> None:
+    runs = [
+        compared_run("a", settings={"x": "1", "y": "2"}),
+        compared_run("b", settings={"x": "1", "y": "3", "z": "4"}),
+    ]
+    assert differing_settings(runs) == {"y": ["2", "3"], "z": [None, "4"]}
+    assert settings_table(runs)[1] == [("y", "2", "3"), ("z", "–", "4")]
+    assert same_settings(runs) == "1 of 3 settings are the same and not shown."
+
+
+def test_numbers_are_rounded_unless_they_would_look_the_same() -> None:
+    runs = [
+        compared_run("a", settings={"x": "0.30000000000000004", "y": "0.10000000001", "z": "a longer text"}),
+        compared_run("b", settings={"x": "0.1", "y": "0.10000000002", "z": "b"}),
+    ]
+    assert settings_table(runs)[1] == [
+        ("x", "0.3", "0.1"),
+        ("y", "0.10000000001", "0.10000000002"),
+        ("z", "a longer text", "b"),
+    ]
+
+
+def test_runs_with_the_same_settings_are_grouped() -> None:
+    runs = [compared_run(name, settings={"x": value}) for name, value in (("a", "1"), ("b", "2"), ("c", "1"))]
+    assert [[run.run_id for run in group] for group in runs_with_same_settings(runs)] == [["a", "c"]]
+    assert runs_with_same_settings(runs[:1] + runs[2:]) == []
+
+
+def test_the_best_value_depends_on_the_direction() -> None:
+    values = {
+        "val/loss": (2.0, 1.0),
+        "test/best/top1": (0.9, 0.8),
+        "lr": (1.0, 2.0),
+        "val/top5": (1.0, 1.0),
+        "evaluation/test/ece": (0.1, 0.2),
+    }
+    runs = [
+        compared_run(name, metrics={key: each[index] for key, each in values.items()})
+        for index, name in enumerate("ab")
+    ]
+    best = {row.name: sorted(row.best) for row in metric_rows(runs)}
+    assert best == {
+        "test/best/top1": [0],
+        "val/loss": [1],
+        "val/top5": [],
+        "lr": [],
+        "evaluation/test/ece": [0],
+    }
+    assert next(iter(best)) == "test/best/top1"
+
+
+@pytest.mark.parametrize(("direction", "best"), [("maximize", 1), ("minimize", 0)])
+def test_the_objective_has_the_direction_of_its_study(direction: Any, best: int) -> None:
+    runs = [compared_run("a", metrics={"objective": 0.1}), compared_run("b", metrics={"objective": 0.2})]
+    (row,) = metric_rows([*runs, compared_run("c")], direction)
+    assert (row.best, row.values) == ({best}, (0.1, 0.2, None))
+
+
+def test_a_metric_that_is_added_to_the_table_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "f1", Metric("f1", "macro F1", "maximize", lambda *_: 0.0))
+    runs = [
+        compared_run("a", metrics={"test/best/f1": 0.5}),
+        compared_run("b", metrics={"test/best/f1": 0.75}),
+    ]
+    (row,) = metric_rows(runs)
+    assert row.best == {1}
+    comparison = Comparison("title", runs, [row], [], [])
+    assert metrics_table(comparison)[1] == [("test/best/f1", "0.5000", "* 0.7500", "+0.2500")]
+
+
+def test_metrics_that_are_not_finite() -> None:
+    runs = [
+        compared_run("a", metrics={"val/loss": math.nan}),
+        compared_run("b", metrics={"val/loss": math.inf}),
+    ]
+    (row,) = metric_rows(runs)
+    assert row.best == frozenset()
+    assert [format_value(row.name, value) for value in (*row.values, None)] == ["nan", "inf", "–"]
+    metrics = to_json(Comparison("title", runs, [row], [], []), "folder", None)["metrics"]  # type: ignore[arg-type]
+    assert metrics["val/loss"]["values"] == {"a": None, "b": None}
+
+
+def paired_test(name: str, only_first: int, only_second: int, correction: float = 1.0) -> PairedTest:
+    result = McNemarResult(1000, 0, only_first, only_second, ())
+    return PairedTest(compared_run(name), result, "", min(1.0, correction * result.p))
+
+
+def test_a_verdict_is_a_sentence_with_numbers() -> None:
+    reference = compared_run("first")
+    assert verdict(reference, paired_test("second", 30, 25)) == (
+        "No significant difference between second and first: −0.50 pt test top-1 (95 % CI −1.95 to +0.95;"
+        " McNemar's test: p = 0.59; 1,000 images of both)."
+    )
+    better = verdict(reference, paired_test("second", 5, 60, correction=2))
+    assert better.startswith("second is significantly better than first: +5.50 pt test top-1 (95 % CI +")
+    assert "p < 0.0001 with Holm's correction" in better
+    assert "significantly worse" in verdict(reference, paired_test("second", 60, 5))
+
+
+def test_a_summary_of_several_runs_names_each() -> None:
+    runs = [compared_run(name) for name in "abcde"]
+    tests = [
+        paired_test("b", 0, 50),
+        paired_test("c", 50, 0),
+        paired_test("d", 5, 5),
+        PairedTest(runs[4], None, "e has no predictions"),
+    ]
+    assert summary(Comparison("title", runs, [], tests, [])) == (
+        "Compared with a on the same test images at the 5 % level: better: b; worse: c; no significant difference: d;"
+        " not tested: e."
+    )
+    assert summary(Comparison("title", runs[:2], [], tests[3:], [])) == ""
+
+
+def test_a_table_without_tests_is_empty() -> None:
+    assert mcnemar_table([])[1] == []
