@@ -14,29 +14,28 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import runner.config.schema
-from runner.config.parser import DEFAULTS, EXPERIMENTS, Options, find_experiment, parse, read
+from runner.config.parser import DEFAULTS, Options, find_experiment, parse, read
 from runner.config.schema import (
-    Data,
+    AugmentConfig,
+    DataConfig,
     Experiment,
-    FeatureSettings,
-    Fit,
-    NetworkSettings,
-    Normalisation,
-    Optim,
-    Schedule,
-    Seed,
-    Split,
-    Tracking,
-    Views,
-    as_tree,
-    as_yaml,
-    flatten,
+    FeaturesConfig,
+    ModelConfig,
+    Normalization,
+    OptimConfig,
+    ScheduleConfig,
+    SeedConfig,
+    SplitConfig,
+    TrackingConfig,
+    TrainConfig,
 )
+from runner.config.tree import as_tree, as_yaml, flatten
 from runner.utils.errors import UserError
-from runner.utils.text import nearest
+from runner.utils.paths import EXPERIMENTS
+from runner.utils.text import did_you_mean
 
 SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
-DIGITS = Data(kind="digits")
+DIGITS = DataConfig(kind="digits")
 
 
 def write(folder: Path, text: str) -> str:
@@ -83,11 +82,11 @@ def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_the_defaults_are_the_published_report() -> None:
-    report = Experiment(data=Data(root="anywhere"))
+    report = Experiment(data=DataConfig(root="anywhere"))
     assert report.data.kind == "caltech101"
     assert not report.data.background
-    assert report.split == Split(by="fraction", train=0.5, val=0.25, test=0.25)
-    assert report.augment == Views(
+    assert report.split == SplitConfig(by="fraction", train=0.5, val=0.25, test=0.25)
+    assert report.augment == AugmentConfig(
         train="fresh",
         resize=256,
         crop=224,
@@ -102,7 +101,7 @@ def test_the_defaults_are_the_published_report() -> None:
         interpolation="bilinear",
         rotation_interpolation="nearest",
     )
-    assert report.network == NetworkSettings(
+    assert report.network == ModelConfig(
         arch="vgg16",
         weights="VGG16_Weights.IMAGENET1K_V1",
         head="report",
@@ -111,9 +110,9 @@ def test_the_defaults_are_the_published_report() -> None:
         normalise="statistics",
         trainable="head",
     )
-    assert report.optim == Optim(name="adam", lr=0.01, weight_decay=0.0, groups={})
-    assert report.schedule == Schedule(kind="report", factor=5.0, reductions=3)
-    assert report.fit == Fit(
+    assert report.optim == OptimConfig(name="adam", lr=0.01, weight_decay=0.0, groups={})
+    assert report.schedule == ScheduleConfig(kind="report", factor=5.0, reductions=3)
+    assert report.fit == TrainConfig(
         epochs=30,
         batch_size=64,
         accumulate=1,
@@ -153,12 +152,12 @@ def test_experiments_are_shipped() -> None:
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {kind: digits}\nfit:\n  epochs: 7\nviews: {scale: [0.5, 0.75]}\n")
-    assert read(Path(path)) == Experiment(data=DIGITS, fit=Fit(epochs=7), views=Views(scale=(0.5, 0.75)))
+    assert read(Path(path)) == Experiment(data=DIGITS, fit=TrainConfig(epochs=7), views=AugmentConfig(scale=(0.5, 0.75)))
 
 
 def test_overrides_win_over_the_file_wherever_they_stand(tmp_path: Path) -> None:
     path = write(tmp_path, "data: {kind: digits}\nfit: {epochs: 7, batch_size: 5}\n")
-    expected = Experiment(data=DIGITS, fit=Fit(epochs=9, batch_size=5))
+    expected = Experiment(data=DIGITS, fit=TrainConfig(epochs=9, batch_size=5))
     assert parse(["--config", path, "--train.epochs", "9"])[0] == expected
     assert parse([f"--config={path}", "--train.epochs=9"])[0] == expected
 
@@ -192,7 +191,7 @@ def test_an_override_has_the_type_of_its_setting(name: str, word: str, value: ob
 
 def test_numbers_to_normalise_with_can_be_given(tmp_path: Path) -> None:
     numbers = "{mean: [0.1, 0.2, 0.3], std: [0.4, 0.5, 0.6]}"
-    expected = Normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    expected = Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     path = write(tmp_path, f"data: {{kind: digits}}\nnetwork: {{normalise: {numbers}}}\n")
     assert read(Path(path)).model.normalize == expected
     assert parse(["--model.normalize", numbers])[0].model.normalize == expected
@@ -222,15 +221,15 @@ experiments = st.builds(
     Experiment,
     name=st.from_regex(r"[a-z0-9][a-z0-9 ._-]{0,11}[a-z0-9]", fullmatch=True),
     data=st.builds(
-        Data,
+        DataConfig,
         kind=st.just("caltech101"),
         root=st.text("aé ä:'", max_size=8).map(lambda end: f"/x{end}x"),
         workers=st.just("auto") | st.integers(0, 64),
         download=st.booleans(),
     ),
-    split=st.builds(Split, by=st.just("count"), train=count, val=count, test=count),
+    split=st.builds(SplitConfig, by=st.just("count"), train=count, val=count, test=count),
     views=st.builds(
-        Views,
+        AugmentConfig,
         train=st.sampled_from(["clean", "fresh"]) | whole,
         crop=st.integers(32, 256),
         scale=st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
@@ -239,25 +238,25 @@ experiments = st.builds(
         hue=st.floats(0, 0.5),
     ),
     network=st.builds(
-        NetworkSettings,
+        ModelConfig,
         weights=st.none() | st.just("weights/own.safetensors"),
         normalise=st.just("statistics")
-        | st.builds(Normalisation, st.tuples(share, share, share), st.tuples(positive, positive, positive)),
+        | st.builds(Normalization, st.tuples(share, share, share), st.tuples(positive, positive, positive)),
         dropout=st.floats(0, 0.99),
     ),
-    features=st.builds(FeatureSettings, store=st.booleans(), chunk=st.just("auto") | whole),
+    features=st.builds(FeaturesConfig, store=st.booleans(), chunk=st.just("auto") | whole),
     optim=st.builds(
-        Optim, lr=positive, groups=st.dictionaries(st.sampled_from(["features", "features.24"]), positive)
+        OptimConfig, lr=positive, groups=st.dictionaries(st.sampled_from(["features", "features.24"]), positive)
     ),
-    seed=st.builds(Seed, st.integers(-9, 10**9), st.integers(), st.integers()),
+    seed=st.builds(SeedConfig, st.integers(-9, 10**9), st.integers(), st.integers()),
 )
 
 
 @settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.generate])  # parsing is slow
-@example(Experiment(name="1e3", data=DIGITS, tracking=Tracking(root="1e3")))
-@example(Experiment(name="yes", data=DIGITS, cache="007", tracking=Tracking(root="1.5")))
+@example(Experiment(name="1e3", data=DIGITS, tracking=TrackingConfig(root="1e3")))
+@example(Experiment(name="yes", data=DIGITS, cache="007", tracking=TrackingConfig(root="1.5")))
 @example(Experiment(name="null", data=DIGITS))
-@example(Experiment(data=Data(kind="folder", root="/bücher/a: b"), optim=Optim(lr=1e-5)))
+@example(Experiment(data=DataConfig(kind="folder", root="/bücher/a: b"), optim=OptimConfig(lr=1e-5)))
 @given(experiments)
 def test_an_experiment_written_and_read_back_is_equal(
     tmp_path_factory: pytest.TempPathFactory, experiment: Experiment
@@ -308,7 +307,7 @@ def test_an_unknown_group_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_is_suggested_where_nothing_is_near() -> None:
-    assert nearest("xyzzy", ["train.epochs", "optim.lr"]) == ""
+    assert did_you_mean("xyzzy", ["train.epochs", "optim.lr"]) == ""
     assert "did you mean" not in refusal("--xyzzyxyzzy", "3")
 
 
@@ -400,7 +399,7 @@ def test_an_impossible_combination_is_refused_with_its_settings(
 
 def test_fractions_may_be_any_that_add_up_to_one() -> None:
     words = ("--split.train", "0.7", "--split.val", "0.2", "--split.test", "0.1")
-    assert parse(words)[0].split == Split(train=0.7, val=0.2, test=0.1)
+    assert parse(words)[0].split == SplitConfig(train=0.7, val=0.2, test=0.1)
 
 
 def test_a_missing_experiment_file_names_what_there_is() -> None:

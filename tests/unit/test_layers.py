@@ -62,7 +62,7 @@ def test_every_package_has_a_layer() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == set(ENTRY_POINTS)
 
 
-@pytest.mark.parametrize(("path", "name"), zip(MODULES, NAMES, strict=True), ids=NAMES)
+@pytest.mark.parametrize(("path", "name"), list(zip(MODULES, NAMES, strict=True)), ids=NAMES)
 def test_imports_go_down(path: Path, name: str) -> None:
     assert backward_imports(path, name) == []
 
@@ -89,7 +89,7 @@ def test_no_circles_between_modules() -> None:
     assert not arrows, f"these modules import each other in a circle: {sorted(arrows)}"
 
 
-@pytest.mark.parametrize(("path", "name"), zip(MODULES, NAMES, strict=True), ids=NAMES)
+@pytest.mark.parametrize(("path", "name"), list(zip(MODULES, NAMES, strict=True)), ids=NAMES)
 def test_files_and_functions_are_short(path: Path, name: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
