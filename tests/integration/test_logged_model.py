@@ -18,7 +18,6 @@ from trained import TrainedRun
 from runner import load_model
 from runner.cli import main
 from runner.serving.predictor import LoadedModel
-from runner.tracking.mlflow_server import tracking_server
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.errors import UserError
 
@@ -250,17 +249,17 @@ def test_unknown_models_are_refused_in_one_sentence(
     assert message in refused("predict", files[0], "--model", reference)
 
 
-def test_a_folder_without_records_is_refused(
-    refused: Callable[..., str], files: list[Path], tmp_path: Path
+def test_a_folder_without_a_run_is_refused(
+    refused: Callable[..., str], files: list[Path], small: list[str], tmp_path: Path
 ) -> None:
     assert "There are no records" in refused("predict", files[0], tracking=str(tmp_path / "none"))
-    tracking_server(str(tmp_path / "new")).connect()
-    assert "There is no model yet" in refused("predict", files[0], tracking=str(tmp_path / "new"))
+    assert "There is no model yet" in refused("predict", files[0], tracking=str(tmp_path / "mlruns"))
 
 
 # Commands
 
 
+@pytest.mark.slow
 def test_the_champion_is_exported_to_onnx(command: Command, files: list[Path], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
