@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from commands import one_sentence
 from filelock import FileLock
 from helpers import QUIET, Recorder
+from hypothesis import settings
 from pictures import COLOURS as COLOURS
 from pictures import draw as draw
 from pictures import small_experiment, write_pictures
@@ -38,6 +39,11 @@ from runner.config.schema import Experiment
 from runner.features.extractor import FeatureExtractor
 from runner.training import run
 from runner.utils.console import Terminal
+
+# `--hypothesis-profile full` or HYPOTHESIS_PROFILE=full tries more. A deadline would fail at random on a busy machine.
+settings.register_profile("fast", max_examples=25, deadline=None)
+settings.register_profile("full", max_examples=500, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 @pytest.fixture
@@ -88,7 +94,7 @@ def train(
 
 
 @pytest.fixture
-def through_prefix(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def computed_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many images went through the first stage of the prefix, call by call."""
     counts: list[int] = []
     through = FeatureExtractor.run_stage

@@ -27,6 +27,7 @@ FORMATS: tuple[str, ...] = (
     "boxes",
     "image",
     "model",
+    "old model",
     "scan",
     "statistics",
     "weights",

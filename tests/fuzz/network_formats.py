@@ -26,7 +26,9 @@ from runner.models import checkpoint, pretrained
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, description_digest
 from runner.portable.images import open_rgb
-from runner.serving import load
+from runner.portable.legacy import FORMAT_1
+from runner.serving.load import open_model
+from runner.serving.locate import locate_model
 from runner.serving.packaging import describe
 
 CLASSES = ("blue", "green", "red")
@@ -146,7 +148,9 @@ class ModelFolder(Target):
         self.weights = safetensors.torch.save(self.tensors, {"format": FORMAT})
         told = describe(network, USE, epoch=4, val=VAL, run="0123", manifest="4567")
         self.told = json.loads(json.dumps(told))
-        self.about = self._sealed(self.told, self.weights)
+        self.written, self.described = self.tensors, self.told
+        """Tensors and description under the names of the format that is written."""
+        self.about = self._sealed(self.described, self.weights)
         picture = io.BytesIO()
         from PIL import Image
 
@@ -171,37 +175,55 @@ class ModelFolder(Target):
         elif kind < 0.45:
             mark, tensors = b"r", tensorfile.hostile(random, tensors, tensors)
         elif kind < 0.75:
-            told = self._sealed(bent(random, self.told), tensors)
+            told = self._sealed(bent(random, self.described), tensors)
         elif kind < 0.85:
             tensors = tensorfile.hostile(random, tensors, tensors)
-            told = self._sealed(self.told, tensors)
+            told = self._sealed(self.described, tensors)
         else:
-            tensors = safetensors.torch.save(spoilt(random, self.tensors), {"format": FORMAT})
-            told = self._sealed(self.told, tensors)
+            tensors = safetensors.torch.save(
+                spoilt(random, self.written), {"format": self.described["format"]}
+            )
+            told = self._sealed(self.described, tensors)
         return mark + struct.pack("<Q", len(told)) + told + tensors
 
     def read(self, content: bytes) -> None:
         (length,) = struct.unpack("<Q", content[1:9])
         (self.place / DESCRIPTION_FILE).write_bytes(content[9 : 9 + length])
         (self.place / WEIGHTS_FILE).write_bytes(content[9 + length :])
-        model = load.open_model(load.locate_model(self.place, "mlruns"), "cpu")
+        model = open_model(locate_model(self.place, "mlruns"), "cpu")
         found = model.classifier
         check(all(type(each) is str for each in found.classes), f"the classes {found.classes}"[:500])
         check(len(set(found.classes)) == len(found.classes) > 1, f"the classes {found.classes}"[:500])
         check(finite(found.model.state_dict()), "a weight is no number")
         if content[:1] == b"r":
             check(
-                found.classes == CLASSES and found.about["network"] == self.told["network"],
+                found.classes == CLASSES and found.description["model"] == self.told["model"],
                 "another model comes back",
             )
             state = found.model.state_dict()
             check(
                 all(torch.equal(value, state[name]) for name, value in self.tensors.items()), "other weights"
             )
-        (top,) = found.top(found.view(self.image)[None], 3)
+        (top,) = found.top_k(found.transform(self.image)[None], 3)
         check(
             abs(sum(share for _, share in top) - 1) < 1e-6 or len(found.classes) > 3, f"it says {top}"[:500]
         )
+
+
+class OldModelFolder(ModelFolder):
+    """The same in format 1, which is upgraded when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.written = {
+            name.replace("normalize.", "normalise."): value for name, value in self.tensors.items()
+        }
+        self.weights = safetensors.torch.save(self.written, {"format": FORMAT_1})
+        network = dict(self.told["model"])
+        network["normalisation"] = network.pop("normalization")
+        rest = {name: value for name, value in self.told.items() if name != "model"}
+        self.described = {**rest, "format": FORMAT_1, "network": network}
+        self.about = self._sealed(self.described, self.weights)
 
 
 class WeightsFile(Target):
@@ -219,9 +241,7 @@ class WeightsFile(Target):
             if name.startswith("features.")
         }
         self.path = folder / f"weights{self.suffix}"
-        self.settings = ModelConfig(
-            arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4
-        )
+        self.settings = ModelConfig(arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4)
         numbers = json.dumps({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]})
         self.file = safetensors.torch.save(self.tensors, {pretrained.NORMALIZATION_KEY: numbers})
 
@@ -247,7 +267,7 @@ class WeightsFile(Target):
                 )
         if found.normalization is not None:
             numbers = [*found.normalization.mean, *found.normalization.std]
-            check(all(type(each) is float for each in numbers), f"normalisation {numbers}")
+            check(all(type(each) is float for each in numbers), f"normalization {numbers}")
 
 
 class PickleFile(WeightsFile):

@@ -17,11 +17,13 @@ from fuzz import tensorfile
 from fuzz.damage import bent_json, damaged
 from fuzz.target import Target, check
 from runner.cli import sync
+from runner.config.parser import Options
 from runner.config.schema import DataConfig, Experiment
 from runner.config.tree import as_tree
-from runner.tracking import interrupted_runs
+from runner.tracking.interrupted_runs import RunRecord, list_interrupted_runs, resolved_settings, write_record
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.resume_lookup import changed_settings, runs_to_resume
 from runner.training import snapshot
 from runner.training.resume import ResumePoint, apply_resume_point
 from runner.training.snapshot import Snapshot
@@ -58,7 +60,7 @@ class JournalFile(Target):
     def read(self, content: bytes) -> None:
         root = self.folder / "journals"
         shutil.rmtree(root, ignore_errors=True)
-        journal = Journal.create(root, Owner("sqlite:///x", "run", "elsewhere", 1, 1.0))
+        journal = Journal.create(root, Owner("elsewhere", 1, 1.0, uri="sqlite:///x", run_id="run"))
         (journal.folder / "events.jsonl").write_bytes(content)
         journal.repair()
         whole = set(content.split(b"\n")[:-1])
@@ -77,7 +79,7 @@ class OwnerFile(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.root = folder / "journals"
-        self.owner = Owner("sqlite:///x", "a" * 32, "elsewhere", 1, 1.0)
+        self.owner = Owner("elsewhere", 1, 1.0, uri="sqlite:///x", run_id="a" * 32)
         self.journal = Journal.create(self.root, self.owner)
         for event in JournalFile.EVENTS:
             self.journal.append(event)
@@ -97,11 +99,11 @@ class OwnerFile(Target):
         folder = self.journal.folder
         (folder / "sent").write_bytes(sent)
         (folder / "owner.json").write_bytes(owner)
-        for each in Journal.find(self.root):
-            _ = each.alive, each.resumable, sync.waiting(self.root)
+        for each in Journal.find_all(self.root):
+            _ = each.alive, each.resumable, sync.undelivered(self.root)
             delivered = sent == str(self.whole[0]).encode()
             check(len(each.pending()) == len(self.whole) - delivered, "records were passed over")
-        if Journal.at(folder) is None:
+        if Journal.load(folder) is None:
             raise UserError("It is no journal.")
 
 
@@ -113,11 +115,13 @@ class RunFile(Target):
         self.experiment = Experiment(data=DataConfig(kind="digits"))
         self.place = TrackingServer("sqlite:///x", folder)
         self.journal = Journal.create(
-            folder / "journals", Owner("sqlite:///x", "a" * 32, "elsewhere", 1, 1.0)
+            folder / "journals", Owner("elsewhere", 1, 1.0, uri="sqlite:///x", run_id="a" * 32)
         )
         os.utime(self.journal.folder / "owner.json", (0, 0))  # its host fell silent long ago
         self.state = self.journal.folder / "state"
-        interrupted_runs.describe(self.state, "name", as_tree(self.experiment), self.experiment)
+        write_record(
+            self.state, RunRecord("name", as_tree(self.experiment), resolved_settings(self.experiment))
+        )
         self.content = (self.state / "run.json").read_bytes()
 
     def make(self, random: Random) -> bytes:
@@ -133,12 +137,14 @@ class RunFile(Target):
 
     def read(self, content: bytes) -> None:
         (self.state / "run.json").write_bytes(content)
-        for each in interrupted_runs.list_interrupted_runs(self.place):
-            check(isinstance(each.asked, dict), "the experiment is no tree")
-            interrupted_runs.changed_settings(each, as_tree(self.experiment))
-            apply_resume_point(self.experiment, (each.decided, ResumePoint(each.asked, each.run_id, each.name)))
+        for run in list_interrupted_runs(self.place):
+            record = run.record
+            check(isinstance(record.requested, dict), "the experiment is not a tree")
+            changed_settings(run, as_tree(self.experiment))
+            point = ResumePoint(record.requested, run.run_id, record.name)
+            apply_resume_point(self.experiment, (record.resolved, point))
         try:
-            interrupted_runs.runs_to_resume(self.place, self.experiment, "aaaaaaaa", 1, False)
+            runs_to_resume(self.place, self.experiment, Options(resume="aaaaaaaa"))
         except UserError as error:
             check("\n" not in str(error), "a sentence of several lines")
             raise

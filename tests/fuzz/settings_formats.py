@@ -62,10 +62,10 @@ class SpaceFile(Target):
     """`--space FILE`: every value that could be suggested makes an experiment, and the space comes back."""
 
     SEEDS = (
-        b"optim.lr: {low: 1.0e-4, high: 0.1, log: true}\nfit.batch_size: [32, 64]\n",
+        b"optim.lr: {low: 1.0e-4, high: 0.1, log: true}\ntrain.batch_size: [32, 64]\n",
         b"optim.name: [adam, sgd]\noptim.momentum: {low: 0.5, high: 0.99, when: {optim.name: sgd}}\n",
-        b"# a comment\nschedule.reductions: {low: 1, high: 5, step: 2, when: {schedule.kind: [report, cosine]}}\n",
-        b"train.label_smoothing: {low: 0.0, high: 0.2, step: 0.1}\nviews.train: {choices: [clean, 1, fresh]}\n",
+        b"# comment\nschedule.reductions: {low: 1, high: 5, step: 2, when: {schedule.kind: [reduce_on_drop]}}\n",
+        b"train.label_smoothing: {low: 0.0, high: 0.2, step: 0.1}\naugment.views: {choices: [none, 2, fresh]}\n",
     )
 
     def __init__(self, folder: Path) -> None:

@@ -109,13 +109,13 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
 
     from fuzz.network_formats import MARK, _evil
 
-    from runner.config.schema import NetworkSettings
-    from runner.models.pretrained import read
+    from runner.config.schema import ModelConfig
+    from runner.models.pretrained import read_weights
     from runner.utils.errors import UserError
 
     monkeypatch.chdir(tmp_path)
     path, seen = tmp_path / "weights.pth", set()
-    settings = NetworkSettings(arch="vgg11", weights=str(path), head="pooled")
+    settings = ModelConfig(arch="vgg11", weights=str(path), head="pooled")
     for case in range(60):
         content = _evil(Random(case))
         if content in seen or MARK.encode() not in content:
@@ -123,7 +123,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
         seen.add(content)
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"was not loaded|not a whole"):
-            read(settings)
+            read_weights(settings)
         assert not Path(MARK).exists()
     assert len(seen) >= 6
     pickle.loads(next(each for each in sorted(seen) if each.startswith(b"cposix")))
