@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
 from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows
 from runner.evaluation.comparison.export import metrics_to_csv, settings_to_csv, to_json
 from runner.evaluation.comparison.page import comparison_page, draw_curves
@@ -50,14 +51,14 @@ MOST_IDS = 8
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line. Raises `UserError`."""
     parser = CommandLineParser(
-        prog="runner compare", description="Compare runs: settings, metrics, curves, predictions."
+        prog="runner compare", description="Compare the settings, metrics, curves and predictions of runs."
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="*", help="two or more: id, beginning of an id, name, or latest")
+    add("runs", metavar="RUN", nargs="*", help=f"two or more. {RUN_HELP}")
     add("--study", metavar="NAME", help=f"compare a study's baseline and its {MOST_TRIALS} best trials")
     add("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
-    add("--json", action="store_true", help="write one JSON object to standard output, and nothing else")
-    add("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    add("--json", action="store_true", help=JSON_HELP)
+    add_tracking_root(parser)
     args = parser.parse_args(argv)
     if args.study and args.runs:
         raise UserError("Give runs or --study, not both.")

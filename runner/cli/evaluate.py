@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
 from runner.evaluation.metrics import METRICS
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
@@ -47,9 +48,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="runner evaluate", description="Evaluate a run's checkpoints and write a report."
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="id, beginning of an id, name, or latest")
+    add("run", metavar="RUN", help=RUN_HELP)
     add("--split", default="test", choices=("train", "val", "test"), help="default: test")
-    add("--json", action="store_true", help="write one JSON object to standard output, and nothing else")
+    add("--json", action="store_true", help=JSON_HELP)
     add("--no-report", dest="report", action="store_false", help="only compute the metrics")
     add("--out", metavar="DIR", help="also write the report to this folder")
     add(
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--boxes", type=Path, metavar="CSV", help="bounding boxes: path,left,top,right,bottom in pixels")
     add("--data.root", dest="root", help="folder of the images, if they have moved")
-    add("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    add_tracking_root(parser)
     args = parser.parse_args(argv)
     if args.faithfulness == 1 or args.faithfulness < 0:
         raise UserError(f"--faithfulness is {args.faithfulness}; it needs 2 images or more for an interval.")

@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from runner.cli.model_options import SOME_UNREADABLE, add_image_arguments, add_model_options
+from runner.cli.options import SOME_UNREADABLE, add_image_arguments, add_model_options
 from runner.explain.methods import METHODS
 from runner.serving.explanations import PREDICTED, ExplanationSettings, draw_explanations
 from runner.serving.load import load_model_concurrently

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.cli.model_options import add_model_options
+from runner.cli.options import add_model_options
 from runner.serving import onnx
 from runner.serving.load import load_model
 from runner.utils.atomic_files import atomic_write, output_folder

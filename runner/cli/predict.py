@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.cli.model_options import SOME_UNREADABLE, add_image_arguments, add_model_options, positive_integer
+from runner.cli.options import SOME_UNREADABLE, add_image_arguments, add_model_options, positive_integer
 from runner.serving import class_names
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
@@ -33,16 +33,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_image_arguments(parser)
     add_model_options(parser)
     parser.add_argument(
-        "--top", type=positive_integer, default=5, help="classes to show per image; default: 5"
+        "--top", type=positive_integer, default=5, metavar="N", help="classes to show per image; default: 5"
     )
     parser.add_argument(
         "--lang",
+        metavar="LANGUAGE|CSV",
         help=f"language of the class names ({', '.join(class_names.languages())}), or a CSV file with the header"
         " class,name",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print only a JSON list to standard output")
-    output.add_argument("--csv", action="store_true", help="print only a CSV table to standard output")
+    output.add_argument(
+        "--json", action="store_true", help="write a JSON list to standard output, and nothing else"
+    )
+    output.add_argument(
+        "--csv", action="store_true", help="write a CSV table to standard output, and nothing else"
+    )
     parser.add_argument(
         "--explain", metavar="DIR", help="also draw the Grad-CAM of each image into this folder"
     )

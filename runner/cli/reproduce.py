@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.launcher import launch, take_processes
+from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
 from runner.config.parser import parse as parse_settings
 from runner.config.validation import check_weights
 from runner.evaluation.reproduction import (
@@ -47,13 +48,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         " metrics. Exit status 0: the same; 1: different; 2: the run cannot be reproduced.",
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="id, beginning of an id, name, or latest")
-    add("--json", action="store_true", help="write one JSON object to standard output, and nothing else")
+    add("run", metavar="RUN", help=RUN_HELP)
+    add("--json", action="store_true", help=JSON_HELP)
     add("--data.root", metavar="PATH", help="folder of the images, if they have moved")
     add("--model.weights", metavar="FILE", help="file of the pretrained weights, if it has moved")
     add("--cache", metavar="FOLDER", help="another cache; an empty one computes all features again")
     add("-n", "--processes", metavar="PROCESSES", help="default: as many as the run used")
-    add("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    add_tracking_root(parser)
     processes, rest = take_processes(argv)
     args = parser.parse_args(rest)
     args.processes = processes

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from runner.cli.options import add_tracking_root
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.utils.command_line import CommandLineParser
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
         description="Deliver to MLflow what earlier runs of this machine logged and could not deliver, each run to the"
         " store that it belongs to, and close runs whose process died.",
     )
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    add_tracking_root(parser)
     root = Path(parser.parse_args(argv).tracking).expanduser().resolve()
     terminal = Terminal()
     before = undelivered(root)

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from runner.cli.options import add_tracking_root
 from runner.tracking.mlflow_server import configure_mlflow, tracking_server
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
@@ -27,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         prog="runner ui", description="Serve MLflow's web pages of the runs in mlruns/."
     )
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
+    add_tracking_root(parser)
     options = parser.parse_args(argv)
     if not 0 < options.port < 65536:
         raise UserError(f"--port {options.port} is not a port; give one from 1 to 65535.")

@@ -1,0 +1,46 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+SOME_UNREADABLE = 1
+"""Exit status if some of the given files are not readable images."""
+RUN_HELP = "run: its id, the first characters of its id, its name, or latest"
+JSON_HELP = "write one JSON object to standard output, and nothing else"
+
+
+def add_tracking_root(parser: argparse.ArgumentParser) -> None:
+    """`--tracking.root`, as `tracking` of the parsed options."""
+    parser.add_argument(
+        "--tracking.root",
+        dest="tracking",
+        default="mlruns",
+        metavar="DIR",
+        help="folder of the run records; default: mlruns",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """`--model` and `--tracking.root`."""
+    parser.add_argument(
+        "--model",
+        metavar="RUN|NAME@ALIAS|PATH",
+        help="run (id, name or latest), registered model (NAME@ALIAS or NAME@VERSION), model folder or checkpoint;"
+        " default: the newest finished run",
+    )
+    add_tracking_root(parser)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """The image files, as `images` of the parsed options."""
+    parser.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="image file, folder, or pattern such as 'photos/*.jpg'"
+    )
+
+
+def positive_integer(text: str) -> int:
+    """A whole number of at least 1. Raises ArgumentTypeError."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
