@@ -71,11 +71,25 @@ class Recorder(Tracker):
         self.artifacts.append(f"{folder}/{path.name}" if folder else path.name)
 
 
-def small_model(training_seed: int = 0, dropout: float = 0.4, **changes: Any) -> TransferModel:
-    fields = {"arch": "vgg11", "head": "pooled", "pool": 1, "width": 16, "trainable": "head"} | changes
-    return TransferModel(
-        ModelSpec(**fields, dropout=dropout, classes=CLASSES, normalization=NUMBERS), training_seed, True
-    )
+def small_model(training_seed: int = 0, random_weights: bool = True, **changes: Any) -> TransferModel:
+    """vgg11 with a small pooled head; `changes` are fields of its `ModelSpec`."""
+    fields = {
+        "arch": "vgg11",
+        "head": "pooled",
+        "pool": 1,
+        "width": 16,
+        "dropout": 0.4,
+        "trainable": "head",
+        "classes": CLASSES,
+        "normalization": NUMBERS,
+    }
+    return TransferModel(ModelSpec(**fields | changes), training_seed, random_weights)
+
+
+def random_images(count: int = 4, size: int = 32) -> Tensor:
+    """Images of noise (count × 3 × size × size, uint8), always the same ones."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def comparable(epochs: Sequence[EpochResult]) -> list[dict[str, Any]]:
