@@ -81,12 +81,24 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add(
         "--trials",
+        metavar="N",
         type=positive,
         default=50,
         help="total number, over all workers and commands (default: 50)",
     )
-    add("--workers", type=positive, default=1, help="processes, each with a trial of its own (default: 1)")
-    add("--threads", type=positive, help="CPU threads per worker (default: an equal share of the cores)")
+    add(
+        "--workers",
+        metavar="N",
+        type=positive,
+        default=1,
+        help="processes, each with a trial of its own (default: 1)",
+    )
+    add(
+        "--threads",
+        metavar="N",
+        type=positive,
+        help="CPU threads per worker (default: an equal share of the cores)",
+    )
     add(
         "--storage",
         metavar="URL",
@@ -100,6 +112,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add(
         "--seeds",
+        metavar="K",
         type=positive,
         default=1,
         help="training seeds per trial; its value is their mean (default: 1)",
@@ -111,9 +124,17 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         default="auto",
         help="auto (default): median; with several seeds wilcoxon",
     )
-    add("--sampler-seed", "--sampler_seed", type=natural, default=0, help="seed of the sampler (default: 0)")
+    add(
+        "--sampler-seed",
+        "--sampler_seed",
+        metavar="SEED",
+        type=natural,
+        default=0,
+        help="seed of the sampler (default: 0)",
+    )
     add(
         "--confirm",
+        metavar="K",
         type=natural,
         default=5,
         help="new seeds to compare best and baseline; 0: none (default: 5)",

@@ -1,0 +1,362 @@
+"""Studies in a journal file, without training: which trials are run, pruned, failed, and which studies are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from studies import CONDITIONAL, GRID, SPACE, make_plan, quickstart, states, values_of, work
+
+from runner.study import storage
+from runner.study.plan import Plan
+from runner.study.samplers import SAMPLERS
+from runner.study.space import Dimension, Space
+from runner.study.study import MAX_FAILURES, Study
+from runner.utils.errors import UserError
+
+Make = Callable[..., Plan]
+INTERRUPTED_TRIALS = {"tpe": 16, "gp": 13, "cmaes": 16}
+"""Trials after which a sampler no longer draws at random."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Make:
+    """`plan(trials=9)`: a plan whose journal lies in `tmp_path`, with some fields changed."""
+    return lambda storage=tmp_path / "studies.journal", **changes: make_plan(storage, **changes)
+
+
+# Ask and complete
+
+
+def test_the_first_trial_is_the_baseline(plan: Make, tmp_path: Path) -> None:
+    study, baseline = Study(plan(), tmp_path), quickstart()
+    first, *others = work(study)
+    assert (first.number, first.is_baseline, first.experiment) == (0, True, baseline)
+    assert first.values == {"optim.lr": baseline.optim.lr, "model.dropout": baseline.model.dropout}
+    assert study.baseline_trial is not None
+    assert study.baseline_trial.params == first.values
+    assert len(others) == 5
+    for number, trial in enumerate(others, 1):
+        assert (trial.number, trial.is_baseline) == (number, False)
+        assert trial.experiment.optim.lr == trial.values["optim.lr"]
+        assert trial.experiment.model.dropout == trial.values["model.dropout"]
+        rest = {"optim": baseline.optim, "model": baseline.model}
+        assert dataclasses.replace(trial.experiment, **rest) == baseline
+    assert states(study) == ["COMPLETE"] * 6
+    assert study.is_finished
+
+
+@pytest.mark.parametrize(
+    ("objective", "values", "better"),
+    [("top1", (0.5, 0.7, 0.7, 0.6), 0.71), ("loss", (0.5, 0.2, 0.2, 0.6), 0.1)],
+)
+def test_the_best_is_the_first_of_equals(
+    plan: Make, tmp_path: Path, objective: str, values: tuple[float, ...], better: float
+) -> None:
+    study = Study(plan(objective=objective), tmp_path)
+    assert study.best_trial is None
+    assert study.is_improvement(0.0)
+    for value in values:
+        study.ask()
+        study.complete(value)
+    assert study.best_trial is not None
+    assert study.best_trial.number == 1
+    assert not study.is_improvement(values[1])
+    assert study.is_improvement(better)
+
+
+def test_the_number_of_trials_is_a_total(plan: Make, tmp_path: Path) -> None:
+    assert len(work(Study(plan(trials=3), tmp_path))) == 3
+    again = Study(plan(trials=3), tmp_path)
+    assert again.is_finished
+    assert work(again) == []
+    more = Study(plan(trials=5), tmp_path)
+    assert not more.is_finished
+    assert [trial.number for trial in work(more)] == [3, 4]
+    assert work(Study(plan(trials=2), tmp_path)) == []
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_setting_is_left_out_unless_its_condition_holds(plan: Make, tmp_path: Path, sampler: str) -> None:
+    trials = work(Study(plan(space=CONDITIONAL, sampler=sampler, trials=25), tmp_path))
+    assert {trial.values["optim.name"] for trial in trials} == {"adam", "adamw", "sgd"}
+    for trial in trials:
+        assert ("optim.momentum" in trial.values) == (trial.values["optim.name"] == "sgd")
+
+
+# The same seed, the same study
+
+
+def test_one_worker_repeats_itself(plan: Make, tmp_path: Path) -> None:
+    def draws(name: str, **changes: Any) -> list[dict[str, Any]]:
+        about = plan(tmp_path / f"{name}.journal", sampler="tpe", trials=14, **changes)
+        return values_of(work(Study(about, tmp_path / name)))
+
+    first = draws("one")
+    assert draws("two") == first
+    assert draws("three", sampler_seed=1)[1:] != first[1:]
+    assert len({str(values) for values in first}) == 14
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_stopped_study_continues_as_if_it_had_not_been_stopped(
+    plan: Make, tmp_path: Path, sampler: str
+) -> None:
+    trials = INTERRUPTED_TRIALS.get(sampler, 8)
+    about = {"sampler": sampler, "space": GRID if sampler == "grid" else SPACE, "trials": trials}
+    uninterrupted = plan(tmp_path / "uninterrupted.journal", **about)
+    stopped = plan(tmp_path / "stopped.journal", **about)
+    expected = values_of(work(Study(uninterrupted, tmp_path / "uninterrupted")))
+    found: list[dict[str, Any]] = []
+    for limit in (1, trials - 4, 1000):
+        found += values_of(work(Study(stopped, tmp_path / "stopped"), limit))
+    assert found == expected
+    if sampler != "grid":
+        assert len(found) == trials
+
+
+def test_two_workers_do_not_draw_the_same_values(plan: Make, tmp_path: Path) -> None:
+    one, other = Study(plan(sampler="tpe"), tmp_path), Study(plan(sampler="tpe"), tmp_path)
+    first, second = one.ask(), other.ask()
+    assert first is not None
+    assert second is not None
+    assert (first.is_baseline, second.is_baseline) == (True, False)
+    one.complete(0.5)
+    third = one.ask()
+    assert third is not None
+    assert third.values != second.values
+
+
+def test_a_grid_ends_when_it_is_exhausted(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(space=GRID, sampler="grid", trials=50), tmp_path)
+    trials = work(study)
+    points = [(trial.values["model.dropout"], trial.values["train.batch_size"]) for trial in trials[1:]]
+    assert sorted(points) == [(dropout, size) for dropout in (0.1, 0.5) for size in (16, 32, 64)]
+    assert study.is_finished
+    assert Study(plan(space=GRID, sampler="grid", trials=50), tmp_path).ask() is None
+
+
+def test_workers_do_not_try_a_point_of_a_grid_twice(plan: Make, tmp_path: Path) -> None:
+    about = plan(space=GRID, sampler="grid", trials=50)
+    first = Study(about, tmp_path)
+    work(first, 6)
+    second = Study(about, tmp_path)
+    assert first.ask() is not None, "the sixth point"
+    assert second.ask() is None, "it is running, and there is no other one"
+    first.complete(0.5)
+    assert second.is_finished
+
+
+# Interruptions
+
+
+def test_a_trial_that_its_user_stopped_is_always_tried_again(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(trials=2), tmp_path)
+    work(study, 1)
+    values = []
+    for _ in range(3):
+        trial = study.ask()
+        assert trial is not None
+        values.append(trial.values)
+        study.interrupt("stopped by SIGINT")
+        assert not study.has_running_trial
+    (last,) = work(study)
+    assert values == [last.values] * 3
+    assert states(study) == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert [trial.user_attrs.get("lost") for trial in study.trials()][1:4] == ["stopped by SIGINT"] * 3
+    assert study.count_trials() == 2
+    assert study.is_finished
+
+
+def test_an_interruption_without_a_trial_does_nothing(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(), tmp_path)
+    study.interrupt("stopped by SIGINT")
+    assert states(study) == ["WAITING"]
+
+
+def test_interrupted_trials_are_no_failures(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(), tmp_path)
+    for _ in range(MAX_FAILURES + 2):
+        assert study.ask() is not None
+        study.interrupt("stopped by SIGTERM")
+    assert study.ask() is not None
+
+
+def test_a_trial_of_a_live_worker_is_not_stale(plan: Make, tmp_path: Path) -> None:
+    one, other = Study(plan(), tmp_path), Study(plan(), tmp_path)
+    one.ask()
+    with other.locked():
+        assert other.requeue_stale_trials() == []
+    assert states(other) == ["RUNNING"]
+
+
+def test_a_file_is_not_shared_with_another_host(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Study(plan(), tmp_path), Study(plan(), tmp_path)
+    one.ask()
+    one.annotate(owner=["elsewhere", 1, 1.0])
+    with pytest.raises(UserError, match=r"running on elsewhere.*PostgreSQL"):
+        other.ask()
+    monkeypatch.setattr("runner.study.stale_trials.MAX_SILENCE", -1)
+    again = other.ask()
+    assert again is not None
+    assert again.number == 1
+    assert states(other) == ["FAIL", "RUNNING"]
+
+
+# Pruning
+
+
+def test_poor_trials_are_pruned(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(trials=9, pruner="median"), tmp_path)
+    for value in (0.9, 0.8, 0.85, 0.7, 0.95):
+        study.ask()
+        assert not any(study.report(epoch, value) for epoch in range(1, 6))
+        study.complete(value)
+    study.ask()
+    assert any(study.report(epoch, 0.1) for epoch in range(1, 6))
+    study.prune("pruned at epoch 5, at 0.1")
+    study.ask()
+    assert not any(study.report(epoch, 0.99) for epoch in range(1, 6))
+    study.complete(0.99)
+    pruned = study.trials()[5]
+    assert (pruned.state, pruned.value) == (TrialState.PRUNED, 0.1)
+    assert pruned.user_attrs["reason"] == "pruned at epoch 5, at 0.1"
+
+
+@pytest.mark.parametrize(("name", "seeds"), [("median", 1), ("auto", 1), ("hyperband", 1), ("wilcoxon", 4)])
+def test_the_baseline_is_never_pruned(plan: Make, tmp_path: Path, name: str, seeds: int) -> None:
+    study = Study(plan(trials=12, pruner=name, seeds=seeds), tmp_path)
+    baseline = Study(plan(trials=12, pruner=name, seeds=seeds), tmp_path)
+    first = baseline.ask()
+    assert first is not None
+    assert first.is_baseline
+    for number in range(9):
+        study.ask()
+        for epoch in range(5):
+            study.report(epoch, 0.8 + number / 100)
+        study.complete(0.8 + number / 100)
+    assert not any(baseline.report(epoch, 0.0) for epoch in range(5))
+    assert study.ask() is not None
+    assert name == "wilcoxon" or any(study.report(epoch, 0.0) for epoch in range(5)), "others are"
+
+
+# Failures
+
+
+def test_failures_in_a_row_stop_the_study(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(trials=50), tmp_path)
+    work(study, 2)
+    for number in range(MAX_FAILURES):
+        study.ask()
+        study.fail(f"fault {number}")
+    with pytest.raises(
+        UserError, match=rf"'some' stops.*last {MAX_FAILURES} trials failed.*trial 2: fault 0"
+    ):
+        study.ask()
+    assert not study.has_running_trial
+    assert "RUNNING" not in states(study)
+
+
+def test_a_success_between_failures_lets_the_study_continue(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(trials=50), tmp_path)
+    for number in range(2 * MAX_FAILURES):
+        study.ask()
+        study.complete(0.5) if number % MAX_FAILURES == 2 else study.fail("a fault")
+    assert study.ask() is not None
+
+
+def test_a_combination_that_cannot_work_is_a_failed_trial(plan: Make, tmp_path: Path) -> None:
+    impossible = Space((Dimension("train.accumulate", choices=(1, 1000)),))
+    study = Study(plan(space=impossible, sampler="grid", trials=9), tmp_path)
+    work(study, 1)
+    errors = []
+    for _ in range(2):
+        try:
+            study.ask()
+            study.complete(0.5)
+        except UserError as error:
+            assert study.has_running_trial
+            study.fail(str(error))
+            errors.append(str(error))
+    assert len(errors) == 1
+    assert "train.accumulate (1000)" in errors[0]
+
+
+# Studies of the same name
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"space": Space(SPACE.dimensions[:1])}, "space.model.dropout"),
+        ({"objective": "balanced_accuracy"}, "objective"),
+        ({"seeds": 3}, "seeds"),
+        ({"baseline": quickstart("--seed.split", "1")}, "baseline.seed.split"),
+    ],
+)
+def test_another_study_of_the_same_name_is_refused(
+    plan: Make, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    Study(plan(), tmp_path)
+    with pytest.raises(UserError, match="'some' exists with other settings") as caught:
+        Study(plan(**changes), tmp_path)
+    assert named in str(caught.value)
+    assert Study(plan(), tmp_path).ask() is not None, "the first one is undamaged"
+    assert Study(plan(name="other", **changes), tmp_path).ask() is not None
+
+
+def test_a_worker_may_differ_in_what_changes_no_result(plan: Make, tmp_path: Path) -> None:
+    Study(plan(), tmp_path)
+    elsewhere = quickstart("--cache", "/elsewhere", "--data.workers", "1")
+    trial = Study(plan(baseline=elsewhere), tmp_path).ask()
+    assert trial is not None
+    assert trial.experiment == elsewhere
+
+
+def test_a_study_of_another_program_is_refused(plan: Make, tmp_path: Path) -> None:
+    foreign = optuna.create_study(storage=storage.connect(plan().storage), study_name="some")
+    foreign.add_trial(optuna.trial.create_trial(value=1.0))
+    with pytest.raises(UserError, match="not created by this runner"):
+        Study(plan(), tmp_path)
+    assert len(foreign.trials) == 1
+
+
+def test_a_damaged_study_is_refused(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(), tmp_path)
+    study.ask()
+    study.annotate(owner=["here", "no number", 1.0])
+    with pytest.raises(UserError, match=r"is damaged \(trial 0\)"):
+        Study(plan(), tmp_path)
+
+
+def test_a_process_that_died_while_it_created_the_study_does_no_harm(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies before or after any of the records that make a study."""
+
+    class Killed(BaseException):
+        pass
+
+    for call in ("enqueue_trial", "set_user_attr", "set_metric_names"):
+        for before in (True, False):
+            about = plan(name=f"{call} {before}")
+            real = getattr(optuna.Study, call)
+
+            def die(self: Any, *args: Any, _real: Any = real, _before: bool = before, **named: Any) -> None:
+                if not _before:
+                    _real(self, *args, **named)
+                raise Killed
+
+            with monkeypatch.context() as patch:
+                patch.setattr(optuna.Study, call, die)
+                with pytest.raises(Killed):
+                    Study(about, tmp_path)
+            trials = work(Study(about, tmp_path))
+            assert [trial.is_baseline for trial in trials] == [True, *[False] * 5], about.name

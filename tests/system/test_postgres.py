@@ -1,0 +1,278 @@
+"""Studies in PostgreSQL: a server is started for the tests and deleted after them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from studies import LR, make_plan, numbers_of, start_worker, states, work
+
+from runner.study import storage
+from runner.study.plan import Plan
+from runner.study.space import Space
+from runner.study.study import Study
+from runner.study.trials import is_baseline, is_lost
+from runner.utils.errors import UserError
+
+SPACE = Space((LR,))
+SECRET = "hush-hush"
+REMOTE_OWNER = ["elsewhere/1234", 17, 1.0]
+"""A process of another host."""
+Make = Callable[..., Plan]
+
+
+def programs() -> Path | None:
+    """The folder of initdb and pg_ctl."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    on_path = shutil.which("pg_ctl")
+    places = [*found[::-1], *([Path(on_path).parent] if on_path else [])]
+    return next((each for each in places if (each / "initdb").exists() and (each / "pg_ctl").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The address of an empty database, with the password SECRET."""
+    pytest.importorskip("psycopg")
+    bin_ = programs()
+    if bin_ is None:
+        pytest.skip("PostgreSQL is not installed")
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        import pwd
+
+        try:
+            pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = Path(tempfile.mkdtemp(prefix="runner-pg-", dir="/tmp"))  # a socket's path must be short
+    secret = folder / "secret"
+    secret.write_text(f"{SECRET}\n")
+    if user:
+        shutil.chown(folder, "postgres", "postgres")
+        shutil.chown(secret, "postgres", "postgres")
+
+    def call(*command: str) -> None:
+        done = subprocess.run(
+            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **user
+        )
+        assert done.returncode == 0, done.stderr
+
+    data = str(folder / "data")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    try:
+        call(
+            *(str(bin_ / "initdb"), "-D", data, "-U", "me", "-A", "scram-sha-256", "--no-sync"),
+            *("--pwfile", str(secret), "-E", "UTF8", "--locale", "C"),
+        )
+        call(*(str(bin_ / "pg_ctl"), "-D", data, "-l", str(folder / "log"), "-w", "-o", options, "start"))
+        try:
+            yield f"postgresql://me:{SECRET}@127.0.0.1:{port}/postgres"
+        finally:
+            call(str(bin_ / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def plan(address: str, request: pytest.FixtureRequest) -> Make:
+    """`plan(trials=9)`: a study in the database, named after the test, with some fields changed."""
+    return lambda storage=address, **changes: make_plan(
+        storage, **{"name": request.node.name, "space": SPACE, "trials": 4, **changes}
+    )
+
+
+def heartbeats(study: Study, address: str) -> int:
+    """Trials of a study that have had a heartbeat."""
+    import psycopg
+
+    words = (
+        "select count(*) from trial_heartbeats join trials using (trial_id)"
+        " join studies using (study_id) where study_name = %s"
+    )
+    with psycopg.connect(address) as connection:
+        row = connection.execute(words, (study.plan.name,)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def test_two_processes_create_the_tables_and_share_a_study(plan: Make, tmp_path: Path) -> None:
+    """The first test: the database is empty."""
+    about = plan(trials=10)
+    assert numbers_of([start_worker(about, tmp_path) for _ in range(2)]) == list(range(10))
+    study = Study(about, tmp_path)
+    assert states(study) == ["COMPLETE"] * 10
+    assert [trial.number for trial in study.trials() if is_baseline(trial)] == [0]
+    assert study.is_finished
+
+
+def test_hosts_that_create_a_study_at_once_agree(plan: Make, tmp_path: Path) -> None:
+    """They share no folder, so no lock, only the database."""
+    about = plan(trials=6)
+    numbers_of([start_worker(about, tmp_path / name) for name in ("one", "other")])
+    study = Study(about, tmp_path)
+    assert [trial.number for trial in study.trials() if is_baseline(trial)] == [0]
+    assert set(states(study)) == {"COMPLETE"}
+
+
+def test_a_database_is_a_storage(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(), tmp_path)
+    trial = study.ask()
+    assert trial is not None
+    assert trial.is_baseline
+    assert not study.report(1, 0.5)
+    study.complete(0.5)
+    again = Study(plan(), tmp_path)
+    while again.ask() is not None:
+        again.complete(0.7)
+    assert states(study) == ["COMPLETE"] * 4
+    assert study.is_finished
+    assert study.best_trial is not None
+    assert (study.best_trial.number, study.best_trial.value) == (1, 0.7)
+    assert study.trials()[0].intermediate_values == {1: 0.5}
+    with pytest.raises(UserError, match="exists with other settings") as caught:
+        Study(plan(objective="balanced_accuracy"), tmp_path)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_user_who_stops_loses_nothing(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(trials=1), tmp_path)
+    study.ask()
+    study.interrupt("stopped by SIGINT")
+    trial = study.ask()
+    assert trial is not None
+    assert (trial.number, trial.is_baseline) == (1, True)
+
+
+def test_a_trial_has_heartbeats(plan: Make, tmp_path: Path, address: str) -> None:
+    study = Study(plan(), tmp_path)
+    study.record_heartbeat()
+    assert heartbeats(study, address) == 0, "there is no trial yet"
+    study.ask()
+    study.record_heartbeat()
+    study.record_heartbeat()
+    assert heartbeats(study, address) == 1
+    other = Study(plan(), tmp_path)
+    with other.locked():
+        assert other.requeue_stale_trials() == []
+    assert states(other) == ["RUNNING"]
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial is stale a second after its last heartbeat."""
+    monkeypatch.setattr(storage, "HEARTBEAT_INTERVAL", 1)
+    monkeypatch.setattr(storage, "HEARTBEAT_GRACE", 1)
+
+
+def wait_until_requeued(study: Study) -> None:
+    """Look for stale trials until no trial is RUNNING."""
+    deadline = time.monotonic() + 8
+    while "RUNNING" in states(study) and time.monotonic() < deadline:
+        with study.locked():
+            study.requeue_stale_trials()
+        time.sleep(0.1)
+
+
+def start_remote_trial(about: Plan, folder: Path) -> Study:
+    """A worker on another host that starts a trial and is not heard of again."""
+    worker = Study(about, folder)
+    assert worker.ask() is not None
+    worker.annotate(owner=REMOTE_OWNER)
+    return worker
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_trial_of_a_silent_host_is_tried_again_once(plan: Make, tmp_path: Path) -> None:
+    about = plan(trials=2)
+    start_remote_trial(about, tmp_path)
+    study = Study(about, tmp_path)
+    assert states(study) == ["RUNNING"]
+    wait_until_requeued(study)
+    assert states(study) == ["FAIL", "WAITING"]
+    start_remote_trial(about, tmp_path)
+    wait_until_requeued(study)
+    assert states(study)[:2] == ["FAIL", "FAIL"]
+    assert "WAITING" not in states(study), "not a third time"
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_trial_lost_with_its_host_does_not_count(plan: Make, tmp_path: Path) -> None:
+    about = plan(trials=2)
+    start_remote_trial(about, tmp_path)
+    study = Study(about, tmp_path)
+    wait_until_requeued(study)
+    assert is_lost(study.trials()[0])
+    assert study.count_trials() == 0
+    assert [trial.is_baseline for trial in work(study)] == [True, False]
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_trial_without_any_heartbeat_does_not_run_forever(plan: Make, tmp_path: Path) -> None:
+    """Its host died between the start of the trial and the first heartbeat, before it stored an owner."""
+    about = plan(trials=2)
+    Study(about, tmp_path).optuna.ask()
+    study = Study(about, tmp_path)
+    wait_until_requeued(study)
+    assert states(study)[0] == TrialState.FAIL.name
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_worker_may_complete_a_trial_that_was_found_stale(plan: Make, tmp_path: Path) -> None:
+    """It was only slow: that must not be an error."""
+    about = plan(trials=2)
+    slow = start_remote_trial(about, tmp_path)
+    study = Study(about, tmp_path)
+    wait_until_requeued(study)
+    assert slow.report(1, 0.5), "it should stop"
+    slow.complete(0.5)
+    assert not slow.has_running_trial
+    assert states(study)[0] == "FAIL"
+
+
+def test_a_dead_worker_of_this_host_is_found_at_once(plan: Make, tmp_path: Path) -> None:
+    study = Study(plan(), tmp_path)
+    study.ask()
+    host, pid, started = study.trials()[0].user_attrs["owner"]
+    study.annotate(owner=[host, pid, started - 100])  # a process id that is used again
+    other = Study(plan(), tmp_path)
+    with other.locked():
+        assert other.requeue_stale_trials() == [0]
+    assert states(other) == ["FAIL", "WAITING"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (SECRET, "wrong-word", "password authentication failed"),
+        (f"me:{SECRET}", "you:wrong-word", "authentication failed"),
+        ("/postgres", "/nosuch", "nosuch"),
+    ],
+)
+def test_what_the_database_refuses_is_an_error_without_passwords(
+    plan: Make, tmp_path: Path, address: str, old: str, new: str, problem: str
+) -> None:
+    scheme, _, rest = address.partition("://")
+    with pytest.raises(UserError) as caught:
+        Study(plan(f"{scheme}://{rest.replace(old, new)}"), tmp_path)
+    assert problem in str(caught.value)
+    assert not {SECRET, "wrong-word"} & set(str(caught.value).replace("@", ":").split(":"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_port_is_an_error(plan: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be reached") as caught:
+        Study(plan(f"postgresql://me:{SECRET}@127.0.0.1:1/postgres"), tmp_path)
+    assert SECRET not in str(caught.value)

@@ -1,0 +1,72 @@
+"""Plans of studies: which differences make another study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from studies import CONDITIONAL, DROPOUT, LR, Space, make_plan, quickstart
+
+from runner.config.parser import parse
+from runner.study.plan import describe_differences
+
+
+def test_an_identity_is_plain_values() -> None:
+    plan = make_plan("", space=CONDITIONAL)
+    identity = plan.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity["space"]["optim.momentum"] == {
+        "low": 0.5,
+        "high": 0.99,
+        "log": False,
+        "whole": False,
+        "when": {"optim.name": ["sgd"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"space": Space((LR,))}, "space.model.dropout"),
+        (
+            {"space": Space((dataclasses.replace(LR, high=0.2), DROPOUT))},
+            "space.optim.lr.high was 0.1 and is 0.2 now",
+        ),
+        ({"objective": "loss"}, "objective was 'top1' and is 'loss' now"),
+        ({"seeds": 3}, "seeds was 1 and is 3 now"),
+        ({"baseline": quickstart("--train.epochs", "6")}, "baseline.train.epochs was 5 and is 6 now"),
+        ({"baseline": quickstart("--optim.lr", "0.004")}, "baseline.optim.lr was 0.003 and is 0.004 now"),
+        ({"baseline": quickstart("--seed.split", "1")}, "baseline.seed.split was 0 and is 1 now"),
+    ],
+)
+def test_a_difference_is_described(changes: dict[str, Any], difference: str) -> None:
+    one, other = make_plan("").identity(), make_plan("", **changes).identity()
+    assert describe_differences(one, one) == []
+    assert difference in "; ".join(describe_differences(one, other))
+
+
+def test_workers_may_differ_in_what_changes_no_result() -> None:
+    one = ["--data.kind", "folder", "--data.root", "/one"]
+    other = [
+        *("--data.kind", "folder", "--data.root", "/other", "--cache", "/elsewhere", "--data.workers", "1"),
+        *("--tracking.root", "/records", "--features.memory", "1", "--tracking.system_metrics", "false"),
+    ]
+    identities = [make_plan("", baseline=parse(words)[0]).identity() for words in (one, other)]
+    assert describe_differences(*identities) == []
+
+
+def test_weights_are_compared_by_the_name_of_their_file(tmp_path: Any) -> None:
+    plans = []
+    for folder in ("one", "other"):
+        path = tmp_path / folder / "vgg16-397923af.pth"
+        path.parent.mkdir()
+        path.touch()
+        plans.append(make_plan("", baseline=quickstart("--model.weights", str(path))))
+    assert plans[0].identity() == plans[1].identity()
+
+
+def test_other_ways_to_search_make_no_other_study() -> None:
+    changes = {"trials": 9, "sampler": "tpe", "pruner": "median", "sampler_seed": 4}
+    assert make_plan("there", **changes).identity() == make_plan("").identity()
