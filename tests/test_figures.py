@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,10 +11,6 @@ from PIL import Image
 from runner.evaluation.metrics import Scores
 from runner.training.curves import curves
 from runner.training.loop import EpochResult
-from runner.utils import console
-from runner.utils.console import Terminal, format_bytes, format_duration
-
-MARKUP = "/data/[red]x[/red]/[/]"
 
 
 def epoch(number: int, top1: float, best: bool, reduced: bool = False, lr: float = 0.01) -> EpochResult:
@@ -150,86 +143,3 @@ def test_a_title_with_dollars_is_no_formula(tmp_path: Path) -> None:
     """The name of a run is its user's; a picture must not fail a run that has finished."""
     curves(HISTORY, r"a $\frac{$ b", tmp_path / "loss.png", tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").stat().st_size > 1000
-
-
-def test_progress_is_plain_lines_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
-    with Terminal().progress("verify", 3000, "files") as advance:
-        for _ in range(6):
-            time.sleep(0.01)
-            advance(500)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 3
-    for line in lines:
-        assert re.fullmatch(r"verify: [\d,]+/3,000 files, [\d,.]+ files/s, \d+:\d\d left", line)
-    counts = [int(line.split()[1].split("/")[0].replace(",", "")) for line in lines]
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 2500, "the end needs no line of progress"
-
-
-def test_progress_keeps_quiet_between_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    with Terminal().progress("verify", 100) as advance:
-        for _ in range(100):
-            advance(1)
-    assert capsys.readouterr().out == ""
-
-
-def test_nothing_is_said_by_one_that_does_not_speak(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
-    silent = Terminal(enabled=False)
-    silent.line("hello")
-    silent.warn("hello")
-    silent.key_values("hello", [("a", "b")])
-    silent.table("hello", ("a", "b"), [("c", "d")])
-    with silent.progress("hello", 10) as advance:
-        advance(1)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_command_whose_output_is_data_speaks_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal(stderr=True).line("hello")
-    assert capsys.readouterr() == ("", "hello\n")
-
-
-@pytest.mark.parametrize(
-    "say",
-    [
-        lambda to: to.line(MARKUP),
-        lambda to: to.warn(MARKUP),
-        lambda to: to.key_values("title", [("path", MARKUP)]),
-        lambda to: to.key_values(MARKUP, [("a", "b" * 40)]),
-        lambda to: to.table("title", ("path", "n"), [(MARKUP, "1")]),
-        lambda to: to.table(MARKUP, ("a", "b"), [("c" * 40, "d")]),
-    ],
-    ids=["line", "note", "fact", "title of facts", "cell", "title of a table"],
-)
-def test_what_looks_like_markup_is_printed_as_it_is(
-    capsys: pytest.CaptureFixture[str], say: Callable[[Terminal], None]
-) -> None:
-    say(Terminal())
-    assert MARKUP in capsys.readouterr().out
-
-
-def test_a_long_line_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
-    Terminal().line("word " * 100)
-    assert capsys.readouterr().out.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (4000, "1:06:40")],
-)
-def test_durations(seconds: float, said: str) -> None:
-    assert format_duration(seconds) == said
-
-
-@pytest.mark.parametrize(
-    ("count", "said"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (3 * 2**50, "3072.0 TiB")],
-)
-def test_sizes(count: float, said: str) -> None:
-    assert format_bytes(count) == said

@@ -19,14 +19,14 @@ from accelerate import Accelerator
 from runner.cli import launcher
 from runner.config.parser import parse
 from runner.config.schema import Experiment
-from runner.tracking.tracker import _how
+from runner.tracking.run_lifecycle import how_it_ended
 from runner.training import setup
 from runner.utils import atomic_files, processes
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.exit_status import failed_elsewhere, guarded, left_status
-from runner.utils.launch_environment import LAUNCHED, STATUS_FILE
-from runner.utils.signals import Interrupted, undisturbed
+from runner.utils.exit_status import peer_failure, read_status, run_main
+from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
+from runner.utils.signals import Interrupted, ignore_signals
 
 
 @pytest.fixture
@@ -46,40 +46,40 @@ def fail(error: BaseException) -> Callable[[], int]:
 def test_the_first_process_to_fail_tells_the_reason(
     status_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(fail(UserError("the disk is gone")), speaks=lambda: False) == 2
-    assert guarded(fail(UserError("a consequence")), speaks=lambda: True) == 2
+    assert run_main(fail(UserError("the disk is gone")), is_main_process=lambda: False) == 2
+    assert run_main(fail(UserError("a consequence")), is_main_process=lambda: True) == 2
     assert capsys.readouterr().err == "runner: the disk is gone\n"
-    assert left_status(status_file) == 2
+    assert read_status(status_file) == 2
 
 
 def test_a_fault_of_ours_is_claimed_with_its_traceback(
     status_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(fail(ZeroDivisionError("ours"))) == 1
+    assert run_main(fail(ZeroDivisionError("ours"))) == 1
     assert "Traceback" in capsys.readouterr().err
-    assert left_status(status_file) == 1
+    assert read_status(status_file) == 1
 
 
 def test_the_end_that_another_process_caused_is_a_failure_with_its_reason(status_file: Path) -> None:
     status_file.write_text(f"2\n{os.getpid() + 1}\nan image has changed")
-    assert failed_elsewhere() == "an image has changed"
-    assert _how(Interrupted(signal.SIGTERM)) == ("FAILED", "an image has changed")
+    assert peer_failure() == "an image has changed"
+    assert how_it_ended(Interrupted(signal.SIGTERM)) == ("FAILED", "an image has changed")
     status_file.write_text(f"143\n{os.getpid() + 1}\nstopped by SIGTERM")
-    assert _how(Interrupted(signal.SIGTERM)) == ("KILLED", "stopped by SIGTERM")
+    assert how_it_ended(Interrupted(signal.SIGTERM)) == ("KILLED", "stopped by SIGTERM")
     status_file.write_text(f"2\n{os.getpid()}\nmine")
-    assert failed_elsewhere() is None
+    assert peer_failure() is None
 
 
 def test_closing_records_is_not_disturbed() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with undisturbed():
+    with ignore_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_under_nohup_outlives_its_terminal() -> None:
     program = (
-        "import os, signal, sys; from runner.utils.errors import Interrupted, interrupt_on_signals;"
+        "import os, signal, sys; from runner.utils.signals import Interrupted, interrupt_on_signals;"
         "interrupt_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('goes on')"
     )
     run_program = [sys.executable, "-c", program]
@@ -121,9 +121,9 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
 
 def test_what_was_launched_dies_with_a_killed_launcher() -> None:
     program = (
-        "import functools, os, subprocess, sys; from runner.utils.processes import die_with_parent;"
+        "import functools, os, subprocess, sys; from runner.utils.processes import exit_with_parent;"
         "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
-        " preexec_fn=functools.partial(die_with_parent, os.getpid()));"
+        " preexec_fn=functools.partial(exit_with_parent, os.getpid()));"
         "print(child.pid, flush=True); child.wait()"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
@@ -139,12 +139,12 @@ def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Pat
     """A launcher may be killed while Python starts in what it has launched."""
     late = (
         "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()));"
-        "time.sleep(1); from runner.utils.processes import follow_launcher; follow_launcher();"
+        "time.sleep(1); from runner.utils.processes import exit_with_launcher; exit_with_launcher();"
         "pathlib.Path(sys.argv[1], 'alone').touch(); time.sleep(60)"
     )
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, sys.argv[1]])"
     gone = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, LAUNCHED: "1"}, timeout=30
+        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, LAUNCHER_PID: "1"}, timeout=30
     )
     assert gone.returncode == 0
     until = time.monotonic() + 20
@@ -200,7 +200,7 @@ def test_batch_normalisation_trains_on_one_process_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
-    assert setup.prepare(experiment, accelerator, silent).network.trains_statistics
+    assert setup.prepare(experiment, accelerator, silent).network.trains_batch_norm
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(UserError, match="trains batch normalisation"):
         setup.prepare(experiment, accelerator, silent)

@@ -1,0 +1,97 @@
+"""Lines, tables and progress on a terminal or in a log."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+
+from runner.utils import console
+from runner.utils.console import Terminal, format_bytes, format_duration
+
+MARKUP = "/data/[red]x[/red]/[/]"
+
+
+def test_progress_is_plain_lines_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
+    with Terminal().progress("verify", 3000, "files") as advance:
+        for _ in range(6):
+            time.sleep(0.01)
+            advance(500)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 3
+    for line in lines:
+        assert re.fullmatch(r"verify: [\d,]+/3,000 files, [\d,.]+ files/s, \d+:\d\d left", line)
+    counts = [int(line.split()[1].split("/")[0].replace(",", "")) for line in lines]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 2500, "there is no line at the end"
+
+
+def test_progress_prints_a_line_only_once_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal().progress("verify", 100) as advance:
+        for _ in range(100):
+            advance(1)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_disabled_terminal_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
+    disabled = Terminal(enabled=False)
+    disabled.line("hello")
+    disabled.warn("hello")
+    disabled.key_values("hello", [("a", "b")])
+    disabled.table("hello", ("a", "b"), [("c", "d")])
+    with disabled.progress("hello", 10) as advance:
+        advance(1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_can_print_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(stderr=True).line("hello")
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+@pytest.mark.parametrize(
+    "print_on",
+    [
+        lambda terminal: terminal.line(MARKUP),
+        lambda terminal: terminal.warn(MARKUP),
+        lambda terminal: terminal.key_values("title", [("path", MARKUP)]),
+        lambda terminal: terminal.key_values(MARKUP, [("a", "b" * 40)]),
+        lambda terminal: terminal.table("title", ("path", "n"), [(MARKUP, "1")]),
+        lambda terminal: terminal.table(MARKUP, ("a", "b"), [("c" * 40, "d")]),
+    ],
+    ids=["line", "note", "value", "title of values", "cell", "title of a table"],
+)
+def test_markup_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], print_on: Callable[[Terminal], None]
+) -> None:
+    print_on(Terminal())
+    assert MARKUP in capsys.readouterr().out
+
+
+def test_a_long_line_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal().line("word " * 100)
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (4000, "1:06:40")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (3 * 2**50, "3072.0 TiB")],
+)
+def test_sizes(count: float, text: str) -> None:
+    assert format_bytes(count) == text
