@@ -1,13 +1,14 @@
-"""What does a study cost beside fitting, do workers scale, and is anything lost?
+"""Measures what a study costs besides training, whether workers scale, and whether records are lost.
 
-    ./launch.sh bench study [experiment settings]
+    ./launch.sh bench study [settings of an experiment]
 
-Three studies, each a `runner search` of its own, all features kept before:
-`seconds`, `overhead`: TRIALS trials of EPOCHS epochs, none pruned, on as many workers of one thread as there are cores;
-the share of workers × wall time that was not spent in the training loop (start-up, MLflow, Optuna, report).
-`worker_scaling`: trials/min of two workers of one thread ÷ one such worker, on the same cheap space, in turns; from the
-first trial's start to the last one's end. `lost_trials`, `lost_metrics`: 4 workers × 50 trials of one epoch of the
-quickstart, into one sqlite MLflow and one journal: what was asked for and is not there.
+Three studies, each one or more commands `runner search`, with all features cached before:
+`seconds`, `overhead`: TRIALS trials of EPOCHS epochs without pruning, on as many single-threaded workers as there are
+cores; the share of workers × wall time that was not spent in training (start-up, MLflow, Optuna, report).
+`worker_scaling`: trials per minute of two single-threaded workers ÷ those of one, in turns, on a search space that
+changes no cost; from the start of the first trial to the end of the last.
+`lost_trials`, `lost_metrics`: 4 workers × 50 trials of one epoch of the quickstart, into one SQLite MLflow and one
+Optuna journal; trials and metric points that are missing.
 """
 
 from __future__ import annotations
@@ -22,144 +23,137 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from runner.config.parser import parse
+from runner.study.storage import connect, default_storage
+from runner.tracking.mlflow_server import tracking_server
+from runner.utils.cpu import cpu_count
+
 TRIALS, EPOCHS = 50, 16
 PAIRS, SCALING_TRIALS, SCALING_EPOCHS = 2, 8, 8
-WORKERS, SHORT = 4, 200
-SCHEDULE = ["--schedule.kind", "cosine"]
-"""Ends at the last epoch: the report's rule would stop trials early, each at another epoch."""
+SHORT_WORKERS, SHORT_TRIALS = 4, 200
+SCHEDULE = ("--schedule.kind", "cosine")
+"""Ends at the last epoch; reduce_on_drop would stop trials early, each in another epoch."""
+CHEAP_SPACE = """\
+optim.lr: {low: 1.0e-5, high: 1.0, log: true}
+model.dropout: {low: 0.0, high: 0.9}
+"""
+METRICS = (
+    *("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/balanced_accuracy"),
+    *("lr", "objective"),
+)
+"""Metrics that a trial of one epoch logs one point of."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, and print one JSON object."""
-    from runner.config.parser import parse
-    from runner.utils.cpu import cpu_count
-
+    """Measure, and print one JSON object as the last line."""
     parse(argv, prog="runner bench study")
-    with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
-        root = Path(folder)
-        (root / "cheap.yaml").write_text(
-            "optim.lr: {low: 1.0e-5, high: 1.0, log: true}\nmodel.dropout: {low: 0.0, high: 0.9}\n"
-        )
-        base = [*argv, *SCHEDULE]
-        _say("computing features, where they are not kept yet")
-        _search(root / "warm", [*base, "--train.epochs", "1"], root, trials=1, workers=1)
-
-        _say(f"{TRIALS} trials of {EPOCHS} epochs on {cpu_count()} workers of one thread")
-        began = time.monotonic()
-        study = _search(
-            root / "long",
-            [*base, "--train.epochs", str(EPOCHS)],
-            root,
-            TRIALS,
-            cpu_count(),
-            space="around-baseline",
-        )
-        seconds = time.monotonic() - began
-        fitted = sum(each.user_attrs["training_seconds"] for each in study)
-        overhead = 1 - fitted / (cpu_count() * seconds)
-        _say(f"{seconds:.0f} s, overhead {overhead:.3f}")
-
-        rates: dict[int, list[float]] = {1: [], 2: []}
-        for turn in range(PAIRS):
-            for workers in (1, 2):
-                place = root / f"scaling-{workers}-{turn}"
-                words = [*base, "--train.epochs", str(SCALING_EPOCHS)]
-                rates[workers].append(_rate(_search(place, words, root, SCALING_TRIALS * workers, workers)))
-                _say(f"{workers} workers: {rates[workers][-1]:.1f} trials/min")
-        scaling = statistics.median(rates[2]) / statistics.median(rates[1])
-
-        _say(f"{SHORT} short trials on {WORKERS} workers")
-        quick = ["--config", "quickstart", "--train.epochs", "1", "--cache", str(root / "cache")]
-        short = _search(root / "short", quick, root, SHORT, WORKERS, threads=1)
-        lost_trials, lost_metrics = _lost(root / "short", short)
-    print(
-        json.dumps(
-            {
-                "seconds": round(seconds, 1),
-                "overhead": round(overhead, 4),
-                "worker_scaling": round(scaling, 3),
-                "lost_trials": lost_trials,
-                "lost_metrics": lost_metrics,
-                "trials": TRIALS,
-                "epochs": EPOCHS,
-                "workers": cpu_count(),
-                "trials_per_minute_1": round(statistics.median(rates[1]), 2),
-                "trials_per_minute_2": round(statistics.median(rates[2]), 2),
-            }
-        )
-    )
+    experiment = [*argv, *SCHEDULE]
+    with tempfile.TemporaryDirectory(prefix="runner-bench-") as name:
+        folder = Path(name)
+        (folder / "cheap.yaml").write_text(CHEAP_SPACE)
+        _report("computing the features that are not cached yet")
+        _search(folder / "warm-up", [*experiment, "--train.epochs", "1"], trials=1, workers=1)
+        result = {
+            **_measure_overhead(folder, experiment),
+            **_measure_scaling(folder, experiment),
+            **_measure_losses(folder),
+        }
+    print(json.dumps({**result, "trials": TRIALS, "epochs": EPOCHS, "workers": cpu_count()}))
     return 0
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _measure_overhead(folder: Path, experiment: Sequence[str]) -> dict[str, float]:
+    """Wall time of a study, and the share of it that is not training."""
+    workers = cpu_count()
+    _report(f"{TRIALS} trials of {EPOCHS} epochs on {workers} single-threaded workers")
+    argv = [*experiment, "--train.epochs", str(EPOCHS)]
+    start = time.monotonic()
+    trials = _search(folder / "long", argv, TRIALS, workers, space="around-baseline")
+    seconds = time.monotonic() - start
+    training = sum(trial.user_attrs["training_seconds"] for trial in trials)
+    overhead = 1 - training / (workers * seconds)
+    _report(f"{seconds:.0f} s, overhead {overhead:.3f}")
+    return {"seconds": round(seconds, 1), "overhead": round(overhead, 4)}
+
+
+def _measure_scaling(folder: Path, experiment: Sequence[str]) -> dict[str, float]:
+    """Trials per minute of two workers ÷ those of one, in turns."""
+    argv = [*experiment, "--train.epochs", str(SCALING_EPOCHS)]
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for turn in range(PAIRS):
+        for workers in (1, 2):
+            trials = _search(folder / f"scaling-{workers}-{turn}", argv, SCALING_TRIALS * workers, workers)
+            rates[workers].append(_trials_per_minute(trials))
+            _report(f"workers: {workers}, {rates[workers][-1]:.1f} trials/min")
+    one, two = statistics.median(rates[1]), statistics.median(rates[2])
+    return {
+        "worker_scaling": round(two / one, 3),
+        "trials_per_minute_1": round(one, 2),
+        "trials_per_minute_2": round(two, 2),
+    }
+
+
+def _measure_losses(folder: Path) -> dict[str, int]:
+    """Trials, and metric points of complete and missing trials, that a study of many short trials lacks."""
+    _report(f"{SHORT_TRIALS} short trials on {SHORT_WORKERS} workers")
+    argv = ["--config", "quickstart", "--train.epochs", "1", "--cache", str(folder / "cache")]
+    records = folder / "short"
+    trials = _search(records, argv, SHORT_TRIALS, SHORT_WORKERS)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    client = tracking_server(str(records)).connect()
+    points = sum(
+        len(client.get_metric_history(trial.user_attrs["run"], name))
+        for trial in complete
+        for name in METRICS
+    )
+    return {
+        "lost_trials": SHORT_TRIALS - len(complete),
+        "lost_metrics": SHORT_TRIALS * len(METRICS) - points,
+    }
 
 
 def _search(
-    place: Path,
-    words: Sequence[str],
-    root: Path,
-    trials: int,
-    workers: int,
-    space: str = "",
-    threads: int = 1,
-) -> list[Any]:
-    """Run a study to its end: its trials."""
-    options = [
-        "--study",
-        "bench",
-        "--trials",
-        str(trials),
-        "--workers",
-        str(workers),
-        "--threads",
-        str(threads),
-    ]
-    options += ["--space", space or str(root / "cheap.yaml"), "--confirm", "0", "--pruner", "none"]
-    options += ["--tracking.root", str(place)]
-    command = [sys.executable, "-m", "runner.cli.main", "search", *options, *words]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stdout + done.stderr)
-        raise SystemExit(done.returncode)
+    records: Path, argv: Sequence[str], trials: int, workers: int, space: str = ""
+) -> list[FrozenTrial]:
+    """Run a study on single-threaded workers to its end: its trials.
 
-    import optuna
+    Args:
+        records: New folder for MLflow's database and the study.
+        argv: Settings of the experiment.
+        trials: Number of trials.
+        workers: Number of workers.
+        space: Search space; empty: `CHEAP_SPACE`.
 
-    from runner.study.storage import connect, default_storage
-
-    return list(optuna.load_study(study_name="bench", storage=connect(default_storage(place))).trials)
+    Raises SystemExit with the exit status of the command if it fails.
+    """
+    options: dict[str, Any] = {
+        "--study": "bench",
+        "--trials": trials,
+        "--workers": workers,
+        "--threads": 1,
+        "--space": space or records.parent / "cheap.yaml",
+        "--confirm": 0,
+        "--pruner": "none",
+        "--tracking.root": records,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    command = [sys.executable, "-m", "runner.cli.main", "search", *words, *argv]
+    completed = subprocess.run(command, capture_output=True, text=True)
+    if completed.returncode:
+        sys.stderr.write(completed.stdout + completed.stderr)
+        raise SystemExit(completed.returncode)
+    return optuna.load_study(study_name="bench", storage=connect(default_storage(records))).trials
 
 
-def _rate(trials: Sequence[Any]) -> float:
-    began = min(each.datetime_start for each in trials)
-    ended = max(each.datetime_complete for each in trials)
-    return 60 * len(trials) / (ended - began).total_seconds()
+def _trials_per_minute(trials: Sequence[FrozenTrial]) -> float:
+    """From the start of the first trial to the end of the last."""
+    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
+    ends = [trial.datetime_complete for trial in trials if trial.datetime_complete]
+    return 60 * len(trials) / (max(ends) - min(starts)).total_seconds()
 
 
-def _lost(place: Path, trials: Sequence[Any]) -> tuple[int, int]:
-    """Trials, and points of curves, that were asked for and are not there."""
-    from optuna.trial import TrialState
-
-    from runner.tracking.mlflow_server import tracking_server
-
-    client = tracking_server(str(place)).connect()
-    complete = [each for each in trials if each.state == TrialState.COMPLETE]
-    curves = (
-        "train/loss",
-        "train/top1",
-        "val/loss",
-        "val/top1",
-        "val/top5",
-        "val/balanced_accuracy",
-        "lr",
-        "objective",
-    )
-    found = 0
-    for each in complete:
-        for name in curves:
-            found += len(client.get_metric_history(each.user_attrs["run"], name))
-    return SHORT - len(complete), SHORT * len(curves) - found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+def _report(text: str) -> None:
+    print(text, flush=True)

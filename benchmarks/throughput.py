@@ -1,130 +1,136 @@
-"""Does reading images hold the network up? Images/s of the bare network, of training and of evaluation.
+"""Measures whether reading images slows the model down: images/s of the bare model, of training and of evaluation.
 
-    ./launch.sh bench throughput [experiment settings]
+    ./launch.sh bench throughput [settings of an experiment]
 
-All with the store off, in one process and one run, in turns: what the machine does meanwhile hits all alike.
-`bare_ips`: the whole network on images in memory; `eval_ips`: from image files; `train_ips`: the training loop
-from image files, with the experiment's views; `eval_ratio` = eval_ips / bare_ips. Medians of the rounds.
+Without stored features, in one process, in turns, so that other load on the machine affects all alike.
+`bare_ips`: the whole model on images in memory. `eval_ips`: evaluation from image files. `train_ips`: the training
+loop from image files, with the experiment's augmentation. `eval_ratio`: eval_ips ÷ bare_ips. Medians of the rounds.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
+
+from benchmarks.support.setups import prepare_quietly, spread, train, with_images
+from benchmarks.support.timing import seconds
+from runner.config.parser import parse
+from runner.config.tree import override
+from runner.data.manifest import Entry
+from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
+from runner.evaluation.inference import Inference
+from runner.features.cache import FeatureCache
+from runner.training import devices
+from runner.training.loop import LabeledFeatures
+from runner.training.setup import Setup
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 
 ROUNDS = 3
-CHUNKS = 10
-"""Chunks of images in each measurement."""
+BATCHES = 10
+"""Inference batches of images in each measurement."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, and print one JSON object."""
-    from runner.config.parser import parse
-    from runner.data.manifest import Manifest
-    from runner.data.transforms import EVALUATION_VIEW
-    from runner.evaluation.inference import Inference
-    from runner.training import devices
-    from runner.training.loop import LabeledFeatures, fit
-    from runner.training.setup import prepare
-    from runner.utils.console import Terminal
-    from runner.utils.errors import UserError
-
+    """Measure, and print one JSON object as the last line. Raises `UserError` for too few images."""
     experiment, _ = parse(argv, prog="runner bench throughput")
-    experiment = dataclasses.replace(
-        experiment,
-        features=dataclasses.replace(experiment.features, store=False),
-        fit=dataclasses.replace(experiment.train, epochs=1),
-        schedule=dataclasses.replace(experiment.schedule, kind="constant"),
+    experiment = override(
+        experiment, {"features.store": False, "train.epochs": 1, "schedule.kind": "constant"}
     )
     accelerator = devices.start(experiment)
-    terminal = Terminal()
-    ready = prepare(experiment, accelerator, Terminal(enabled=False))
-    count = CHUNKS * ready.chunk
-    entries = _spread(ready.manifest.select("train"), count)
-    sample = Manifest(
-        ready.manifest.root, tuple(dataclasses.replace(entry, split="train") for entry in entries)
-    )
-    features = dataclasses.replace(ready.features, manifest=sample)
-    if len(entries) < ready.chunk:
+    setup = prepare_quietly(experiment, accelerator)
+    entries = spread(setup.manifest.select("train"), BATCHES * setup.chunk)
+    if len(entries) < setup.chunk:
         raise UserError(
-            f"{len(entries)} training images are too few to measure on; {ready.chunk} or more are needed."
+            f"{len(entries)} training images are too few for this benchmark; it needs {setup.chunk} or more."
         )
-    labels = [ready.manifest.classes.index(entry.label) for entry in entries]
-    crop = experiment.augment.crop
-    images = torch.randint(0, 256, (ready.chunk, 3, crop, crop), dtype=torch.uint8)
-    # The loop validates too; on one chunk, so that training is what is measured.
-    few = Manifest(sample.root, sample.entries[:1])
-    val = dataclasses.replace(ready.features, manifest=few)
-
-    inference = Inference(ready.network, accelerator, ready.chunk)
-
-    def bare() -> None:
-        for _ in range(len(entries) // ready.chunk):
-            inference.batch(features.extractor(images)).sum().item()
-
-    def judged() -> None:
-        inference.sample_results(features.get("train", EVALUATION_VIEW), labels)
-
-    trained: list[float] = []
-
-    def training() -> None:
-        history = fit(
-            experiment,
-            ready.network,
-            LabeledFeatures(
-                lambda _: features.get("train", EVALUATION_VIEW if experiment.augment.views == "clean" else 0), labels
-            ),
-            LabeledFeatures(lambda _: val.get("train", EVALUATION_VIEW), labels[:1]),
-            accelerator,
-            ready.chunk,
-            lambda _: None,
-            Terminal(enabled=False),
-        )
-        trained.append(history[0].images_per_second)
-
-    ready.network.eval()
-    rates: dict[str, list[float]] = {"bare": [], "eval": []}
-    inference.batch(features.extractor(images))
-    for number in range(ROUNDS):
-        rates["bare"].append(len(entries) // ready.chunk * ready.chunk / _seconds(bare))
-        rates["eval"].append(len(entries) / _seconds(judged))
-        training()
-        terminal.line(
-            f"round {number + 1} of {ROUNDS}: bare {rates['bare'][-1]:.2f}, evaluation {rates['eval'][-1]:.2f},"
-            f" training {trained[-1]:.2f} images/s"
-        )
-    bare_ips, eval_ips = statistics.median(rates["bare"]), statistics.median(rates["eval"])
-    print(
-        json.dumps(
-            {
-                "bare_ips": round(bare_ips, 3),
-                "train_ips": round(statistics.median(trained), 3),
-                "eval_ips": round(eval_ips, 3),
-                "eval_ratio": round(
-                    statistics.median(e / b for e, b in zip(rates["eval"], rates["bare"], strict=True)), 4
-                ),
-                "images": len(entries),
-                "rounds": ROUNDS,
-                "device": devices.describe(accelerator),
-                "precision": accelerator.mixed_precision,
-            }
-        )
-    )
+    rates = _measure(_Loops(setup, entries), Terminal())
+    medians = {f"{name}_ips": round(statistics.median(values), 3) for name, values in rates.items()}
+    ratios = [evaluation / bare for evaluation, bare in zip(rates["eval"], rates["bare"], strict=True)]
+    result = {
+        **medians,
+        "eval_ratio": round(statistics.median(ratios), 4),
+        "images": len(entries),
+        "rounds": ROUNDS,
+        "device": devices.describe(accelerator),
+        "precision": accelerator.mixed_precision,
+    }
+    print(json.dumps(result))
     return 0
 
 
-def _spread(entries: Sequence, count: int) -> Sequence:  # type: ignore[type-arg]
-    """At most `count` entries, evenly spread over the classes."""
-    step = max(1, len(entries) // count)
-    return entries[::step][:count]
+def _measure(loops: _Loops, terminal: Terminal) -> dict[str, list[float]]:
+    """Images/s of each loop in each round."""
+    rates: dict[str, list[float]] = {"bare": [], "train": [], "eval": []}
+    loops.warm_up()
+    for number in range(ROUNDS):
+        rates["bare"].append(loops.bare())
+        rates["eval"].append(loops.evaluation())
+        rates["train"].append(loops.training())
+        latest = ", ".join(f"{name} {values[-1]:.2f} images/s" for name, values in rates.items())
+        terminal.line(f"round {number + 1} of {ROUNDS}: {latest}")
+    return rates
 
 
-def _seconds(work: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+@dataclass(frozen=True)
+class _Loops:
+    """The loops to compare. Each method runs one of them over the same training images: images/s."""
+
+    setup: Setup
+    entries: tuple[Entry, ...]
+
+    @cached_property
+    def inference(self) -> Inference:
+        return Inference(self.setup.network, self.setup.features.accelerator, self.setup.chunk)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """An inference batch of random images in memory."""
+        crop = self.setup.experiment.augment.crop
+        return torch.randint(0, 256, (self.setup.chunk, 3, crop, crop), dtype=torch.uint8)
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        return with_images(self.setup.features, self.entries)
+
+    @cached_property
+    def labels(self) -> list[int]:
+        classes = self.setup.manifest.classes
+        return [classes.index(entry.label) for entry in self.entries]
+
+    def warm_up(self) -> None:
+        """Compile what is compiled, and allocate what is allocated once."""
+        self.setup.network.eval()
+        self._infer(batches=1)
+
+    def bare(self) -> float:
+        batches = len(self.entries) // self.setup.chunk
+        return batches * self.setup.chunk / seconds(lambda: self._infer(batches))
+
+    def evaluation(self) -> float:
+        features = self.features.get("train", EVALUATION_VIEW)
+        return len(self.entries) / seconds(lambda: self.inference.sample_results(features, self.labels))
+
+    def training(self) -> float:
+        """One epoch. It validates on a single image, which costs one batch, and does not count that time."""
+        setup, experiment = self.setup, self.setup.experiment
+        view = view_of_epoch(0, experiment.augment.views)
+        one = with_images(setup.features, self.entries[:1])
+        history = train(
+            setup,
+            experiment,
+            setup.network,
+            LabeledFeatures(lambda epoch: self.features.get("train", view), self.labels),
+            LabeledFeatures(lambda epoch: one.get("train", EVALUATION_VIEW), self.labels[:1]),
+        )
+        return history[0].images_per_second
+
+    def _infer(self, batches: int) -> None:
+        for _ in range(batches):
+            self.inference.batch(self.setup.features.extractor(self.images)).sum().item()
