@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import one_sentence
+from commands import command as run_command
+from commands import one_sentence, runner
 from helpers import CLASSES
 from trained import TrainedRun
 
@@ -278,3 +279,17 @@ def test_predict_and_explain_load_the_model_in_a_second_process(
     status, out, err = command("explain", files[0], "--out", tmp_path / "out")
     assert status == 0, err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00.gradcam.png"]
+
+
+@pytest.mark.slow
+def test_runner_explain_in_a_process_of_its_own(
+    trained_run: TrainedRun, files: list[Path], tmp_path: Path
+) -> None:
+    out, broken = tmp_path / "out", tmp_path / "broken.png"
+    broken.write_bytes(b"nothing")
+    words = ["explain", str(files[0]), str(broken), "--model", trained_run.run_id[:8], "--out", str(out)]
+    done = run_command(runner(*words, "--tracking.root", trained_run.tracking))
+    assert done.returncode == 1, done.stderr
+    assert [path.name for path in out.iterdir()] == ["00.gradcam.png"]
+    assert str(broken) in one_sentence(done.stderr)
+    assert f"pictures in {out}: 1" in done.stdout.replace("\n", "")
