@@ -18,8 +18,9 @@ __all__ = ["load_model"]
 
 @provider
 def _register_choices() -> None:
-    """Import the modules that register the values of data.kind, optim.name and schedule.kind."""
+    """Import the modules that register the values of data.kind, optim.name, schedule.kind and train.best."""
     import runner.data.datasets
+    import runner.evaluation.metrics
     import runner.training.lr_schedule
     import runner.training.optimizers  # noqa: F401
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from runner.config.choices import ARCHITECTURES, DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.choices import ARCHITECTURES, BEST_METRICS, DATASETS, OPTIMIZERS, SCHEDULES
 from runner.config.fields import (
     VALIDATION,
     AboveOne,
@@ -250,8 +250,8 @@ class TrainConfig:
     )
     """Mixed precision of the model without its head, which stays in float32. auto: bf16 or fp16 if the device is fast
     at it."""
-    best: Literal["top1", "balanced_accuracy"] = setting(
-        "top1", not_searchable="trials would be compared by different metrics"
+    best: str = setting(
+        "top1", choices=BEST_METRICS, not_searchable="trials would be compared by different metrics"
     )
     """Validation metric that selects the best checkpoint."""
     nonfinite: Literal["stop", "skip"] = "stop"
@@ -259,6 +259,7 @@ class TrainConfig:
     train/skipped)."""
 
     def __post_init__(self) -> None:
+        BEST_METRICS.find(self.best)
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"

@@ -1,8 +1,8 @@
 """Metrics: one table that everything reads, and their exact computation on any number of processes.
 
 A metric is a function of the sample results of a split: n × 3, float64, columns `LOSS`, `RANK` and `PREDICTED`. To add
-one, write that function and add it to `METRICS`: evaluation, run logs, `train.best`, studies, comparisons and reports
-read the table. Torch is imported only where it computes, so that command lines can read the table without delay.
+one, write that function and `register` it: evaluation, run logs, `train.best`, studies, comparisons and reports read
+the table `METRICS`. Torch is imported only where it computes, so that command lines can read the table without delay.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from runner.utils.errors import UserError
-from runner.utils.text import did_you_mean
+from runner.config.choices import BEST_METRICS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,52 +73,50 @@ def _resampled_balanced_accuracy(counts: np.ndarray) -> np.ndarray:
     return recall.sum(axis=1) / (images > 0).sum(axis=1)
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            name="top1",
-            label="top-1",
-            direction="maximize",
-            compute=lambda results, labels: _top_k(results, 1),
-            resampled=lambda counts: counts[:, :, 0].sum(axis=1) / counts.sum(axis=(1, 2)),
-        ),
-        Metric(
-            name="top5",
-            label="top-5",
-            direction="maximize",
-            compute=lambda results, labels: _top_k(results, TOP_K),
-            resampled=lambda counts: counts[:, :, :2].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
-        ),
-        Metric(
-            name="balanced_accuracy",
-            label="balanced accuracy",
-            direction="maximize",
-            compute=_balanced_accuracy,
-            resampled=_resampled_balanced_accuracy,
-        ),
-        Metric(name="loss", label="loss", direction="minimize", compute=_loss, counted=False),
+METRICS: dict[str, Metric] = {}
+"""All metrics by name, in the order of tables."""
+
+
+def register(metric: Metric) -> None:
+    """Add a metric to the table. `train.best` takes it too if larger values are better, as the model registry needs."""
+    METRICS[metric.name] = metric
+    if metric.direction == "maximize":
+        BEST_METRICS.register(metric.name, metric.label)(metric)
+
+
+register(
+    Metric(
+        name="top1",
+        label="top-1",
+        direction="maximize",
+        compute=lambda results, labels: _top_k(results, 1),
+        resampled=lambda counts: counts[:, :, 0].sum(axis=1) / counts.sum(axis=(1, 2)),
     )
-}
-"""By name, in the order of tables."""
+)
+register(
+    Metric(
+        name="top5",
+        label="top-5",
+        direction="maximize",
+        compute=lambda results, labels: _top_k(results, TOP_K),
+        resampled=lambda counts: counts[:, :, :2].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
+    )
+)
+register(
+    Metric(
+        name="balanced_accuracy",
+        label="balanced accuracy",
+        direction="maximize",
+        compute=_balanced_accuracy,
+        resampled=_resampled_balanced_accuracy,
+    )
+)
+register(Metric(name="loss", label="loss", direction="minimize", compute=_loss, counted=False))
 
 
 def metric_of(metric_key: str) -> Metric | None:
     """The metric that a logged name such as `test/best/top1` ends with; None for names of other figures."""
     return METRICS.get(metric_key.rpartition("/")[2])
-
-
-def selection_metric(name: str) -> Metric:
-    """The validation metric that `train.best` names. Larger must be better, as for the registry's champion.
-
-    Raises `UserError` for any other name.
-    """
-    names = [metric.name for metric in METRICS.values() if metric.direction == "maximize"]
-    if name not in names:
-        raise UserError(
-            f"train.best is {name!r}{did_you_mean(name, names)}; set it to one of {', '.join(names)}."
-        )
-    return METRICS[name]
 
 
 @dataclass(frozen=True)

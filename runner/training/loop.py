@@ -19,8 +19,8 @@ from torch import Tensor
 
 from runner.config.schema import Experiment
 from runner.evaluation.inference import Inference
-from runner.evaluation.metrics import Scores, compute_scores, selection_metric
-from runner.features.cache import SplitFeatures
+from runner.evaluation.metrics import METRICS, Scores, compute_scores
+from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.training.snapshot import Snapshot, reading_state
 from runner.training.step import Trainer
@@ -166,7 +166,7 @@ class _Fitting:
         trainer, images = self.trainer, len(self.train.labels)
         settings = self.experiment.train
         inference = Inference(self.network, self.accelerator, chunk)
-        selected_by = selection_metric(settings.best)
+        selected_by = METRICS[settings.best]
         with terminal.progress("train", settings.epochs * images) as advance:
             if trainer.step:
                 advance(min(trainer.step * settings.batch_size, settings.epochs * images))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from runner.config.schema import Experiment
 from runner.config.validation import check_weights
 from runner.data.manifest import build_manifest
-from runner.evaluation.metrics import selection_metric
 from runner.utils.console import Terminal
 
 
@@ -15,5 +14,4 @@ def check(experiment: Experiment, terminal: Terminal) -> None:
     Raises `UserError`.
     """
     check_weights(experiment.model)
-    selection_metric(experiment.train.best)
     build_manifest(experiment, terminal)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
 
+from runner.config.choices import BEST_METRICS
+from runner.config.schema import TrainConfig
 from runner.evaluation import metrics
 from runner.evaluation.metrics import METRICS, Metric, Scores, sample_results, scores_from_logits
-from runner.utils.errors import UserError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true"),
@@ -189,10 +190,13 @@ class TestTable:
         assert metrics.metric_of(key) is (METRICS[name] if name else None)
 
     def test_train_best_takes_metrics_where_larger_is_better(self) -> None:
-        assert metrics.selection_metric("balanced_accuracy") is METRICS["balanced_accuracy"]
+        assert list(BEST_METRICS.choices) == ["top1", "top5", "balanced_accuracy"]
+        assert TrainConfig(best="balanced_accuracy").best == "balanced_accuracy"
         for name in ("loss", "balanced_acuracy", ""):
-            with pytest.raises(UserError, match=r"train\.best is .* top1, top5, balanced_accuracy\.$"):
-                metrics.selection_metric(name)
+            with pytest.raises(
+                ValueError, match=r"train\.best must be one of top1, top5, balanced_accuracy;"
+            ):
+                TrainConfig(best=name)
 
     def test_a_metric_that_is_added_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         worst = Metric("worst_loss", "worst loss", "minimize", lambda results, _: float(results[:, 0].max()))
