@@ -1,8 +1,8 @@
-"""Hostile input for every format that the runner reads: damaged files, and files that somebody has made up.
+"""Fuzzing of every file format that the runner reads, with damaged and with crafted files.
 
-`fuzz("manifest", 1000, folder)` feeds a thousand of them to the runner's own reader, in a process of its own, and
-says which of them did anything but succeed rightly or end in one sentence for a user. A case is a function of
-(format, number): `fuzz("manifest", 1, folder, first=417)` is that one again.
+`fuzz("manifest", 1000, folder)` feeds a thousand files to the runner's reader in a child process. It reports every case
+that neither reads correctly nor is refused in one sentence. A case is a function of (format, number):
+`fuzz("manifest", 1, folder, first=417)` repeats one.
 """
 
 from fuzz.engine import FORMATS, Report, fuzz

@@ -1,4 +1,4 @@
-"""What is kept between runs: rows of features, their recipes, scans, channel statistics. Damage costs time alone."""
+"""Caches: features, their recipes, scans, channel statistics. Damage costs only time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fuzz import tensorfile
-from fuzz.damage import bent, bent_json, damaged
+from fuzz.damage import damaged, mutated, mutated_json
 from fuzz.target import Target, check
 from runner.cli import store as store_command
 from runner.config.schema import Normalization
@@ -31,8 +31,8 @@ QUIET = Terminal(enabled=False)
 
 
 class StoreFile(Target):
-    """A file of feature rows: its rows are what was written, or they are missing. One that is sealed anew is not
-    known to be damaged, and must do no harm."""
+    """A shard of features: rows are read as they were written, or they are missing. With a forged checksum the damage
+    cannot be detected, but must do no harm."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -44,13 +44,13 @@ class StoreFile(Target):
 
     @staticmethod
     def _file(keys: list[str], rows: torch.Tensor) -> bytes:
-        said = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": checksum(keys, rows)}
-        return safetensors.torch.save({"features": rows}, said)
+        metadata = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": checksum(keys, rows)}
+        return safetensors.torch.save({"features": rows}, metadata)
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.7:
             return b"0" + tensorfile.hostile(random, *self.files)
-        keys: Any = bent(random, self.keys[:4])
+        keys: Any = mutated(random, self.keys[:4])
         rows = random.choice(
             (
                 self.rows[:4],
@@ -65,11 +65,14 @@ class StoreFile(Target):
             )
         ).contiguous()
         try:
-            said = {"keys": json.dumps(keys), "seconds": random.choice(("0.5", "nan", "-1", "1e999", "x"))}
-            said["checksum"] = checksum(keys, rows)
+            metadata = {
+                "keys": json.dumps(keys),
+                "seconds": random.choice(("0.5", "nan", "-1", "1e999", "x")),
+            }
+            metadata["checksum"] = checksum(keys, rows)
         except (TypeError, UnicodeEncodeError):
-            said["checksum"] = "00000000"
-        return b"1" + safetensors.torch.save({"features": rows}, said)
+            metadata["checksum"] = "00000000"
+        return b"1" + safetensors.torch.save({"features": rows}, metadata)
 
     def read(self, content: bytes) -> None:
         folder = self.store.folder
@@ -96,9 +99,9 @@ class StoreFile(Target):
 
 
 class Recipe(Target):
-    """recipe.json of a store, as `runner store list` shows it."""
+    """recipe.json of a store, as `runner store list` prints it."""
 
-    TOLD: ClassVar[dict[str, Any]] = {
+    CONTENT: ClassVar[dict[str, Any]] = {
         "description": {
             "layer": "vgg11 avgpool",
             "view": "not augmented, 32 px",
@@ -114,10 +117,10 @@ class Recipe(Target):
         self.store.release()
 
     def make(self, random: Random) -> bytes:
-        content = json.dumps(self.TOLD, indent=1).encode()
+        content = json.dumps(self.CONTENT, indent=1).encode()
         if random.random() < 0.4:
             return damaged(random, content, content)
-        return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
+        return mutated_json(random, self.CONTENT).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
         (self.store.folder / store_lock.RECIPE_FILE).write_bytes(content)
@@ -125,15 +128,15 @@ class Recipe(Target):
         size = sum(path.stat().st_size for path in self.store.folder.iterdir())
         check(found.folder == self.store.folder and found.bytes == size, "another store is found")
         for words in (["list", "--json"], ["list"]):
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 store_command.main([*words, "--cache", str(self.folder)])
-            text = said.getvalue()
+            text = output.getvalue()
             check("\x1b" not in text and "\0" not in text, "what is shown steers the terminal")
             check(len(text) < 10_000, f"{len(text):,} characters are shown")
             if "--json" in words:
-                (told,) = json.loads(text, parse_constant=_refuse)
-                check(told["name"] == found.name and told["bytes"] == size, f"told is {text[:300]}")
+                (content,) = json.loads(text, parse_constant=_refuse)
+                check(content["name"] == found.name and content["bytes"] == size, f"content is {text[:300]}")
 
 
 def _refuse(word: str) -> None:
@@ -141,7 +144,7 @@ def _refuse(word: str) -> None:
 
 
 class Scan(Target):
-    """What a scan remembered: the scan finds what it would without. Sealed anew, it must do no harm."""
+    """A cached scan: the result is the same as without it. With a forged digest it must do no harm."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -165,10 +168,10 @@ class Scan(Target):
         kind = random.random()
         if kind < 0.5:
             return b"0" + damaged(random, self.seed, self.seed)
-        told = json.loads(self.seed)
+        content = json.loads(self.seed)
         if kind < 0.75:
-            return b"0" + bent_json(random, told).encode("utf-8", "surrogatepass")
-        return b"1" + scans.scan_to_json(bent(random, told["files"])).encode("utf-8", "surrogatepass")
+            return b"0" + mutated_json(random, content).encode("utf-8", "surrogatepass")
+        return b"1" + scans.scan_to_json(mutated(random, content["files"])).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
         self.memory.write_bytes(content[1:])
@@ -190,7 +193,7 @@ class Statistics(Target):
         content = channel_stats.statistics_to_json(self.WRITTEN)
         if random.random() < 0.4:
             return damaged(random, content.encode(), content.encode())
-        return bent_json(random, json.loads(content)).encode("utf-8", "surrogatepass")
+        return mutated_json(random, json.loads(content)).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
         path = self.folder / "statistics.json"

@@ -1,4 +1,4 @@
-"""Damage to bytes, to trees of plain values, and to texts: a pure function of what `random` draws."""
+"""Random damage to bytes, to trees of plain values and to text: a pure function of the state of `random`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ WORDS = (
     b"}", b"null", b"true", b"&a", b"*a", b"<<: *a", b"!!python/name:os.system", b"%n%s", b"\xe2\x80\xa8", b"\x85",
     b"A" * 3000,
 )  # fmt: skip
-DEEP, LONG = 100_000, 300_000
+DEPTH, LONG = 100_000, 300_000
 TYPES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2, 3, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400, 0.5, -0.5, 1e308, 1e-320,
     float("nan"), float("inf"), float("-inf"), "", " ", "nan", "1", "..", "/", "a/b", "\0", "\n", "x\ny\rz", "\ud800",
     "\x1b[2J", "A" * LONG, [], [[]], {}, {"": 0}, [None], {"a": {"b": [1]}}, [0, 0, 0], ["a", "a"],
 )  # fmt: skip
-"""What may stand where something else should."""
+"""Values to put where another value is expected."""
 
 
 def damaged(random: Random, content: bytes, other: bytes = b"") -> bytes:
-    """Bytes with one to four things done to them; `other` is a valid file too, to splice with."""
+    """Bytes with one to four kinds of damage; `other` is another valid file, to splice with."""
     for _ in range(random.choice((1, 1, 2, 4))):
         content = random.choice(_DAMAGES)(random, content, other)
     return content
@@ -81,7 +81,7 @@ def _number(random: Random, content: bytes, _: bytes) -> bytes:
 
 
 def _binary(random: Random, content: bytes, _: bytes) -> bytes:
-    """A number of two, four or eight bytes becomes an extreme one."""
+    """Replace two, four or eight bytes by an extreme number."""
     form = random.choice(("<H", ">H", "<I", ">I", "<Q", ">Q"))
     size = struct.calcsize(form)
     place = random.randint(0, max(0, min(len(content), random.choice((64, 10**9))) - size))
@@ -90,7 +90,7 @@ def _binary(random: Random, content: bytes, _: bytes) -> bytes:
 
 
 def _lines(random: Random, content: bytes, other: bytes) -> bytes:
-    """Lines change places, come twice, or go."""
+    """Swap, repeat, delete or insert lines."""
     lines = content.splitlines(keepends=True)
     if len(lines) < 2:
         return content
@@ -127,11 +127,11 @@ _DAMAGES: Sequence[Callable[[Random, bytes, bytes], bytes]] = (
 )  # fmt: skip
 
 
-def bent(random: Random, tree: Any) -> Any:
-    """A copy of a tree with one to three things done to it: keys go, types change, values change places."""
+def mutated(random: Random, tree: Any) -> Any:
+    """A copy of a tree with one to three changes: keys removed, types changed, values swapped."""
     tree = copy.deepcopy(tree)
     for _ in range(random.choice((1, 1, 2, 3))):
-        places = _places(tree)
+        places = _positions(tree)
         if not places:
             return random.choice(TYPES)
         holder, key = random.choice(places)
@@ -148,7 +148,7 @@ def bent(random: Random, tree: Any) -> Any:
         elif kind == 3 and isinstance(holder, list):
             holder.insert(key, copy.deepcopy(holder[key]))
         elif kind == 4:
-            holder[key] = _near(random, holder[key])
+            holder[key] = _similar(random, holder[key])
         elif kind == 5:
             holder[key] = [holder[key]]
         elif kind == 6:
@@ -160,8 +160,8 @@ def bent(random: Random, tree: Any) -> Any:
     return tree
 
 
-def _near(random: Random, value: Any) -> Any:
-    """Another value of the same type, which only what it means can give away."""
+def _similar(random: Random, value: Any) -> Any:
+    """Another value of the same type, which only a check of its meaning can detect."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):
@@ -172,8 +172,8 @@ def _near(random: Random, value: Any) -> Any:
     return random.choice(TYPES)
 
 
-def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every place in a tree: what holds it, and its key there."""
+def _positions(tree: Any) -> list[tuple[Any, Any]]:
+    """Every position in a tree: the container and the key."""
     found: list[tuple[Any, Any]] = []
     pending = [tree]
     while pending:
@@ -185,17 +185,17 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def bent_json(random: Random, tree: Any) -> str:
-    """A bent tree as JSON, now and then so deep that a parser runs out of stack, or with a name twice."""
-    text = json.dumps(bent(random, tree))
+def mutated_json(random: Random, tree: Any) -> str:
+    """A mutated tree as JSON; sometimes too deep for the stack of a parser, or with a repeated name."""
+    text = json.dumps(mutated(random, tree))
     kind = random.randrange(25)
     if kind == 0 and (numbers := list(re.finditer(r"\d+", text))):
         one = random.choice(numbers)
-        return text[: one.start()] + "[" * DEEP + "]" * DEEP + text[one.end() :]
+        return text[: one.start()] + "[" * DEPTH + "]" * DEPTH + text[one.end() :]
     if kind == 1:
-        return "[" * DEEP
+        return "[" * DEPTH
     if kind == 2:
-        return '{"a":' * DEEP
+        return '{"a":' * DEPTH
     if kind == 3 and text.startswith("{"):
         return text[:-1] + ("," if len(text) > 2 else "") + text[1:]
     if kind == 4 and (numbers := list(re.finditer(r"\d+", text))):

@@ -1,4 +1,4 @@
-"""Running cases where nothing that they do can do harm: in a child process that may hang, swell or crash."""
+"""Runs cases in a child process, which may hang, crash or run out of memory."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ TESTS = Path(__file__).resolve().parent.parent
 
 @dataclass
 class Report:
-    """What came of the cases of a format. Each fault goes with the number of its case."""
+    """The results of the cases of a format. Each problem has the number of its case."""
 
     format: str
     cases: int = 0
     accepted: int = 0
-    """Read, and rightly so."""
+    """Read correctly."""
     refused: int = 0
     """Refused in one sentence."""
     tracebacks: list[tuple[int, str]] = field(default_factory=list)
-    """Ended in another exception than a user's, or ended the process."""
+    """Raised an exception other than `UserError`, or ended the process."""
     wrong: list[tuple[int, str]] = field(default_factory=list)
-    """Read what is not right, or said so in no single sentence, or took too much memory."""
+    """Read something wrong, refused it in more than one sentence, or used too much memory."""
     slow: list[tuple[int, str]] = field(default_factory=list)
-    """Took more than the limit; the process was ended there."""
+    """Took longer than the limit; the process was stopped."""
     seconds: float = 0.0
 
     @property
     def faults(self) -> list[tuple[int, str]]:
-        """All that must not be."""
+        """All problems, by case."""
         return sorted(self.tracebacks + self.wrong + self.slow)
 
     def __str__(self) -> str:
@@ -75,13 +75,13 @@ class Report:
 
 
 def fuzz(format_name: str, cases: int, folder: Path, first: int = 0, limit: float = LIMIT) -> Report:
-    """Feed so many damaged files of a format to the runner's reader of it.
+    """Feed damaged files of a format to the runner's reader of it.
 
     Args:
         format_name: One of `FORMATS`.
-        cases: How many.
-        folder: For the files.
-        first: The number of the first case; a case is the same whichever comes before it.
+        cases: Number of files.
+        folder: Where the files are written.
+        first: The number of the first case. A case does not depend on those before it.
         limit: Seconds that a case may take.
     """
     began, report = time.monotonic(), Report(format_name)
@@ -97,10 +97,12 @@ def fuzz(format_name: str, cases: int, folder: Path, first: int = 0, limit: floa
                     _count(report, line, limit)
                     case = line["case"] + 1
                 elif case < stop:
-                    died = "".join(Path(name, each).read_text(errors="replace") for each in ("died", "said"))
+                    crash = "".join(
+                        Path(name, each).read_text(errors="replace") for each in ("crash", "output")
+                    )
                     if not ready:
-                        raise RuntimeError(f"the cases of {format_name} cannot begin: {died}")
-                    _bury(report, case, line["ended"], died)
+                        raise RuntimeError(f"the cases of {format_name} cannot begin: {crash}")
+                    _record_crash(report, case, line["ended"], crash)
                     case += 1
     report.seconds = time.monotonic() - began
     return report
@@ -119,33 +121,33 @@ def _count(report: Report, line: dict[str, Any], limit: float) -> None:
         report.slow.append((line["case"], f"took {line['seconds']:.1f} s"))
 
 
-def _bury(report: Report, case: int, status: int, died: str) -> None:
-    """Note the case at which the process ended, and what it was at."""
+def _record_crash(report: Report, case: int, status: int, crash: str) -> None:
+    """Add the case at which the process ended, with its last output."""
     report.cases += 1
-    if died.startswith("Timeout"):
-        report.slow.append((case, died[:4000]))
+    if crash.startswith("Timeout"):
+        report.slow.append((case, crash[:4000]))
     else:
-        report.tracebacks.append((case, f"the process ended with {status}: {died[-4000:]}"))
+        report.tracebacks.append((case, f"the process ended with {status}: {crash[-4000:]}"))
 
 
 def _lines(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the worker says of a job, up to its end."""
+    """The lines that the worker sends for a job."""
     worker = _worker()
     assert worker.stdin
     assert worker.stdout
     worker.stdin.write(json.dumps(job) + "\n")
     worker.stdin.flush()
     for line in worker.stdout:
-        said = json.loads(line)
-        yield said
-        if "ended" in said:
+        answer = json.loads(line)
+        yield answer
+        if "ended" in answer:
             return
     raise RuntimeError(f"the fuzzing process has ended ({worker.wait()})")
 
 
 @cache
 def _worker() -> subprocess.Popen[str]:
-    """One for all jobs of this process, for what importing costs."""
+    """One worker for all jobs of this process, because its imports take seconds."""
     path = os.pathsep.join((str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")))
     worker = subprocess.Popen(
         [sys.executable, "-m", "fuzz.worker"],

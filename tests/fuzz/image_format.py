@@ -1,4 +1,4 @@
-"""Images of every kind that the runner takes."""
+"""Images of every kind that the runner reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runner.utils.hashing import digest_bytes
 
 
 class Picture(Target):
-    """An image: a scan calls it one, and then it is one each time and has a view; or it says in one line why not."""
+    """An image: a scan accepts it and it can be decoded and transformed, or the scan gives the reason in one line."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -52,7 +52,7 @@ class Picture(Target):
 
 
 def _bent_png(random: Random, content: bytes) -> bytes:
-    """A PNG whose chunks are damaged, doubled or gone, with the right check sums."""
+    """A PNG with damaged, repeated or missing chunks, and correct checksums."""
     chunks = []
     place = 8
     while place < len(content):

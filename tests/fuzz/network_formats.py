@@ -1,4 +1,4 @@
-"""What holds a network: checkpoints, models, and files of weights, pickled ones among them."""
+"""Files that hold a model: checkpoints, logged models, and weights, including pickled ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fuzz import tensorfile
-from fuzz.damage import bent, bent_json, damaged
+from fuzz.damage import damaged, mutated, mutated_json
 from fuzz.target import Target, check
 from runner.config.schema import ModelConfig, Normalization
 from runner.models import checkpoint, pretrained
@@ -32,7 +32,7 @@ from runner.serving.locate import locate_model
 from runner.serving.packaging import describe
 
 CLASSES = ("blue", "green", "red")
-USE = {
+INFERENCE = {
     "name": "small",
     "transform": {"resize": 36, "crop": 32, "interpolation": "bilinear"},
     "precision": "no",
@@ -42,19 +42,19 @@ MARK = "tests-fuzz-was-here"
 
 
 def small(seed: int = 0) -> TransferModel:
-    """A VGG with next to no channels and a pooled head."""
+    """A VGG with very few channels and a pooled head."""
     numbers = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     shape = ModelSpec("vgg11_bn", "pooled", 1, 4, 0.4, "features.16", CLASSES, numbers)
     return TransferModel(shape, seed, True).eval()
 
 
 def finite(tensors: dict[str, Tensor]) -> bool:
-    """Whether all numbers are numbers."""
+    """Whether all values are finite."""
     return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
-def spoilt(random: Random, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of which one is gone, of another type or shape, or holds what is no number."""
+def corrupted(random: Random, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with one removed, renamed, of another type or shape, or not finite."""
     tensors = {
         name: value.contiguous().clone(memory_format=torch.contiguous_format)
         for name, value in tensors.items()
@@ -82,14 +82,14 @@ def spoilt(random: Random, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class CheckpointFiles(Target):
-    """best.safetensors beside frozen.safetensors: all comes back as it was. Sealed anew, it is sound at least."""
+    """best.safetensors beside frozen.safetensors: read as written. With forged digests it must still be valid."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.network = small()
         self.best, self.frozen = folder / "best.safetensors", folder / checkpoint.FROZEN_FILE
         checkpoint.save_frozen(self.network, folder)
-        checkpoint.save(self.network, self.best, 4, VAL, checkpoint.frozen_digest(self.network), USE)
+        checkpoint.save(self.network, self.best, 4, VAL, checkpoint.frozen_digest(self.network), INFERENCE)
         self.files = {path: path.read_bytes() for path in (self.best, self.frozen)}
         self.state = self.network.state_dict()
 
@@ -100,21 +100,21 @@ class CheckpointFiles(Target):
         if kind < 0.65:
             return b"f" + tensorfile.hostile(random, self.files[self.frozen], self.files[self.best])
         header, _ = tensorfile.parts(self.files[self.best])
-        said = header["__metadata__"]
-        told = json.loads(said["description"])
+        metadata = header["__metadata__"]
+        description = json.loads(metadata["description"])
         learned = self.network.trainable_state()
         if kind < 0.9:
-            told["model" if random.random() < 0.7 else "val"] = bent(random, told["model"])
+            description["model" if random.random() < 0.7 else "val"] = mutated(random, description["model"])
         else:
-            learned = spoilt(random, learned)
-            told["trainable"] = checkpoint._digest(learned)
+            learned = corrupted(random, learned)
+            description["trainable"] = checkpoint._digest(learned)
         plain = {name: value.contiguous() for name, value in learned.items()}
-        return b"s" + safetensors.torch.save(plain, _resealed(said, told))
+        return b"s" + safetensors.torch.save(plain, _resealed(metadata, description))
 
     def read(self, content: bytes) -> None:
         which = self.frozen if content[:1] == b"f" else self.best
-        for path, kept in self.files.items():
-            path.write_bytes(content[1:] if path == which else kept)
+        for path, undamaged in self.files.items():
+            path.write_bytes(content[1:] if path == which else undamaged)
         found = checkpoint.load(self.best)
         state = found.model.state_dict()
         check(finite(state), "a weight is no number")
@@ -127,17 +127,19 @@ class CheckpointFiles(Target):
         if content[:1] != b"s":
             check(all(torch.equal(value, self.state[name]) for name, value in state.items()), "other weights")
             check(shape == self.network.spec, f"another architecture: {shape}"[:500])
-            check((found.epoch, found.val, found.inference) == (4, VAL, USE), "other scores, epoch or use")
+            check(
+                (found.epoch, found.val, found.inference) == (4, VAL, INFERENCE), "other scores, epoch or use"
+            )
 
 
-def _resealed(said: dict[str, str], told: dict[str, Any]) -> dict[str, str]:
-    """Metadata of a checkpoint that says other things, with the digest of those."""
-    text = json.dumps(told)
-    return {**said, "description": text, "description_digest": checkpoint.description_digest(text)}
+def _resealed(metadata: dict[str, str], description: dict[str, Any]) -> dict[str, str]:
+    """Metadata of a checkpoint with another description and the digest of that."""
+    text = json.dumps(description)
+    return {**metadata, "description": text, "description_digest": checkpoint.description_digest(text)}
 
 
 class ModelFolder(Target):
-    """model.json beside model.safetensors, as `--model FOLDER` opens them."""
+    """model.json beside model.safetensors, as `--model FOLDER` loads them."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -146,9 +148,9 @@ class ModelFolder(Target):
         self.place.mkdir()
         self.tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
         self.weights = safetensors.torch.save(self.tensors, {"format": FORMAT})
-        told = describe(network, USE, epoch=4, val=VAL, run="0123", manifest="4567")
-        self.told = json.loads(json.dumps(told))
-        self.written, self.described = self.tensors, self.told
+        description = describe(network, INFERENCE, epoch=4, val=VAL, run="0123", manifest="4567")
+        self.description = json.loads(json.dumps(description))
+        self.written, self.described = self.tensors, self.description
         """Tensors and description under the names of the format that is written."""
         self.about = self._sealed(self.described, self.weights)
         picture = io.BytesIO()
@@ -158,33 +160,36 @@ class ModelFolder(Target):
         self.image = open_rgb(picture)
 
     @staticmethod
-    def _sealed(told: Any, tensors: bytes) -> bytes:
-        if isinstance(told, dict):
-            told = {**told, "sha256": hashlib.sha256(tensors).hexdigest()}
-            told["digest"] = description_digest(told)
-        return json.dumps(told, indent=1).encode("utf-8", "surrogatepass")
+    def _sealed(description: Any, tensors: bytes) -> bytes:
+        if isinstance(description, dict):
+            description = {**description, "sha256": hashlib.sha256(tensors).hexdigest()}
+            description["digest"] = description_digest(description)
+        return json.dumps(description, indent=1).encode("utf-8", "surrogatepass")
 
     def make(self, random: Random) -> bytes:
-        """Length of model.json, model.json, model.safetensors."""
-        told, tensors, kind = self.about, self.weights, random.random()
+        """A mark, the length of model.json, model.json, model.safetensors. The mark is `s` if digests are forged."""
+        description, tensors, kind = self.about, self.weights, random.random()
         mark = b"s"
         if kind < 0.2:
-            mark, told = b"r", damaged(random, told, told)
+            mark, description = b"r", damaged(random, description, description)
         elif kind < 0.3:
-            mark, told = b"r", bent_json(random, json.loads(told)).encode("utf-8", "surrogatepass")
+            mark, description = (
+                b"r",
+                mutated_json(random, json.loads(description)).encode("utf-8", "surrogatepass"),
+            )
         elif kind < 0.45:
             mark, tensors = b"r", tensorfile.hostile(random, tensors, tensors)
         elif kind < 0.75:
-            told = self._sealed(bent(random, self.described), tensors)
+            description = self._sealed(mutated(random, self.described), tensors)
         elif kind < 0.85:
             tensors = tensorfile.hostile(random, tensors, tensors)
-            told = self._sealed(self.described, tensors)
+            description = self._sealed(self.described, tensors)
         else:
             tensors = safetensors.torch.save(
-                spoilt(random, self.written), {"format": self.described["format"]}
+                corrupted(random, self.written), {"format": self.described["format"]}
             )
-            told = self._sealed(self.described, tensors)
-        return mark + struct.pack("<Q", len(told)) + told + tensors
+            description = self._sealed(self.described, tensors)
+        return mark + struct.pack("<Q", len(description)) + description + tensors
 
     def read(self, content: bytes) -> None:
         (length,) = struct.unpack("<Q", content[1:9])
@@ -197,7 +202,7 @@ class ModelFolder(Target):
         check(finite(found.model.state_dict()), "a weight is no number")
         if content[:1] == b"r":
             check(
-                found.classes == CLASSES and found.description["model"] == self.told["model"],
+                found.classes == CLASSES and found.description["model"] == self.description["model"],
                 "another model comes back",
             )
             state = found.model.state_dict()
@@ -219,15 +224,15 @@ class OldModelFolder(ModelFolder):
             name.replace("normalize.", "normalise."): value for name, value in self.tensors.items()
         }
         self.weights = safetensors.torch.save(self.written, {"format": FORMAT_1})
-        network = dict(self.told["model"])
+        network = dict(self.description["model"])
         network["normalisation"] = network.pop("normalization")
-        rest = {name: value for name, value in self.told.items() if name != "model"}
+        rest = {name: value for name, value in self.description.items() if name != "model"}
         self.described = {**rest, "format": FORMAT_1, "network": network}
         self.about = self._sealed(self.described, self.weights)
 
 
 class WeightsFile(Target):
-    """model.weights as .safetensors: what gets into a network is finite, and what the file holds."""
+    """model.weights as .safetensors: the loaded weights are finite and those of the file."""
 
     suffix = ".safetensors"
 
@@ -248,7 +253,7 @@ class WeightsFile(Target):
     def make(self, random: Random) -> bytes:
         if random.random() < 0.75:
             return tensorfile.hostile(random, self.file, self.file)
-        return safetensors.torch.save(spoilt(random, self.tensors))
+        return safetensors.torch.save(corrupted(random, self.tensors))
 
     def read(self, content: bytes) -> None:
         self.path.write_bytes(content)
@@ -271,7 +276,7 @@ class WeightsFile(Target):
 
 
 class PickleFile(WeightsFile):
-    """model.weights as .pth: the same; and nothing in it is ever run."""
+    """model.weights as .pth: the same, and no code in it runs."""
 
     suffix = ".pth"
 
@@ -292,17 +297,19 @@ class PickleFile(WeightsFile):
         if kind < 0.25:
             return damaged(random, content, self.legacy)
         if kind < 0.45:
-            return _rezipped(random.choice(self.zips), lambda told: damaged(random, told, told))
+            return _rezipped(
+                random.choice(self.zips), lambda description: damaged(random, description, description)
+            )
         if kind < 0.6:
-            evil = _evil(random)
+            evil = malicious_pickle(random)
             return random.choice(
                 (evil, _rezipped(self.zips[0], lambda _: evil), self.legacy[: len(self.legacy) // 2] + evil)
             )
         if kind < 0.8:
-            return _saved(spoilt(random, self.tensors), legacy=random.random() < 0.3)
-        return _saved(self._strange(random), legacy=random.random() < 0.3)
+            return _saved(corrupted(random, self.tensors), legacy=random.random() < 0.3)
+        return _saved(self._odd_weights(random), legacy=random.random() < 0.3)
 
-    def _strange(self, random: Random) -> Any:
+    def _odd_weights(self, random: Random) -> Any:
         name = random.choice(
             [each for each in sorted(self.tensors) if self.tensors[each].is_floating_point()]
         )
@@ -346,7 +353,7 @@ def _saved(content: Any, legacy: bool = False) -> bytes:
 
 
 def _rezipped(content: bytes, change: Any) -> bytes:
-    """The archive with another pickle in it, and right check sums."""
+    """The archive with its pickle changed, and correct checksums."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
         for each in old.infolist():
@@ -356,7 +363,7 @@ def _rezipped(content: bytes, change: Any) -> bytes:
 
 
 class _Call:
-    """Pickles as a call."""
+    """An object that pickles as a function call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)
@@ -365,8 +372,8 @@ class _Call:
         return self.call
 
 
-def _evil(random: Random) -> bytes:
-    """A pickle that leaves a mark if it is trusted, or takes what memory there is."""
+def malicious_pickle(random: Random) -> bytes:
+    """A pickle that creates the file `MARK` when it is loaded without restrictions, or exhausts the memory."""
     touch = f"touch {MARK}"
     code = f"open({MARK!r}, 'w')"
     return random.choice(

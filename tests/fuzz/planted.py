@@ -1,4 +1,4 @@
-"""Targets with a fault of their own, by which the engine is tried: one case in five goes wrong."""
+"""Targets with a bug, to test the engine: one case in five goes wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runner.utils.errors import UserError
 
 
 class Planted(Target):
-    """Harmless: every case is refused but the fifth, which does what `bad` does."""
+    """Every case is refused; one in five calls `bad` first."""
 
     def make(self, random: Random) -> bytes:
         return random.randbytes(4)
@@ -24,60 +24,60 @@ class Planted(Target):
         raise UserError("This is not right; give another file.")
 
     def bad(self) -> None:
-        """Nothing."""
+        """The bug; none here."""
 
 
 class Fault(Planted):
-    """Raises what no reader should."""
+    """Raises an exception that is not a `UserError`."""
 
     def bad(self) -> None:
         raise ZeroDivisionError("planted")
 
 
 class Hang(Planted):
-    """Does not end."""
+    """Does not end in time."""
 
     def bad(self) -> None:
         time.sleep(60)
 
 
 class Crash(Planted):
-    """Takes its process with it."""
+    """Crashes the process."""
 
     def bad(self) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
 class Exit(Planted):
-    """Leaves."""
+    """Exits."""
 
     def bad(self) -> None:
         raise SystemExit(0)
 
 
 class Mistake(Planted):
-    """Reads what is wrong."""
+    """Accepts a wrong file."""
 
     def bad(self) -> None:
         raise MisreadError("planted")
 
 
 class Swell(Planted):
-    """Takes more memory than it may."""
+    """Uses more memory than allowed."""
 
     def bad(self) -> None:
-        bytearray(b"\1") * (2400 * 2**20)  # far more: meanwhile pages of libraries may leave memory
+        bytearray(b"\1") * (2400 * 2**20)  # far more, because pages of libraries may be swapped out meanwhile
 
 
 class Talk(Planted):
-    """Says more than a sentence."""
+    """Refuses with more than one line."""
 
     def bad(self) -> None:
         raise UserError("One line,\nand another.")
 
 
 class Warn(Planted):
-    """Computes with what is no number."""
+    """Warns of an invalid number."""
 
     def bad(self) -> None:
         warnings.warn("invalid value encountered in cast", RuntimeWarning, stacklevel=1)

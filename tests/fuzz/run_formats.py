@@ -1,4 +1,4 @@
-"""What an interrupted run leaves for itself: journals, `run.json`, snapshots."""
+"""Files of an interrupted run: journals, `run.json`, snapshots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from random import Random
 import torch
 
 from fuzz import tensorfile
-from fuzz.damage import bent_json, damaged
+from fuzz.damage import damaged, mutated_json
 from fuzz.target import Target, check
 from runner.cli import sync
 from runner.config.parser import Options
@@ -32,7 +32,7 @@ from runner.utils.hashing import digest
 
 
 class JournalFile(Target):
-    """A journal's events: those of whole lines come back as they were written, the rest is passed over."""
+    """The events of a journal: complete lines are read as they were written, the rest is skipped."""
 
     EVENTS = (
         {
@@ -53,7 +53,7 @@ class JournalFile(Target):
         if random.random() < 0.6:
             return damaged(random, self.lines, self.lines)
         return b"".join(
-            bent_json(random, copy.deepcopy(event)).encode("utf-8", "replace") + b"\n"
+            mutated_json(random, copy.deepcopy(event)).encode("utf-8", "replace") + b"\n"
             for event in self.EVENTS
         )
 
@@ -66,15 +66,15 @@ class JournalFile(Target):
         whole = set(content.split(b"\n")[:-1])
         for event in journal.events():
             check(isinstance(event["kind"], str), "an event without a kind")
-        said = [json.dumps(event).encode() for event in journal.events()]
-        kept = [json.dumps(event).encode() for event in self.EVENTS]
-        check(all(line in said for line in kept if line in whole), "a whole line was lost")
+        events = [json.dumps(event).encode() for event in journal.events()]
+        written = [json.dumps(event).encode() for event in self.EVENTS]
+        check(all(line in events for line in written if line in whole), "a whole line was lost")
         check(len(journal.pending()) <= content.count(b"\n"), "there are more events than lines")
         _ = journal.ended, journal.resumable, journal.unlogged_files()
 
 
 class OwnerFile(Target):
-    """`owner.json`: whose the journal is, or no journal; and `sent`: how much of it has been delivered, or nothing."""
+    """`owner.json` (its journal is valid or ignored) and `sent` (how much was delivered; nothing if damaged)."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -91,7 +91,7 @@ class OwnerFile(Target):
         if random.random() < 0.5:
             owner = damaged(random, self.content, self.content)
         else:
-            owner = bent_json(random, asdict(self.owner)).encode("utf-8", "replace")
+            owner = mutated_json(random, asdict(self.owner)).encode("utf-8", "replace")
         return sent + b"\n" + owner
 
     def read(self, content: bytes) -> None:
@@ -108,7 +108,7 @@ class OwnerFile(Target):
 
 
 class RunFile(Target):
-    """`run.json`: the run is found as it was described, or passed over."""
+    """`run.json`: the run is read as it was written, or skipped."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -127,13 +127,13 @@ class RunFile(Target):
     def make(self, random: Random) -> bytes:
         if random.random() < 0.5:
             return damaged(random, self.content, self.content)
-        bent = bent_json(random, json.loads(self.content))
+        mutated = mutated_json(random, json.loads(self.content))
         with suppress(ValueError, TypeError, RecursionError, AttributeError):
-            told = json.loads(bent)
+            record = json.loads(mutated)
             if random.random() < 0.7:  # as whoever made it up would
-                told["digest"] = digest({name: value for name, value in told.items() if name != "digest"})
-            bent = json.dumps(told)
-        return bent.encode("utf-8", "replace")
+                record["digest"] = digest({name: value for name, value in record.items() if name != "digest"})
+            mutated = json.dumps(record)
+        return mutated.encode("utf-8", "replace")
 
     def read(self, content: bytes) -> None:
         (self.state / "run.json").write_bytes(content)
@@ -151,7 +151,7 @@ class RunFile(Target):
 
 
 class SnapshotFile(Target):
-    """A snapshot: what loads is what was saved, to the bit, unless it was sealed anew."""
+    """A snapshot: loaded bit-identical, or refused."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -171,7 +171,7 @@ class SnapshotFile(Target):
             found = snapshot.load(path)
         except ValueError as error:
             raise UserError(str(error)) from None
-        check((found.epoch, found.step, found.about) == (1, 7, {"rule": {}}), "another position loads")
+        check((found.epoch, found.step, found.values) == (1, 7, {"rule": {}}), "another position loads")
         same = found.tensors.keys() == self.tensors.keys() and all(
             torch.equal(value, self.tensors[name]) for name, value in found.tensors.items()
         )

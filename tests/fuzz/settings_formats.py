@@ -1,4 +1,4 @@
-"""Experiments, search spaces, journals of studies, and what a run says of its environment."""
+"""Experiments, search spaces, journals of studies, and the environment of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from optuna.trial import TrialState
 
 from fuzz import yamls
-from fuzz.damage import bent_json, damaged
+from fuzz.damage import damaged, mutated_json
 from fuzz.target import Target, check
 from runner.cli import reproduce
 from runner.config import parser
@@ -33,11 +33,11 @@ SHIPPED = (parser.QUICKSTART, parser.EXPERIMENTS / "caltech101-pooled.yaml")
 
 
 class ExperimentFile(Target):
-    """`--config FILE`: an experiment that is read is written and read again as itself."""
+    """`--config FILE`: an experiment that is accepted can be written and read back equal."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        os.chdir(folder)  # where code in a document would leave its mark
+        os.chdir(folder)  # code in a document would create its file here
         whole = parser.parse(["--config", "caltech101-pooled", "--data.root", "images"])[0]
         self.seeds = [SHIPPED[0].read_bytes(), as_yaml(whole).encode()]
         self.trees = [yaml.safe_load(seed) for seed in self.seeds]
@@ -59,7 +59,7 @@ class ExperimentFile(Target):
 
 
 class SpaceFile(Target):
-    """`--space FILE`: every value that could be suggested makes an experiment, and the space comes back."""
+    """`--space FILE`: every value in the space makes a valid experiment, and the space can be read back equal."""
 
     SEEDS = (
         b"optim.lr: {low: 1.0e-4, high: 0.1, log: true}\ntrain.batch_size: [32, 64]\n",
@@ -85,7 +85,9 @@ class SpaceFile(Target):
         finally:
             check(not Path(yamls.MARK).exists(), "code in the file was run")
         plain = found.as_plain()
-        again.write_text(json.dumps({name: _as_file(told) for name, told in plain.items()}, allow_nan=False))
+        again.write_text(
+            json.dumps({name: _as_file(dimension) for name, dimension in plain.items()}, allow_nan=False)
+        )
         back = read_space(again, self.baseline, checked=True)
         check(back == found, f"does not come back as it was: {plain}")
         known = flatten(as_tree(self.baseline))
@@ -96,12 +98,12 @@ class SpaceFile(Target):
                 with_values(self.baseline, {each.setting: value})
 
 
-def _as_file(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name != "whole"}
+def _as_file(dimension: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in dimension.items() if name != "whole"}
 
 
 class Journal(Target):
-    """A study's journal: it is refused, or all its trials can be told."""
+    """The journal of a study: it is refused, or all its trials can be listed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -115,7 +117,7 @@ class Journal(Target):
         self.seeds = [self._written(folder / f"{number}", number) for number in (0, 1)]
 
     def _written(self, folder: Path, seed: int) -> bytes:
-        """A study of four trials; times and process ids are made the same in every run."""
+        """A study of four trials, with fixed times and process ids."""
         folder.mkdir()
         path = folder / "studies.journal"
         study = Study(replace(self.plan, storage=str(path), sampler_seed=seed), folder)
@@ -125,7 +127,7 @@ class Journal(Target):
             study.annotate(run=f"run {number}")
             study.fail("an error") if number == 1 else study.complete(0.5 + number / 10)
         study.ask()
-        return b"".join(_steady(line) for line in path.read_bytes().splitlines())
+        return b"".join(_without_times(line) for line in path.read_bytes().splitlines())
 
     def make(self, random: Random) -> bytes:
         content, other = random.sample(self.seeds, 2)
@@ -133,7 +135,7 @@ class Journal(Target):
             return damaged(random, content, other)
         lines = content.splitlines(keepends=True)
         place = random.randrange(len(lines))
-        lines[place] = bent_json(random, json.loads(lines[place])).encode() + b"\n"
+        lines[place] = mutated_json(random, json.loads(lines[place])).encode() + b"\n"
         return b"".join(lines)
 
     def read(self, content: bytes) -> None:
@@ -155,26 +157,26 @@ class Journal(Target):
         study.requeue_stale_trials()
 
 
-def _steady(line: bytes) -> bytes:
-    told = json.loads(line)
+def _without_times(line: bytes) -> bytes:
+    event = json.loads(line)
     for name in ("datetime_start", "datetime_complete"):
-        if told.get(name):
-            told[name] = "2026-01-02T03:04:05.000000"
-    if "worker_id" in told:
-        told["worker_id"] = "worker"
-    if "owner" in told.get("user_attr", {}):
-        told["user_attr"]["owner"] = [
-            "elsewhere" if told.get("trial_id") != 3 else os.uname().nodename,
+        if event.get(name):
+            event[name] = "2026-01-02T03:04:05.000000"
+    if "worker_id" in event:
+        event["worker_id"] = "worker"
+    if "owner" in event.get("user_attr", {}):
+        event["user_attr"]["owner"] = [
+            "elsewhere" if event.get("trial_id") != 3 else os.uname().nodename,
             0,
             0.0,
         ]
-    return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(event, separators=(",", ":")).encode() + b"\n"
 
 
 class Environment(Target):
     """environment.json of a run that is reproduced."""
 
-    TOLD: ClassVar[dict[str, Any]] = {
+    CONTENT: ClassVar[dict[str, Any]] = {
         "python": "3.11.7",
         "platform": "Linux-6.1-x86_64",
         "packages": {"torch": "2.15.0", "numpy": "2.4.6", "nothing-of-this-name": "1"},
@@ -188,10 +190,10 @@ class Environment(Target):
     }
 
     def make(self, random: Random) -> bytes:
-        content = json.dumps(self.TOLD, indent=1).encode()
+        content = json.dumps(self.CONTENT, indent=1).encode()
         if random.random() < 0.4:
             return damaged(random, content, content)
-        return bent_json(random, self.TOLD).encode("utf-8", "surrogatepass")
+        return mutated_json(random, self.CONTENT).encode("utf-8", "surrogatepass")
 
     def read(self, content: bytes) -> None:
         path = self.folder / "environment.json"

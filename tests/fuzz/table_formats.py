@@ -1,4 +1,4 @@
-"""Tables: the manifest, names of classes, and boxes."""
+"""Tables: the manifest, class names, and boxes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ CELLS = (
 )  # fmt: skip
 
 
-def bent_table(random: Random, rows: list[list[str]]) -> bytes:
-    """A table with one to three cells or rows changed: a reader of CSV finds nothing wrong with it."""
+def mutated_table(random: Random, rows: list[list[str]]) -> bytes:
+    """A valid CSV table with one to three changed cells or rows."""
     rows = [list(row) for row in rows]
     for _ in range(random.choice((1, 1, 2, 3))):
         place = random.randrange(len(rows))
@@ -61,7 +61,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 class Table(Target):
-    """A table, damaged as bytes or cell by cell."""
+    """A table, damaged as bytes or by cells."""
 
     texts: tuple[str, ...] = ()
 
@@ -69,11 +69,11 @@ class Table(Target):
         text, other = random.choice(self.texts), random.choice(self.texts)
         if random.random() < 0.5:
             return damaged(random, text.encode(), other.encode())
-        return bent_table(random, rows_of(text))
+        return mutated_table(random, rows_of(text))
 
 
 class ManifestFile(Table):
-    """manifest.csv: what is read could have been written by the runner."""
+    """manifest.csv: what is accepted could have been written by the runner."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -112,7 +112,7 @@ class ManifestFile(Table):
 
 
 class NamesFile(Table):
-    """--lang FILE: each class has one name, which the file gives it, or its own."""
+    """--lang FILE: each class has the name from the file, or its own."""
 
     CLASSES = ("cat", "dog", "ox")
     texts = ("class,name\ncat,猫\ndog,狗\n", 'class,name\r\ncat,"Kat,ze"\r\nox,Ochse\r\nwolf,Wolf\r\n')
@@ -131,7 +131,7 @@ class NamesFile(Table):
 
 
 class BoxesFile(Table):
-    """--boxes FILE: each box lies in the view of its image."""
+    """--boxes FILE: each box lies inside its transformed image."""
 
     texts = (
         "path,left,top,right,bottom\ncat/a.png,1,2,30,20\ncat/b.png,0.5,0,40,30\n",

@@ -1,4 +1,4 @@
-"""Texts that make trouble for whoever reads YAML."""
+"""YAML texts that are difficult for a parser."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 
 import yaml
 
-from fuzz.damage import bent, damaged
+from fuzz.damage import damaged, mutated
 
 LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
 )
-"""Nine to the power of ten laughs, in ten lines."""
+"""9¹⁰ values in ten lines ("billion laughs")."""
 MERGES = "b0: &b0 {x: 1}\n" + "".join(
     f"b{n}: &b{n} {{<<: [{', '.join([f'*b{n - 1}'] * 9)}]}}\n" for n in range(1, 10)
 )
 MARK = "tests-fuzz-was-here"
-"""A file that only code in a document would make."""
+"""A file that exists only if code in a document has run."""
 CODE = f"!!python/object/apply:os.system ['touch {MARK}']"
 CLASS = f"{{class_path: subprocess.Popen, init_args: {{args: [touch, {MARK}]}}}}"
-"""What a parser that makes objects would make one of."""
+"""A class that a parser which creates objects would instantiate."""
 ALONE = (
     LAUGHS,
     MERGES,
@@ -69,12 +69,12 @@ ALONE = (
 
 
 def hostile(random: Random, seeds: list[bytes], trees: list[Any]) -> bytes:
-    """Damaged bytes, a bent tree, or a valid document with a trap in it."""
+    """Damaged bytes, a mutated tree, or a valid document with a difficult part."""
     kind = random.random()
     if kind < 0.35:
         return damaged(random, random.choice(seeds), random.choice(seeds))
     if kind < 0.8:
-        return dumped(bent(random, random.choice(trees)))
+        return dumped(mutated(random, random.choice(trees)))
     return _trapped(random, random.choice(seeds).decode()).encode("utf-8", "surrogatepass")
 
 

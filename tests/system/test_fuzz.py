@@ -1,4 +1,4 @@
-"""Hostile input: whatever a file holds, the runner reads it rightly, refuses it in one sentence, or does without it."""
+"""Whatever a file holds, the runner reads it correctly, refuses it in one sentence, or ignores it."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from random import Random
 
 import pytest
 from fuzz import FORMATS, Report, fuzz
-from fuzz.damage import bent_json, damaged
+from fuzz.damage import damaged, mutated_json
 
-FEW, MANY = 100, 1500
+FAST_CASES, LONG_CASES = 100, 1500
 PLANTED = 40
-"""Cases of a target with a fault of its own, of which about one in five shows it."""
+"""Cases of a target with a bug, which about one in five triggers."""
 
 
-def sound(report: Report) -> None:
+def assert_no_faults(report: Report) -> None:
     print(report)
-    told = [f"case {case} of {report.format}: {text}" for case, text in report.faults]
-    assert not told, "\n\n".join([f"{len(told)} faults of {report.cases} cases", *told[:5]])
+    problems = [f"case {case} of {report.format}: {text}" for case, text in report.faults]
+    assert not problems, "\n\n".join([f"{len(problems)} problems of {report.cases} cases", *problems[:5]])
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_hostile_files(name: str, tmp_path: Path) -> None:
-    report = fuzz(name, FEW, tmp_path)
-    sound(report)
-    assert report.cases == report.accepted + report.refused == FEW
+    report = fuzz(name, FAST_CASES, tmp_path)
+    assert_no_faults(report)
+    assert report.cases == report.accepted + report.refused == FAST_CASES
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_hostile_files(name: str, tmp_path: Path) -> None:
-    report = fuzz(name, MANY, tmp_path, first=FEW)
-    sound(report)
-    assert report.cases == MANY
-    assert report.accepted, "not one case was read: what is behind the parser is not reached"
+    report = fuzz(name, LONG_CASES, tmp_path, first=FAST_CASES)
+    assert_no_faults(report)
+    assert report.cases == LONG_CASES
+    assert report.accepted, "no case was accepted: code after the parser is not reached"
 
 
 class TestEngine:
     @pytest.mark.parametrize(
-        ("planted", "kind", "said"),
+        ("planted", "kind", "expected"),
         [
             ("fault", "tracebacks", "ZeroDivisionError"),
             ("exit", "tracebacks", "SystemExit"),
@@ -49,13 +49,13 @@ class TestEngine:
             ("warn", "wrong", "invalid value"),
         ],
     )
-    def test_finds_what_was_planted(self, tmp_path: Path, planted: str, kind: str, said: str) -> None:
+    def test_finds_planted_bugs(self, tmp_path: Path, planted: str, kind: str, expected: str) -> None:
         report = fuzz(f"planted {planted}", PLANTED, tmp_path)
         found = getattr(report, kind)
         assert found == report.faults
         assert 1 <= len(found) < PLANTED / 2
-        assert all(said in text for _, text in found)
-        assert report.cases == PLANTED == len(found) + report.refused  # those behind a fault are tried too
+        assert all(expected in text for _, text in found)
+        assert report.cases == PLANTED == len(found) + report.refused  # cases after a crash run, too
 
     def test_finds_a_case_that_hangs(self, tmp_path: Path) -> None:
         report = fuzz("planted hang", 12, tmp_path, limit=0.5)
@@ -64,29 +64,29 @@ class TestEngine:
         assert all("in bad" in text for _, text in report.slow)
         assert report.cases == 12
 
-    def test_finds_a_case_that_swells(self, tmp_path: Path) -> None:
+    def test_finds_a_case_that_uses_too_much_memory(self, tmp_path: Path) -> None:
         case = next(case for case in range(200) if Random(f"planted swell:{case}").randbytes(4)[0] % 5 == 0)
         report = fuzz("planted swell", 1, tmp_path, first=case)
         assert "MiB of memory" in report.wrong[0][1]
 
-    def test_says_nothing_where_nothing_is_wrong(self, tmp_path: Path) -> None:
+    def test_reports_nothing_if_nothing_is_wrong(self, tmp_path: Path) -> None:
         report = fuzz("planted planted", PLANTED, tmp_path)
         assert (report.faults, report.refused) == ([], PLANTED)
 
-    def test_a_case_is_the_same_whichever_came_before(self, tmp_path: Path) -> None:
+    def test_a_case_does_not_depend_on_those_before(self, tmp_path: Path) -> None:
         whole = fuzz("planted fault", PLANTED, tmp_path).tracebacks
         case, text = whole[-1]
         assert fuzz("planted fault", 1, tmp_path, first=case).tracebacks == [(case, text)]
 
-    def test_leaves_nothing_behind(self, tmp_path: Path) -> None:
+    def test_leaves_no_files(self, tmp_path: Path) -> None:
         fuzz("planted crash", PLANTED, tmp_path)
         assert os.listdir(tmp_path) == []
 
-    def test_an_unknown_format_is_said(self, tmp_path: Path) -> None:
+    def test_an_unknown_format_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RuntimeError, match="cannot begin"):
             fuzz("no such format", 1, tmp_path)
 
-    def test_damage_depends_on_the_seed_alone(self) -> None:
+    def test_damage_depends_only_on_the_seed(self) -> None:
         tree = {"a": [1, 2, {"b": "c"}], "d": 0.5}
         for case in range(200):
             once, again = ([make(Random(case)) for make in (self._bytes, self._tree(tree))] for _ in range(2))
@@ -100,14 +100,14 @@ class TestEngine:
 
     @staticmethod
     def _tree(tree: object):  # type: ignore[no-untyped-def]
-        return lambda random: bent_json(random, tree)
+        return lambda random: mutated_json(random, tree)
 
 
-def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same files, in this process, beside one that shows that they would leave their mark if they were trusted."""
+def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same files in this process; at the end one of them is trusted, to show that its code works."""
     import pickle
 
-    from fuzz.network_formats import MARK, _evil
+    from fuzz.network_formats import MARK, malicious_pickle
 
     from runner.config.schema import ModelConfig
     from runner.models.pretrained import read_weights
@@ -117,7 +117,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     path, seen = tmp_path / "weights.pth", set()
     settings = ModelConfig(arch="vgg11", weights=str(path), head="pooled")
     for case in range(60):
-        content = _evil(Random(case))
+        content = malicious_pickle(Random(case))
         if content in seen or MARK.encode() not in content:
             continue
         seen.add(content)
