@@ -86,10 +86,17 @@ def test_a_damaged_record_is_the_reason(server: TrackingServer) -> None:
 def test_settings_that_change_no_result_do_not_count(server: TrackingServer) -> None:
     interrupted(server, "0123456789")
     (run,) = resume_candidates(server, as_tree(EXPERIMENT))
-    harmless = override(EXPERIMENT, {"cache": "elsewhere", "tracking.gallery": 3, "checkpoints.epochs": 7})
-    assert changed_settings(run, as_tree(harmless)) == []
-    other = override(EXPERIMENT, {"optim.lr": 0.5, "cache": "elsewhere"})
-    assert changed_settings(run, as_tree(other)) == [f"optim.lr is 0.5, was {EXPERIMENT.optim.lr}"]
+    harmless = {
+        **{"data.workers": 1, "cache": "elsewhere", "checkpoints.minutes": 3, "tracking.gallery": 3},
+        **{"features.store": False, "features.memory": 1.0},
+    }
+    assert changed_settings(run, as_tree(override(EXPERIMENT, harmless))) == []
+    other = override(EXPERIMENT, {**harmless, "optim.lr": 0.5, "train.epochs": 7, "seed.split": 3})
+    assert sorted(changed_settings(run, as_tree(other))) == [
+        f"optim.lr is 0.5, was {EXPERIMENT.optim.lr}",
+        f"seed.split is 3, was {EXPERIMENT.seed.split}",
+        f"train.epochs is 7, was {EXPERIMENT.train.epochs}",
+    ]
 
 
 def test_a_message_names_some_of_many_differences(server: TrackingServer) -> None:
