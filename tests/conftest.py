@@ -26,12 +26,12 @@ from commands import one_sentence
 from filelock import FileLock
 from helpers import QUIET, Recorder
 from hypothesis import settings
-from pictures import COLOURS as COLOURS
+from pictures import COLORS as COLORS
 from pictures import draw as draw
 from pictures import small_experiment, write_pictures
 from stores import Store, copy_store, create_store, open_store
 from torch import Tensor
-from trained import TrainedRun, train_run
+from trained import TrainedRun, read_run, train_run
 
 from runner.cli import main
 from runner.config.parser import parse
@@ -118,10 +118,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of an MLflow store without runs; created once, also where several processes share the session."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of the session share."""
     base = tmp_path_factory.getbasetemp()
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mlflow_template"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(shared_folder: Path) -> Path:
+    """The database of an MLflow store without runs; created once, also where several processes share the session."""
+    root = shared_folder / "mlflow_template"
     with FileLock(f"{root}.lock"):
         if not (root / "mlflow.db").exists():
             create_store(root)
@@ -162,19 +168,20 @@ def small(place: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(
-    place: Callable[[Path], list[str]],
-    images: Path,
-    accelerator: Accelerator,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> TrainedRun:
-    """A finished run of the small experiment, with its model registered as `small`. No test may change it."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
+def trained_run(shared_folder: Path, mlflow_template: Path, accelerator: Accelerator) -> TrainedRun:
+    """A finished run of the small experiment, with its model registered as `small`. No test may change it.
+
+    It is trained once, also where several processes share the session.
+    """
+    folder = shared_folder / "trained"
+    with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
-        patch.setattr("runner.training.curves.curves", lambda *args: [file.touch() for file in args[2:]])
-        return train_run(place(folder), folder, images, accelerator)
+        if (run := read_run(folder)) is None:
+            patch.setattr("runner.training.curves.curves", lambda *args: [file.touch() for file in args[2:]])
+            copy_store(mlflow_template, folder / "mlruns")
+            run = train_run(folder, accelerator)
+    return run
 
 
 @pytest.fixture

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (50, 180, 70), "red": (210, 50, 40)}
 """RGB of each class."""
 PER_CLASS = 12
 
 
 def draw(label: str, number: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """Picture `number` of a class, width × height pixels."""
-    random = np.random.default_rng([sorted(COLOURS).index(label), number])
+    random = np.random.default_rng([sorted(COLORS).index(label), number])
     noise = random.normal(0, 40, (size[1], size[0], 3))
-    return Image.fromarray(np.clip(np.array(COLOURS[label]) + noise, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.array(COLORS[label]) + noise, 0, 255).astype(np.uint8))
 
 
 def write_pictures(root: Path) -> Path:
     """A folder of three class folders of twelve PNG pictures each."""
-    for label in COLOURS:
+    for label in COLORS:
         (root / label).mkdir(parents=True)
         for number in range(PER_CLASS):
             draw(label, number).save(root / label / f"{number:02}.png")

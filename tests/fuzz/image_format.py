@@ -85,54 +85,54 @@ def _bent_png(random: Random, content: bytes) -> bytes:
 
 def _seeds() -> list[bytes]:
     draw = np.random.default_rng(0)
-    colours = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+    colors = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     deep = Image.fromarray(draw.integers(0, 65536, (12, 16), dtype=np.uint16))
     whole = Image.fromarray(draw.integers(-(2**31), 2**31 - 1, (12, 16), dtype=np.int32))
     real = Image.fromarray(draw.random((12, 16), dtype=np.float32))
-    clear = colours.convert("RGBA")
+    clear = colors.convert("RGBA")
     clear.putalpha(128)
-    palette = colours.quantize(16)
+    palette = colors.quantize(16)
     turned = Image.Exif()
     turned[0x0112] = 6
-    several = [colours, colours.rotate(90), colours.rotate(180)]
+    several = [colors, colors.rotate(90), colors.rotate(180)]
     wanted: list[tuple[Image.Image, str, dict[str, Any]]] = [
-        (colours, "PNG", {}),
-        (colours, "PNG", {"exif": turned}),
+        (colors, "PNG", {}),
+        (colors, "PNG", {"exif": turned}),
         (clear, "PNG", {}),
         (palette, "PNG", {}),
         (palette, "PNG", {"transparency": 3}),
         (palette, "PNG", {"transparency": bytes(range(16))}),
-        (colours.convert("L"), "PNG", {"transparency": 9}),
-        (colours.convert("1"), "PNG", {}),
-        (colours.convert("LA"), "PNG", {}),
+        (colors.convert("L"), "PNG", {"transparency": 9}),
+        (colors.convert("1"), "PNG", {}),
+        (colors.convert("LA"), "PNG", {}),
         (deep, "PNG", {}),
-        (colours, "JPEG", {}),
-        (colours, "JPEG", {"exif": turned, "progressive": True}),
-        (colours.convert("L"), "JPEG", {}),
-        (colours.convert("CMYK"), "JPEG", {}),
+        (colors, "JPEG", {}),
+        (colors, "JPEG", {"exif": turned, "progressive": True}),
+        (colors.convert("L"), "JPEG", {}),
+        (colors.convert("CMYK"), "JPEG", {}),
         (palette, "GIF", {"transparency": 1}),
         (palette, "GIF", {"save_all": True, "append_images": several, "duration": 10}),
-        (colours, "BMP", {}),
+        (colors, "BMP", {}),
         (palette, "BMP", {}),
         (clear, "BMP", {}),
-        (colours, "TIFF", {}),
-        (colours, "TIFF", {"compression": "tiff_lzw"}),
-        (colours, "TIFF", {"compression": "tiff_adobe_deflate", "save_all": True, "append_images": several}),
-        (colours.convert("1"), "TIFF", {"compression": "group4"}),
+        (colors, "TIFF", {}),
+        (colors, "TIFF", {"compression": "tiff_lzw"}),
+        (colors, "TIFF", {"compression": "tiff_adobe_deflate", "save_all": True, "append_images": several}),
+        (colors.convert("1"), "TIFF", {"compression": "group4"}),
         (deep, "TIFF", {}),
         (whole, "TIFF", {}),
         (real, "TIFF", {}),
-        (colours.convert("CMYK"), "TIFF", {}),
-        (colours, "PPM", {}),
+        (colors.convert("CMYK"), "TIFF", {}),
+        (colors, "PPM", {}),
         (deep, "PPM", {}),
-        (colours, "WEBP", {}),
+        (colors, "WEBP", {}),
         (clear, "WEBP", {"lossless": True, "exif": turned}),
-        (colours, "WEBP", {"save_all": True, "append_images": several}),
-        (colours, "ICO", {}),
-        (colours, "TGA", {}),
-        (colours, "PCX", {}),
-        (colours, "JPEG2000", {}),
-        *([(colours, "AVIF", {})] if features.check("avif") else []),
+        (colors, "WEBP", {"save_all": True, "append_images": several}),
+        (colors, "ICO", {}),
+        (colors, "TGA", {}),
+        (colors, "PCX", {}),
+        (colors, "JPEG2000", {}),
+        *([(colors, "AVIF", {})] if features.check("avif") else []),
     ]
     seeds = []
     for image, kind, options in wanted:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import COLOURS, draw
+from conftest import COLORS, draw
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -70,7 +70,7 @@ def read_back(tracking: Path) -> Trained:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pictures")
-    for label in COLOURS:
+    for label in COLORS:
         (root / label).mkdir()
         for number in range(12):
             draw(label, number).save(root / label / f"{number:02}.png")

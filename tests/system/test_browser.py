@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import COLOURS, draw
+from conftest import COLORS, draw
 from helpers import QUIET, listening
 from PIL import Image
 
 from runner.cli import main
 from runner.config.parser import parse
-from runner.tracking.mlflow_server import server
+from runner.tracking.mlflow_server import tracking_server
 from runner.training.seeds import train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -51,7 +51,7 @@ def picture(address: str, path: Path, *words: str) -> np.ndarray:
 def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
     """A folder with a run in mlruns/ and its report in report/."""
     folder = tmp_path_factory.mktemp("browser")
-    for label in COLOURS:
+    for label in COLORS:
         (folder / "pictures" / label).mkdir(parents=True)
         for number in range(12):
             draw(label, number).save(folder / "pictures" / label / f"{number:02}.png")
@@ -103,15 +103,15 @@ def pages(place: Path) -> Iterator[str]:
 def test_the_report_shows_its_pictures(place: Path, tmp_path: Path) -> None:
     address = (place / "report" / "report.html").as_uri()
     text = browse("--dump-dom", address)
-    for heading in ("top-1 accuracy", "Confusion matrix", "Calibration", *COLOURS):
+    for heading in ("top-1 accuracy", "Confusion matrix", "Calibration", *COLORS):
         assert heading in text
     shown = picture(address, tmp_path / "report.png")
-    colours = np.unique(shown.reshape(-1, 3)[::7], axis=0)
-    assert len(colours) > 500, "text alone has few colours"
+    colors = np.unique(shown.reshape(-1, 3)[::7], axis=0)
+    assert len(colors) > 500, "text alone has few colors"
 
 
 def test_mlflows_page_tells_of_model_and_gallery(place: Path, pages: str, tmp_path: Path) -> None:
-    client = server(str(place / "mlruns")).connect()
+    client = tracking_server(str(place / "mlruns")).connect()
     experiment = client.get_experiment_by_name("small").experiment_id
     (run,) = client.search_runs([experiment])
     address = f"{pages}/#/experiments/{experiment}/runs/{run.info.run_id}"

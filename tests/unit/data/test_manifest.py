@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import COLOURS, draw
+from pictures import COLORS, draw
 
 import runner.data.scan
 from runner.config.schema import Experiment
@@ -34,7 +34,7 @@ def test_images_are_listed_by_path_with_class_size_and_digest(
     make: Make, pictures: Path, silent: Terminal
 ) -> None:
     manifest = build_manifest(make(), silent)
-    assert paths(manifest) == sorted(f"{label}/{number:02}.png" for label in COLOURS for number in range(12))
+    assert paths(manifest) == sorted(f"{label}/{number:02}.png" for label in COLORS for number in range(12))
     assert manifest.classes == ("blue", "green", "red")
     for entry in manifest.entries:
         content = (pictures / entry.path).read_bytes()
@@ -55,7 +55,7 @@ def test_the_manifest_does_not_depend_on_the_order_of_directory_entries(
 
 def test_each_class_is_split_50_25_25(make: Make, silent: Terminal) -> None:
     manifest = build_manifest(make(), silent)
-    expected = {(label, name): n for label in COLOURS for name, n in zip(SPLITS, (6, 3, 3), strict=True)}
+    expected = {(label, name): n for label in COLORS for name, n in zip(SPLITS, (6, 3, 3), strict=True)}
     assert tally(manifest) == expected
     assert manifest.unused == 0
     assert manifest.labels("val") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -80,8 +80,8 @@ def test_splits_have_the_given_proportions(
 ) -> None:
     words = [f"--split.{name}={value}" for name, value in zip(SPLITS, fractions, strict=True)]
     counts = tally(build_manifest(make(*words), silent))
-    assert {label: tuple(counts[label, name] for name in SPLITS) for label in COLOURS} == dict.fromkeys(
-        COLOURS, numbers
+    assert {label: tuple(counts[label, name] for name in SPLITS) for label in COLORS} == dict.fromkeys(
+        COLORS, numbers
     )
 
 
@@ -89,7 +89,7 @@ def test_with_counts_the_test_split_is_capped_and_the_rest_unused(make: Make, si
     words = ("--split.by", "count", "--split.train", "5", "--split.val", "2", "--split.test", "3")
     manifest = build_manifest(make(*words), silent)
     assert tally(manifest) == {
-        (label, name): n for label in COLOURS for name, n in zip(SPLITS, (5, 2, 3), strict=True)
+        (label, name): n for label in COLORS for name, n in zip(SPLITS, (5, 2, 3), strict=True)
     }
     assert manifest.unused == 3 * 2
     assert len(manifest.entries) == 30
