@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from helpers import QUIET
+from pictures import small_experiment, write_pictures
 
 from runner.config.parser import parse
 from runner.tracking.mlflow_server import tracking_server
@@ -42,9 +43,21 @@ class TrainedRun:
         return Path(version.source.removeprefix("file://"))
 
 
-def train_run(words: list[str], folder: Path, pictures: Path, accelerator: Accelerator) -> TrainedRun:
-    """Train an experiment named `small` and log its model."""
-    train(parse([*words, "--tracking.model", "true"])[0], 1, accelerator, QUIET)
+def train_run(folder: Path, accelerator: Accelerator) -> TrainedRun:
+    """Train an experiment named `small` and log its model; all its files are in `folder`."""
+    pictures = write_pictures(folder / "pictures")
+    words = small_experiment(pictures, folder / "cache", folder / "mlruns")
+    words += ["--features.compile", "false", "--tracking.model", "true"]
+    train(parse(words)[0], 1, accelerator, QUIET)
     client = tracking_server(str(folder / "mlruns")).connect()
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
+    (folder / "run_id").write_text(run.info.run_id)
     return TrainedRun(folder, pictures, run.info.run_id)
+
+
+def read_run(folder: Path) -> TrainedRun | None:
+    """The run that `train_run` trained in a folder; None if it did not."""
+    try:
+        return TrainedRun(folder, folder / "pictures", (folder / "run_id").read_text())
+    except FileNotFoundError:
+        return None

@@ -12,28 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
+from runner.evaluation.comparison import runs as mlflow_runs
+from runner.evaluation.comparison import tables
 from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows
 from runner.evaluation.comparison.export import metrics_to_csv, settings_to_csv, to_json
 from runner.evaluation.comparison.page import comparison_page, draw_curves
-from runner.evaluation.comparison.runs import (
-    MOST_TRIALS,
-    comparison_notes,
-    find_runs,
-    find_trials,
-    paired_tests,
-    read_run,
-)
-from runner.evaluation.comparison.tables import (
-    class_table,
-    mcnemar_explanation,
-    mcnemar_table,
-    metrics_table,
-    run_table,
-    same_settings,
-    settings_table,
-    shortened,
-    summary,
-)
 from runner.tracking.mlflow_server import tracking_server
 from runner.utils.atomic_files import output_folder, write_text
 from runner.utils.command_line import CommandLineParser
@@ -55,7 +38,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="*", help=f"two or more. {RUN_HELP}")
-    add("--study", metavar="NAME", help=f"compare a study's baseline and its {MOST_TRIALS} best trials")
+    add(
+        "--study",
+        metavar="NAME",
+        help=f"compare a study's baseline and its {mlflow_runs.MOST_TRIALS} best trials",
+    )
     add("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
     add("--json", action="store_true", help=JSON_HELP)
     add_tracking_root(parser)
@@ -78,15 +65,17 @@ def main(argv: Sequence[str]) -> int:
     client = server.connect()
     terminal = Terminal(stderr=args.json)
     if args.study:
-        trials = find_trials(client, args.study)
+        trials = mlflow_runs.find_trials(client, args.study)
         terminal.line(trials.description)
-        found, objective, title = trials.runs, trials.objective, f"Study {args.study}: its trials"
+        selected, objective, title = trials.runs, trials.objective, f"Study {args.study}: its trials"
     else:
-        found, objective = find_runs(client, args.runs), None
-        title = f"Comparison of {len(found)} runs"
-    runs = [read_run(client, run) for run in found]
-    tests = paired_tests(client, runs)
-    comparison = Comparison(title, runs, metric_rows(runs, objective), tests, comparison_notes(runs, tests))
+        selected, objective = mlflow_runs.find_runs(client, args.runs), None
+        title = f"Comparison of {len(selected)} runs"
+    runs = [mlflow_runs.read_run(client, run) for run in selected]
+    tests = mlflow_runs.paired_tests(client, runs)
+    comparison = Comparison(
+        title, runs, metric_rows(runs, objective), tests, mlflow_runs.comparison_notes(runs, tests)
+    )
     folder = output_folder(args.out or server.root / "comparisons" / folder_name(runs))
     files = write_files(comparison, folder)
     artifacts = f"comparisons/{folder_name(runs[1:])}"
@@ -130,7 +119,7 @@ def _log(
             client.log_artifact(run.run_id, str(file), folder)
     except Exception as error:  # every artifact store raises its own errors; the files are on disk
         terminal.warn(
-            f"MLflow did not accept the comparison for run {run.short_id} ({shortened(str(error), 200)})"
+            f"MLflow did not accept the comparison for run {run.short_id} ({tables.shortened(str(error), 200)})"
         )
         return False
     return True
@@ -139,24 +128,24 @@ def _log(
 def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
     """Print the tables and the results of the tests."""
     runs, reference, tests = comparison.runs, comparison.reference, comparison.tests
-    _, rows = run_table(runs)
+    _, rows = tables.run_table(runs)
     terminal.key_values(
-        shortened(comparison.title),
+        tables.shortened(comparison.title),
         [(cells[0], f"{cells[-1]} ({', '.join(cells[1:-1])} epochs)") for cells in rows],
     )
-    _print_wide("Settings that differ", *settings_table(runs), terminal)
-    terminal.line(same_settings(runs))
-    _print_wide("Metrics (last values; * is the best)", *metrics_table(comparison), terminal)
+    _print_wide("Settings that differ", *tables.settings_table(runs), terminal)
+    terminal.line(tables.same_settings(runs))
+    _print_wide("Metrics (last values; * is the best)", *tables.metrics_table(comparison), terminal)
     if any(test.result for test in tests):
         title = f"Same test images: comparison with {reference.short_id}"
-        _print_wide(title, *mcnemar_table(tests), terminal)
-        class_header, classes = class_table(reference, tests[0])
+        _print_wide(title, *tables.mcnemar_table(tests), terminal)
+        class_header, classes = tables.class_table(reference, tests[0])
         if classes and len(tests) == 1:
             terminal.table("Classes with the largest differences (images)", class_header, classes)
-    terminal.line(mcnemar_explanation(tests))
+    terminal.line(tables.mcnemar_explanation(tests))
     for note in comparison.notes:
         terminal.warn(note)
-    if sentence := summary(comparison):
+    if sentence := tables.summary(comparison):
         terminal.line(sentence, style="bold")
 
 

@@ -75,16 +75,16 @@ def check_pointing(
     images = evaluation.images(indices)
     predicted = evaluation.predictions.predicted[indices].tolist()
     with terminal.progress("explain", len(indices)) as advance:
-        maps = []
+        single_maps = []
         for image, target in zip(images.split(1), predicted, strict=True):
-            maps.append(cam.explain(evaluation.network, image, [target]))
+            single_maps.append(cam.explain(evaluation.network, image, [target]))
             advance(1)
-    found = np.concatenate(maps)
+    maps = np.concatenate(single_maps)
     ordered = [boxes[index] for index in indices]
     area = images.shape[-1] * images.shape[-2]
     metrics = {
-        "pointing": faithfulness.pointing_game(found, ordered),
-        "pointing_energy": faithfulness.energy_in_boxes(found, ordered),
+        "pointing": faithfulness.pointing_game(maps, ordered),
+        "pointing_energy": faithfulness.energy_in_boxes(maps, ordered),
         "pointing_chance": sum((b[2] - b[0]) * (b[3] - b[1]) for b in ordered) / len(ordered) / area,
     }
     rows = [

@@ -166,16 +166,16 @@ def reliability(before: Calibration, after: Calibration, temperature: float, pat
         (after, BLUE, "s", f"temperature {temperature:.2f}"),
     )
     for index, (measured, color, marker, name) in enumerate(series):
-        filled = [each for each in measured.bins if each.count]
+        filled = [group for group in measured.bins if group.count]
         style = {"color": color, "marker": marker, "markersize": 6}
         label = f"{name}: ECE {100 * measured.ece:.1f} %"
         axes.plot(*_points(filled), **style, linewidth=1.2, label=label)
-        few = [each for each in filled if each.count < FEW_IMAGES]
+        few = [group for group in filled if group.count < FEW_IMAGES]
         axes.plot(*_points(few), **style, markerfacecolor="white", linestyle="none")
         width = 100 / len(measured.bins)
         histogram.bar(
-            [100 * each.low + width * (0.28 + 0.44 * index) for each in measured.bins],
-            [each.count for each in measured.bins],
+            [100 * group.low + width * (0.28 + 0.44 * index) for group in measured.bins],
+            [group.count for group in measured.bins],
             width=0.42 * width,
             color=color,
         )
@@ -186,7 +186,7 @@ def reliability(before: Calibration, after: Calibration, temperature: float, pat
     figure.legend(loc="outside lower center", ncols=2)
     axes.grid(alpha=0.3)
     histogram.set(xlabel="confidence: probability of the predicted class (%)", ylabel="images")
-    if any(each.count for each in before.bins):
+    if any(group.count for group in before.bins):
         histogram.set_yscale("log")  # most predictions are confident; a linear scale would hide the others
         histogram.set_ylim(bottom=0.7)
     histogram.yaxis.set_major_formatter("{x:,.0f}")
@@ -196,7 +196,7 @@ def reliability(before: Calibration, after: Calibration, temperature: float, pat
 
 def _points(bins: Sequence[Bin]) -> tuple[list[float], list[float]]:
     """Confidence and accuracy in percent."""
-    return [100 * each.confidence for each in bins], [100 * each.accuracy for each in bins]
+    return [100 * group.confidence for group in bins], [100 * group.accuracy for group in bins]
 
 
 def topk_curve(curve: np.ndarray, path: Path) -> None:
@@ -240,10 +240,10 @@ def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
     figure = new_figure(9, max(2.6, 1.4 + CLASS_SIZE * len(shown)))
     axes = figure.subplots()
     rows = np.arange(len(shown))
-    recalls = np.array([100 * each.recall for each in shown])
+    recalls = np.array([100 * scores.recall for scores in shown])
     bars = axes.barh(rows, np.nan_to_num(recalls), height=0.75, color=BLUE, alpha=0.75, label="recall")
     markers = axes.plot(
-        np.array([100 * each.precision for each in shown]),
+        np.array([100 * scores.precision for scores in shown]),
         rows,
         linestyle="none",
         marker="D",
@@ -255,14 +255,14 @@ def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
         zorder=3,
         label="precision",
     )
-    mean = 100 * float(np.mean([each.recall for each in classes if each.support]))
+    mean = 100 * float(np.mean([scores.recall for scores in classes if scores.support]))
     line = axes.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean recall {mean:.1f} %")
-    axes.set_yticks(rows, [_short(each.name) for each in shown], parse_math=False, fontsize=8)
+    axes.set_yticks(rows, [_short(scores.name) for scores in shown], parse_math=False, fontsize=8)
     axes.set_xlim(0, 100)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set(xlabel="recall and precision (%)", ylabel="class")
     counts = axes.secondary_yaxis("right")
-    counts.set_yticks(rows, [f"{each.support:,}" for each in shown], fontsize=8)
+    counts.set_yticks(rows, [f"{scores.support:,}" for scores in shown], fontsize=8)
     counts.tick_params(length=0, pad=8)
     counts.set_ylabel("images of the class")
     if len(shown) < len(ordered):
@@ -274,7 +274,9 @@ def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
 
 def by_recall(classes: Sequence[ClassScores]) -> list[ClassScores]:
     """Classes sorted by recall, lowest first, then by name; classes without images last."""
-    return sorted(classes, key=lambda each: (not each.support, each.recall if each.support else 0, each.name))
+    return sorted(
+        classes, key=lambda scores: (not scores.support, scores.recall if scores.support else 0, scores.name)
+    )
 
 
 def _short(name: str) -> str:

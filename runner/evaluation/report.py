@@ -103,12 +103,12 @@ def _draw_gallery(
     with terminal.progress("explain", len(indices)) as advance:
         for number, index in enumerate(indices):
             predicted = int(predictions.predicted[index])
-            (found,) = cam.explain(evaluation.network, images[number : number + 1], [predicted])
+            (heatmap,) = cam.explain(evaluation.network, images[number : number + 1], [predicted])
             name, true = predictions.classes[predicted], predictions.classes[predictions.labels[index]]
             title = overlay.title(name, float(predictions.confidence[index]), true)
             kind = "correct" if predictions.correct[index] else "error"
             path = folder / "galleries" / f"{kind}-{number + 1:02}.png"
-            overlay.draw(images[number], found, title, f"Grad-CAM for {name}", path)
+            overlay.draw(images[number], heatmap, title, f"Grad-CAM for {name}", path)
             pictures.append((path, f"{title} · {predictions.paths[index]}"))
             advance(1)
     return pictures

@@ -85,8 +85,12 @@ def write_page(content: ReportContent, folder: Path) -> None:
 def _add_scores(page: Page, content: ReportContent) -> None:
     analysis, predictions = content.analysis, content.predictions
     rows = [
-        [METRICS[name].label, _percent(each.value), f"{_percent(each.low)} to {_percent(each.high)}"]
-        for name, each in analysis.intervals.items()
+        [
+            METRICS[name].label,
+            _percent(interval.value),
+            f"{_percent(interval.low)} to {_percent(interval.high)}",
+        ]
+        for name, interval in analysis.intervals.items()
     ]
     page.table(
         ["", "value", "95 % interval"],
@@ -150,12 +154,12 @@ def _add_classes(page: Page, classes: Sequence[ClassScores]) -> None:
         ["class", "recall", "precision", "F1", "images", "predicted"],
         [
             [
-                each.name,
-                *map(_percent, (each.recall, each.precision, each.f1)),
-                f"{each.support:,}",
-                f"{each.predicted:,}",
+                scores.name,
+                *map(_percent, (scores.recall, scores.precision, scores.f1)),
+                f"{scores.support:,}",
+                f"{scores.predicted:,}",
             ]
-            for each in plots.by_recall(classes)
+            for scores in plots.by_recall(classes)
         ],
         scroll=True,
     )
@@ -166,8 +170,13 @@ def classes_to_csv(classes: Sequence[ClassScores]) -> str:
     return to_csv(
         ("class", "precision", "recall", "f1", "support", "predicted"),
         (
-            (each.name, *map(_number, (each.precision, each.recall, each.f1)), each.support, each.predicted)
-            for each in classes
+            (
+                scores.name,
+                *map(_number, (scores.precision, scores.recall, scores.f1)),
+                scores.support,
+                scores.predicted,
+            )
+            for scores in classes
         ),
     )
 

@@ -123,12 +123,12 @@ class Verdict:
     @cached_property
     def beyond(self) -> list[Difference]:
         """The differences that are not tolerated."""
-        return [each for each in self.differences if not each.tolerated]
+        return [difference for difference in self.differences if not difference.tolerated]
 
     @property
     def largest(self) -> float:
         """The largest relative difference of points that both runs have."""
-        return max((each.relative or 0.0 for each in self.differences), default=0.0)
+        return max((difference.relative or 0.0 for difference in self.differences), default=0.0)
 
     def sentence(self) -> str:
         """The result in words, without a period."""
@@ -154,7 +154,7 @@ def metric_points(client: MlflowClient, run_id: str) -> Points:
     points: dict[tuple[str, int], float] = {}
     for name in client.get_run(run_id).data.metrics:
         if name.startswith(COMPARED):
-            for point in sorted(client.get_metric_history(run_id, name), key=lambda each: each.timestamp):
+            for point in sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp):
                 points[name, point.step] = point.value
     return points
 

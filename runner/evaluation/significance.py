@@ -80,10 +80,8 @@ def mcnemar(first: Sequence[PredictionRow], second: Sequence[PredictionRow]) -> 
 def _largest_differences(only_first: Counter[str], only_second: Counter[str]) -> list[ClassDifference]:
     names = {*only_first, *only_second}
     classes = [ClassDifference(name, only_first[name], only_second[name]) for name in names]
-    unequal = [each for each in classes if each.only_first != each.only_second]
-    return sorted(unequal, key=lambda each: (-abs(each.only_second - each.only_first), each.name))[
-        :MOST_CLASSES
-    ]
+    unequal = [row for row in classes if row.only_first != row.only_second]
+    return sorted(unequal, key=lambda row: (-abs(row.only_second - row.only_first), row.name))[:MOST_CLASSES]
 
 
 def exact_p(only_first: int, only_second: int) -> float:

@@ -103,7 +103,7 @@ def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None
     """The settings that differ, by name: the value of each run, None if it has none."""
     names = sorted({name for run in runs for name in run.settings})
     values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: each for name, each in values.items() if len(set(each)) > 1}
+    return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
 def runs_with_same_settings(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:

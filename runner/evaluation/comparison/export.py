@@ -93,8 +93,8 @@ def _test_to_json(reference: str, test: PairedTest) -> dict[str, Any]:
         "p_holm": test.p,
         "significant": test.significant,
         "classes": [
-            {"class": each.name, "only_reference": each.only_first, "only_run": each.only_second}
-            for each in result.classes
+            {"class": row.name, "only_reference": row.only_first, "only_run": row.only_second}
+            for row in result.classes
         ],
     }
 

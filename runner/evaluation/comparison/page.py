@@ -7,18 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runner.evaluation.comparison import tables
 from runner.evaluation.comparison.comparison import CURVES, ComparedRun, Comparison
-from runner.evaluation.comparison.tables import (
-    class_table,
-    mcnemar_explanation,
-    mcnemar_table,
-    metrics_table,
-    run_table,
-    same_settings,
-    settings_table,
-    shortened,
-    summary,
-)
 from runner.utils.figures import new_figure, save_figure
 from runner.utils.html import Page
 
@@ -50,7 +40,7 @@ def draw_curves(runs: Sequence[ComparedRun], title: str, path: Path) -> None:
     for axes, curve in zip(panels, CURVES, strict=True):
         handles = _draw_panel(axes, curve, shown)
     more = f" (the first {MOST_CURVES} of {len(runs)} runs)" if len(runs) > MOST_CURVES else ""
-    figure.suptitle(f"{shortened(title, 80)}{more}", parse_math=False)
+    figure.suptitle(f"{tables.shortened(title, 80)}{more}", parse_math=False)
     legend = figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -80,7 +70,7 @@ def _draw_panel(axes: Any, curve: str, runs: Sequence[ComparedRun]) -> list[Any]
             marker=MARKERS[index],
             markersize=4,
             markevery=max(1, len(points) // 10),
-            label=f"{run.short_id}  {shortened(run.name, 52)}" + ("" if points else " (no curve)"),
+            label=f"{run.short_id}  {tables.shortened(run.name, 52)}" + ("" if points else " (no curve)"),
         )
     label = AXIS_LABELS[curve]
     axes.set(xlabel="epoch", ylabel=label)
@@ -107,30 +97,30 @@ def comparison_page(comparison: Comparison, curves: Path) -> Page:
     page = Page(
         comparison.title, f"{len(runs)} runs, compared on {now}. The reference is run {reference.short_id}."
     )
-    if sentence := summary(comparison):
+    if sentence := tables.summary(comparison):
         page.text(sentence)
     for note in comparison.notes:
         page.text(f"Note: {note}.")
     page.heading("Runs")
-    (*header, _name), rows = run_table(runs)
+    (*header, _name), rows = tables.run_table(runs)
     page.table(("name", *header), [(name, *cells) for *cells, name in rows], scroll=len(rows) > 12)
     page.heading("Settings that differ")
-    settings_header, settings = settings_table(runs)
+    settings_header, settings = tables.settings_table(runs)
     if settings:
         page.table(settings_header, settings, scroll=len(settings) > 15 or len(runs) > 6)
-    page.text(same_settings(runs))
+    page.text(tables.same_settings(runs))
     page.heading("Curves")
     page.picture(curves, "validation top-1 accuracy and loss of the runs over epochs")
     page.heading("Metrics")
     page.text("Last values; * marks the best value of a metric.")
-    metrics_header, metrics = metrics_table(comparison)
+    metrics_header, metrics = tables.metrics_table(comparison)
     page.table(metrics_header, metrics, scroll=len(metrics) > 40 or len(runs) > 6)
     page.heading(f"Same test images: comparison with {reference.short_id}")
     if any(test.result for test in tests):
-        page.table(*mcnemar_table(tests), scroll=len(tests) > 12)
-    page.text(mcnemar_explanation(tests))
+        page.table(*tables.mcnemar_table(tests), scroll=len(tests) > 12)
+    page.text(tables.mcnemar_explanation(tests))
     for test in tests:
-        class_header, classes = class_table(reference, test)
+        class_header, classes = tables.class_table(reference, test)
         if classes:
             page.heading(f"By class: {test.run.short_id} and {reference.short_id}")
             page.text(

@@ -64,7 +64,7 @@ def find_trials(client: MlflowClient, study: str) -> StudyTrials:
     Raises:
         UserError: There is no such study, or fewer than two of its trials have finished.
     """
-    experiments = [each.experiment_id for each in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     newest_first = client.search_runs(
         experiments, max_results=50_000, order_by=["attributes.start_time DESC"]
     )
@@ -92,7 +92,7 @@ def find_trials(client: MlflowClient, study: str) -> StudyTrials:
             " continue the study first."
         )
     return StudyTrials(
-        [RunInfo(run.info.run_id, run.info.run_name or "", run.info.status) for run in baseline + best],
+        [RunInfo.of(run) for run in baseline + best],
         metric.direction,
         f"{'baseline and ' if baseline else ''}the best {len(best)} of {len(trials)} finished trials of study {study}",
     )
@@ -129,8 +129,10 @@ def read_run(client: MlflowClient, run: RunInfo) -> ComparedRun:
 def read_curve(client: MlflowClient, run_id: str, name: str) -> list[Point]:
     """A metric over epochs; of points with the same epoch the newest. Values that are not finite are left out."""
     history = client.get_metric_history(run_id, name)
-    points = sorted(history, key=lambda each: (each.step, each.timestamp))
-    return list({each.step: (each.step, each.value) for each in points if math.isfinite(each.value)}.values())
+    points = sorted(history, key=lambda point: (point.step, point.timestamp))
+    return list(
+        {point.step: (point.step, point.value) for point in points if math.isfinite(point.value)}.values()
+    )
 
 
 def paired_tests(client: MlflowClient, runs: Sequence[ComparedRun]) -> list[PairedTest]:

@@ -151,12 +151,12 @@ def class_table(reference: ComparedRun, test: PairedTest) -> Table:
     classes = test.result.classes if test.result else ()
     rows = [
         (
-            shortened(each.name, 40),
-            str(each.only_first),
-            str(each.only_second),
-            f"{each.only_second - each.only_first:+}",
+            shortened(row.name, 40),
+            f"{row.only_first}",
+            f"{row.only_second}",
+            f"{row.only_second - row.only_first:+}",
         )
-        for each in classes
+        for row in classes
     ]
     return ("class", f"only {reference.short_id}", f"only {test.run.short_id}", "net"), rows
 
@@ -195,16 +195,12 @@ def summary(comparison: Comparison) -> str:
         return ""
     if len(tests) == 1:
         return verdict(reference, tests[0])
-    runs: dict[str, list[str]] = {
-        "better": [],
-        "worse": [],
-        "no significant difference": [],
-        "not tested": [],
-    }
-    for test in tests:
-        runs[outcome(test)].append(test.run.short_id)
-    parts = "; ".join(f"{words}: {', '.join(ids)}" for words, ids in runs.items() if ids)
-    return f"Compared with {reference.short_id} on the same test images at the {100 * ALPHA:.0f} % level: {parts}."
+    parts = []
+    for words in ("better", "worse", "no significant difference", "not tested"):
+        if ids := [test.run.short_id for test in tests if outcome(test) == words]:
+            parts.append(f"{words}: {', '.join(ids)}")
+    level = f"{100 * ALPHA:.0f} %"
+    return f"Compared with {reference.short_id} on the same test images at the {level} level: {'; '.join(parts)}."
 
 
 def mcnemar_explanation(tests: Sequence[PairedTest]) -> str:

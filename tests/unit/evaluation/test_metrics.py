@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
@@ -45,7 +45,6 @@ def cases(draw: st.DrawFn, ties: bool = False) -> Case:
 
 
 class TestAgainstScikitLearn:
-    @settings(deadline=None, max_examples=60)
     @given(cases())
     def test_top1_is_accuracy(self, case: Case) -> None:
         logits, labels = case
@@ -55,7 +54,6 @@ class TestAgainstScikitLearn:
         assert scores.hits1 == round(expected * len(labels))
         assert scores.images == len(labels)
 
-    @settings(deadline=None, max_examples=60)
     @given(cases())
     def test_top5_is_top_k_accuracy(self, case: Case) -> None:
         logits, labels = case
@@ -68,7 +66,6 @@ class TestAgainstScikitLearn:
         assert scores["top5"] == pytest.approx(expected, abs=1e-12)
         assert scores.hits5 == round(expected * len(labels))
 
-    @settings(deadline=None, max_examples=60)
     @given(cases())
     def test_balanced_accuracy_is_the_mean_recall_of_classes_with_images(self, case: Case) -> None:
         logits, labels = case
@@ -80,7 +77,6 @@ class TestAgainstScikitLearn:
         recall = sklearn_metrics.recall_score(labels, predicted, labels=present, average="macro")
         assert value == pytest.approx(recall, abs=1e-12)
 
-    @settings(deadline=None, max_examples=60)
     @given(cases(ties=True))
     def test_loss_is_log_loss(self, case: Case) -> None:
         logits, labels = case
@@ -98,7 +94,6 @@ class TestAgainstScikitLearn:
 
 
 class TestTies:
-    @settings(deadline=None, max_examples=60)
     @given(cases(ties=True))
     def test_the_smaller_index_comes_first(self, case: Case) -> None:
         logits, labels = case
@@ -229,7 +224,6 @@ class TestGather:
         with pytest.raises(RuntimeError, match="do not cover the 4 images once each"):
             metrics.gather(indices, self.rows(indices), 4, accelerator)
 
-    @settings(deadline=None, max_examples=40)
     @given(st.integers(0, 25), st.integers(1, 3), st.data())
     def test_uneven_processes_are_put_together(self, total: int, processes: int, data: st.DataObject) -> None:
         order = data.draw(st.permutations(range(total)))

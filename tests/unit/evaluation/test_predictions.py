@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_predictions import ODD_NAMES, few_predictions, predictions_of
 
@@ -23,7 +23,6 @@ HEADER = ",".join(COLUMNS) + "\r\n"
 
 
 class TestPredictions:
-    @settings(deadline=None, max_examples=150)
     @given(few_predictions())
     def test_classes_and_ranks_are_those_of_the_logits(self, case: Predictions) -> None:
         """Computed again with numpy, image by image."""
@@ -37,14 +36,12 @@ class TestPredictions:
                 assert case.ranks[index] == max(len(row), 5), "in no top k"
             assert case.correct[index] == (case.ranks[index] == 0)
 
-    @settings(deadline=None, max_examples=60)
     @given(few_predictions())
     def test_scores_are_those_of_the_logits(self, case: Predictions) -> None:
         expected = scores_from_logits(torch.tensor(case.logits), case.labels.tolist())
         assert case.scores.to_dict() == pytest.approx(expected.to_dict(), nan_ok=True, abs=0)
         assert case.scores["top1"] == case.correct.mean()
 
-    @settings(deadline=None, max_examples=60)
     @given(few_predictions())
     def test_probabilities_are_those_of_torch(self, case: Predictions) -> None:
         expected = torch.softmax(torch.tensor(case.logits), dim=1).numpy()
@@ -110,7 +107,6 @@ class TestTable:
         assert [row.predicted for row in rows] == [*ODD_NAMES[1:], ODD_NAMES[0]]
         assert [row.digest for row in rows] == list(case.digests)
 
-    @settings(deadline=None, max_examples=60)
     @given(few_predictions(), st.text(st.characters(exclude_characters="\0"), max_size=8))
     def test_what_was_written_is_read(self, case: Predictions, name: str) -> None:
         named = Predictions(

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_predictions import few_predictions, from_pairs, predictions_of, random_predictions
 from sklearn import metrics as sklearn_metrics
@@ -94,7 +94,6 @@ class TestCalibration:
         overconfident = random_predictions(20000, 10, scale=4)
         assert statistics.calibration(overconfident.probabilities, overconfident.labels).ece > 0.1
 
-    @settings(deadline=None, max_examples=60)
     @given(few_predictions(), st.integers(1, 20))
     def test_every_valid_prediction_is_in_a_bin(self, case: Predictions, bins: int) -> None:
         measured = statistics.calibration(case.probabilities, case.labels, bins)
@@ -147,7 +146,6 @@ class TestTemperature:
 
 
 class TestBootstrap:
-    @settings(deadline=None, max_examples=100)
     @given(few_predictions())
     def test_the_values_are_the_scores(self, case: Predictions) -> None:
         intervals = statistics.bootstrap(case, resamples=20)

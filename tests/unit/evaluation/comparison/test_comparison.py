@@ -19,13 +19,11 @@ from runner.evaluation.comparison.export import to_json
 from runner.evaluation.comparison.tables import (
     format_value,
     mcnemar_table,
-    metrics_table,
     same_settings,
     settings_table,
     summary,
     verdict,
 )
-from runner.evaluation.metrics import METRICS, Metric
 from runner.evaluation.significance import McNemarResult
 
 
@@ -85,18 +83,6 @@ def test_the_objective_has_the_direction_of_its_study(direction: Any, best: int)
     runs = [compared_run("a", metrics={"objective": 0.1}), compared_run("b", metrics={"objective": 0.2})]
     (row,) = metric_rows([*runs, compared_run("c")], direction)
     assert (row.best, row.values) == ({best}, (0.1, 0.2, None))
-
-
-def test_a_metric_that_is_added_to_the_table_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "f1", Metric("f1", "macro F1", "maximize", lambda *_: 0.0))
-    runs = [
-        compared_run("a", metrics={"test/best/f1": 0.5}),
-        compared_run("b", metrics={"test/best/f1": 0.75}),
-    ]
-    (row,) = metric_rows(runs)
-    assert row.best == {1}
-    comparison = Comparison("title", runs, [row], [], [])
-    assert metrics_table(comparison)[1] == [("test/best/f1", "0.5000", "* 0.7500", "+0.2500")]
 
 
 def test_metrics_that_are_not_finite() -> None:
