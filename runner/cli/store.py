@@ -37,20 +37,12 @@ def main(argv: Sequence[str]) -> int:
     if args.action == "remove":
         _remove(_selected(stores, args.names, args.all, args.unused))
     elif args.json:
-        print(json.dumps([_to_dict(store) for store in stores]))
+        facts = ("name", "bytes", "last_used", "folder")
+        rows = [store.description | {fact: getattr(store, fact) for fact in facts} for store in stores]
+        print(json.dumps(rows, default=str))
     else:
         _print_table(stores, root)
     return 0
-
-
-def _to_dict(store: StoreInfo) -> dict[str, object]:
-    return {
-        **store.description,
-        "name": store.name,
-        "bytes": store.bytes,
-        "last_used": store.last_used,
-        "folder": str(store.folder),
-    }
 
 
 def _print_table(stores: Sequence[StoreInfo], root: Path) -> None:

@@ -22,11 +22,10 @@ from torch import Tensor
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.features import eviction
-from runner.features.computation import CacheStats, FeatureComputation
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore
 from runner.features.sources import ComputedSource, InMemorySource, MappedSource, SplitFeatures
-from runner.features.stage_stores import StageStores, feature_keys
+from runner.features.stages import CacheStats, StoredStages, feature_keys
 from runner.utils.console import Terminal
 
 SplitViews: TypeAlias = Sequence[tuple[str, int]]
@@ -97,13 +96,10 @@ class FeatureCache:
         if not self.stored:
             return ComputedSource(self.extractor, self.loader, entries, view)
         last = len(self.extractor.stages) - 1
-        store, keys = self._stores.open(last, view), feature_keys(entries, view)
+        store, keys = self._stages.open(last, view), feature_keys(entries, view)
         memory_key = (store.folder, split, view)
         if memory_key not in self._storage.in_memory:
-            computation = FeatureComputation(
-                self._stores, self.extractor, self.loader, self.stats, self.terminal
-            )
-            computation.ensure(last, entries, view)
+            self._stages.ensure(last, entries, view, self.stats)
         self.stats.served += len(keys)
         self.stats.served_seconds += store.compute_seconds(keys)
         return self._source(memory_key, store, keys)
@@ -119,7 +115,7 @@ class FeatureCache:
         for split, view in wanted:
             entries = list(self.manifest.select(split))
             for stage in reversed(range(stages)):  # what a later stage has, it needs no input for
-                store = self._stores.open(stage, view)
+                store = self._stages.open(stage, view)
                 store.refresh()
                 entries = [entries[index] for index in store.missing(feature_keys(entries, view))]
                 shape, dtype = self._stage_shapes[stage]
@@ -139,7 +135,7 @@ class FeatureCache:
         """Bytes on disk of the stores that were used."""
         if self.storage is None:
             return 0
-        used = self._stores.folders()
+        used = self._stages.folders()
         return sum(store.bytes for store in eviction.list_stores(self.storage.root) if store.folder in used)
 
     def _source(
@@ -164,8 +160,8 @@ class FeatureCache:
         return self.storage
 
     @cached_property
-    def _stores(self) -> StageStores:
-        return StageStores(self._storage.root, self.extractor, self.loader, self.terminal)
+    def _stages(self) -> StoredStages:
+        return StoredStages(self._storage.root, self.extractor, self.loader, self.terminal)
 
     @cached_property
     def _stage_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:

@@ -25,7 +25,6 @@ from runner.utils.tensors import save_tensors, tensor_digest
 from runner.utils.text import one_line
 
 FORMAT = "vgg-runner-checkpoint-2"
-OLD_FORMAT = "vgg-runner-checkpoint-1"
 FROZEN_FILE = "frozen.safetensors"
 
 
@@ -161,9 +160,7 @@ def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(
             f"{path} is damaged ({one_line(str(error), 300)}); restore it or train again."
         ) from None
-    found = metadata.get("format")
-    if found == OLD_FORMAT:
-        raise UserError(f"{path} was written by an earlier version of this runner; train again.")
-    if found != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this runner (format {one_line(repr(found), 100)}).")
+    if metadata.get("format") != FORMAT:
+        found = one_line(repr(metadata.get("format")), 100)
+        raise UserError(f"{path} is not a checkpoint of this version of the runner (its format is {found}).")
     return tensors, metadata

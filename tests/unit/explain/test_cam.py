@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, NUMBERS, QUIET, Make, small_network
+from helpers import CLASSES, NUMBERS, QUIET, Make, small_model
 from torch import Tensor, nn
 
+from runner.cli.explain import parse
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam
-from runner.explain.methods import METHODS
+from runner.explain.methods import METHODS, Method
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.portable.model import LayeredModel
 from runner.training.setup import prepare
@@ -39,13 +40,13 @@ def images(count: int = 3, side: int = 64) -> Tensor:
 @pytest.fixture(scope="module")
 def model() -> TransferModel:
     """vgg11 with all layers trainable, in evaluation mode: no test may change it."""
-    return small_network(trainable="all", pool=2).eval()
+    return small_model(trainable="all", pool=2).eval()
 
 
 @pytest.fixture(scope="module")
 def batch_norm_model() -> TransferModel:
     """The same with batch normalization whose statistics come from images."""
-    model = small_network(arch="vgg11_bn", trainable="all").train()
+    model = small_model(arch="vgg11_bn", trainable="all").train()
     with torch.no_grad():
         model.run(images(8, 32), 0, len(model.features) + 1)
     return model.eval()
@@ -100,7 +101,7 @@ def test_maps_match_a_reference_by_plain_autograd(
     batch, targets = images(), [0, 1, 2]
     expected = scaled(rule(*reference(model, batch, targets, layer)))
     assert np.isfinite(expected).all(), "the reference is not constant"
-    actual = cam.maps(model, cam.activations(model, batch, layer), targets, layer, rule.__name__)
+    actual = cam.layer_maps(model, cam.activations(model, batch, layer), targets, layer, rule.__name__)
     assert actual.dtype == np.float32
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, atol=2e-3)
@@ -113,7 +114,7 @@ def test_maps_with_batch_normalization_match_the_reference(
     batch, targets = images(), [2, 0, 1]
     expected = scaled(gradcam(*reference(batch_norm_model, batch, targets, layer)))
     assert np.isfinite(expected).all()
-    actual = cam.maps(batch_norm_model, cam.activations(batch_norm_model, batch, layer), targets, layer)
+    actual = cam.layer_maps(batch_norm_model, cam.activations(batch_norm_model, batch, layer), targets, layer)
     np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
@@ -140,17 +141,17 @@ def test_score_cam_matches_its_definition(model: TransferModel) -> None:
 @pytest.mark.parametrize("method", QUICK)
 def test_maps_of_every_method_range_from_0_to_1(model: TransferModel, method: str) -> None:
     outputs = cam.activations(model, images(), LAST)
-    actual = cam.maps(model, outputs, [0, 1, 2], LAST, method)
+    actual = cam.layer_maps(model, outputs, [0, 1, 2], LAST, method)
     assert actual.shape == (3, 4, 4)
     assert actual.dtype == np.float32
     assert actual.min(axis=(1, 2)) == pytest.approx([0, 0, 0])
     assert actual.max(axis=(1, 2)) == pytest.approx([1, 1, 1], abs=1e-4)
-    np.testing.assert_array_equal(cam.maps(model, outputs, [0, 1, 2], LAST, method), actual)
+    np.testing.assert_array_equal(cam.layer_maps(model, outputs, [0, 1, 2], LAST, method), actual)
 
 
 def test_the_methods_differ(model: TransferModel) -> None:
     outputs = cam.activations(model, images(), "features.14")
-    actual = [cam.maps(model, outputs, [0, 1, 2], "features.14", method) for method in QUICK]
+    actual = [cam.layer_maps(model, outputs, [0, 1, 2], "features.14", method) for method in QUICK]
     for index, one in enumerate(actual):
         for other in actual[:index]:
             assert np.abs(one - other).max() > 0.05
@@ -159,14 +160,14 @@ def test_the_methods_differ(model: TransferModel) -> None:
 @pytest.mark.parametrize("method", sorted(set(QUICK) - {"eigencam"}))
 def test_maps_depend_on_the_target_class(model: TransferModel, method: str) -> None:
     outputs = cam.activations(model, images(1), "features.14").repeat(3, 1, 1, 1)
-    one, two, three = cam.maps(model, outputs, [0, 1, 2], "features.14", method)
+    one, two, three = cam.layer_maps(model, outputs, [0, 1, 2], "features.14", method)
     assert np.abs(one - two).max() > 0.02
     assert np.abs(one - three).max() > 0.02
 
 
 def test_eigencam_does_not_depend_on_the_target_class(model: TransferModel) -> None:
     outputs = cam.activations(model, images(1), LAST)
-    one, two = (cam.maps(model, outputs, [target], LAST, "eigencam") for target in (0, 1))
+    one, two = (cam.layer_maps(model, outputs, [target], LAST, "eigencam") for target in (0, 1))
     np.testing.assert_array_equal(one, two)
 
 
@@ -175,7 +176,7 @@ def test_eigencam_of_an_early_layer_needs_less_memory_than_pixels_squared(model:
     pixels = 48 * 48
     tracemalloc.start()
     try:
-        cam.maps(model, outputs, [0], "features.0", "eigencam")
+        cam.layer_maps(model, outputs, [0], "features.0", "eigencam")
         assert tracemalloc.get_traced_memory()[1] < pixels * pixels * 4
     finally:
         tracemalloc.stop()
@@ -216,9 +217,17 @@ def test_the_default_layer_of_an_explanation_is_the_last_convolution(model: Tran
     batch = images(1)
     outputs = cam.activations(model, batch, LAST)
     expected = F.interpolate(
-        torch.from_numpy(cam.maps(model, outputs, [1], LAST))[:, None], size=(64, 64), mode="bilinear"
+        torch.from_numpy(cam.layer_maps(model, outputs, [1], LAST))[:, None], size=(64, 64), mode="bilinear"
     )
     np.testing.assert_allclose(cam.explain(model, batch, [1]), expected[:, 0].numpy(), atol=1e-6)
+
+
+def test_a_new_method_is_one_entry_of_the_table(
+    model: TransferModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "xgradcam", Method("XGrad-CAM", "pytorch_grad_cam:XGradCAM"))
+    assert cam.explain(model, images(2), [0, 1], method="xgradcam").shape == (2, 64, 64)
+    assert parse(["x.png", "--method", "xgradcam"]).method == "xgradcam"
 
 
 # Models and modes
@@ -226,7 +235,7 @@ def test_the_default_layer_of_an_explanation_is_the_last_convolution(model: Tran
 
 @pytest.mark.parametrize("layer", [LAST, BEFORE_RELU, "features.0"])
 def test_a_frozen_model_has_the_same_maps(model: TransferModel, layer: str) -> None:
-    frozen = small_network(trainable="all", pool=2).eval().requires_grad_(False)
+    frozen = small_model(trainable="all", pool=2).eval().requires_grad_(False)
     for method in QUICK[:-1]:
         np.testing.assert_array_equal(
             cam.explain(frozen, images(2), [0, 1], layer, method),
@@ -261,10 +270,10 @@ def test_maps_in_training_mode_equal_those_in_evaluation_mode(batch_norm_model: 
 
 
 def test_a_classifier_head_can_be_explained() -> None:
-    model = small_network(head="classifier").eval()
+    model = small_model(head="classifier").eval()
     batch, targets = images(1), [1]
     expected = scaled(gradcam(*reference(model, batch, targets, LAST)))
-    actual = cam.maps(model, cam.activations(model, batch, LAST), targets, LAST)
+    actual = cam.layer_maps(model, cam.activations(model, batch, LAST), targets, LAST)
     np.testing.assert_allclose(actual, expected, atol=2e-3)
 
 
@@ -273,7 +282,7 @@ def test_the_given_outputs_are_not_modified(model: TransferModel) -> None:
     assert (outputs < 0).any(), "an in-place ReLU would change them"
     before = outputs.clone()
     for method in QUICK:
-        cam.maps(model, outputs, [0, 1, 2], BEFORE_RELU, method)
+        cam.layer_maps(model, outputs, [0, 1, 2], BEFORE_RELU, method)
     cam.probabilities(model, outputs, BEFORE_RELU)
     assert torch.equal(outputs, before)
     assert not outputs.requires_grad
@@ -289,7 +298,7 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
     features.get("val", EVALUATION_VIEW)
     entries = ready.manifest.select("val")
-    stored = features._stores.open(0, EVALUATION_VIEW).read(
+    stored = features._stages.open(0, EVALUATION_VIEW).read(
         [f"{entry.digest}:{EVALUATION_VIEW}" for entry in entries]
     )
     batch = next(iter(ready.loader.batches(list(entries), EVALUATION_VIEW, [range(len(entries))])))
@@ -298,17 +307,17 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     torch.testing.assert_close(stored, computed, atol=1e-4, rtol=1e-4)
     for method in QUICK[:-1]:
         np.testing.assert_allclose(
-            cam.maps(model, stored, targets, layer, method),
-            cam.maps(model, computed, targets, layer, method),
+            cam.layer_maps(model, stored, targets, layer, method),
+            cam.layer_maps(model, computed, targets, layer, method),
             atol=2e-3,
         )
 
 
 def test_outputs_may_have_half_precision(model: TransferModel) -> None:
     outputs = cam.activations(model, images(), "features.15")
-    actual = cam.maps(model, outputs.bfloat16(), [0, 1, 2], "features.15")
+    actual = cam.layer_maps(model, outputs.bfloat16(), [0, 1, 2], "features.15")
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, cam.maps(model, outputs, [0, 1, 2], "features.15"), atol=0.1)
+    np.testing.assert_allclose(actual, cam.layer_maps(model, outputs, [0, 1, 2], "features.15"), atol=0.1)
 
 
 # The model stays unchanged
@@ -339,7 +348,7 @@ def state(model: TransferModel) -> dict[str, Any]:
 @pytest.mark.parametrize("trainable", ["all", "head"])
 @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
 def test_the_model_stays_unchanged(arch: str, trainable: str, training: bool) -> None:
-    model = small_network(arch=arch, trainable=trainable)
+    model = small_model(arch=arch, trainable=trainable)
     model.train(training)
     model.classifier[0].training = not training  # a mode set for a single layer must stay, too
     some = next(model.classifier.parameters())
@@ -350,15 +359,15 @@ def test_the_model_stays_unchanged(arch: str, trainable: str, training: bool) ->
     outputs = cam.activations(model, images(2, 32), layer)
     cam.probabilities(model, outputs, layer)
     for method in QUICK:
-        cam.maps(model, outputs, [0, 1], layer, method)
+        cam.layer_maps(model, outputs, [0, 1], layer, method)
     cam.explain(model, images(1, 32), [0], "features.0")
     cam.explain(model, images(1, 32), [0], "features.2", "scorecam")
     assert state(model) == before
 
     with pytest.raises(IndexError):
-        cam.maps(model, outputs, [0, 99], layer)
+        cam.layer_maps(model, outputs, [0, 99], layer)
     with pytest.raises(RuntimeError):
-        cam.maps(model, outputs, [0, 1], early)
+        cam.layer_maps(model, outputs, [0, 1], early)
     with pytest.raises(RuntimeError):
         cam.probabilities(model, outputs, early)
     with pytest.raises(RuntimeError):
@@ -371,7 +380,7 @@ def test_the_model_stays_unchanged(arch: str, trainable: str, training: bool) ->
 
 
 def test_an_explanation_does_not_change_the_next_gradients() -> None:
-    one, two = (small_network(trainable="all", dropout=0.0).train() for _ in range(2))
+    one, two = (small_model(trainable="all", dropout=0.0).train() for _ in range(2))
     cam.explain(one, images(2, 32), [0, 1])
     gradients = []
     for model in (one, two):
@@ -383,7 +392,7 @@ def test_an_explanation_does_not_change_the_next_gradients() -> None:
 
 
 def test_a_frozen_layer_stays_frozen_if_an_explanation_fails() -> None:
-    model = small_network(trainable="all")
+    model = small_model(trainable="all")
     model.features[3].weight.requires_grad_(False)
     with pytest.raises(IndexError):
         cam.explain(model, images(1, 32), [99])
@@ -411,7 +420,9 @@ def test_an_explanation_prints_nothing(model: TransferModel, capfd: pytest.Captu
     ],
 )
 def test_the_default_layer_is_the_last_relu_before_the_pooling(arch: str, layer: str) -> None:
-    model = TransferModel(ModelSpec(arch, "pooled", 1, 16, 0.4, "head", CLASSES, NUMBERS), 0, random_weights=False)
+    model = TransferModel(
+        ModelSpec(arch, "pooled", 1, 16, 0.4, "head", CLASSES, NUMBERS), 0, random_weights=False
+    )
     assert model.cam_layer == layer
     layers = dict(model.layers())
     assert isinstance(layers[layer], nn.ReLU)

@@ -1,4 +1,7 @@
-"""Computes the features that a store lacks: all processes of a host share the work."""
+"""The stages of the frozen backbone on disk: one shard store for each stage and each recipe of views.
+
+Features that a store lacks are computed by all processes of a host together.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,27 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import PIL.features
+import torch
+import torchvision
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Entry
+from runner.data.transforms import EVALUATION_VIEW
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore, ShardWriter
-from runner.features.stage_stores import StageStores, feature_keys
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.hashing import digest
 
+FEATURES_VERSION = 3
+"""Part of every recipe. Increase it if decoding, transforms or normalization change their results."""
 MAX_ATTEMPTS = 4
 """Times that features are computed again because their shards were damaged or removed."""
 
@@ -44,32 +55,48 @@ class CacheStats:
         }
 
 
-@dataclass(frozen=True)
-class FeatureComputation:
-    """Fills stores.
+@dataclass
+class StoredStages:
+    """Opens the stores of all stages, each once, and fills them.
 
     Args:
-        stores: The stores to fill.
+        root: Folder of all stores.
         extractor: Computes the features.
-        loader: Loads the images.
-        stats: Counts what is computed.
-        terminal: Shows progress.
+        loader: Loads the images that they are computed from.
+        terminal: Shows progress, and reports damaged shards.
     """
 
-    stores: StageStores
+    root: Path
     extractor: FeatureExtractor
     loader: ImageLoader
-    stats: CacheStats
     terminal: Terminal
+    _stores: dict[tuple[int, str], ShardStore] = field(default_factory=dict, init=False)
 
-    def ensure(self, stage: int, entries: Sequence[Entry], view: int) -> None:
+    def open(self, stage: int, view: int) -> ShardStore:
+        """The store of a stage's outputs for a view."""
+        view_recipe = self.loader.transform.recipe(view)
+        key = (stage, digest(view_recipe))
+        if key not in self._stores:
+            recipe = {"view": view_recipe, **self.extractor.recipe(stage), **_library_versions()}
+            self._stores[key] = ShardStore(
+                self.root, recipe, self._description(stage, view), self._report_damage
+            )
+        return self._stores[key]
+
+    def folders(self) -> set[Path]:
+        """Folders of the stores that were opened."""
+        return {store.folder for store in self._stores.values()}
+
+    def ensure(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
         """Compute what a stage's store lacks for these images. Every process calls this with the same arguments.
+
+        `stats` counts the images that go through the first stage.
 
         Raises `UserError` if shards are damaged or removed again and again.
         """
-        store, keys = self.stores.open(stage, view), feature_keys(entries, view)
+        store, keys = self.open(stage, view), feature_keys(entries, view)
         for _ in range(MAX_ATTEMPTS):
-            self._compute_missing(stage, store, entries, view)
+            self._compute_missing(stage, entries, view, stats)
             # Any process may find a shard damaged or removed when it first reads it.
             is_incomplete = bool(store.verify(keys)) or bool(store.missing(keys))
             if not any(gather_object([is_incomplete])):
@@ -79,21 +106,25 @@ class FeatureComputation:
             " or set cache to another one."
         )
 
-    def _compute_missing(self, stage: int, store: ShardStore, entries: Sequence[Entry], view: int) -> None:
+    def _compute_missing(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
         """The main process of each host finds out what is missing; its processes share the batches."""
         host, is_main = socket.gethostname(), self.extractor.accelerator.is_local_main_process
+        store, keys = self.open(stage, view), feature_keys(entries, view)
         with ExitStack() as stack:
-            found = self._claim_missing(store, feature_keys(entries, view), stack) if is_main else None
+            found = self._claim_missing(store, keys, stack) if is_main else None
             gathered = gather_object([(host, found)])
             on_this_host = [indices for name, indices in gathered if name == host]
             missing = next(indices for indices in on_this_host if indices is not None)
             if any(indices for _, indices in gathered):
                 start = time.monotonic()
-                self._compute(stage, [entries[index] for index in missing], view, len(on_this_host))
+                missing_entries = [entries[index] for index in missing]
+                if stage:
+                    self.ensure(stage - 1, missing_entries, view, stats)
+                self._compute(stage, missing_entries, view, len(on_this_host))
                 self.extractor.accelerator.wait_for_everyone()
                 if stage == 0:
-                    self.stats.misses += len(missing)
-                    self.stats.compute_seconds += time.monotonic() - start
+                    stats.misses += len(missing)
+                    stats.compute_seconds += time.monotonic() - start
             store.refresh()
 
     def _claim_missing(self, store: ShardStore, keys: Sequence[str], stack: ExitStack) -> list[int]:
@@ -114,15 +145,11 @@ class FeatureComputation:
 
     def _compute(self, stage: int, entries: Sequence[Entry], view: int, processes: int) -> None:
         """Compute this process's share of the features: every `processes`-th batch."""
-        if stage:
-            self.ensure(stage - 1, entries, view)
-        store, keys = self.stores.open(stage, view), feature_keys(entries, view)
+        store, keys = self.open(stage, view), feature_keys(entries, view)
         size = self.extractor.batch_size
         batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
         own = batches[self.extractor.accelerator.local_process_index :: processes]
-        title = (
-            "compute features" if stage == 0 else f"compute features of {self.extractor.layer_name(stage)}"
-        )
+        title = f"compute features of {self.extractor.layer_name(stage)}" if stage else "compute features"
         with self.terminal.progress(title, len(keys)) as advance, ShardWriter(store, 1 / processes) as writer:
             for indices, (inputs, seconds) in zip(own, self._inputs(stage, entries, view, own), strict=True):
                 features = self.extractor.run_stage(inputs, stage).cpu()
@@ -137,7 +164,36 @@ class FeatureComputation:
             for images in self.loader.batches(entries, view, batches):
                 yield images, 0.0
             return
-        store = self.stores.open(stage - 1, view)
+        store = self.open(stage - 1, view)
         for indices in batches:
             keys = feature_keys([entries[index] for index in indices], view)
             yield store.read(keys), store.compute_seconds(keys)
+
+    def _description(self, stage: int, view: int) -> dict[str, str]:
+        """For `runner store list`."""
+        transform, accelerator = self.loader.transform, self.extractor.accelerator
+        kind = "not augmented" if view == EVALUATION_VIEW else f"augmented (seed {transform.seed})"
+        compiled = ", compiled" if self.extractor.compiled else ""
+        return {
+            "layer": f"{self.extractor.model.spec.arch} {self.extractor.layer_name(stage)}",
+            "view": f"{kind}, {transform.augment.crop} px",
+            "computed": f"precision {accelerator.mixed_precision}{compiled}, {accelerator.device.type}",
+        }
+
+    def _report_damage(self, path: Path) -> None:
+        self.terminal.warn(f"{path} is damaged; computing its features again")
+
+
+def feature_keys(entries: Sequence[Entry], view: int) -> list[str]:
+    """Keys of the features of images in a view. They depend on the image's content, not on its path."""
+    return [f"{entry.digest}:{view}" for entry in entries]
+
+
+def _library_versions() -> dict[str, Any]:
+    """The versions of what decodes and computes."""
+    return {
+        "version": FEATURES_VERSION,
+        "pillow": [PIL.__version__, PIL.features.version("jpg")],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
