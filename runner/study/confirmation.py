@@ -1,103 +1,21 @@
-"""Is the best experiment better than the baseline? Both are trained on new seeds and compared seed by seed."""
+"""Is the best experiment better than the baseline? Both are trained on new seeds, to be compared seed by seed."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree
-from runner.evaluation.metrics import METRICS
+from runner.study.comparison import Comparison, Results
 from runner.study.session import StudySession
 from runner.study.study import Study
 from runner.training import resume, run
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest
-from runner.utils.intervals import PairedDifference, paired_difference
-
-Results: TypeAlias = dict[str, float]
-"""Metrics of one training: `val/top1`, `test/loss`, …"""
-DECIDING_METRIC = "test/top1"
-SPLITS = {"val": "validation", "test": "test"}
 
 
-@dataclass(frozen=True)
-class Confirmation:
-    """Results of best and baseline, one for each seed, in the same order."""
-
-    best: list[Results]
-    baseline: list[Results]
-    is_same: bool
-    """Whether the best experiment is the baseline."""
-
-    @property
-    def seeds(self) -> int:
-        """Number of seeds."""
-        return len(self.best)
-
-    @property
-    def verdict(self) -> str:
-        """The conclusion, in one or two sentences."""
-        if self.is_same:
-            return "No gain: the baseline is the best experiment."
-        difference = self.difference(DECIDING_METRIC)
-        points = f"{_points(difference.mean)} pt test {METRICS['top1'].label}"
-        if self.seeds < 2:
-            return f"No significant gain: {points} (one seed, so no interval). Keep the baseline."
-        interval = f"95 % CI {_points(difference.low)} to {_points(difference.high)}"
-        if not difference.significant:
-            return f"No significant gain: {points} ({interval}). Keep the baseline."
-        if difference.mean > 0:
-            return f"Significant gain: {points} ({interval}). Use the best experiment."
-        return f"Significant loss: {points} ({interval}). Keep the baseline."
-
-    def difference(self, metric: str) -> PairedDifference:
-        """Best minus baseline, paired by seed."""
-        return paired_difference(self.values("best", metric), self.values("baseline", metric))
-
-    def values(self, side: str, metric: str) -> list[float]:
-        """A metric of "best" or "baseline" for each seed."""
-        return [results[metric] for results in getattr(self, side)]
-
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """For each split and metric: what it is, baseline, best, difference and its interval."""
-        for split, split_label in SPLITS.items():
-            for name, metric in METRICS.items():
-                key = f"{split}/{name}"
-                difference = self.difference(key)
-                yield (
-                    f"{split_label} {metric.label}",
-                    _mean_and_sd(self.values("baseline", key)),
-                    _mean_and_sd(self.values("best", key)),
-                    f"{difference.mean:+.4f}",
-                    f"[{difference.low:+.4f}, {difference.high:+.4f}]"
-                    if self.seeds > 1
-                    else "none for one seed",
-                )
-
-    def metrics(self) -> dict[str, float]:
-        """Means and differences, to be logged: `confirm/test/top1/difference`."""
-        logged: dict[str, float] = {}
-        for key in (f"{split}/{name}" for split in SPLITS for name in METRICS):
-            difference = self.difference(key)
-            for side in ("best", "baseline"):
-                logged[f"confirm/{key}/{side}"] = statistics.fmean(self.values(side, key))
-            logged[f"confirm/{key}/difference"] = difference.mean
-            if self.seeds > 1:
-                logged[f"confirm/{key}/difference_low"] = difference.low
-                logged[f"confirm/{key}/difference_high"] = difference.high
-        return logged
-
-    def to_json(self) -> str:
-        """Results of each seed, and the verdict."""
-        return json.dumps({"best": self.best, "baseline": self.baseline, "verdict": self.verdict}, indent=1)
-
-
-def confirm(session: StudySession, best: Experiment, seeds: int) -> Confirmation:
+def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
     """Train best and baseline on seeds that no trial had. Trainings that were done before are not repeated.
 
     Args:
@@ -113,7 +31,7 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Confirmation
             for side, experiment in (("baseline", baseline), ("best", best)):
                 results[side].append(_train(session, side, experiment, seed))
                 advance(1)
-    return Confirmation(results["best"], results["baseline"], is_same=best == baseline)
+    return Comparison(results["best"], results["baseline"], is_same=best == baseline)
 
 
 def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:
@@ -145,13 +63,3 @@ def _lean(experiment: Experiment) -> Experiment:
     """Without model and gallery: these runs are for comparison, and the luckiest seed must not become champion."""
     tracking = dataclasses.replace(experiment.tracking, model=False, gallery=0)
     return dataclasses.replace(experiment, tracking=tracking)
-
-
-def _points(share: float) -> str:
-    """A share as signed percentage points, with a minus sign: `−0.50`."""
-    return f"{100 * share:+.2f}".replace("-", "−")
-
-
-def _mean_and_sd(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{deviation}"

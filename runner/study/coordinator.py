@@ -41,7 +41,7 @@ def search(argv: Sequence[str]) -> int:
     check(plan.baseline, terminal)
     tracking = TrackingSession(plan.baseline, None, terminal)
     study = Study(plan, tracking.server.root)
-    with study.locked():
+    with study.lock:
         study.requeue_stale_trials()
     study_run = open_study_run(study, tracking)
     pool = WorkerPool(argv, options.workers, gpus, terminal)

@@ -40,7 +40,7 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
     Raises `UserError` if the study's runs are in another MLflow store.
     """
     client = _client(tracking)
-    with study.locked():
+    with study.lock:
         known = study.optuna.user_attrs
         if "records" in known:
             _check_same_store(study, known["records"], tracking.server)
@@ -64,7 +64,7 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
 def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
     """End the study's run with a status. If other workers still run trials, one of them owns it from now on."""
     client = _client(tracking)
-    with study.locked():
+    with study.lock:
         study.requeue_stale_trials()
         for trial in study.trials():
             owner = owner_of(trial)

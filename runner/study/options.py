@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runner.evaluation.metrics import METRICS
 from runner.study.plan import Plan
@@ -71,74 +72,29 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="All other options are the experiment's, as in runner train: --config FILE, --optim.lr 0.001, …",
         allow_abbrev=False,
     )
-    add, positive, natural = parser.add_argument, _at_least(1), _at_least(0)
-    add("--study", metavar="NAME", required=True, help="name of the study; an existing one is continued")
+
+    def add(flag: str, default: Any, text: str, shown: str = "", **kind: Any) -> None:
+        names = {flag, flag[:2] + flag[2:].replace("-", "_")}
+        text = f"{text} (default: {shown or default})"
+        parser.add_argument(*sorted(names), default=default, help=text, **kind)
+
+    natural, positive = _at_least(0), _at_least(1)
+    parser.add_argument("--study", metavar="NAME", required=True, help="name; an existing study is continued")
     add(
-        "--space",
-        metavar="FILE",
-        default="around-baseline",
-        help="search space: a file, or a name in experiments/spaces/ (default: around-baseline)",
+        "--space", "around-baseline", "search space: a file, or a name in experiments/spaces/", metavar="FILE"
     )
+    add("--trials", 50, "total number, over all workers and commands", metavar="N", type=positive)
+    add("--workers", 1, "processes, each with a trial of its own", metavar="N", type=positive)
     add(
-        "--trials",
-        metavar="N",
-        type=positive,
-        default=50,
-        help="total number, over all workers and commands (default: 50)",
+        "--threads", None, "CPU threads per worker", "an equal share of the cores", metavar="N", type=positive
     )
-    add(
-        "--workers",
-        metavar="N",
-        type=positive,
-        default=1,
-        help="processes, each with a trial of its own (default: 1)",
-    )
-    add(
-        "--threads",
-        metavar="N",
-        type=positive,
-        help="CPU threads per worker (default: an equal share of the cores)",
-    )
-    add(
-        "--storage",
-        metavar="URL",
-        help="journal file or Optuna URL (default: studies.journal in tracking.root)",
-    )
-    add(
-        "--objective",
-        choices=[*METRICS],
-        default="top1",
-        help="validation metric to optimize (default: top1)",
-    )
-    add(
-        "--seeds",
-        metavar="K",
-        type=positive,
-        default=1,
-        help="training seeds per trial; its value is their mean (default: 1)",
-    )
-    add("--sampler", choices=[*SAMPLERS], default="tpe", help="search algorithm (default: tpe)")
-    add(
-        "--pruner",
-        choices=[*PRUNERS],
-        default="auto",
-        help="auto (default): median; with several seeds wilcoxon",
-    )
-    add(
-        "--sampler-seed",
-        "--sampler_seed",
-        metavar="SEED",
-        type=natural,
-        default=0,
-        help="seed of the sampler (default: 0)",
-    )
-    add(
-        "--confirm",
-        metavar="K",
-        type=natural,
-        default=5,
-        help="new seeds to compare best and baseline; 0: none (default: 5)",
-    )
+    add("--storage", None, "journal file or Optuna URL", "studies.journal in tracking.root", metavar="URL")
+    add("--objective", "top1", "validation metric to optimize", choices=[*METRICS])
+    add("--seeds", 1, "training seeds per trial; its value is their mean", metavar="K", type=positive)
+    add("--sampler", "tpe", "search algorithm", choices=[*SAMPLERS])
+    add("--pruner", "auto", "auto: median; with several seeds wilcoxon", choices=[*PRUNERS])
+    add("--sampler-seed", 0, "seed of the sampler", metavar="SEED", type=natural)
+    add("--confirm", 5, "new seeds to compare best and baseline on; 0: none", metavar="K", type=natural)
     options, rest = parser.parse_known_args(list(argv))
     if not options.study.strip() or "/" in options.study or options.study.startswith("."):
         raise UserError(f"--study must be a name without a slash or a leading dot; it is {options.study!r}.")

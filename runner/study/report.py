@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import Experiment
 from runner.config.tree import as_yaml
-from runner.study.confirmation import Confirmation, confirm
+from runner.study.comparison import Comparison
+from runner.study.confirmation import confirm
 from runner.study.plots import StudyPlots, importances, trials_csv
 from runner.study.session import StudySession
 from runner.study.space import Value, with_values
@@ -39,9 +40,9 @@ def write_report(session: StudySession, seeds: int) -> None:
         if values is None:
             return
         best = with_values(session.plan.baseline, values)
-        confirmation = confirm(session, best, seeds) if seeds else None
+        comparison = confirm(session, best, seeds) if seeds else None
         if session.study is not None:
-            _log_report(session, session.study, best, confirmation)
+            _log_report(session, session.study, best, comparison)
 
 
 @contextmanager
@@ -95,9 +96,7 @@ def _row(name: str, trial: FrozenTrial) -> tuple[str, str, str]:
     return name, str(trial.number), f"{trial.value:.4f}"
 
 
-def _log_report(
-    session: StudySession, study: Study, best: Experiment, confirmation: Confirmation | None
-) -> None:
+def _log_report(session: StudySession, study: Study, best: Experiment, comparison: Comparison | None) -> None:
     plan, trial, terminal = session.plan, study.best_trial, session.terminal
     assert trial is not None  # noqa: S101 (for types: there is a best experiment)
     file = session.tracking.server.root / "studies" / plan.name / "best.yaml"
@@ -111,8 +110,8 @@ def _log_report(
             tracker.log_metrics({"objective": trial.value})
             # A tag, not a parameter: with more trials it can change.
             tracker.set_tags({"runner.best_trial": str(trial.number)})
-        if confirmation is not None:
-            _log_confirmation(confirmation, tracker, terminal)
+        if comparison is not None:
+            _log_comparison(comparison, tracker, terminal)
     terminal.line(f"The best experiment is in {file}: ./launch.sh train --config {file}")
     terminal.line(
         f"The study's run {session.study_run.run_id[:8]} is in MLflow, with its trials as child runs; ./launch.sh ui"
@@ -128,11 +127,11 @@ def _log_plots(plots: StudyPlots, tracker: Tracker) -> None:
         tracker.log_artifact(page)
 
 
-def _log_confirmation(confirmation: Confirmation, tracker: Tracker, terminal: Terminal) -> None:
-    title = f"Best against baseline on {confirmation.seeds} new training seeds (mean ± sd, paired)"
+def _log_comparison(comparison: Comparison, tracker: Tracker, terminal: Terminal) -> None:
+    title = f"Best against baseline on {comparison.seeds} new training seeds (mean ± sd, paired)"
     header = ("", "baseline", "best", "difference", f"{100 * CONFIDENCE:.0f} % CI")
-    terminal.table(title, header, list(confirmation.rows()))
-    terminal.line(confirmation.verdict, style="bold")
-    tracker.log_metrics(confirmation.metrics())
-    tracker.log_text("confirm.json", confirmation.to_json())
-    tracker.set_tags({"runner.verdict": confirmation.verdict, "mlflow.note.content": confirmation.verdict})
+    terminal.table(title, header, list(comparison.rows()))
+    terminal.line(comparison.verdict, style="bold")
+    tracker.log_metrics(comparison.metrics())
+    tracker.log_text("confirm.json", comparison.to_json())
+    tracker.set_tags({"runner.verdict": comparison.verdict, "mlflow.note.content": comparison.verdict})

@@ -103,13 +103,11 @@ def _journal(path: Path) -> BaseStorage:
         and not JOURNAL_START.startswith(start)
     ):
         raise UserError(f"{path} is not a journal of studies; choose another --storage.")
-    lock: Any = KernelLock(path)  # Optuna does not export the class that its annotation names
+    # The kernel releases this lock when its holder is killed. Optuna needs no more of a lock than acquire and release.
+    lock: Any = FileLock(f"{path}.lock")
     try:
-        lock.acquire()
-        try:
+        with lock:
             _drop_partial_line(path)
-        finally:
-            lock.release()
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError:
         raise
@@ -135,22 +133,6 @@ def _drop_partial_line(path: Path) -> None:
     _, newline, last = tail[:-1].rpartition(b"\n")
     if newline:  # Optuna would complain about a damaged last line only when another one follows
         json.loads(last)
-
-
-class KernelLock:
-    """The lock of Optuna's journal. The kernel releases it when its holder is killed."""
-
-    def __init__(self, path: Path) -> None:
-        self._lock = FileLock(f"{path}.lock")
-
-    def acquire(self) -> bool:
-        """Wait until this process holds it."""
-        self._lock.acquire()
-        return True
-
-    def release(self) -> None:
-        """Let another process hold it."""
-        self._lock.release()
 
 
 def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage:

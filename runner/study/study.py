@@ -7,8 +7,7 @@ or `fail` it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -50,19 +49,14 @@ class Study:
         self.plan = plan
         self.storage = storages.connect(plan.storage, requeue)
         root.mkdir(parents=True, exist_ok=True)
-        self._lock = storages.study_lock(root, plan.storage, plan.name)
+        self.lock = storages.study_lock(root, plan.storage, plan.name)
+        """Held while this process changes which trials are to run: no other process of this host does so meanwhile."""
         self._trial: Trial | None = None
-        with self.locked():
+        with self.lock:
             self.optuna = self._open()
             self._check_identity()
             self._check_trials()
             self._queue_baseline()
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Within the block no other process of this host changes which trials are to run."""
-        with self._lock:
-            yield
 
     def trials(self) -> list[FrozenTrial]:
         """All trials by number, as stored; not to be modified."""
@@ -107,7 +101,7 @@ class Study:
         Raises `UserError` if too many trials failed in a row, or, with the trial started, if the settings' values
         cannot be combined.
         """
-        with self.locked():
+        with self.lock:
             self.requeue_stale_trials()
             trials = self.trials()
             self._check_failures(trials)
@@ -157,7 +151,7 @@ class Study:
         """Fail the trial that this process runs, if any, because its user stopped it, and queue its values again."""
         if self._trial is not None:
             number, self._trial = self._trial.number, None
-            with self.locked():
+            with self.lock:
                 fail_lost_trial(self.optuna, self.trials()[number], reason, stopped=True)
 
     def record_heartbeat(self) -> None:

@@ -21,7 +21,7 @@ from runner.study.session import StudySession
 from runner.study.trials import RunningTrial
 from runner.tracking.tracker import Pruned, Tracker
 from runner.training import curves, run
-from runner.training.loop import EpochResult
+from runner.training.results import EpochResult
 from runner.training.setup import Setup, SharedSetup, prepare
 from runner.utils.console import Terminal
 

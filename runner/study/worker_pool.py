@@ -135,7 +135,7 @@ class WorkerPool:
             return 0
         if status < 0 and self._restarts[index] < MAX_RESTARTS:
             self._restarts[index] += 1
-            with study.locked():
+            with study.lock:
                 study.requeue_stale_trials()
             lost = study.lost_trial_of(process.pid)  # another worker may have found it first
             trial = f"; its trial {lost} is tried again once" if lost is not None else ""

@@ -190,7 +190,7 @@ def test_interrupted_trials_are_no_failures(plan: Make, tmp_path: Path) -> None:
 def test_a_trial_of_a_live_worker_is_not_stale(plan: Make, tmp_path: Path) -> None:
     one, other = Study(plan(), tmp_path), Study(plan(), tmp_path)
     one.ask()
-    with other.locked():
+    with other.lock:
         assert other.requeue_stale_trials() == []
     assert states(other) == ["RUNNING"]
 

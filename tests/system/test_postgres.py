@@ -165,7 +165,7 @@ def test_a_trial_has_heartbeats(plan: Make, tmp_path: Path, address: str) -> Non
     study.record_heartbeat()
     assert heartbeats(study, address) == 1
     other = Study(plan(), tmp_path)
-    with other.locked():
+    with other.lock:
         assert other.requeue_stale_trials() == []
     assert states(other) == ["RUNNING"]
 
@@ -181,7 +181,7 @@ def wait_until_requeued(study: Study) -> None:
     """Look for stale trials until no trial is RUNNING."""
     deadline = time.monotonic() + 8
     while "RUNNING" in states(study) and time.monotonic() < deadline:
-        with study.locked():
+        with study.lock:
             study.requeue_stale_trials()
         time.sleep(0.1)
 
@@ -248,7 +248,7 @@ def test_a_dead_worker_of_this_host_is_found_at_once(plan: Make, tmp_path: Path)
     host, pid, started = study.trials()[0].user_attrs["owner"]
     study.annotate(owner=[host, pid, started - 100])  # a process id that is used again
     other = Study(plan(), tmp_path)
-    with other.locked():
+    with other.lock:
         assert other.requeue_stale_trials() == [0]
     assert states(other) == ["FAIL", "WAITING"]
 

@@ -29,7 +29,7 @@ def test_a_trial_whose_worker_died_is_tried_again(plan: Make, tmp_path: Path) ->
     study = Study(about, tmp_path)
     assert states(study) == ["COMPLETE", "RUNNING"]
     assert not study.is_finished
-    with study.locked():
+    with study.lock:
         assert study.requeue_stale_trials() == [1]
         assert study.requeue_stale_trials() == []
     lost = study.trials()[1]
@@ -88,7 +88,7 @@ def test_locks_of_a_killed_process_are_released(plan: Make, tmp_path: Path) -> N
     process = start_process(
         plan(),
         tmp_path,
-        "study.storage._backend._lock.acquire()\nstudy._lock.acquire()\nos.kill(os.getpid(), signal.SIGKILL)\n",
+        "study.storage._backend._lock.acquire()\nstudy.lock.acquire()\nos.kill(os.getpid(), signal.SIGKILL)\n",
     )
     assert process.communicate(timeout=WORKER_TIMEOUT)[1] == ""
     assert process.returncode == -signal.SIGKILL

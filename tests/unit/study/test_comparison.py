@@ -8,7 +8,7 @@ import math
 import pytest
 
 from runner.evaluation.metrics import METRICS
-from runner.study.confirmation import Confirmation, Results
+from runner.study.comparison import Comparison, Results
 from runner.utils.intervals import paired_difference
 
 BASELINE = [0.9, 0.91, 0.93, 0.91, 0.88]
@@ -19,8 +19,8 @@ def results(values: list[float]) -> list[Results]:
     return [{f"{split}/{name}": value for split in ("val", "test") for name in METRICS} for value in values]
 
 
-def confirmation(best: list[float], baseline: list[float] = BASELINE, is_same: bool = False) -> Confirmation:
-    return Confirmation(results(best), results(baseline), is_same)
+def comparison(best: list[float], baseline: list[float] = BASELINE, is_same: bool = False) -> Comparison:
+    return Comparison(results(best), results(baseline), is_same)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def confirmation(best: list[float], baseline: list[float] = BASELINE, is_same: b
     ],
 )
 def test_the_verdict_is_a_sentence_with_its_interval(best: list[float], verdict: str) -> None:
-    assert confirmation(best).verdict == verdict
+    assert comparison(best).verdict == verdict
 
 
 def test_one_seed_proves_nothing() -> None:
-    one = confirmation([0.95], [0.5])
+    one = comparison([0.95], [0.5])
     assert (
         one.verdict
         == "No significant gain: +45.00 pt test top-1 (one seed, so no interval). Keep the baseline."
@@ -55,11 +55,11 @@ def test_one_seed_proves_nothing() -> None:
 
 
 def test_a_baseline_that_is_the_best_gains_nothing() -> None:
-    assert confirmation(BASELINE, is_same=True).verdict == "No gain: the baseline is the best experiment."
+    assert comparison(BASELINE, is_same=True).verdict == "No gain: the baseline is the best experiment."
 
 
 def test_every_metric_is_compared_on_both_splits() -> None:
-    compared = confirmation([0.91, 0.93, 0.92, 0.95, 0.9])
+    compared = comparison([0.91, 0.93, 0.92, 0.95, 0.9])
     rows = list(compared.rows())
     assert [row[0] for row in rows] == [
         f"{split} {metric.label}" for split in ("validation", "test") for metric in METRICS.values()

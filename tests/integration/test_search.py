@@ -1,0 +1,381 @@
+"""`runner search` as a user calls it: a whole study and what it records, its workers from within, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from commands import ROOT, client_of, command, one_sentence, runner
+from PIL import Image
+from searches import (
+    artifacts_of,
+    best_of,
+    confirmed_sides,
+    runs_of_study,
+    states,
+    study_words,
+    trial_runs,
+    trials_of,
+)
+
+from runner.cli import main
+from runner.config import parser
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, flatten
+from runner.features.cache import FeatureCache
+from runner.study import options, storage, trial_training
+from runner.study.options import Role
+from runner.study.plan import Plan
+from runner.study.report import write_report
+from runner.study.session import open_session
+from runner.study.space import Dimension, Space
+from runner.study.study import Study
+from runner.study.worker import Worker
+from runner.training.setup import Setup
+
+Place = Callable[[Path], list[str]]
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+
+def baseline_of(words: list[str]) -> Experiment:
+    return parser.parse(options.parse(words)[1])[0]
+
+
+# A whole study
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A study that has finished: its folder, the words of its command, and what that printed."""
+
+    folder: Path
+    words: list[str]
+    output: str
+
+
+@pytest.fixture(scope="module")
+def finished(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Four trials on two workers, and two seeds to compare best and baseline."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = [
+        *study_words(place(folder), folder / "space.yaml"),
+        "--trials",
+        "4",
+        "--workers",
+        "2",
+        "--confirm",
+        "2",
+    ]
+    done = command(runner("search", *words))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    return Finished(folder, words, done.stdout)
+
+
+def test_a_study_prints_its_trials_and_its_result(finished: Finished) -> None:
+    for number in range(4):
+        assert any(line.startswith(f"trial {number:3}") for line in finished.output.splitlines())
+    for part in ("Study some: 4 complete", "best:", "best.yaml", "2 new training seeds", "CI"):
+        assert part in finished.output
+
+
+def test_a_study_is_a_parent_run_with_its_trials_as_children(finished: Finished) -> None:
+    parent, children = runs_of_study(finished.folder)
+    assert (parent.info.run_name, parent.info.status) == ("study some", "FINISHED")
+    assert {run.info.status for run in children} == {"FINISHED"}
+    trials = trial_runs(finished.folder)
+    assert sorted(trials) == [0, 1, 2, 3]
+    others = sorted(run.info.run_name for run in children if "runner.trial" not in run.data.tags)
+    sides = confirmed_sides(finished.folder)
+    assert others == [f"confirm {side}, seed {seed}" for side in sides for seed in (1, 2)]
+    assert {run.data.tags["runner.study"] for run in (parent, *children)} == {"some"}
+
+
+def test_a_trials_run_agrees_with_the_study(finished: Finished) -> None:
+    client, baseline = client_of(finished.folder), flatten(as_tree(baseline_of(finished.words)))
+    runs, trials = trial_runs(finished.folder), trials_of(finished.folder)
+    assert len(trials) == 4
+    assert {tuple(sorted(run.data.metrics)) for run in runs.values()} == {tuple(sorted(runs[0].data.metrics))}
+    assert runs[0].info.run_name == "trial 0: baseline"
+    for trial in trials:
+        run = runs[trial.number]
+        assert trial.user_attrs["run"] == run.info.run_id
+        settings = {**baseline, **trial.params}
+        assert run.data.params == {name: str(value) for name, value in settings.items()}, "to the last digit"
+        history = client.get_metric_history(run.info.run_id, "val/top1")
+        assert {point.step: point.value for point in history} == trial.intermediate_values
+        assert [point.step for point in history] == [1, 2]
+        assert trial.value == run.data.metrics["objective"] == run.data.metrics["val/best/top1"]
+        assert trial.value == max(point.value for point in history)
+        assert not [name for name in run.data.metrics if name.startswith("test/")]
+        if trial.number:
+            assert f"lr={trial.params['optim.lr']:.3g}" in run.info.run_name
+            assert f"dropout={trial.params['model.dropout']:.3g}" in run.info.run_name
+
+
+def test_only_trials_that_were_the_best_so_far_have_checkpoints(finished: Finished) -> None:
+    files = {
+        number: artifacts_of(finished.folder, run) for number, run in trial_runs(finished.folder).items()
+    }
+    with_checkpoint = {
+        number for number, paths in files.items() if any("checkpoints/" in path for path in paths)
+    }
+    tagged = {
+        number
+        for number, run in trial_runs(finished.folder).items()
+        if "runner.best_when_run" in run.data.tags
+    }
+    assert with_checkpoint == tagged
+    value = best_of(finished.folder).value
+    assert with_checkpoint & {trial.number for trial in trials_of(finished.folder) if trial.value == value}
+    for number in with_checkpoint:
+        assert files[number] >= {
+            *("checkpoints/best.safetensors", "checkpoints/frozen.safetensors", "experiment.yaml"),
+            *("figures/loss.png", "figures/accuracy.png"),
+        }
+
+
+def test_a_studys_run_has_the_report(finished: Finished, tmp_path: Path) -> None:
+    parent, _ = runs_of_study(finished.folder)
+    files = artifacts_of(finished.folder, parent)
+    assert files >= {"baseline.yaml", "best.yaml", "trials.csv", "confirm.json", "figures/history.png"}
+    client = client_of(finished.folder)
+
+    def fetched(name: str) -> Path:
+        return Path(client.download_artifacts(parent.info.run_id, name, str(tmp_path)))
+
+    for name in (each for each in files if each.endswith(".png")):
+        with Image.open(fetched(name)) as image:
+            assert image.width > 300
+    rows = list(csv.DictReader(fetched("trials.csv").read_text().splitlines()))
+    assert [float(row["value"]) for row in rows] == [trial.value for trial in trials_of(finished.folder)]
+    stored = json.loads(fetched("confirm.json").read_text())
+    assert [len(stored[side]) for side in ("best", "baseline")] == [2, 2]
+    assert parent.data.tags["runner.verdict"] == stored["verdict"]
+    metrics = parent.data.metrics
+    for side in ("best", "baseline"):
+        mean = sum(results["test/top1"] for results in stored[side]) / 2
+        assert metrics[f"confirm/test/top1/{side}"] == pytest.approx(mean)
+    assert metrics["confirm/test/top1/difference"] == pytest.approx(
+        metrics["confirm/test/top1/best"] - metrics["confirm/test/top1/baseline"]
+    )
+    assert parser.read(fetched("baseline.yaml")) == baseline_of(finished.words)
+
+
+def test_the_best_experiment_can_be_trained(finished: Finished) -> None:
+    best = parser.read(finished.folder / "mlruns" / "studies" / "some" / "best.yaml")
+    baseline = flatten(as_tree(baseline_of(finished.words)))
+    assert flatten(as_tree(best)) == {**baseline, **best_of(finished.folder).params}
+
+
+@pytest.mark.slow
+def test_a_finished_study_does_nothing_more(finished: Finished) -> None:
+    before = {run.info.run_id: run.info.end_time for run in runs_of_study(finished.folder)[1]}
+    done = command(runner("search", *finished.words, "--workers", "1"))
+    assert done.returncode == 0, done.stderr
+    parent, children = runs_of_study(finished.folder)
+    assert {run.info.run_id: run.info.end_time for run in children} == before
+    assert parent.info.status == "FINISHED"
+    assert "runner.refused" not in parent.data.tags
+
+
+# A worker from within
+
+
+def random_plan(words: list[str], **changes: Any) -> Plan:
+    baseline = baseline_of(words)
+    space = Space((Dimension("optim.lr", 1e-4, 0.1, log=True),))
+    return Plan(
+        "some",
+        baseline,
+        space,
+        storage.default_storage(Path(baseline.tracking.root)),
+        sampler="random",
+        **changes,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """A study of four trials: its folder, the splits whose features were read, and what was set up."""
+
+    folder: Path
+    splits: list[str]
+    setups: list[Setup]
+
+
+@pytest.fixture(scope="module")
+def watched(place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator: Accelerator) -> Watched:
+    """A study whose trial 2 is pruned after its first epoch."""
+    folder = tmp_path_factory.mktemp("watched")
+    watched = Watched(folder, [], [])
+    get, report, prepare = FeatureCache.get, Study.report, trial_training.prepare
+
+    def watch_splits(self: FeatureCache, split: str, view: int) -> Any:
+        watched.splits.append(split)
+        return get(self, split, view)
+
+    def prune_trial_2(self: Study, step: int, value: float) -> bool:
+        report(self, step, value)
+        return self._trial is not None and self._trial.number == 2
+
+    def watch_setups(*args: Any) -> Setup:
+        watched.setups.append(prepare(*args))
+        return watched.setups[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(FeatureCache, "get", watch_splits)
+        patch.setattr(Study, "report", prune_trial_2)
+        patch.setattr(trial_training, "prepare", watch_setups)
+        plan = random_plan(study_words(place(folder), folder / "space.yaml"), trials=4)
+        with open_session(plan, accelerator, Role()) as session:
+            assert Worker(session, stop_requested=lambda: False).run() == 4
+    return watched
+
+
+def test_no_trial_sees_the_test_split(watched: Watched) -> None:
+    assert set(watched.splits) == {"train", "val"}
+    assert len(watched.setups) == 4
+    for setup in watched.setups:
+        assert not setup.manifest.select("test")
+        assert not setup.features.manifest.select("test")
+        assert {entry.split for entry in setup.manifest.entries} == {"train", "val"}
+        assert len(setup.manifest.select("val")) == 9
+
+
+def test_a_pruned_trial_has_a_reason(watched: Watched) -> None:
+    assert states(watched.folder) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    parent, _ = runs_of_study(watched.folder)
+    assert parent.info.status == "FINISHED"
+    runs = trial_runs(watched.folder)
+    pruned, trial = runs.pop(2), trials_of(watched.folder)[2]
+    assert pruned.info.status == "KILLED"
+    assert pruned.data.tags["runner.reason"] == trial.user_attrs["reason"]
+    assert trial.user_attrs["reason"].startswith("pruned at epoch 1, at 0.")
+    assert not any("checkpoints" in path for path in artifacts_of(watched.folder, pruned))
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+def test_a_trial_may_have_several_training_seeds(
+    place: Place, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    """Its value is their mean."""
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1, seeds=2)
+    with open_session(plan, accelerator, Role()) as session:
+        assert Worker(session, stop_requested=lambda: False).run() == 1
+    run, client = trial_runs(tmp_path)[0], client_of(tmp_path)
+    best = [
+        max(point.value for point in client.get_metric_history(run.info.run_id, name))
+        for name in ("val/top1", "seed1/val/top1")
+    ]
+    assert run.data.metrics["objective"] == trials_of(tmp_path)[0].value == pytest.approx(sum(best) / 2)
+    assert "objective_sd" in run.data.metrics
+    assert list(trials_of(tmp_path)[0].intermediate_values.values()) == best
+
+
+def test_a_report_can_be_written_again(place: Place, tmp_path: Path, accelerator: Accelerator) -> None:
+    """A study that was continued with more trials has another best one."""
+    one = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1)
+    for number, plan in enumerate((one, dataclasses.replace(one, trials=2))):
+        with open_session(plan, accelerator, Role()) as session:
+            assert session.study is not None
+            assert session.study.ask() is not None
+            session.study.complete(0.5 + number / 10)
+            write_report(session, seeds=0)
+        run, _ = runs_of_study(tmp_path)
+        assert run.data.metrics["objective"] == 0.5 + number / 10
+        assert "runner.refused" not in run.data.tags
+        assert run.data.tags["runner.best_trial"] == str(number)
+
+
+# What is refused
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`refused(words)`: the sentence with which `runner search` refuses them; no worker may be started."""
+
+    def spawn(*_: object, **__: object) -> None:
+        pytest.fail("a worker was started")
+
+    monkeypatch.setattr("runner.study.worker_pool.WorkerPool._spawn", spawn)
+
+    def run(words: list[str]) -> str:
+        capfd.readouterr()
+        status = main.main(["search", *words])
+        errors = capfd.readouterr().err
+        assert status == 2, errors
+        sentence = one_sentence(errors)
+        assert errors == f"runner: {sentence}\n"
+        return sentence
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--space", "around-basline"], "did you mean 'around-baseline'"),
+        (["--space", "/no/such.yaml"], "/no/such.yaml"),
+        (["--trials", "many"], "--trials"),
+        (["--trails", "3"], "trails"),
+        (["--optim.lrr", "1"], "did you mean 'optim.lr'"),
+        (["--optim.lr", "5"], "the baseline's optim.lr is 5"),
+        (["--train.epochs", "none"], "train.epochs"),
+        (["--repeat", "2"], "--repeat"),
+        (["--data.root", "/no/such/folder"], "/no/such/folder"),
+        (["--storage", "nosuch://host/db"], "nosuch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_refused(
+    refused: Callable[..., str], place: Place, tmp_path: Path, words: list[str], hint: str
+) -> None:
+    assert hint in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), *words])
+
+
+def test_a_study_needs_a_name(refused: Callable[..., str]) -> None:
+    assert "--study" in refused([])
+
+
+def test_more_workers_than_gpus_are_refused_before_anything_is_created(
+    refused: Callable[..., str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.study.coordinator.gpu_count", lambda: 1)
+    assert "GPU" in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), "--workers", "2"])
+    assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
+
+
+# Without a coordinator, as under `accelerate launch`
+
+
+def search_file(*words: str) -> subprocess.CompletedProcess[str]:
+    return command([sys.executable, str(ROOT / "runner" / "search.py"), *words])
+
+
+def test_workers_need_a_coordinator(place: Place, tmp_path: Path) -> None:
+    done = search_file(*study_words(place(tmp_path), tmp_path / "space.yaml"), "--workers", "2")
+    assert done.returncode == 2
+    assert "--workers is for ./launch.sh search" in one_sentence(done.stderr)
+    assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
+
+
+@pytest.mark.slow
+def test_one_process_runs_a_study(place: Place, tmp_path: Path) -> None:
+    words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "2", "--confirm", "0"]
+    done = search_file(*words)
+    assert done.returncode == 0, done.stderr
+    assert states(tmp_path) == ["COMPLETE"] * 2
+    parent, children = runs_of_study(tmp_path)
+    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
+    assert {"best.yaml", "trials.csv"} <= artifacts_of(tmp_path, parent)
+    assert "confirm.json" not in artifacts_of(tmp_path, parent)
