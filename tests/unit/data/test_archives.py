@@ -88,9 +88,9 @@ def test_an_archive_with_members_that_lead_outside_is_refused(
     archive(tar_of(*members))
     with pytest.raises(
         UserError, match=r"damaged, or would write outside its folder .* and was not used"
-    ) as stopped:
+    ) as refused:
         build_manifest(caltech(make, tmp_path / "data"), silent)
-    assert "\n" not in str(stopped.value)
+    assert "\n" not in str(refused.value)
     assert everything(tmp_path) - before <= {"data/.caltech101.lock"}
 
 

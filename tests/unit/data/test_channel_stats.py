@@ -27,7 +27,7 @@ def test_statistics_are_means_over_images_as_in_the_report(
     manifest: Manifest, silent: Terminal, tmp_path: Path
 ) -> None:
     entries = manifest.select("train")
-    found = channel_statistics(
+    statistics = channel_statistics(
         entries, ImageLoader(manifest.root, ViewTransform(SMALL, 0)), tmp_path / "cache", silent
     )
     cropped_images = []
@@ -35,13 +35,13 @@ def test_statistics_are_means_over_images_as_in_the_report(
         with Image.open(manifest.root / entry.path) as image:
             cropped = functional.center_crop(functional.resize(image, 36), [32, 32])
             cropped_images.append(np.asarray(cropped, dtype=np.float64) / 255)
-    assert found.mean == pytest.approx(
-        np.mean([each.mean(axis=(0, 1)) for each in cropped_images], axis=0), abs=2e-6
+    assert statistics.mean == pytest.approx(
+        np.mean([image.mean(axis=(0, 1)) for image in cropped_images], axis=0), abs=2e-6
     )
-    assert found.std == pytest.approx(
-        np.mean([each.std(axis=(0, 1)) for each in cropped_images], axis=0), abs=2e-6
+    assert statistics.std == pytest.approx(
+        np.mean([image.std(axis=(0, 1)) for image in cropped_images], axis=0), abs=2e-6
     )
-    assert found.std != pytest.approx(np.std(np.stack(cropped_images), axis=(0, 1, 2)), abs=1e-3)
+    assert statistics.std != pytest.approx(np.std(np.stack(cropped_images), axis=(0, 1, 2)), abs=1e-3)
 
 
 def test_statistics_do_not_depend_on_the_batch_size(

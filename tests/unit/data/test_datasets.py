@@ -49,10 +49,10 @@ def test_the_background_is_a_category_by_setting(silent: Terminal, tmp_path: Pat
 def test_a_missing_dataset_is_refused_with_its_place_and_how_to_get_it(
     silent: Terminal, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as stopped:
+    with pytest.raises(UserError) as refused:
         build_manifest(caltech(tmp_path), silent)
-    assert str(tmp_path / "data" / "caltech101" / "101_ObjectCategories") in str(stopped.value)
-    assert "data.download=true" in str(stopped.value)
+    assert str(tmp_path / "data" / "caltech101" / "101_ObjectCategories") in str(refused.value)
+    assert "data.download=true" in str(refused.value)
     assert not (tmp_path / "data").exists()
 
 
@@ -81,12 +81,12 @@ def test_a_failed_download_tells_how_to_do_it_by_hand_and_leaves_no_files(
         monkeypatch.setattr(utils, "_get_redirect_url", lambda url, **_: url)
         monkeypatch.setattr(utils, "_urlretrieve", partial)
     monkeypatch.setattr(utils.urllib.request, "urlopen", offline)
-    with pytest.raises(UserError) as stopped:
+    with pytest.raises(UserError) as refused:
         build_manifest(caltech(tmp_path, download=True), silent)
     assert attempts
-    assert "Name or service not known" in str(stopped.value)
-    assert CALTECH_MD5 in str(stopped.value)
-    assert str(tmp_path / "data" / "caltech101" / "101_ObjectCategories") in str(stopped.value)
+    assert "Name or service not known" in str(refused.value)
+    assert CALTECH_MD5 in str(refused.value)
+    assert str(tmp_path / "data" / "caltech101" / "101_ObjectCategories") in str(refused.value)
     # The empty lock may stay: removing it would race with a process that waits for it.
     assert {path.name for path in (tmp_path / "data").rglob("*")} <= {".caltech101.lock"}
 

@@ -49,9 +49,9 @@ def test_a_file_deleted_after_the_scan_is_named(manifest: Manifest, workers: int
         entries, 0, [[0, 1], [3, 4]]
     )
     assert len(next(batches)) == 2
-    with pytest.raises(UserError) as stopped:
+    with pytest.raises(UserError) as refused:
         next(batches)
-    assert str(deleted) in str(stopped.value)
+    assert str(deleted) in str(refused.value)
 
 
 def test_a_file_cut_off_after_the_scan_is_named(manifest: Manifest) -> None:

@@ -21,7 +21,7 @@ from runner.utils.hashing import digest_bytes
 Make = Callable[..., Experiment]
 
 
-def tally(manifest: Manifest) -> Counter[tuple[str, str]]:
+def count_images(manifest: Manifest) -> Counter[tuple[str, str]]:
     """Number of images by class and split."""
     return Counter((entry.label, entry.split) for entry in manifest.entries)
 
@@ -56,7 +56,7 @@ def test_the_manifest_does_not_depend_on_the_order_of_directory_entries(
 def test_each_class_is_split_50_25_25(make: Make, silent: Terminal) -> None:
     manifest = build_manifest(make(), silent)
     expected = {(label, name): n for label in COLORS for name, n in zip(SPLITS, (6, 3, 3), strict=True)}
-    assert tally(manifest) == expected
+    assert count_images(manifest) == expected
     assert manifest.unused == 0
     assert manifest.labels("val") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [entry.split for entry in manifest.select("test")] == ["test"] * 9
@@ -79,7 +79,7 @@ def test_splits_have_the_given_proportions(
     make: Make, silent: Terminal, fractions: tuple[float, ...], numbers: tuple[int, ...]
 ) -> None:
     words = [f"--split.{name}={value}" for name, value in zip(SPLITS, fractions, strict=True)]
-    counts = tally(build_manifest(make(*words), silent))
+    counts = count_images(build_manifest(make(*words), silent))
     assert {label: tuple(counts[label, name] for name in SPLITS) for label in COLORS} == dict.fromkeys(
         COLORS, numbers
     )
@@ -88,7 +88,7 @@ def test_splits_have_the_given_proportions(
 def test_with_counts_the_test_split_is_capped_and_the_rest_unused(make: Make, silent: Terminal) -> None:
     words = ("--split.by", "count", "--split.train", "5", "--split.val", "2", "--split.test", "3")
     manifest = build_manifest(make(*words), silent)
-    assert tally(manifest) == {
+    assert count_images(manifest) == {
         (label, name): n for label in COLORS for name, n in zip(SPLITS, (5, 2, 3), strict=True)
     }
     assert manifest.unused == 3 * 2

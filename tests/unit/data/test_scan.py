@@ -62,8 +62,8 @@ def test_a_file_swapped_for_another_is_decoded_again(
 ) -> None:
     build_manifest(make(), silent)
     decoded.clear()
-    draw("red", 50).save(pictures / "aside.png")
-    (pictures / "aside.png").replace(pictures / "red" / "05.png")
+    draw("red", 50).save(pictures / "outside.png")
+    (pictures / "outside.png").replace(pictures / "red" / "05.png")
     entry = next(e for e in build_manifest(make(), silent).entries if e.path == "red/05.png")
     assert decoded == ["05.png"]
     assert entry.digest == digest_bytes((pictures / "red" / "05.png").read_bytes())
@@ -138,9 +138,9 @@ def test_a_read_error_is_not_cached(make: Make, silent: Terminal, monkeypatch: p
 @pytest.fixture
 def broken(pictures: Path) -> Path:
     """An empty, a truncated and a text file among the red pictures."""
-    whole = (pictures / "red" / "00.png").read_bytes()
+    complete = (pictures / "red" / "00.png").read_bytes()
     (pictures / "red" / "empty.png").write_bytes(b"")
-    (pictures / "red" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (pictures / "red" / "truncated.png").write_bytes(complete[: len(complete) // 2])
     (pictures / "red" / "words.png").write_text("no picture")
     return pictures
 
@@ -150,9 +150,9 @@ def test_broken_files_stop_the_scan_and_are_named(
     broken: Path, make: Make, silent: Terminal, scans: int
 ) -> None:
     for _ in range(scans):
-        with pytest.raises(UserError) as stopped:
+        with pytest.raises(UserError) as refused:
             build_manifest(make(), silent)
-        sentence = str(stopped.value)
+        sentence = str(refused.value)
         assert sentence.startswith("3 of 39 files cannot be used")
         assert f"{broken / 'red' / 'empty.png'} is empty" in sentence
         assert f"{broken / 'red' / 'truncated.png'} cannot be decoded" in sentence
@@ -190,7 +190,7 @@ def test_many_broken_files_are_counted_and_some_named(make: Make, pictures: Path
 def test_hidden_and_desktop_files_are_ignored(make: Make, pictures: Path, silent: Terminal) -> None:
     before = build_manifest(make(), silent)
     for name in (".DS_Store", "._00.png", "Thumbs.db", "desktop.ini"):
-        (pictures / "red" / name).write_bytes(b"litter")
+        (pictures / "red" / name).write_bytes(b"x")
     (pictures / "red" / ".cache").mkdir()
     draw("red", 70).save(pictures / "red" / ".cache" / "small.png")
     (pictures / ".git").mkdir()
@@ -226,16 +226,16 @@ def test_the_root_may_be_a_link(make: Make, pictures: Path, silent: Terminal, tm
 @pytest.fixture
 def linked(pictures: Path, tmp_path: Path) -> Path:
     """A linked class folder, a linked folder in a class, a linked file and a link to nowhere."""
-    aside = tmp_path / "aside"
+    outside = tmp_path / "outside"
     for name in ("violet", "crimson"):
-        (aside / name).mkdir(parents=True)
+        (outside / name).mkdir(parents=True)
         for number in range(4):
-            draw("red", 70 + number + 10 * (name == "violet")).save(aside / name / f"{number}.png")
-    (pictures / "violet").symlink_to(aside / "violet")
-    (pictures / "red" / "crimson").symlink_to(aside / "crimson")
-    draw("red", 99).save(aside / "single.png")
-    (pictures / "red" / "single.png").symlink_to(aside / "single.png")
-    (pictures / "red" / "nowhere.png").symlink_to(aside / "nowhere.png")
+            draw("red", 70 + number + 10 * (name == "violet")).save(outside / name / f"{number}.png")
+    (pictures / "violet").symlink_to(outside / "violet")
+    (pictures / "red" / "crimson").symlink_to(outside / "crimson")
+    draw("red", 99).save(outside / "single.png")
+    (pictures / "red" / "single.png").symlink_to(outside / "single.png")
+    (pictures / "red" / "nowhere.png").symlink_to(outside / "nowhere.png")
     return pictures
 
 

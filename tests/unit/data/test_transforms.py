@@ -63,11 +63,11 @@ def test_n_views_take_turns_and_eight_extend_four() -> None:
 def test_a_view_is_the_same_in_any_order() -> None:
     transform = ViewTransform(SMALL, 3)
     keys = [(number, view) for number in range(3) for view in (EVALUATION_VIEW, 0, 1, 2)]
-    forward = {each: transform(square(each[0]), f"image {each[0]}", each[1]) for each in keys}
+    forward = {key: transform(square(key[0]), f"image {key[0]}", key[1]) for key in keys}
     torch.rand(17)
     other = ViewTransform(SMALL, 3)
-    for each in reversed(keys):
-        assert torch.equal(other(square(each[0]), f"image {each[0]}", each[1]), forward[each])
+    for key in reversed(keys):
+        assert torch.equal(other(square(key[0]), f"image {key[0]}", key[1]), forward[key])
 
 
 def test_a_view_has_the_size_of_the_crop_and_type_uint8() -> None:

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import runner.portable
+from runner import load_model
 from runner.portable.classifier import BATCH_SIZE, Classifier, ModelError, description_digest
+from runner.utils.errors import UserError
 
 CLASSES = ("blue", "green", "red")
 Change = Callable[[Path], Any]
@@ -189,6 +191,10 @@ def test_a_folder_without_a_complete_model_is_refused_in_one_sentence(folder: Pa
         Classifier.load(folder, "cpu")
     assert str(folder) in str(refused.value)
     assert "\n" not in str(refused.value)
+    if (folder / "model.json").exists():
+        with pytest.raises(UserError) as error:
+            load_model(folder, device="cpu")
+        assert str(error.value) == str(refused.value)
 
 
 def test_a_flipped_bit_anywhere_is_detected(folder: Path) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from pictures import draw
 from torch import Tensor
 
+from runner import load_model
 from runner.portable.classifier import FORMAT, Classifier, ModelError
 from runner.portable.legacy import FORMAT_1, upgraded
 
@@ -41,6 +43,18 @@ def test_a_model_of_format_1_computes_the_same_logits(
     assert (loaded.classes, loaded.description["epoch"]) == (classifier.classes, 2)
     assert loaded.description["format"] == FORMAT
     assert loaded.description["model"] == classifier.description["model"]
+
+
+def test_load_model_takes_both_formats(
+    folder: Path, classifier: Classifier, tensors: dict[str, Tensor], write: Write, tmp_path: Path
+) -> None:
+    old = write(tmp_path / "old", in_format_1(classifier.description), old_names(tensors))
+    draw("red", 1).save(tmp_path / "red.png")
+    predictions = [
+        load_model(path, device="cpu").predict([tmp_path / "red.png"], 3) for path in (folder, old)
+    ]
+    assert predictions[0] == predictions[1]
+    assert len(predictions[0][0].top) == 3
 
 
 @pytest.mark.parametrize("head", ["classifier", "pooled"])

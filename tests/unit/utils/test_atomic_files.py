@@ -50,6 +50,6 @@ def test_a_replaced_file_has_default_permissions(tmp_path: Path) -> None:
 
 def test_free_bytes_of_a_missing_folder_are_those_of_its_disk(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
-    found = atomic_files.free_bytes(tmp_path / "not" / "yet")
-    assert abs(found - status.f_bavail * status.f_frsize) < 2**30
-    assert found > 0
+    free = atomic_files.free_bytes(tmp_path / "not" / "yet")
+    assert abs(free - status.f_bavail * status.f_frsize) < 2**30
+    assert free > 0
