@@ -63,6 +63,8 @@ def read_space(path: Path, baseline: Experiment, checked: bool = False) -> Space
 
 @dataclass(frozen=True)
 class _Reader:
+    """Reads a file. All methods raise `UserError` for what they find wrong."""
+
     path: Path
     baseline: Experiment
     checked: bool
@@ -127,9 +129,11 @@ class _Reader:
     def range(self, where: str, name: str, entry: dict[str, Any], when: Condition) -> Dimension:
         if "low" not in entry or "high" not in entry:
             raise UserError(f"{where} needs low and high, or choices.")
-        number = table()[name].number
+        number, takes = table()[name].number, table()[name].takes
         if number is None:
-            raise UserError(f"{where} does not take just any number; list choices: {name}: [one, another].")
+            raise UserError(
+                f"{where} cannot have a range, because it takes {takes}; list choices: {name}: [one, another]."
+            )
         low, high, step, log = entry["low"], entry["high"], entry.get("step"), entry.get("log", False)
         for key, value in (("low", low), ("high", high), ("step", 1 if step is None else step)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LIMIT:
@@ -149,12 +153,12 @@ class _Reader:
         return Dimension(name, low, high, number is int, log, step, when=when)
 
     def check(self, where: str, name: str, values: list[Any]) -> None:
-        """Raises `UserError` if the setting does not take one of the values."""
+        """Check that the setting takes the values."""
         for value in () if self.checked else values:
             check_setting(where, self.baseline, name, value)
 
     def ordered(self, dimensions: Mapping[str, Dimension]) -> tuple[Dimension, ...]:
-        """Each dimension after those that its condition names. Raises `UserError` if a condition cannot hold."""
+        """Each dimension after those that its condition names; every condition must be able to hold."""
         placed: dict[str, Dimension] = {}
 
         def place(dimension: Dimension, path: tuple[str, ...]) -> None:
@@ -176,7 +180,7 @@ class _Reader:
         return tuple(placed.values())
 
     def baseline_value(self, dimension: Dimension) -> Value:
-        """The baseline's value of a dimension. Raises `UserError` if the dimension does not contain it."""
+        """The baseline's value of a dimension, which must contain it."""
         value: Value = self.settings[dimension.setting]
         if not dimension.contains(value):
             values = list(dimension.choices) or f"{dimension.low} to {dimension.high}"
