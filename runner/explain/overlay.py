@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from runner.utils.atomic_files import atomic_write
+from runner.utils.figures import new_figure, save_figure
 
 OPACITY = 0.55
 
@@ -23,35 +22,29 @@ def title(predicted: str, probability: float, true: str | None = None) -> str:
     return f"✓ {prediction}" if predicted == true else f"✗ {prediction}, true: {true}"
 
 
-def draw(image: Tensor, found: np.ndarray, title: str, label: str, path: Path) -> None:
+def draw(image: Tensor, heatmap: np.ndarray, title: str, label: str, path: Path) -> None:
     """Draw an image and, beside it, the image under its map, with a color bar.
 
     Args:
         image: 3 × h × w, uint8, as the model sees it.
-        found: The map, h × w in [0, 1].
+        heatmap: The map, h × w in [0, 1].
         title: Title of the picture.
         label: Label of the color bar, such as `Grad-CAM for lamp`.
         path: PNG file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     pixels = image.permute(1, 2, 0).numpy()
-    figure = Figure(figsize=(6.4, 3.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 3.5, dpi=110)
     left, right = figure.subplots(1, 2)
     left.imshow(pixels)
     right.imshow(pixels)
-    shade: Any = right.imshow(found, cmap="viridis", vmin=0, vmax=1, alpha=OPACITY)
+    shade: Any = right.imshow(heatmap, cmap="viridis", vmin=0, vmax=1, alpha=OPACITY)
     for axes in (left, right):
         axes.set_axis_off()
     figure.suptitle(_wrapped(title, 46), fontsize=15, parse_math=False)
     bar: Any = figure.colorbar(shade, ax=right, shrink=0.85, ticks=[0, 0.5, 1])
     bar.set_label(_wrapped(label, 26), parse_math=False)
     bar.solids.set(alpha=1)
-    with atomic_write(path) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a font without the script draws boxes
-        figure.savefig(partial, format="png")
+    save_figure(figure, path)
 
 
 def _wrapped(text: str, width: int) -> str:
