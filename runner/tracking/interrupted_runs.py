@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from runner.config.tree import as_tree, flatten
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.utils.atomic_files import write_text
-from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.text import one_line
 
@@ -49,31 +48,22 @@ class RunRecord:
     repeat: int = 1
     diverged: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """As `run.json` holds it, without the digest."""
-        return {
-            "name": self.name,
-            "asked": self.requested,
-            "decided": self.resolved,
-            "parent": self.parent_id,
-            "repeat": self.repeat,
-            "diverged": self.diverged,
-        }
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunRecord:
-        """The inverse of `to_dict`. Raises ValueError, KeyError, TypeError or AttributeError for other content."""
-        resolved = dict(content["decided"])
-        if not all(_is_resolved(name, value) for name, value in resolved.items()):
-            raise ValueError("a setting is not resolved")
-        return cls(
-            name=str(content["name"]),
-            requested=dict(content["asked"]),
-            resolved=resolved,
-            parent_id=str(content["parent"]),
-            repeat=int(content["repeat"]),
-            diverged=bool(content["diverged"]),
-        )
+        """The inverse of `asdict`. Raises ValueError or TypeError for other content."""
+        record = cls(**content)
+        kinds = {
+            "name": str,
+            "requested": dict,
+            "resolved": dict,
+            "parent_id": str,
+            "repeat": int,
+            "diverged": bool,
+        }
+        valid = all(type(getattr(record, name)) is kind for name, kind in kinds.items())
+        if not (valid and all(_is_resolved(name, value) for name, value in record.resolved.items())):
+            raise ValueError("not the record of a run")
+        return record
 
 
 def resolved_settings(experiment: Experiment) -> dict[str, Any]:
@@ -83,7 +73,7 @@ def resolved_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _is_resolved(name: str, value: object) -> bool:
-    return type(value) is RESOLVED[name] and value != "auto"
+    return type(value) is RESOLVED.get(name) and value != "auto"
 
 
 @dataclass(frozen=True)
@@ -111,7 +101,7 @@ class InterruptedRun:
 
 def write_record(state: Path, record: RunRecord) -> None:
     """Write a run's record into its state folder, with a digest that shows damage."""
-    content = record.to_dict()
+    content = asdict(record)
     write_text(state / "run.json", json.dumps({**content, "digest": digest(content)}))
 
 
@@ -122,7 +112,7 @@ def read_interrupted_run(journal: Journal) -> InterruptedRun | None:
         if content.pop("digest") != digest(content):
             return None
         return InterruptedRun(journal, RunRecord.from_dict(content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -148,12 +138,3 @@ def why_not_resumable(client: MlflowClient, run_id: str) -> str:
     if info.lifecycle_stage != "active":
         return "was deleted in MLflow"
     return "has finished" if info.status == "FINISHED" else ""
-
-
-def check_not_running(run: InterruptedRun) -> None:
-    """Raises `UserError` if a process works on the run."""
-    if run.journal.alive:
-        owner = run.journal.owner
-        raise UserError(
-            f"Run {run.label} still runs: process {owner.pid} on {owner.host}; stop it first, or wait."
-        )

@@ -10,12 +10,7 @@ from runner.config.parser import Options
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.tracking import run_lookup
-from runner.tracking.interrupted_runs import (
-    STATE_FOLDER,
-    InterruptedRun,
-    check_not_running,
-    list_interrupted_runs,
-)
+from runner.tracking.interrupted_runs import STATE_FOLDER, InterruptedRun, list_interrupted_runs
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.utils.atomic_files import write_text
@@ -54,7 +49,11 @@ def find_interrupted_run(server: TrackingServer, reference: str) -> InterruptedR
             f"Run {run.label} is one of several of run {run.record.parent_id[:8]}; resume that one, which resumes this"
             " one too."
         )
-    check_not_running(run)
+    if run.journal.alive:
+        owner = run.journal.owner
+        raise UserError(
+            f"Run {run.label} still runs: process {owner.pid} on {owner.host}; stop it first, or wait."
+        )
     return run
 
 

@@ -65,7 +65,7 @@ def test_a_damaged_record_is_none(server: TrackingServer, content: str) -> None:
 @pytest.mark.parametrize("value", ["x", True, "auto", None])
 def test_a_resolved_setting_of_another_type_is_refused(server: TrackingServer, value: object) -> None:
     journal = journal_of(server, "run")
-    content = {**RECORD.to_dict(), "decided": {"features.batch_size": value}}
+    content = {**dataclasses.asdict(RECORD), "resolved": {"features.batch_size": value}}
     state = journal.folder / "state"
     state.mkdir()
     (state / "run.json").write_text(json.dumps({**content, "digest": digest(content)}))

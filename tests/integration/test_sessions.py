@@ -1,0 +1,132 @@
+"""The tracking of a launch: runs on the main process only, runs that are reopened, and finding runs again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers import QUIET
+from stores import DEAD, Store, copy_store, new_run, open_store, points, status
+
+from runner.config.schema import Experiment
+from runner.config.tree import from_tree
+from runner.tracking.model_registry import MODEL_TAG
+from runner.tracking.run_lookup import download_artifact, find_run, newest_run_with_model
+from runner.tracking.sessions import REPRODUCED_RUN, TrackingSession, reproduced_run
+from runner.tracking.tracker import Tracker
+from runner.utils.errors import UserError
+
+
+@pytest.fixture
+def store(mlflow_store: Store) -> Store:
+    return mlflow_store
+
+
+@pytest.fixture
+def experiment(store: Store) -> Experiment:
+    tracking = {"root": str(store[0].root), "system_metrics": False}
+    return from_tree({"name": "small", "data": {"kind": "digits"}, "tracking": tracking})
+
+
+@pytest.fixture
+def session(experiment: Experiment) -> TrackingSession:
+    return TrackingSession(experiment, None, QUIET)
+
+
+# Sessions
+
+
+def test_other_processes_track_nothing(experiment: Experiment, store: Store) -> None:
+    other: Any = SimpleNamespace(is_main_process=False)
+    session = TrackingSession(experiment, other, QUIET)
+    with session.start_run("a run") as tracker:
+        tracker.log_metrics({"loss": 1.0})
+    assert type(tracker) is Tracker
+    assert session.client is None
+    assert store[1].search_runs(["0"]) == []
+
+
+def test_a_session_closes_runs_of_dead_processes(experiment: Experiment, store: Store) -> None:
+    run_id = new_run(store, **DEAD.tags())
+    TrackingSession(experiment, None, QUIET)
+    assert status(store[1], run_id) == "KILLED"
+
+
+def test_a_finished_run_is_reopened(session: TrackingSession, store: Store) -> None:
+    with session.start_run("a run") as tracker:
+        tracker.log_metrics({"loss": 1.0}, 1)
+    with session.reopen_run(tracker.run_id, "a run") as again:
+        again.log_metrics({"loss": 0.5}, 2)
+    assert again.run_id == tracker.run_id
+    assert points(store[1], tracker.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert status(store[1], tracker.run_id) == "FINISHED"
+
+
+def test_a_reproduction_names_its_original(
+    session: TrackingSession, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert reproduced_run() == ("", "")
+    monkeypatch.setenv(REPRODUCED_RUN, "0123 a name of two words")
+    assert reproduced_run() == ("0123", "a name of two words")
+    with session.start_run("again") as tracker:
+        pass
+    assert store[1].get_run(tracker.run_id).data.tags["runner.reproduces"] == "0123"
+
+
+# Finding runs
+
+
+def test_runs_are_found_by_id_start_of_id_name_or_age(session: TrackingSession, store: Store) -> None:
+    client = store[1]
+    with session.start_run("older") as older, session.start_run("newer") as newer:
+        pass
+    for reference in (older.run_id, older.run_id[:8], "older"):
+        found = find_run(client, reference)
+        assert (found.run_id, found.name, found.status) == (older.run_id, "older", "FINISHED")
+    assert find_run(client, "latest").run_id == newer.run_id
+
+
+def test_a_reference_to_no_run_or_several_is_refused(session: TrackingSession, store: Store) -> None:
+    client = store[1]
+    with pytest.raises(UserError, match="There are no runs yet"):
+        find_run(client, "latest")
+    for _ in range(2):
+        with session.start_run("same name"):
+            pass
+    with pytest.raises(UserError, match="2 runs match 'same name'"):
+        find_run(client, "same name")
+    with pytest.raises(UserError, match=r"There is no run 'abc'.*first 4 or more"):
+        find_run(client, "abc")
+
+
+def test_the_newest_run_with_a_model_is_found(session: TrackingSession, store: Store) -> None:
+    client = store[1]
+    with pytest.raises(UserError, match="no model yet"):
+        newest_run_with_model(client)
+    with session.start_run("with a model") as tracker:
+        tracker.set_tags({MODEL_TAG: "m-0123"})
+    with session.start_run("without one"):
+        pass
+    assert newest_run_with_model(client).run_id == tracker.run_id
+
+
+def test_a_missing_artifact_is_one_sentence(session: TrackingSession, store: Store, tmp_path: Path) -> None:
+    client = store[1]
+    with session.start_run("a run") as tracker:
+        tracker.log_text("note.txt", "hello")
+    run = find_run(client, tracker.run_id)
+    assert download_artifact(client, run, "note.txt", tmp_path).read_text() == "hello"
+    with pytest.raises(UserError, match=f"Run {tracker.run_id[:8]} .* has no missing.txt"):
+        download_artifact(client, run, "missing.txt", tmp_path)
+
+
+def test_two_stores_have_their_own_runs(
+    session: TrackingSession, mlflow_template: Path, tmp_path: Path
+) -> None:
+    with session.start_run("here"):
+        pass
+    _, client = open_store(copy_store(mlflow_template, tmp_path / "other"))
+    with pytest.raises(UserError, match="There are no runs yet"):
+        find_run(client, "here")
