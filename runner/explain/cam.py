@@ -62,7 +62,7 @@ def probabilities(model: LayeredModel, outputs: Tensor, layer: str) -> Tensor:
         )
 
 
-def maps(
+def layer_maps(
     model: LayeredModel, outputs: Tensor, targets: Sequence[int], layer: str, method: str = "gradcam"
 ) -> np.ndarray:
     """Maps from the output of a layer: n × h' × w' in [0, 1], float32, in the layer's resolution.
@@ -87,15 +87,15 @@ def image_maps(
     Score-CAM needs a forward pass for each channel of the layer.
     """
     tapped = _TappedModel(model, layer_index(model, layer), start=1)
-    found = []
+    heatmaps = []
     for image, target in zip(
         images.split(1), targets, strict=True
     ):  # Score-CAM batches an image's channels itself
         with torch.no_grad():
             normalized = model.run(image.to(tapped.device.device), 0, 1)  # it masks normalized images
         with contextlib.redirect_stderr(io.StringIO()):  # the package prints a progress bar for each image
-            found.append(_compute(METHODS[method], tapped, normalized, [target]))
-    return np.concatenate(found)
+            heatmaps.append(_compute(METHODS[method], tapped, normalized, [target]))
+    return np.concatenate(heatmaps)
 
 
 def explain(
@@ -127,13 +127,13 @@ def explain(
         raise UserError(
             f"The output of {layer} is a single pixel and cannot show a region; choose an earlier layer."
         )
-    return resize_maps(maps(model, outputs, targets, layer, method), images.shape[-2:])
+    return resize_maps(layer_maps(model, outputs, targets, layer, method), images.shape[-2:])
 
 
-def resize_maps(found: np.ndarray, size: Sequence[int]) -> np.ndarray:
+def resize_maps(heatmaps: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Maps (n × h' × w') resized to (h, w) by bilinear interpolation."""
     values = F.interpolate(
-        torch.from_numpy(found)[:, None], size=tuple(size), mode="bilinear", align_corners=False
+        torch.from_numpy(heatmaps)[:, None], size=tuple(size), mode="bilinear", align_corners=False
     )
     return values[:, 0].numpy()
 
@@ -181,7 +181,7 @@ class _TappedModel(nn.Module):
 def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequence[int]) -> np.ndarray:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    found = []
+    heatmaps = []
     with (
         evaluation_mode(tapped.hidden[0]),
         torch.inference_mode(False),
@@ -193,7 +193,7 @@ def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequ
             for start in range(0, len(values), BATCH_SIZE):
                 batch = values[start : start + BATCH_SIZE].clone()
                 classes = [ClassifierOutputTarget(index) for index in targets[start : start + BATCH_SIZE]]
-                found.append(cam(batch, classes))
+                heatmaps.append(cam(batch, classes))
         finally:
             cam.activations_and_grads.release()
-    return np.concatenate(found).astype(np.float32)
+    return np.concatenate(heatmaps).astype(np.float32)

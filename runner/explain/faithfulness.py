@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from runner.explain import cam
 from runner.portable.model import LayeredModel
@@ -79,10 +79,10 @@ def measure(
     for image, digest in zip(images.split(1), digests, strict=True):
         outputs = cam.activations(model, image, layer)
         target = int(cam.probabilities(model, outputs, layer).argmax())
-        found = cam.explain(model, image, [target], layer, method, outputs)
+        heatmap = cam.explain(model, image, [target], layer, method, outputs)
         with seeded(hashing.derive_seed("random map", digest)):
             noise = cam.resize_maps(torch.rand(1, *outputs.shape[-2:]).numpy(), image.shape[-2:])
-        scores.append(road(model, image, target, found, digest))
+        scores.append(road(model, image, target, heatmap, digest))
         random_scores.append(road(model, image, target, noise, digest))
         advance(1)
     return Faithfulness(
@@ -94,20 +94,23 @@ def measure(
     )
 
 
-def road(model: LayeredModel, image: Tensor, target: int, found: np.ndarray, digest: str) -> float:
+def road(model: LayeredModel, image: Tensor, target: int, heatmap: np.ndarray, digest: str) -> float:
     """The ROAD score of one map (1 × h × w) for a class index.
 
     Args:
         model: In float32.
         image: 1 × 3 × h × w, uint8.
         target: Index of the class that the map explains.
-        found: The map.
+        heatmap: The map.
         digest: Digest of the image's content, which seeds the noise.
     """
     from pytorch_grad_cam.metrics.road import ROADLeastRelevantFirst, ROADMostRelevantFirst
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 
-    ranks = _ranks(found, digest)
+    def from_normalized(values: Tensor) -> Tensor:
+        return model.run(values, 1, model.depth)
+
+    ranks, targets = _ranks(heatmap, digest), [ClassifierOutputSoftmaxTarget(target)]
     device = next(model.parameters()).device
     with cam.evaluation_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
         normalized = model.run(image.to(device), 0, 1)
@@ -116,49 +119,45 @@ def road(model: LayeredModel, image: Tensor, target: int, found: np.ndarray, dig
             for remove, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):
                 with seeded(hashing.derive_seed("road", digest, percentile, sign)):
                     probability = remove(percentile)(
-                        normalized,
-                        ranks,
-                        [ClassifierOutputSoftmaxTarget(target)],
-                        _FromNormalized(model),
-                        return_diff=False,
+                        normalized, ranks, targets, from_normalized, return_diff=False
                     )
                 scores.append(sign * float(probability[0]))
     return sum(scores) / len(scores)
 
 
-def _ranks(found: np.ndarray, digest: str) -> np.ndarray:
+def _ranks(heatmap: np.ndarray, digest: str) -> np.ndarray:
     """The rank of each pixel of a map by relevance, scaled to 0 … 1, with ties broken at random.
 
     With ties, a percentile would remove all tied pixels: for a map that is zero outside the object, the whole image.
     The random order of ties is smooth, like the random maps, because removed areas are harder to restore than single
     removed pixels, which would flatter the map.
     """
-    height, width = found.shape[-2:]
+    height, width = heatmap.shape[-2:]
     with seeded(hashing.derive_seed("ties", digest)):
         coarse = torch.rand(1, max(2, height // 16), max(2, width // 16)).numpy()
-    order = np.lexsort((cam.resize_maps(coarse, (height, width)).ravel(), found.ravel()))
-    ranks = np.empty(found.size, np.float32)
-    ranks[order] = np.linspace(0, 1, found.size, dtype=np.float32)
-    return ranks.reshape(found.shape)
+    order = np.lexsort((cam.resize_maps(coarse, (height, width)).ravel(), heatmap.ravel()))
+    ranks = np.empty(heatmap.size, np.float32)
+    ranks[order] = np.linspace(0, 1, heatmap.size, dtype=np.float32)
+    return ranks.reshape(heatmap.shape)
 
 
-def pointing_game(found: np.ndarray, boxes: Sequence[Box]) -> float:
+def pointing_game(heatmaps: np.ndarray, boxes: Sequence[Box]) -> float:
     """Share of maps (n × h × w) whose maximum lies in the object's box (Zhang et al. 2016)."""
     hits = 0
-    for single, (left, top, right, bottom) in zip(found, boxes, strict=True):
-        row, column = np.unravel_index(single.argmax(), single.shape)
+    for heatmap, (left, top, right, bottom) in zip(heatmaps, boxes, strict=True):
+        row, column = np.unravel_index(heatmap.argmax(), heatmap.shape)
         hits += left <= column < right and top <= row < bottom
-    return hits / len(found)
+    return hits / len(heatmaps)
 
 
-def energy_in_boxes(found: np.ndarray, boxes: Sequence[Box]) -> float:
+def energy_in_boxes(heatmaps: np.ndarray, boxes: Sequence[Box]) -> float:
     """Mean share of a map's sum that lies in the object's box (Wang et al. 2020, Score-CAM, section 4.3)."""
     shares = []
-    for single, (left, top, right, bottom) in zip(found, boxes, strict=True):
-        inside = single[
+    for heatmap, (left, top, right, bottom) in zip(heatmaps, boxes, strict=True):
+        inside = heatmap[
             max(0, round(top)) : max(0, round(bottom)), max(0, round(left)) : max(0, round(right))
         ]
-        total = float(single.sum())
+        total = float(heatmap.sum())
         shares.append(float(inside.sum()) / total if total else 0.0)
     return float(np.mean(shares))
 
@@ -178,14 +177,3 @@ def box_in_crop(box: Box, width: int, height: int, resize: int, crop: int) -> Bo
     left, right = (min(max(x * scale - margin_x, 0), crop) for x in (box[0], box[2]))
     top, bottom = (min(max(y * scale - margin_y, 0), crop) for y in (box[1], box[3]))
     return (left, top, right, bottom) if left < right and top < bottom else None
-
-
-class _FromNormalized(nn.Module):
-    """A model that takes normalized images: ROAD replaces pixels of those. A list hides the model from torch."""
-
-    def __init__(self, model: LayeredModel) -> None:
-        super().__init__()
-        self.hidden = [model]
-
-    def forward(self, values: Tensor) -> Tensor:
-        return self.hidden[0].run(values, 1, self.hidden[0].depth)

@@ -113,13 +113,13 @@ class Gallery:
         outputs = self._layer_outputs()
         probabilities = cam.probabilities(self.model, outputs, self.layer)
         predicted = probabilities.argmax(1).tolist()
-        maps = cam.explain(self.model, self.images, predicted, self.layer, outputs=outputs)
+        heatmaps = cam.explain(self.model, self.images, predicted, self.layer, outputs=outputs)
         for number, (index, prediction) in enumerate(zip(self.indices, predicted, strict=True)):
             true = self.entries[index].label
             title = overlay.title(classes[prediction], float(probabilities[number, prediction]), true)
             key = f"gallery/{number + 1} {true}"
             label = f"Grad-CAM for {classes[prediction]}"
-            self._log(key, step, self.images[number], maps[number], title, label)
+            self._log(key, step, self.images[number], heatmaps[number], title, label)
 
     def _layer_outputs(self) -> Tensor:
         """The layer's output for the selected images; computed once if everything up to the layer is frozen."""
@@ -127,7 +127,7 @@ class Gallery:
             self._outputs = cam.activations(self.model, self.images, self.layer)
         return self._outputs
 
-    def _log(self, key: str, step: int, image: Tensor, found: np.ndarray, title: str, label: str) -> None:
+    def _log(self, key: str, step: int, image: Tensor, heatmap: np.ndarray, title: str, label: str) -> None:
         """Log a picture as a PNG file and a small WebP file, named as `MlflowClient.log_image` names them."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
         if self.tracker.has_logged(
@@ -137,7 +137,7 @@ class Gallery:
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
         full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (".png", "+compressed.webp"))
-        overlay.draw(image, found, title, label, full)
+        overlay.draw(image, heatmap, title, label, full)
         with atomic_write(thumbnail) as aside, Image.open(full) as picture:
             picture.convert("RGB").save(aside, "webp", quality=85)
         self.tracker.log_artifact(full, "images")

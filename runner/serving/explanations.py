@@ -86,14 +86,14 @@ def _draw_batch(
         _target_index(model, settings.target, path, prediction)
         for path, prediction in zip(paths, predicted, strict=True)
     ]
-    maps = cam.explain(model.module, images, targets, settings.layer, settings.method)
+    heatmaps = cam.explain(model.module, images, targets, settings.layer, settings.method)
     for row, (path, prediction, target) in enumerate(zip(paths, predicted, targets, strict=True)):
         title = overlay.title(
             model.classes[prediction], float(probabilities[row, prediction]), _class_of_folder(model, path)
         )
         label = f"{METHODS[settings.method].title} for {model.classes[target]}"
         name = _unique_name(f"{path.stem}.{settings.method}", names)
-        overlay.draw(batch.images[row], maps[row], title, label, folder / name)
+        overlay.draw(batch.images[row], heatmaps[row], title, label, folder / name)
 
 
 def _check_target(model: LoadedModel, target: str, paths: Sequence[Path]) -> None:

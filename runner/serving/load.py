@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    reference: str | Path | None = None,
-    tracking: str = "mlruns",
-    device: torch.device | str | None = None,
+    reference: str | Path | None = None, tracking: str = "mlruns", device: torch.device | str | None = None
 ) -> LoadedModel:
     """Load a model for inference.
 

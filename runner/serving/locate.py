@@ -146,24 +146,25 @@ def _locate_run(client: MlflowClient, reference: str | None) -> ModelLocation:
     """A run's logged model, or else its best checkpoint. None means the newest finished run."""
     from runner.tracking import run_lookup
 
-    found = (
+    run_info = (
         run_lookup.newest_run_with_model(client)
         if reference is None
         else run_lookup.find_run(client, reference)
     )
-    run = client.get_run(found.run_id)
+    run = client.get_run(run_info.run_id)
     experiment = client.get_experiment(run.info.experiment_id).name
-    source = f"run {found.run_id[:8]} ({experiment}, {found.name})"
+    source = f"run {run_info.run_id[:8]} ({experiment}, {run_info.name})"
     if model_id := run.data.tags.get(MODEL_TAG):
         return _download(client.get_logged_model(model_id).artifact_location, source)
-    if "checkpoints" not in {artifact.path for artifact in client.list_artifacts(found.run_id)}:
+    if "checkpoints" not in {artifact.path for artifact in client.list_artifacts(run_info.run_id)}:
         raise UserError(
-            f"Run {found.run_id[:8]} ({found.name}, {found.status}) has no model and no checkpoint; choose another run."
+            f"Run {run_info.run_id[:8]} ({run_info.name}, {run_info.status}) has no model and no checkpoint; choose"
+            " another run."
         )
     folder = Path(tempfile.mkdtemp(prefix="runner-"))
     try:
-        checkpoints = run_lookup.download_artifact(client, found, "checkpoints", folder)
-        settings = run_lookup.download_artifact(client, found, "experiment.yaml", folder)
+        checkpoints = run_lookup.download_artifact(client, run_info, "checkpoints", folder)
+        settings = run_lookup.download_artifact(client, run_info, "experiment.yaml", folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

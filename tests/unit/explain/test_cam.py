@@ -293,7 +293,7 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     """The cached features are the output of the convolutions, or of the last frozen one."""
     wide = ("--augment.resize", "72", "--augment.crop", "64")
     ready = prepare(make("--model.trainable", trainable, *wide), accelerator, QUIET)
-    model, features = ready.network, ready.features
+    model, features = ready.model, ready.features
     layer = {"head": "features.20", "features.16": "features.15"}[trainable]
     assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
     features.get("val", EVALUATION_VIEW)

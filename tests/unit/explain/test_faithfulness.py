@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import small_network
+from helpers import small_model
 from hypothesis import assume, given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ def object_images(numbers: range) -> tuple[Tensor, list[int], list[Box]]:
 @pytest.fixture(scope="module")
 def trained() -> Trained:
     """vgg11 at random weights, of which the last two convolutions and the head are trained."""
-    model = small_network(trainable="features.16", width=32, dropout=0.0)
+    model = small_model(trainable="features.16", width=32, dropout=0.0)
     images, labels, _ = object_images(range(TRAINED))
     with torch.no_grad():
         frozen = model.eval().run(images, 0, model.split_index).clone()
@@ -243,7 +243,7 @@ def test_a_failure_leaves_the_model_unchanged(trained: Trained) -> None:
 
 
 def test_a_model_without_trainable_layers_can_be_measured() -> None:
-    model = small_network().requires_grad_(False)
+    model = small_model().requires_grad_(False)
     images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
         assert faithfulness.measure(model, images, ["a", "b"]).images == 2

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, Recorder, small_network
+from helpers import CLASSES, Recorder, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import draw
@@ -92,7 +92,7 @@ def gallery(
 ) -> Gallery:
     """A gallery of three images (or `gallery=…`) that draws every 10 epochs (or `gallery_every=…`)."""
     chosen = TrackingConfig(**{"gallery": 3, "gallery_every": 10, **changes})
-    model = model or small_network().eval()
+    model = model or small_model().eval()
     return Gallery(model, entries or split(IMAGES), ImagesInMemory(), chosen, tracker)  # type: ignore[arg-type]
 
 
@@ -254,7 +254,7 @@ def test_titles_show_the_prediction_of_the_model_at_that_step(
         blank(image, found, title, label, path)
 
     monkeypatch.setattr("runner.explain.overlay.draw", remember)
-    untrained, trained = small_network().eval(), small_network().eval()
+    untrained, trained = small_model().eval(), small_model().eval()
     pictures = gallery(tracker, trained, gallery=IMAGES)
     with torch.no_grad():
         for parameter in trained.classifier.parameters():
@@ -290,7 +290,7 @@ def test_only_trained_convolutions_are_computed_again(
 
     monkeypatch.setattr("runner.explain.cam.activations", counting)
     monkeypatch.setattr("runner.explain.overlay.draw", blank)
-    model = small_network(trainable=trainable).eval()
+    model = small_model(trainable=trainable).eval()
     run_epochs(gallery(tracker, model, gallery=2, gallery_every=1), epochs=2, best=2)
     assert computed == [2] * calls
 
