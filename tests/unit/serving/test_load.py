@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_network
+from helpers import small_model
 from loaded import INFERENCE
 from safetensors.torch import save_file
 
@@ -26,7 +26,7 @@ from runner.utils.errors import UserError
 
 @pytest.fixture(scope="module")
 def trained() -> TransferModel:
-    return small_network().eval()
+    return small_model().eval()
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_checkpoint_needs_its_own_frozen_file(trained: TransferModel, checkpoi
     with pytest.raises(UserError) as refusal:
         load_model(checkpoints, device="cpu")
     assert str(refusal.value).startswith(f"There is no {frozen}")
-    other = small_network().eval()
+    other = small_model().eval()
     other.get_parameter("features.0.bias").data[0] += 1e-3
     checkpoint.save_frozen(other, checkpoints)
     with pytest.raises(UserError) as refusal:
@@ -115,7 +115,7 @@ def test_pickled_code_is_not_run(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["classifier", "pooled"])
 @pytest.mark.parametrize("arch", ["vgg11", "vgg11_bn"])
 def test_a_packaged_classifier_computes_what_the_trained_model_did(arch: str, head: str) -> None:
-    model = small_network(arch=arch, head=head).eval()
+    model = small_model(arch=arch, head=head).eval()
     classifier = packaging.to_classifier(model, packaging.describe(model, INFERENCE, epoch=1, val={}), "cpu")
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_packaged_classifier_computes_what_the_trained_model_did(arch: str, he
 
 
 def test_a_packaged_classifier_is_a_copy() -> None:
-    model = small_network().eval()
+    model = small_model().eval()
     classifier = packaging.to_classifier(model, packaging.describe(model, INFERENCE, epoch=1, val={}), "cpu")
     before = classifier.model.state_dict()["classifier.1.weight"].clone()
     with torch.no_grad():
