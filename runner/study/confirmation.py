@@ -46,7 +46,7 @@ def _train(session: StudySession, side: str, experiment: Experiment, seed: int) 
     if known is not None:
         return known
     quiet, study_run = Terminal(enabled=False), session.study_run
-    lean, start = resume.child(
+    lean, start = resume.resolve_child(
         _lean(seeded), as_tree(_lean(experiment)), study_run.run_id, session.accelerator, quiet
     )
     title = f"confirm {side}, seed {seed}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from runner.study.session import StudySession
 from runner.study.trials import RunningTrial
 from runner.tracking.tracker import Pruned, Tracker
 from runner.training import curves, run
-from runner.training.results import EpochResult
-from runner.training.setup import Setup, SharedSetup, prepare
+from runner.training.callbacks.base import Callback
+from runner.training.fit_state import FitState
+from runner.training.results import EpochResult, best_epoch
+from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.utils.console import Terminal
 
 
@@ -31,14 +34,33 @@ class TrainedSeed:
     """The training of a trial with one seed."""
 
     setup: Setup
-    history: list[EpochResult] = field(default_factory=list)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[EpochResult]
+    best_weights: dict[str, Tensor]
     """Trainable parameters after the best epoch."""
 
     @property
     def best_epoch(self) -> EpochResult:
         """The epoch that `train.best` selects."""
-        return next(epoch for epoch in reversed(self.history) if epoch.best)
+        return best_epoch(self.history)
+
+
+class _TrialCallback(Callback):
+    """Logs and reports the epochs of a trial, and remembers the best weights."""
+
+    def __init__(self, tracker: Tracker, prefix: str, report: Callable[[EpochResult], None] | None) -> None:
+        self.tracker = tracker
+        self.prefix = prefix
+        self.report = report
+        self.best_weights: dict[str, Tensor] = {}
+
+    def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
+        if result.best:
+            weights = state.model.trainable_state()
+            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+        metrics = {f"{self.prefix}{name}": value for name, value in result.metrics().items()}
+        self.tracker.log_metrics(metrics, result.number)
+        if self.report is not None:
+            self.report(result)
 
 
 @dataclass
@@ -88,37 +110,27 @@ class TrialTraining:
         setup = self._prepare(
             dataclasses.replace(settings, seed=dataclasses.replace(settings.seed, train=seed))
         )
-        trained = TrainedSeed(setup)
         prefix = "" if seed == settings.seed.train else f"seed{seed}/"
-
-        def on_epoch(epoch: EpochResult) -> None:
-            trained.history.append(epoch)
-            if epoch.best:
-                trained.best_weights = {
-                    name: value.detach().clone() for name, value in setup.network.trainable_state().items()
-                }
-            tracker.log_metrics(
-                {f"{prefix}{name}": value for name, value in epoch.metrics().items()}, epoch.number
-            )
-            if plan.seeds == 1:
-                self._report(epoch.number, epoch.val[plan.objective], f"at epoch {epoch.number}")
-
+        callback = _TrialCallback(tracker, prefix, self._report_epoch if plan.seeds == 1 else None)
         start = time.monotonic()
         try:
-            run.learn(setup, self.session.accelerator, on_epoch, Terminal(enabled=False))
+            history = run.fit_setup(setup, [callback], Terminal(enabled=False))
         finally:
             self.seconds += time.monotonic() - start
-        return trained
+        return TrainedSeed(setup, history, callback.best_weights)
 
     def _prepare(self, experiment: Experiment) -> Setup:
         """Set up a training, and compute the features that it needs with all cores."""
         setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
-        needed = [(split, view) for split, view in run.wanted(experiment) if split != "test"]
+        needed = [(split, view) for split, view in required_views(experiment) if split != "test"]
         if setup.features.reserve_space(needed).images and setup.features.stored:
             with all_cores():
                 for split, view in needed:
                     setup.features.get(split, view)
         return setup
+
+    def _report_epoch(self, epoch: EpochResult) -> None:
+        self._report(epoch.number, epoch.val[self.session.plan.objective], f"at epoch {epoch.number}")
 
     def _report(self, step: int, value: float, when: str) -> None:
         """Report an intermediate value. Raises `Pruned` on all ranks if the study says so."""
@@ -128,7 +140,7 @@ class TrialTraining:
 
 def _log_best_so_far(trained: TrainedSeed, tracker: Tracker) -> None:
     """Log checkpoint and curves of the best trial so far."""
-    setup, network, best = trained.setup, trained.setup.network, trained.best_epoch
+    setup, network, best = trained.setup, trained.setup.model, trained.best_epoch
     network.load_state_dict(trained.best_weights, strict=False)
     path = tracker.artifact_path("checkpoints/best.safetensors")
     checkpoint.save_frozen(network, path.parent)
@@ -139,8 +151,5 @@ def _log_best_so_far(trained: TrainedSeed, tracker: Tracker) -> None:
     for file in (path, path.parent / checkpoint.FROZEN_FILE):
         tracker.log_artifact(file, "checkpoints")
     tracker.log_text("experiment.yaml", as_yaml(setup.experiment))
-    loss, accuracy = (tracker.artifact_path(f"figures/{name}.png") for name in ("loss", "accuracy"))
-    curves.curves(trained.history, f"{setup.experiment.name}, {tracker.name}", loss, accuracy)
-    for file in (loss, accuracy):
-        tracker.log_artifact(file, "figures")
+    curves.log_curves(trained.history, setup.experiment.name, tracker)
     tracker.set_tags({"runner.best_when_run": "true"})
