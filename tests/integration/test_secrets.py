@@ -178,11 +178,11 @@ def test_the_recorded_command_has_no_password(accelerator: Any, monkeypatch: pyt
     monkeypatch.setenv(
         COMMAND, f"runner search --study s --storage postgresql://me:{SECRET}@host/db --trials 3"
     )
-    recorded = environment.environment(accelerator)
+    recorded = environment.describe_environment(accelerator)
     assert recorded["command"] == "runner search --study s --storage postgresql://me:…@host/db --trials 3"
     monkeypatch.delenv(COMMAND)
     monkeypatch.setattr(sys, "argv", ["/x/train.py", "--a", f"http://user:{SECRET}@host"])
-    assert environment.environment(accelerator)["command"] == "train.py --a http://user:…@host"
+    assert environment.describe_environment(accelerator)["command"] == "train.py --a http://user:…@host"
 
 
 def test_a_run_records_no_password(
