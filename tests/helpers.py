@@ -94,7 +94,9 @@ def random_images(count: int = 4, size: int = 32) -> Tensor:
 
 def comparable(epochs: Sequence[EpochResult]) -> list[dict[str, Any]]:
     """Everything about epochs but how long they took."""
-    plain = [{**dataclasses.asdict(epoch), "judged": epoch.judged.tolist()} for epoch in epochs]
+    plain = [
+        {**dataclasses.asdict(epoch), "sample_results": epoch.sample_results.tolist()} for epoch in epochs
+    ]
     return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
 
 
