@@ -37,7 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.support.naive_loop import naive_rates
 from benchmarks.support.processes import run_part, write_result
-from benchmarks.support.setups import prepare_quietly, spread, train, with_cache_folder, with_images
+from benchmarks.support.setups import prepare_quietly, spread, train_quietly, with_cache_folder, with_images
 from benchmarks.support.timing import seconds
 from runner.config.parser import parse
 from runner.config.schema import Experiment
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     terminal = Terminal()
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as name:
         folder = Path(name)
-        accelerator = devices.start(experiment)
+        accelerator = devices.create_accelerator(experiment)
         measured = _extraction(experiment, accelerator, folder, terminal)
         naive = naive_rates(experiment, NAIVE_BATCHES)
         terminal.line(
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         measured |= _scaling(argv, folder, terminal)
         terminal.line(f"a run with empty caches on all images, then {TRIALS} trials …")
         measured |= run_part("benchmarks.features", "cold", argv, folder / "cold")
-    print(json.dumps(_figures(measured) | {"device": devices.describe(accelerator)}))
+    print(json.dumps(_figures(measured) | {"device": devices.describe_device(accelerator)}))
     return 0
 
 
@@ -117,7 +117,7 @@ def _extraction(
 ) -> dict[str, Any]:
     """Images/s of the machine's limit, of the frozen backbone in memory, and of extraction from files, in turns."""
     setup = prepare_quietly(experiment, accelerator)
-    extractor, batch_size = setup.features.extractor, setup.chunk
+    extractor, batch_size = setup.features.extractor, setup.batch_size
     images = torch.randint(0, 256, (batch_size, *_image_shape(experiment)), dtype=torch.uint8)
     first_batch = seconds(lambda: _wait_for(extractor(images)))
 
@@ -164,7 +164,7 @@ def _side_costs(setup: Setup, folder: Path) -> dict[str, float]:
 
 def _empty_sample(setup: Setup, batches: int, folder: Path) -> FeatureCache:
     """Features of so many batches of training images, with an empty cache."""
-    entries = spread(setup.manifest.select("train"), batches * setup.chunk)
+    entries = spread(setup.manifest.select("train"), batches * setup.batch_size)
     return with_cache_folder(with_images(setup.features, entries), folder)
 
 
@@ -187,7 +187,7 @@ def _matmul_flops(device: torch.device) -> float:
 def _image_flops(setup: Setup, image: Tensor) -> float:
     """FLOP of one image in the convolutions: 30.7 G for VGG16 at 224 px."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        setup.network.run(image.to(setup.features.accelerator.device), *setup.network.frozen_stages[0])
+        setup.model.run(image.to(setup.features.accelerator.device), *setup.model.frozen_stages[0])
     return float(counter.get_total_flops())
 
 
@@ -216,7 +216,7 @@ def _scaling(argv: Sequence[str], folder: Path, terminal: Terminal) -> dict[str,
 
 
 def _scaling_part(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    accelerator = devices.start(experiment)
+    accelerator = devices.create_accelerator(experiment)
     setup = prepare_quietly(experiment, accelerator)
     _wait_for(setup.features.extractor(torch.zeros(1, *_image_shape(experiment), dtype=torch.uint8)))
     rates = []
@@ -229,7 +229,7 @@ def _scaling_part(experiment: Experiment, folder: Path) -> dict[str, Any]:
 
 def _cold_part(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """A run without augmentation and with empty caches, the features of the test split, and 20 trials."""
-    accelerator = devices.start(experiment)
+    accelerator = devices.create_accelerator(experiment)
     start = time.perf_counter()
     setup = prepare_quietly(experiment, accelerator)
     setup = dataclasses.replace(setup, features=with_cache_folder(setup.features, folder / "features"))
@@ -262,10 +262,10 @@ def _train_trial(setup: Setup, trial: int) -> float:
     experiment, features, manifest = setup.experiment, setup.features, setup.manifest
     factor = 1.2 ** ((trial + 1) // 2 * (-1) ** trial)
     experiment = override(experiment, {"train.epochs": EPOCHS, "optim.lr": experiment.optim.lr * factor})
-    model = TransferModel(setup.network.spec, experiment.seed.train, random_weights=False)
-    model.load_state_dict({**setup.network.frozen_state(), **model.trainable_state()})
+    model = TransferModel(setup.model.spec, experiment.seed.train, random_weights=False)
+    model.load_state_dict({**setup.model.frozen_state(), **model.trainable_state()})
     model.to(features.accelerator.device)
-    history = train(
+    history = train_quietly(
         setup,
         experiment,
         model,

@@ -18,7 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from benchmarks.support.setups import prepare_quietly, spread, train, with_images
+from benchmarks.support.setups import prepare_quietly, spread, train_quietly, with_images
 from benchmarks.support.timing import seconds
 from runner.config.parser import parse
 from runner.config.tree import override
@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> int:
     experiment = override(
         experiment, {"features.store": False, "train.epochs": 1, "schedule.kind": "constant"}
     )
-    accelerator = devices.start(experiment)
+    accelerator = devices.create_accelerator(experiment)
     setup = prepare_quietly(experiment, accelerator)
-    entries = spread(setup.manifest.select("train"), BATCHES * setup.chunk)
-    if len(entries) < setup.chunk:
+    entries = spread(setup.manifest.select("train"), BATCHES * setup.batch_size)
+    if len(entries) < setup.batch_size:
         raise UserError(
-            f"{len(entries)} training images are too few for this benchmark; it needs {setup.chunk} or more."
+            f"{len(entries)} training images are too few for this benchmark; it needs {setup.batch_size} or more."
         )
     rates = _measure(_Loops(setup, entries), Terminal())
     medians = {f"{name}_ips": round(statistics.median(values), 3) for name, values in rates.items()}
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         "eval_ratio": round(statistics.median(ratios), 4),
         "images": len(entries),
         "rounds": ROUNDS,
-        "device": devices.describe(accelerator),
+        "device": devices.describe_device(accelerator),
         "precision": accelerator.mixed_precision,
     }
     print(json.dumps(result))
@@ -87,13 +87,13 @@ class _Loops:
 
     @cached_property
     def inference(self) -> Inference:
-        return Inference(self.setup.network, self.setup.features.accelerator, self.setup.chunk)
+        return self.setup.inference()
 
     @cached_property
     def images(self) -> Tensor:
         """An inference batch of random images in memory."""
         crop = self.setup.experiment.augment.crop
-        return torch.randint(0, 256, (self.setup.chunk, 3, crop, crop), dtype=torch.uint8)
+        return torch.randint(0, 256, (self.setup.batch_size, 3, crop, crop), dtype=torch.uint8)
 
     @cached_property
     def features(self) -> FeatureCache:
@@ -106,12 +106,12 @@ class _Loops:
 
     def warm_up(self) -> None:
         """Compile what is compiled, and allocate what is allocated once."""
-        self.setup.network.eval()
+        self.setup.model.eval()
         self._infer(batches=1)
 
     def bare(self) -> float:
-        batches = len(self.entries) // self.setup.chunk
-        return batches * self.setup.chunk / seconds(lambda: self._infer(batches))
+        batches = len(self.entries) // self.setup.batch_size
+        return batches * self.setup.batch_size / seconds(lambda: self._infer(batches))
 
     def evaluation(self) -> float:
         features = self.features.get("train", EVALUATION_VIEW)
@@ -122,10 +122,10 @@ class _Loops:
         setup, experiment = self.setup, self.setup.experiment
         view = view_of_epoch(0, experiment.augment.views)
         one = with_images(setup.features, self.entries[:1])
-        history = train(
+        history = train_quietly(
             setup,
             experiment,
-            setup.network,
+            setup.model,
             LabeledFeatures(lambda epoch: self.features.get("train", view), self.labels),
             LabeledFeatures(lambda epoch: one.get("train", EVALUATION_VIEW), self.labels[:1]),
         )

@@ -12,7 +12,8 @@ from runner.config.schema import Experiment
 from runner.data.manifest import Entry, Manifest
 from runner.features.cache import FeatureCache
 from runner.models.transfer_model import TransferModel
-from runner.training.loop import EpochResult, LabeledFeatures, fit
+from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.results import EpochResult
 from runner.training.setup import Setup, prepare
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -43,7 +44,7 @@ def with_cache_folder(features: FeatureCache, folder: Path) -> FeatureCache:
     return dataclasses.replace(features, storage=dataclasses.replace(features.storage, root=folder))
 
 
-def train(
+def train_quietly(
     setup: Setup, experiment: Experiment, model: TransferModel, train: LabeledFeatures, val: LabeledFeatures
 ) -> list[EpochResult]:
     """Train a model on features without output or records; the results of its epochs.
@@ -55,5 +56,4 @@ def train(
         train: Features and labels to train on.
         val: Features and labels to validate each epoch on.
     """
-    accelerator = setup.features.accelerator
-    return fit(experiment, model, train, val, accelerator, setup.chunk, lambda epoch: None, QUIET)
+    return fit(experiment, model, FitData(train, val, setup.batch_size), setup.accelerator)
