@@ -101,9 +101,9 @@ def test_a_resolved_setting_out_of_range_is_refused(store: Store, experiment: Ex
     run = read_interrupted_run(journal)
     assert run is not None
     assert dataclasses.asdict(run.record) == dataclasses.asdict(record)
-    point = ResumePoint(run.record.requested, run.run_id, run.record.name)
+    point = ResumePoint(run.record.requested, run.run_id, run.record.name, resolved=run.record.resolved)
     with pytest.raises(UserError, match=r"features\.batch_size"):
-        apply_resume_point(experiment, (run.record.resolved, point))
+        apply_resume_point(experiment, point)
 
 
 def test_the_reason_why_a_run_cannot_be_resumed_is_told(store: Store) -> None:
