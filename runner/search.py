@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     stop_requests: list[int] = []
     signal.signal(STOP_SIGNAL, lambda number, _: stop_requests.append(number))
-    accelerator = devices.start(plan.baseline)
+    accelerator = devices.create_accelerator(plan.baseline)
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
     with open_session(plan, accelerator, role) as session:

@@ -1,13 +1,13 @@
-"""Train an experiment, and keep everything it does in MLflow.
+"""Train an experiment, and log the run to MLflow.
 
     accelerate launch runner/train.py                                   the quickstart: no download, a minute
     accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --model.weights FILE
-    runner train -n 2 --config caltech101-pooled …                      the same on two processes, checked first
-    runner train --config caltech101-pooled … --resume auto             goes on with what was interrupted, if anything
+    runner train -n 2 --config caltech101-pooled …                      the same, checked first, on two processes
+    runner train --config caltech101-pooled … --resume auto             resumes an interrupted run, if any
 
-Settings are dotted overrides of the experiment's (`--help` lists them with unit and default). The defaults are
-those of an empty experiment file, which is the published report's; without `--config` it is the quickstart's file
-that is overridden, and `--print_config` shows what comes of it.
+Settings are dotted options that override the experiment file; `--help` lists them with unit and default, and
+`--print_config` shows the result. The defaults are those of the published report. Without `--config` the experiment
+is the quickstart.
 """
 
 import sys
@@ -16,6 +16,7 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
+import os
 from collections.abc import Sequence
 
 from runner.config.parser import parse
@@ -26,31 +27,29 @@ from runner.utils.signals import interrupt_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train as the command line says. Raises `UserError` for what its user can mend."""
+    """Train what the command line says, on every process of a launch; returns the exit status. Raises `UserError`."""
     exit_with_launcher()
     experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
 
-    from runner.training import devices, dry_run, resume, seeds
+    from runner.training import devices, dry_run, resume, seeds, setup
     from runner.utils.console import Terminal
 
-    state = devices.join()
+    state = devices.init_processes()
     terminal = Terminal(enabled=state.is_main_process)
     experiment, start = resume.resolve(experiment, options, state, terminal)
-    accelerator = devices.start(experiment)
+    accelerator = devices.create_accelerator(experiment)
     if options.dry_run:
-        dry_run.tell(experiment, options, accelerator, terminal)
+        dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeat, terminal)
     else:
         seeds.train(experiment, options.repeat, accelerator, terminal, start)
     accelerator.end_training()
     return 0
 
 
-def _is_first() -> bool:
-    import os
-
-    return int(os.environ.get("RANK", "0")) == 0
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_first))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_main_process))

@@ -84,7 +84,7 @@ def train(
 ) -> Callable[..., tuple[run.RunResult, Recorder]]:
     """Run an experiment whole but for its drawings, its records in a folder of their own."""
     numbers = iter(range(100))
-    monkeypatch.setattr("runner.training.curves.curves", lambda *_: None)
+    monkeypatch.setattr("runner.training.curves.draw_curves", lambda *_: None)
 
     def start(experiment: Experiment) -> tuple[run.RunResult, Recorder]:
         tracker = Recorder(tmp_path / f"records {next(numbers)}")
@@ -178,7 +178,7 @@ def trained_run(shared_folder: Path, mlflow_template: Path, accelerator: Acceler
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
         if (run := read_run(folder)) is None:
-            patch.setattr("runner.training.curves.curves", lambda *args: [file.touch() for file in args[2:]])
+            patch.setattr("runner.training.curves.draw_curves", lambda *args: [file.touch() for file in args[2:]])
             copy_store(mlflow_template, folder / "mlruns")
             run = train_run(folder, accelerator)
     return run

@@ -15,20 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-import runner.training.loop
 from runner.config.schema import Experiment, Normalization
-from runner.evaluation.metrics import Scores
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.tracking.model_registry import ModelInfo
 from runner.tracking.tracker import Tracker
-from runner.training.loop import EpochResult, LabeledFeatures, fit
+from runner.training.results import EpochResult
 from runner.utils.console import Terminal
 
 Make = Callable[..., Experiment]
@@ -120,52 +117,6 @@ def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
     return load_file(path), metadata
-
-
-@dataclass
-class Matrix:
-    """Rows from memory."""
-
-    values: Tensor
-
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        return (self.values[torch.as_tensor(list(batch), dtype=torch.long)] for batch in batches)
-
-
-def rows_and_labels(count: int = 20) -> tuple[Tensor, list[int]]:
-    """512 numbers an image, whose class a line can tell; 10, 5, 5, … images of a class."""
-    generator = torch.Generator().manual_seed(1)
-    labels = [0 if place % 2 else 1 + place // 2 % 2 for place in range(count)]
-    centres = torch.randn(3, 512, generator=generator)
-    return centres[labels] + torch.randn(count, 512, generator=generator), labels
-
-
-def learn(
-    experiment: Experiment, network: TransferModel, accelerator: Accelerator, count: int = 20
-) -> tuple[list[EpochResult], list[dict[str, Tensor]]]:
-    """Fit a head on rows from memory: the epochs, and the parameters after each."""
-    values, labels = rows_and_labels(count)
-    inputs = LabeledFeatures(lambda _: Matrix(values), labels)
-    after: list[dict[str, Tensor]] = []
-
-    def remember(_: EpochResult) -> None:
-        after.append({name: value.detach().clone() for name, value in network.classifier.named_parameters()})
-
-    history = fit(experiment, network, inputs, inputs, accelerator, 8, remember, QUIET)
-    return history, after
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], recall: Sequence[float] = ()) -> None:
-    """Validation that says these scores, one an epoch."""
-    recall = recall or top1
-    pairs = iter(zip(top1, recall, strict=True))
-
-    def say(*_: object) -> Scores:
-        first, second = next(pairs)
-        values = {"top1": first, "top5": 1.0, "balanced_accuracy": second, "loss": 1.0}
-        return Scores(values, images=100, hits1=round(first * 100), hits5=100)
-
-    monkeypatch.setattr(runner.training.loop, "compute_scores", say)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def healthy_records(store: Store, cache: Path) -> Records:
 def write_snapshot(journal: Journal, epoch: int = 0) -> Path:
     state = journal.folder / STATE_FOLDER
     state.mkdir(parents=True, exist_ok=True)
-    return Snapshot(epoch, 0, epoch, {"learned/a": torch.ones(3)}, {"history": []}).save(state, 5)
+    return Snapshot(epoch, 0, epoch, {"trainable/a": torch.ones(3)}, {"history": []}).save(state, 5)
 
 
 def mark_delivered(journal: Journal) -> None:

@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.training import devices
     from runner.utils.console import Terminal
 
-    state = devices.join()
+    state = devices.init_processes()
     server = tracking_server(args.tracking)
     server.check_exists()
     client = server.connect()
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
     run = broadcast_object_list([find_run(client, args.run) if state.is_main_process else None])[0]
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
         files = _download(client, run, args.root, Path(temporary))
-        accelerator = devices.start(files.experiment)
+        accelerator = devices.create_accelerator(files.experiment)
         terminal = Terminal(enabled=accelerator.is_main_process, stderr=args.json)
         checkpoints = _load(files, accelerator, terminal)
         evaluations = {loaded.name: loaded.evaluate(args.split) for loaded in checkpoints}

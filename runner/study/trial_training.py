@@ -140,14 +140,12 @@ class TrialTraining:
 
 def _log_best_so_far(trained: TrainedSeed, tracker: Tracker) -> None:
     """Log checkpoint and curves of the best trial so far."""
-    setup, network, best = trained.setup, trained.setup.model, trained.best_epoch
-    network.load_state_dict(trained.best_weights, strict=False)
+    setup, model, best = trained.setup, trained.setup.model, trained.best_epoch
+    model.load_state_dict(trained.best_weights, strict=False)
     path = tracker.artifact_path("checkpoints/best.safetensors")
-    checkpoint.save_frozen(network, path.parent)
+    checkpoint.save_frozen(model, path.parent)
     inference = packaging.inference_settings(setup.experiment)
-    checkpoint.save(
-        network, path, best.number, best.val.to_dict(), checkpoint.frozen_digest(network), inference
-    )
+    checkpoint.save(model, path, best.number, best.val.to_dict(), checkpoint.frozen_digest(model), inference)
     for file in (path, path.parent / checkpoint.FROZEN_FILE):
         tracker.log_artifact(file, "checkpoints")
     tracker.log_text("experiment.yaml", as_yaml(setup.experiment))

@@ -1,72 +1,65 @@
-"""Pictures of a run, made to be read."""
+"""The training curves of a run: loss and accuracy over epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from runner.training.loop import EpochResult
-from runner.utils.atomic_files import atomic_write
+from runner.tracking.tracker import Tracker
+from runner.training.results import EpochResult, best_epoch
+from runner.utils.figures import new_figure, save_figure
 from runner.utils.plot_style import BLUE, GRAY, ORANGE
 
 
-def curves(history: Sequence[EpochResult], title: str, loss: Path, accuracy: Path) -> None:
-    """Draw loss and accuracy over epochs, training and validation, with the steps of the learning rate.
+def log_curves(history: Sequence[EpochResult], experiment: str, tracker: Tracker) -> None:
+    """Draw the curves of a run and log them as figures/loss.png and figures/accuracy.png."""
+    loss, accuracy = (tracker.artifact_path(f"figures/{name}.png") for name in ("loss", "accuracy"))
+    draw_curves(history, f"{experiment}, {tracker.name}", loss, accuracy)
+    for path in (loss, accuracy):
+        tracker.log_artifact(path, "figures")
+
+
+def draw_curves(history: Sequence[EpochResult], title: str, loss: Path, accuracy: Path) -> None:
+    """Draw loss and accuracy of training and validation, and the learning rate, over epochs.
 
     Args:
-        history: The epochs.
-        title: Of the run.
+        history: The epochs, one or more.
+        title: First part of the figures' titles.
         loss: PNG file to write.
         accuracy: PNG file to write.
     """
-    best = [epoch for epoch in history if epoch.best][-1]
-    _curve(
-        history,
-        f"{title}: loss",
-        "cross-entropy (nats an image)",
-        [epoch.train_loss for epoch in history],
-        [epoch.val["loss"] for epoch in history],
-        (best.number, best.val["loss"]),
-        loss,
-    )
-    _curve(
-        history,
-        f"{title}: top-1 accuracy",
-        "top-1 accuracy (%)",
-        [100 * epoch.train_top1 for epoch in history],
-        [100 * epoch.val["top1"] for epoch in history],
-        (best.number, 100 * best.val["top1"]),
-        accuracy,
-    )
+    losses = [(epoch.train_loss, epoch.val["loss"]) for epoch in history]
+    hits = [(100 * epoch.train_top1, 100 * epoch.val["top1"]) for epoch in history]
+    _draw(history, _Curves(f"{title}: loss", "cross-entropy (nats per image)", losses), loss)
+    _draw(history, _Curves(f"{title}: top-1 accuracy", "top-1 accuracy (%)", hits), accuracy)
 
 
-def _curve(
-    history: Sequence[EpochResult],
-    title: str,
-    label: str,
-    train: list[float],
-    val: list[float],
-    best: tuple[int, float],
-    path: Path,
-) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class _Curves:
+    title: str
+    label: str
+    values: list[tuple[float, float]]
+    """Of training and validation, for each epoch."""
+
+
+def _draw(history: Sequence[EpochResult], curves: _Curves, path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(8, 5.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5.5, dpi=120)
     axes, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
     numbers = [epoch.number for epoch in history]
-    axes.plot(
-        numbers, train, color=ORANGE, marker="o", markersize=4, label="training (running, with dropout)"
-    )
+    train, val = zip(*curves.values, strict=True)
+    training = "training (running mean, with dropout)"
+    axes.plot(numbers, train, color=ORANGE, marker="o", markersize=4, label=training)
     axes.plot(numbers, val, color=BLUE, marker="s", markersize=4, label="validation")
-    axes.plot(*best, marker="*", markersize=15, color=BLUE, linestyle="none", label=f"best: epoch {best[0]}")
-    reduced = [epoch.number for epoch in history if epoch.reduced]
-    for place, number in enumerate(reduced):
-        axes.axvline(number, color=GRAY, linestyle=":", label="learning rate divided" if not place else None)
-    axes.set_title(title, parse_math=False)
-    axes.set_ylabel(label)
+    best = best_epoch(history).number
+    star = {"marker": "*", "markersize": 15, "color": BLUE, "linestyle": "none"}
+    axes.plot(best, val[numbers.index(best)], label=f"best: epoch {best}", **star)
+    for index, number in enumerate(epoch.number for epoch in history if epoch.lr_reduced):
+        axes.axvline(number, color=GRAY, linestyle=":", label=None if index else "learning rate reduced")
+    axes.set_title(curves.title, parse_math=False)  # a run's name may contain dollar signs
+    axes.set_ylabel(curves.label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
     rates.plot(numbers, [epoch.lr for epoch in history], color=GRAY, drawstyle="steps-mid")
@@ -74,5 +67,4 @@ def _curve(
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format="png")
+    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a command would do, without doing it."""
+"""`--dry-run`: estimate what a run would compute, store and take, without running it."""
 
 from __future__ import annotations
 
@@ -8,101 +8,119 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from runner.config.parser import Options
 from runner.config.schema import Experiment
+from runner.data.manifest import SPLITS
 from runner.models.dropout import set_dropout_batch
-from runner.training.run import wanted
-from runner.training.setup import Setup, prepare
+from runner.training.setup import Setup, required_views
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 
 
-def tell(experiment: Experiment, options: Options, accelerator: Accelerator, terminal: Terminal) -> None:
-    """Say which images, how many features, how long and how much disk.
+def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
+    """Print images, features, time and disk space of a run.
 
-    The time is extrapolated from a chunk through the frozen part and a training step, both measured here.
-    Nothing is trained, computed ahead or recorded; the scan of the images is kept.
+    Nothing is trained, stored or logged. Time is extrapolated from one batch through the frozen backbone and one
+    training step, which are measured here.
+
+    Args:
+        setup: The run.
+        seeds: Number of training seeds.
+        terminal: Prints.
     """
-    ready = prepare(experiment, accelerator, terminal)
-    features, manifest = ready.features, ready.manifest
-    epochs = experiment.train.epochs
-    splits = wanted(experiment)
-    views = sum(split == "train" for split, _ in splits)
-    demand = features.missing(splits)
-    passes = demand.images
-    if not features.stored:
-        rounds = options.repeat * epochs
-        passes = rounds * (len(manifest.select("train")) + len(manifest.select("val")))
-        passes += options.repeat * len(manifest.select("test"))
-    rate = _prefix_rate(ready, crop=experiment.augment.crop) * accelerator.num_processes
-    steps = options.repeat * epochs * math.ceil(len(manifest.select("train")) / experiment.train.batch_size)
-    seconds = (passes / rate if ready.network.split_index else 0) + steps * _step_seconds(ready, accelerator)
-    trainable, frozen = (
-        sum(tensor.nbytes for tensor in state.values())
-        for state in (ready.network.trainable_state(), ready.network.frozen_state())
-    )
-    checkpoints = 2 * trainable + frozen  # best, last, and what is frozen
-    if experiment.tracking.model:
-        checkpoints += trainable + frozen
-    cache = Path(experiment.cache).expanduser()
-    facts = [
+    experiment, manifest, features = setup.experiment, setup.manifest, setup.features
+    views = required_views(experiment)
+    missing = features.missing(views)
+    counts = {split: len(manifest.select(split)) for split in SPLITS}
+    rows = [
         ("data", f"{experiment.data.kind}: {manifest.root}"),
-        ("network", f"{experiment.model.arch}, {experiment.model.head} head"),
+        ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
         ("weights", experiment.model.weights or "RANDOM"),
-        ("images", ", ".join(f"{len(manifest.select(s)):,} {s}" for s in ("train", "val", "test"))),
+        ("images", ", ".join(f"{count:,} {split}" for split, count in counts.items())),
         ("classes", f"{len(manifest.classes)}"),
-        ("epochs", f"at most {epochs}, of {options.repeat} fit seed{'s' * (options.repeat > 1)}"),
+        (
+            "epochs",
+            f"at most {experiment.train.epochs}, with {seeds} training seed{'s' * (seeds > 1)}",
+        ),
     ]
     if features.stored:
-        facts += [
-            ("views", f"{views} of each training image, 1 of the others"),
+        cache = Path(experiment.cache).expanduser()
+        train_views = sum(split == "train" for split, _ in views)
+        size = format_bytes(missing.bytes)
+        rows += [
+            ("views", f"{train_views} of each training image, 1 of the others"),
             (
-                "store",
-                f"{demand.images:,} images and views to compute; {format_bytes(demand.bytes)} to keep in {cache / 'features'}",
+                "features",
+                f"{missing.images:,} images and views to compute; {size} to store in {cache / 'features'}",
             ),
         ]
-    if ready.network.split_index:
-        frozen = f", of which {format_duration(passes / rate)} for the frozen part at {rate:,.1f} images/s"
-    else:
-        frozen = ", without validation: everything trains"
-    facts.append(("time", f"about {format_duration(seconds)}{frozen}"))
-    facts += [
-        ("disk", f"{format_bytes(options.repeat * checkpoints)} of checkpoints; {format_bytes(free_bytes(cache))} free"),
-        ("device", f"{accelerator.device}, precision {ready.experiment.train.precision}"),
+    rows += [
+        ("time", _time(setup, seeds, missing.images)),
+        ("disk", _disk(setup, seeds)),
+        ("device", f"{setup.accelerator.device}, precision {experiment.train.precision}"),
     ]
-    terminal.key_values(f"{experiment.name}: nothing was run", facts)
+    terminal.key_values(f"{experiment.name}: nothing was run", rows)
 
 
-def _prefix_rate(ready: Setup, crop: int) -> float:
-    """Images/s of one process through the frozen part."""
-    images = torch.zeros(ready.chunk, 3, crop, crop, dtype=torch.uint8)
-    return ready.chunk / _seconds(lambda: ready.features.extractor(images).sum().item())
+def _time(setup: Setup, seeds: int, missing_images: int) -> str:
+    """Estimated time of all epochs, and the part of it that the frozen backbone takes."""
+    experiment, images = setup.experiment, {split: len(setup.manifest.select(split)) for split in SPLITS}
+    rounds = seeds * experiment.train.epochs
+    steps = rounds * math.ceil(images["train"] / experiment.train.batch_size)
+    step_seconds = steps * _step_seconds(setup)
+    if not setup.model.split_index:
+        return f"about {format_duration(step_seconds)}, without validation: all layers train"
+    if not setup.features.stored:
+        missing_images = rounds * (images["train"] + images["val"]) + seeds * images["test"]
+    rate = _backbone_rate(setup, experiment) * setup.accelerator.num_processes
+    backbone = missing_images / rate
+    return (
+        f"about {format_duration(backbone + step_seconds)}, of which {format_duration(backbone)} for the frozen"
+        f" backbone at {rate:,.1f} images/s"
+    )
 
 
-def _step_seconds(ready: Setup, accelerator: Accelerator) -> float:
-    """Seconds of one forward and backward pass of what trains, on this process's share of a batch."""
-    network = ready.network
-    count = max(1, ready.experiment.train.batch_size // accelerator.num_processes)
-    shape, dtype = ready.features.feature_shape()
-    rows = torch.zeros(count, *shape, dtype=dtype, device=accelerator.device)
+def _disk(setup: Setup, seeds: int) -> str:
+    """Bytes of checkpoints (best, last and frozen, and all weights once more in a logged model), and free space."""
+    trainable, frozen = (
+        sum(value.nbytes for value in state.values())
+        for state in (setup.model.trainable_state(), setup.model.frozen_state())
+    )
+    models = trainable + frozen if setup.experiment.tracking.model else 0
+    checkpoints = format_bytes(seeds * (2 * trainable + frozen + models))
+    free = format_bytes(free_bytes(Path(setup.experiment.cache).expanduser()))
+    return f"{checkpoints} of checkpoints; {free} free"
+
+
+def _backbone_rate(setup: Setup, experiment: Experiment) -> float:
+    """Images/s of one process through the frozen backbone."""
+    crop = experiment.augment.crop
+    images = torch.zeros(setup.batch_size, 3, crop, crop, dtype=torch.uint8)
+    return setup.batch_size / _seconds(lambda: setup.features.extractor(images).sum().item())
+
+
+def _step_seconds(setup: Setup) -> float:
+    """Seconds of a forward and backward pass of the trainable part, on this process's share of a batch."""
+    model, accelerator = setup.model, setup.accelerator
+    count = max(1, setup.experiment.train.batch_size // accelerator.num_processes)
+    shape, dtype = setup.features.feature_shape()
+    features = torch.zeros(count, *shape, dtype=dtype, device=accelerator.device)
 
     def step() -> None:
-        set_dropout_batch(network.modules(), 0, slice(0, count), count)
+        set_dropout_batch(model.modules(), 0, slice(0, count), count)
         with accelerator.autocast():
-            loss = network(rows, start=network.split_index).sum()
+            loss = model(features, start=model.split_index).sum()
         loss.backward()
         loss.item()
-        network.zero_grad()
+        model.zero_grad()
 
-    network.train()
+    model.train()
     return _seconds(step)
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Time of the second call: the first one warms up."""
+    """Time of the second call; the first one warms up."""
     work()
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, device, command."""
+"""The environment of a run: versions, git commit, device and command."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from runner.utils.errors import COMMAND
-from runner.utils.redaction import redacted
+from runner.utils.launch_environment import COMMAND
+from runner.utils.redaction import redact
 
 PACKAGES = ("torch", "torchvision", "accelerate", "mlflow", "numpy", "pillow", "scikit-learn", "safetensors")
 
 
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions, git commit and whether the tree was dirty, host, device, threads, processes, launch command."""
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """The content of environment.json: versions, git state, host, device, threads, processes and command."""
     cuda = accelerator.device.type == "cuda"
     return {
-        "command": redacted(os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": redact(os.environ.get(COMMAND) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in ("vgg-runner", *PACKAGES)},
         **git_state(),
@@ -44,17 +44,17 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container without an entry for its user
+    except (OSError, KeyError):  # a container may have no entry for its user
         return str(os.getuid())
 
 
 def git_state() -> dict[str, Any]:
-    """The commit of the checkout that this package lies in, and whether it had uncommitted changes."""
+    """Commit of the checkout that holds this package, and whether it has uncommitted changes; None outside of git."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 (no shell)
-        return told.stdout.strip()
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603 (no shell)
+        return result.stdout.strip()
 
     try:
         return {"git_commit": git("rev-parse", "HEAD"), "git_dirty": bool(git("status", "--porcelain"))}

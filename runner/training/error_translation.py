@@ -1,4 +1,4 @@
-"""Failures that a library tells in words of its own, and what they mean to a user of ours."""
+"""Translates errors of libraries into user-facing messages: memory that ran out, and other processes that are gone."""
 
 from __future__ import annotations
 
@@ -9,38 +9,45 @@ import torch
 from accelerate import Accelerator
 
 from runner.config.schema import Experiment
-from runner.utils.errors import BEREFT, UserError
+from runner.utils.errors import UserError
+from runner.utils.signals import PEER_EXITED
 
-ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
-"""What torch says on a host, and CUDA's libraries on a GPU, in a RuntimeError."""
-CONNECTION = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-"""What gloo and NCCL say when a peer is gone."""
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
+"""Parts of a RuntimeError's text when torch on a host, or a CUDA library on a GPU, cannot allocate memory."""
+CONNECTION_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
+"""Parts of the text when gloo or NCCL has lost another process."""
 
 
 @contextmanager
-def explained(experiment: Experiment, accelerator: Accelerator) -> Iterator[None]:
-    """Within the block, want of memory and the loss of another process are `UserError`s that say what to do."""
+def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterator[None]:
+    """Raise `UserError` where memory runs out or another process is gone; other errors pass unchanged."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split())
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-            each in text for each in ALLOCATION
-        ):
-            raise UserError(_memory(experiment, accelerator, text)) from error
-        distributed = accelerator.num_processes > 1
-        if distributed and (
-            isinstance(error, torch.distributed.DistError) or any(each in text for each in CONNECTION)
-        ):
-            raise UserError(BEREFT) from error
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _contains(text, OUT_OF_MEMORY):
+            raise UserError(_out_of_memory(experiment, accelerator, text)) from error
+        lost = isinstance(error, torch.distributed.DistError) or _contains(text, CONNECTION_LOST)
+        if accelerator.num_processes > 1 and lost:
+            raise UserError(PEER_EXITED) from error
         raise
 
 
-def _memory(experiment: Experiment, accelerator: Accelerator, text: str) -> str:
+def _contains(text: str, parts: tuple[str, ...]) -> bool:
+    return any(part in text for part in parts)
+
+
+def _out_of_memory(experiment: Experiment, accelerator: Accelerator, text: str) -> str:
     train, features = experiment.train, experiment.features
     where = "The GPU" if accelerator.device.type == "cuda" else "This machine"
     return (
-        f"{where} has too little memory ({text[:200] or 'MemoryError'}): where it trains, lower train.batch_size"
-        f" ({train.batch_size}) or raise train.accumulate ({train.accumulate}); where it computes features, lower"
-        f" features.batch_size ({features.batch_size}) or features.memory ({features.memory:g} GiB)."
+        f"{where} has not enough memory ({text[:200] or 'MemoryError'}). If this happened in training, lower"
+        f" train.batch_size ({train.batch_size}) or raise train.accumulate ({train.accumulate}); if it happened while"
+        f" computing features, lower features.batch_size ({features.batch_size}) or features.memory"
+        f" ({features.memory:g} GiB)."
     )

@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 class LRSchedule(Protocol):
     """A schedule, as the training loop calls it."""
 
-    def stepped(self) -> None:
+    def step(self) -> None:
         """Called after each optimizer step."""
 
-    def validated(self, hits: int) -> bool:
+    def end_epoch(self, hits: int) -> bool:
         """Called after each epoch with the number of correct validation predictions; True: stop training."""
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What a snapshot needs beside the optimizer's learning rates, as JSON-like values."""
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a `state`; the optimizer's learning rates are restored already."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`; the optimizer's learning rates are restored already."""
 
-    def forward(self, steps: int, state: dict[str, Any]) -> None:
-        """Continue where a schedule with other settings was, after `steps` steps, with its `state`."""
+    def fast_forward(self, steps: int, state: dict[str, Any]) -> None:
+        """Continue where a schedule with other settings was, after `steps` steps, with its `state_dict`."""
 
 
 @dataclass
@@ -52,10 +52,10 @@ class ReduceOnDrop:
     """Epochs (from 0) at whose end the learning rate was divided."""
     _history: list[int] = field(default_factory=list)
 
-    def stepped(self) -> None:
+    def step(self) -> None:
         """Nothing: the learning rate changes between epochs only."""
 
-    def validated(self, hits: int) -> bool:
+    def end_epoch(self, hits: int) -> bool:
         """Divide the learning rate if accuracy fell; True at the last reduction."""
         self._history.append(hits)
         if len(self._history) > 1 and hits < self._history[-2]:
@@ -64,18 +64,18 @@ class ReduceOnDrop:
             self.reduced_at.append(len(self._history) - 1)
         return len(self.reduced_at) >= self.reductions
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Correct validation predictions of each epoch, and the epochs of the reductions."""
         return {"history": list(self._history), "reduced_at": list(self.reduced_at)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with both."""
         self._history, self.reduced_at = list(state["history"]), list(state["reduced_at"])
 
-    def forward(self, steps: int, state: dict[str, Any]) -> None:
+    def fast_forward(self, steps: int, state: dict[str, Any]) -> None:
         """Continue with both, if the other schedule had them, and divide as often."""
         if "reduced_at" in state:
-            self.restore(state)
+            self.load_state_dict(state)
             for group in self.optimizer.param_groups:
                 group["lr"] /= self.factor ** len(self.reduced_at)
 
@@ -86,30 +86,30 @@ class TorchSchedule:
 
     scheduler: LRScheduler | None
 
-    def stepped(self) -> None:
+    def step(self) -> None:
         """Step the schedule."""
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def validated(self, hits: int) -> bool:
+    def end_epoch(self, hits: int) -> bool:
         """Never stop early."""
         return False
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """The state of torch's scheduler."""
         return self.scheduler.state_dict() if self.scheduler is not None else {}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore torch's scheduler."""
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state)
 
-    def forward(self, steps: int, state: dict[str, Any]) -> None:
+    def fast_forward(self, steps: int, state: dict[str, Any]) -> None:
         """Take as many steps."""
         with warnings.catch_warnings():  # the optimizer took those steps in another run
             warnings.simplefilter("ignore")
             for _ in range(steps):
-                self.stepped()
+                self.step()
 
 
 @SCHEDULES.register("reduce_on_drop", "divide when validation top-1 falls", uses=("factor", "reductions"))

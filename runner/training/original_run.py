@@ -122,10 +122,7 @@ class OriginalRun:
             f"tags.`runner.reproduces` = '{self.run.run_id}'",
             order_by=["attributes.start_time DESC"],
         )
-        return {
-            each.info.run_id: RunInfo(each.info.run_id, each.info.run_name or "", each.info.status)
-            for each in tagged
-        }
+        return {run.info.run_id: RunInfo.of(run) for run in tagged}
 
     def new_reproduction(self, before: Collection[str]) -> RunInfo:
         """The finished reproduction that is not among the run ids `before`.
@@ -149,7 +146,7 @@ class OriginalRun:
         return new
 
     def _experiment_ids(self) -> list[str]:
-        return [each.experiment_id for each in self.client.search_experiments()]
+        return [experiment.experiment_id for experiment in self.client.search_experiments()]
 
 
 def manifest_difference(then: Manifest, now: Manifest) -> str:

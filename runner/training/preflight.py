@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of an experiment before processes are launched."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from runner.utils.console import Terminal
 
 
 def check(experiment: Experiment, terminal: Terminal) -> None:
-    """Refuse what cannot work: weights and data. Scans new images, and remembers the scan.
+    """Check weights and images. New images are scanned, and the scan is saved.
 
-    Raises `UserError`.
+    Raises `UserError` for what cannot work.
     """
     check_weights(experiment.model)
     build_manifest(experiment, terminal)

@@ -13,11 +13,10 @@ from runner.data.manifest import Manifest, parse_manifest
 from runner.data.scan import scan_images
 from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
-from runner.evaluation.inference import Inference
 from runner.evaluation.predictions import Predictions
 from runner.features.cache import InMemoryFeatures
 from runner.models import checkpoint
-from runner.training.setup import Setup, assemble, make_loader
+from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -55,15 +54,13 @@ class LoadedCheckpoint:
     """`best` or `last`."""
     epoch: int
     setup: Setup
-    accelerator: Accelerator
 
     def predict(self, split: str) -> Predictions:
         """Predictions on a split."""
         setup = self.setup
         setup.features.reserve_space([(split, EVALUATION_VIEW)])
         features = setup.features.get(split, EVALUATION_VIEW)
-        inference = Inference(setup.network, self.accelerator, setup.chunk)
-        logits = inference.logits(features, len(setup.manifest.select(split)))
+        logits = setup.inference().logits(features, len(setup.manifest.select(split)))
         return Predictions.of_split(setup.manifest, split, logits)
 
     def evaluate(self, split: str) -> CheckpointEvaluation:
@@ -74,7 +71,7 @@ class LoadedCheckpoint:
             self.epoch,
             split,
             setup.experiment,
-            setup.network,
+            setup.model,
             setup.loader,
             setup.manifest.select(split),
             self.predict(split),
@@ -105,6 +102,5 @@ def load_checkpoint(
     loaded = checkpoint.load(path)
     if loaded.model.spec.classes != manifest.classes:
         raise UserError(f"{path.name} was trained on other classes than those in the run's manifest.")
-    loader = make_loader(experiment, manifest, accelerator)
-    setup = assemble(experiment, manifest, loaded.model, loader, accelerator, terminal, in_memory)
-    return LoadedCheckpoint(path.stem, loaded.epoch, setup, accelerator)
+    setup = assemble(experiment, manifest, loaded.model, accelerator, terminal, in_memory)
+    return LoadedCheckpoint(path.stem, loaded.epoch, setup)

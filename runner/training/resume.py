@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: what all processes of a launch agree on before anything is set up."""
+"""Resuming: which run a launch resumes, from which snapshot, and whether its data are still the same."""
 
 from __future__ import annotations
 
@@ -11,190 +11,212 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from runner.config.parser import Options, check_setting
-from runner.config.schema import Experiment, as_tree
-from runner.tracking.interrupted_runs import AUTO, Unfinished, asked_for, fate, of_experiment
-from runner.tracking.journal import Journal, me
-from runner.tracking.mlflow_server import Server, server
-from runner.training import snapshot
-from runner.training.setup import Prepared
-from runner.training.snapshot import Snapshot
+from runner.config.parser import Options
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, check_setting
+from runner.tracking.interrupted_runs import InterruptedRun, why_not_resumable
+from runner.tracking.journal import Journal, Owner
+from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.tracking.resume_lookup import AUTO, resume_candidates, runs_to_resume
+from runner.training.setup import Setup
+from runner.training.snapshot import Snapshot, load_newest
 from runner.utils.console import Terminal
-from runner.utils.errors import NotResumable, UserError
+from runner.utils.errors import NotResumableError, UserError
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a run starts from.
+class ResumePoint:
+    """Where a run starts.
 
     Args:
-        asked: The tree of the experiment, before anything was left to a device.
-        run_id: Of the interrupted run that goes on; empty: it is a new one.
+        requested: The experiment as nested settings, before "auto" was resolved.
+        run_id: Of the interrupted run to resume; empty: the run is new.
         name: Of that run.
-        snapshot: To go on from; None: it had none yet, or the run is a new one.
-        branch: Id of the run that the snapshot is of, where that was another one.
+        snapshot: To continue from; None: from the beginning.
+        branch_of: Id of the run that the snapshot is from, if this run branches from it.
+        resolved: What "auto" was resolved to in the interrupted run, by dotted name.
     """
 
-    asked: dict[str, Any]
+    requested: dict[str, Any]
     run_id: str = ""
     name: str = ""
     snapshot: Snapshot | None = None
-    branch: str = ""
+    branch_of: str = ""
+    resolved: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def position(self) -> str:
+        """Where training continues, for people."""
+        return f"step {self.snapshot.step}" if self.snapshot else "the beginning"
 
 
-def agree(
+def resolve(
     experiment: Experiment, options: Options, state: PartialState, terminal: Terminal
-) -> tuple[Experiment, Start]:
-    """The experiment, with what had been left to the device as it was then, and where its run starts from.
+) -> tuple[Experiment, ResumePoint]:
+    """What `--resume` and `--branch` mean; all processes call it together and get the same.
 
-    Raises `UserError` where the run to go on with is not there, not over, or of another experiment.
+    Returns the experiment, with "auto" as the resumed run had resolved it, and where its run starts.
+
+    Raises `UserError` if the run to resume does not exist, still runs, or is of another experiment.
     """
     if options.resume is None:
-        return experiment, Start(as_tree(experiment))
+        return experiment, ResumePoint(as_tree(experiment))
     found = None
     if state.is_main_process:
-        place = server(experiment.tracking.root)
-        runs = asked_for(place, experiment, options.resume, options.repeat, options.branch)
+        server = tracking_server(experiment.tracking.root)
+        runs = runs_to_resume(server, experiment, options)
         if not (options.branch or options.dry_run):
-            runs = _taken(runs, place, options.resume != AUTO, terminal)
-        found = told(runs[0], options.branch, terminal) if runs else None
-        if not runs:
-            for other in of_experiment(place, as_tree(experiment), options.repeat, alive=True):
-                owner = other.journal.owner
-                terminal.line(
-                    f"run {other.called} of this experiment runs: process {owner.pid} on {owner.host}"
-                )
-            terminal.line("no interrupted run of this experiment: beginning a new one")
-    return settled(experiment, broadcast_object_list([found])[0])
+            runs = _take_over_first(runs, server, options.resume != AUTO, terminal)
+        if runs:
+            found = _resume_point(runs[0], options.branch, terminal)
+        else:
+            _report_none_found(experiment, options.repeat, server, terminal)
+    return apply_resume_point(experiment, broadcast_object_list([found])[0])
 
 
-def _taken(runs: Sequence[Unfinished], place: Server, named: bool, terminal: Terminal) -> list[Unfinished]:
-    """The first of some interrupted runs that can be had, as this process's own from now on; none: none can.
-
-    Raises `UserError` where that is so of a run that was named.
-    """
-    client = place.connect() if runs else None
-    for run in runs:
-        assert client is not None  # noqa: S101 (for types: there are runs)
-        why = fate(client, run.run_id)
-        if not why:
-            try:
-                Journal.claim(run.journal.folder.parent, me(place.uri, run.run_id))
-            except FileExistsError:
-                why = "goes on in another process already"
-            except FileNotFoundError:
-                why = "has come to its end in another process"
-            else:
-                return [run]
-        if named:
-            raise UserError(f"Run {run.called} {why}; begin a new run, without --resume.")
-        terminal.warn(f"run {run.called} {why}: it is passed over")
-    return []
-
-
-def child(
-    experiment: Experiment, asked: dict[str, Any], parent: str, accelerator: Accelerator, terminal: Terminal
-) -> tuple[Experiment, Start]:
-    """The same for a fit seed of a repeated run: its interrupted run goes on, if there is one.
+def resolve_child(
+    experiment: Experiment,
+    requested: dict[str, Any],
+    parent_id: str,
+    accelerator: Accelerator,
+    terminal: Terminal,
+) -> tuple[Experiment, ResumePoint]:
+    """As `resolve`, for one training seed of a repeated run: its interrupted run is resumed, if there is one.
 
     Args:
         experiment: With the seed.
-        asked: The tree of the repeated run's experiment, which has its first seed.
-        parent: Id of the repeated run.
-        accelerator: Device and peers.
-        terminal: Says where it goes on.
+        requested: The repeated run's experiment as nested settings, with its first seed.
+        parent_id: Id of the repeated run.
+        accelerator: Device and processes.
+        terminal: Reports what is resumed.
     """
-    asked = {**asked, "seed": {**asked["seed"], "train": experiment.seed.train}}
+    requested = {**requested, "seed": {**requested["seed"], "train": experiment.seed.train}}
     found = None
     if accelerator.is_main_process:
-        place = server(experiment.tracking.root)
-        runs = _taken(of_experiment(place, asked, parent=parent), place, False, terminal)
-        found = told(runs[0], False, terminal) if runs else None
+        server = tracking_server(experiment.tracking.root)
+        candidates = resume_candidates(server, requested, parent_id=parent_id)
+        runs = _take_over_first(candidates, server, False, terminal)
+        found = _resume_point(runs[0], False, terminal) if runs else None
     found = broadcast_object_list([found])[0]
-    return (experiment, Start(asked)) if found is None else settled(experiment, found)
+    return apply_resume_point(experiment, found or ResumePoint(requested))
 
 
-def told(run: Unfinished, branch: bool, terminal: Terminal) -> tuple[dict[str, Any], Start]:
-    """What the device had decided in an interrupted run, and the start from its newest whole snapshot."""
-    kept, faults = snapshot.newest(run.state)
-    for fault in faults:
-        terminal.warn(f"{fault}; taking an earlier one" if kept else fault)
-    begun = f"epoch {kept.epoch + 1}, step {kept.step}" if kept else "the beginning"
-    terminal.line(
-        f"{'branching off' if branch else 'going on with'} run {run.called} at {begun}", style="bold"
-    )
-    if branch:
-        return {}, Start(run.asked, snapshot=kept, branch=run.run_id)
-    return run.decided, Start(run.asked, run.run_id, run.name, kept)
-
-
-def settled(experiment: Experiment, found: tuple[dict[str, Any], Start] | None) -> tuple[Experiment, Start]:
-    """An experiment with what had been decided, and its start."""
+def apply_resume_point(experiment: Experiment, found: ResumePoint | None) -> tuple[Experiment, ResumePoint]:
+    """The experiment with "auto" as it was resolved, and where its run starts. Raises `UserError` for odd values."""
     if found is None:
-        return experiment, Start(as_tree(experiment))
-    decided, start = found
-    if start.branch:
-        return experiment, dataclasses.replace(start, asked=as_tree(experiment))
-    for name, value in decided.items():
+        return experiment, ResumePoint(as_tree(experiment))
+    if found.branch_of:  # a new run, with its own settings
+        return experiment, dataclasses.replace(found, requested=as_tree(experiment))
+    for name, value in found.resolved.items():
         check_setting(f"{name} of the interrupted run", experiment, name, value)
         group, _, setting = name.partition(".")
-        part = dataclasses.replace(getattr(experiment, group), **{setting: value})
-        experiment = dataclasses.replace(experiment, **{group: part})
-    return experiment, start
+        changed = dataclasses.replace(getattr(experiment, group), **{setting: value})
+        experiment = dataclasses.replace(experiment, **{group: changed})
+    return experiment, found
 
 
-def identity_of(ready: Prepared, frozen: str, accelerator: Accelerator) -> dict[str, Any]:
-    """What must be the same for a run to go on as if nothing had happened; `frozen` is the frozen layers' digest."""
+def _take_over_first(
+    runs: Sequence[InterruptedRun], server: TrackingServer, is_named: bool, terminal: Terminal
+) -> list[InterruptedRun]:
+    """The first of some interrupted runs that this process could take over; empty if it could take over none.
+
+    Raises `UserError` if the user named the run, and it cannot be taken over.
+    """
+    client = server.connect() if runs else None
+    for run in runs:
+        assert client is not None  # noqa: S101 (for types: there are runs)
+        reason = why_not_resumable(client, run.run_id)
+        if not reason:
+            try:
+                Journal.take_over(run.journal.folder.parent, Owner.this_process(server.uri, run.run_id))
+                return [run]
+            except FileExistsError:
+                reason = "is being resumed by another process"
+            except FileNotFoundError:
+                reason = "was finished by another process"
+        if is_named:
+            raise UserError(f"Run {run.label} {reason}; start a new run, without --resume.")
+        terminal.warn(f"run {run.label} {reason}: it is skipped")
+    return []
+
+
+def _report_none_found(
+    experiment: Experiment, repeat: int, server: TrackingServer, terminal: Terminal
+) -> None:
+    for running in resume_candidates(server, as_tree(experiment), repeat, alive=True):
+        owner = running.journal.owner
+        terminal.line(f"run {running.label} of this experiment runs: process {owner.pid} on {owner.host}")
+    terminal.line("no interrupted run of this experiment: starting a new one")
+
+
+def _resume_point(run: InterruptedRun, is_branch: bool, terminal: Terminal) -> ResumePoint:
+    """An interrupted run's newest undamaged snapshot, and what its record says."""
+    snapshot, problems = load_newest(run.state)
+    for problem in problems:
+        terminal.warn(f"{problem}; using an earlier one" if snapshot else problem)
+    position = f"epoch {snapshot.epoch + 1}, step {snapshot.step}" if snapshot else "the beginning"
+    terminal.line(
+        f"{'branching from' if is_branch else 'resuming'} run {run.label} at {position}", style="bold"
+    )
+    record = run.record
+    if is_branch:
+        return ResumePoint(record.requested, snapshot=snapshot, branch_of=run.run_id)
+    return ResumePoint(record.requested, run.run_id, record.name, snapshot, resolved=record.resolved)
+
+
+def data_identity(setup: Setup, frozen_digest: str) -> dict[str, Any]:
+    """What a resumed run compares with its snapshot; `frozen_digest` is that of the frozen layers, on rank 0."""
     return {
-        "manifest": ready.manifest.digest,
-        "frozen": frozen,
-        "processes": accelerator.num_processes,
+        "manifest": setup.manifest.digest,
+        "frozen": frozen_digest,
+        "processes": setup.accelerator.num_processes,
         "threads": torch.get_num_threads(),
     }
 
 
-def check_same(start: Start, ready: Prepared, now: dict[str, Any], terminal: Terminal) -> None:
-    """See that the images, their split and the frozen weights are those of the run to go on from.
+def check_same_data(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal: Terminal) -> None:
+    """Check that images, split and frozen weights are those that the snapshot to continue from was made with.
 
     Args:
-        start: Where the run starts from.
-        ready: What the run has now.
-        now: The `identity_of` that, as rank 0 knows it.
-        terminal: Hears of what changes last digits only.
+        start: Where the run starts.
+        setup: The run.
+        now: Its `data_identity`; rank 0's counts.
+        terminal: Warns of what changes the last digits only.
 
-    Every process calls it, and raises `NotResumable` where they are not.
+    Every process calls it. Raises `NotResumableError` on all of them.
     """
-    refused = _difference(start, ready, now, terminal) if PartialState().is_main_process else ""
-    refused = broadcast_object_list([refused])[0]
-    if refused:
-        raise NotResumable(refused)
+    reason = _difference(start, setup, now, terminal) if setup.accelerator.is_main_process else ""
+    reason = broadcast_object_list([reason])[0]
+    if reason:
+        raise NotResumableError(reason)
 
 
-def _difference(start: Start, ready: Prepared, now: dict[str, Any], terminal: Terminal) -> str:
-    """Why a run cannot go on from a snapshot, in a sentence; empty: it can."""
+def _difference(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal: Terminal) -> str:
+    """Why the run cannot continue from its snapshot, in a sentence; empty if it can."""
     if start.snapshot is None:
         return ""
-    then, whose = start.snapshot.about, f"run {(start.branch or start.run_id)[:8]}"
+    then, run = start.snapshot.values, f"run {(start.branch_of or start.run_id)[:8]}"
     if then.get("manifest") != now["manifest"]:
-        # A branch, too: it would be judged on images that it was trained on.
+        # This holds for a branch too: it would be evaluated on images that it was trained on.
         return (
-            f"The images in {ready.manifest.root}, or their split, are not those of {whose}; make the folder what it"
-            " was, name it with --data.root, or begin a new run."
+            f"The images in {setup.manifest.root}, or their split, are not those of {run}; restore the folder, set"
+            " --data.root to the original one, or start a new run."
         )
     if then.get("frozen") != now["frozen"]:
         return (
-            f"The frozen weights are not those of {whose}: another model.weights is given, or the file has changed;"
-            " restore it, or begin a new run."
+            f"The frozen weights are not those of {run}: model.weights is another file, or the file has changed;"
+            " restore it, or start a new run."
         )
-    if start.branch and start.snapshot.epoch >= ready.experiment.train.epochs:
+    epochs = setup.experiment.train.epochs
+    if start.branch_of and start.snapshot.epoch >= epochs:
         return (
-            f"{whose.capitalize()} has {start.snapshot.epoch} epochs behind it, and train.epochs is"
-            f" {ready.experiment.train.epochs}: nothing is left to train; raise --train.epochs."
+            f"{run.capitalize()} has trained {start.snapshot.epoch} epochs already, and train.epochs is {epochs}; raise"
+            " --train.epochs to train more."
         )
     for name in ("processes", "threads"):
         if then.get(name) != now[name]:
             terminal.warn(
-                f"{then.get(name)} {name} before, {now[name]} now: sums are taken in another order, and may differ in"
-                " their last digits"
+                f"{then.get(name)} {name} before, {now[name]} now: sums are computed in another order, so the last"
+                " digits may differ"
             )
     return ""

@@ -1,184 +1,143 @@
-"""Runs in MLflow: one, or K fit seeds of an experiment as children of one run."""
+"""Runs in MLflow: a single one, or one per training seed as children of a parent run."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from runner.config.schema import Experiment, as_tree, flatten
-from runner.evaluation.metrics import METRICS, Scores
-from runner.tracking import interrupted_runs
-from runner.tracking.sessions import Records, reproduced
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, flatten
+from runner.evaluation.metrics import METRICS
+from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, resolved_settings, write_record
+from runner.tracking.sessions import TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
-from runner.training import resume, run
-from runner.training.resume import ResumePoint
-from runner.training.run import RunResult
+from runner.training import run, summary
+from runner.training.results import RunResult
+from runner.training.resume import ResumePoint, resolve_child
+from runner.training.summary import mean_and_sd
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
+
+CHECKPOINTS = ("best", "last")
 
 
 def train(
     experiment: Experiment,
-    times: int,
+    seeds: int,
     accelerator: Accelerator,
     terminal: Terminal,
     start: ResumePoint | None = None,
 ) -> list[RunResult]:
-    """Train an experiment once, or `times` fit seeds counted up from its own, and say what came out.
+    """Train an experiment with one training seed, or with several that count up from its own, and print the results.
 
     Args:
         experiment: What to train.
-        times: Fit seeds.
-        accelerator: Device and peers.
-        terminal: Shows progress.
-        start: Where an interrupted run goes on; None: from the beginning.
+        seeds: Number of training seeds.
+        accelerator: Device, precision and processes.
+        terminal: Shows progress and results.
+        start: Where an interrupted run continues; None: a new run.
 
-    Raises `UserError` as `run.train` does, and where somebody else goes on with the same run.
+    Raises `UserError` as `run.train` does, and if another process works on the run to resume.
     """
     start = start or ResumePoint(as_tree(experiment))
-    records = Records(experiment, accelerator, terminal)
-    original = reproduced()[1]
+    session = TrackingSession(experiment, accelerator, terminal)
+    original = reproduced_run()[1]
     name = f"reproduction of {original}" if original else start.name or time.strftime("%m-%d %H:%M:%S")
-    if times == 1:
-        with records.begin(name, again=start.run_id) as tracker:
+    if seeds == 1:
+        with session.start_run(name, resume=start.run_id) as tracker:
             result = run.train(experiment, accelerator, tracker, terminal, start)
-        _say(result, terminal)
-        _say_where(experiment, tracker, terminal)
+        summary.print_result(result, terminal)
+        summary.print_run(experiment, tracker, terminal)
         return [result]
-    with records.begin(name, works=False, again=start.run_id) as parent:
-        results, children = _seeds(experiment, times, accelerator, terminal, records, parent, start)
-        summary = {
-            f"test/{which}/{figure}{'' if name == 'mean' else '_sd'}": value  # as the children's, to compare
-            for which in ("best", "last")
-            for figure in METRICS
-            for name, value in spread([getattr(result, which)[figure] for result in results]).items()
-        }
-        parent.metrics(summary)
-        parent.params({"repeat": times})
-    _say_spread(results, terminal)
-    _say_where(experiment, max(zip(results, children, strict=True), key=_val)[1], terminal)
+    with session.start_run(name, system_metrics=False, resume=start.run_id) as parent:
+        training = _SeededTraining(accelerator, terminal, session, parent, start)
+        children = training.train(experiment, seeds)
+        results = [result for result, _ in children]
+        parent.log_metrics(_statistics(results))
+        parent.log_params({"repeat": seeds})
+    summary.print_seeds(results, terminal)
+    _, best = max(
+        children, key=lambda child: (child[0].best_epoch.val["top1"], -child[0].best_epoch.val["loss"])
+    )
+    summary.print_run(experiment, best, terminal)
     return results
 
 
-def _seeds(
-    experiment: Experiment,
-    times: int,
-    accelerator: Accelerator,
-    terminal: Terminal,
-    records: Records,
-    parent: Tracker,
-    start: ResumePoint,
-) -> tuple[list[RunResult], list[Tracker]]:
-    """Train fit seed after fit seed as children of a run; those that had finished before it was interrupted stay."""
-    parent.params(flatten(as_tree(experiment)))
-    state = parent.room("state") if accelerator.is_main_process else None
-    # The children decide the rest; this has been decided with the accelerator.
-    decided = dataclasses.replace(experiment.train, precision=accelerator.mixed_precision)
-    experiment = dataclasses.replace(experiment, train=decided)
-    if state is not None:
-        interrupted_runs.describe(state, parent.name, start.asked, experiment, repeat=times)
-    results: list[RunResult] = []
-    children: list[Tracker] = []
-    for seed in range(experiment.seed.train, experiment.seed.train + times):
-        seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, train=seed))
-        name = f"seed {seed} of {parent.name}"
-        terminal.line(f"fit seed {seed}", style="bold")
-        seeded, going = resume.child(seeded, start.asked, parent.run_id, accelerator, terminal)
-        done = broadcast_object_list([_finished(state, seed) if state is not None else None])[0]
-        if done is not None and not going.run_id:
-            child = Tracker()
-            child.run_id, child.name, result = done["run_id"], name, RunResult.from_json(done["result"])
-            terminal.line(f"run {child.run_id[:8]} has finished before")
-        else:
-            with records.begin(name, parent, again=going.run_id) as child:
-                result = run.train(seeded, accelerator, child, terminal, going, parent.run_id)
-                if state is not None:  # before the run ends: one that has ended can no longer be gone on with
-                    told = {"run_id": child.run_id, "result": result.as_json()}
-                    write_text(state / f"seed-{seed}.json", json.dumps(told))
-        results.append(result)
-        children.append(child)
-        _say(result, terminal)
-    return results, children
+@dataclass(frozen=True)
+class _SeededTraining:
+    """Trains several seeds as children of a run."""
+
+    accelerator: Accelerator
+    terminal: Terminal
+    session: TrackingSession
+    parent: Tracker
+    start: ResumePoint
+
+    def train(self, experiment: Experiment, seeds: int) -> list[tuple[RunResult, Tracker]]:
+        """Train seed after seed; seeds that were finished before an interruption are not trained again."""
+        self.parent.log_params(flatten(as_tree(experiment)))
+        state = self.parent.local_folder(STATE_FOLDER) if self.accelerator.is_main_process else None
+        # The accelerator has resolved the precision; the children resolve the rest.
+        resolved = dataclasses.replace(experiment.train, precision=self.accelerator.mixed_precision)
+        experiment = dataclasses.replace(experiment, train=resolved)
+        if state is not None:
+            settings = resolved_settings(experiment)
+            write_record(state, RunRecord(self.parent.name, self.start.requested, settings, repeat=seeds))
+        children = []
+        for seed in range(experiment.seed.train, experiment.seed.train + seeds):
+            seeded = dataclasses.replace(experiment.seed, train=seed)
+            result, tracker = self._train_seed(dataclasses.replace(experiment, seed=seeded), state)
+            children.append((result, tracker))
+            summary.print_result(result, self.terminal)
+        return children
+
+    def _train_seed(self, experiment: Experiment, state: Path | None) -> tuple[RunResult, Tracker]:
+        seed, terminal = experiment.seed.train, self.terminal
+        name = f"seed {seed} of {self.parent.name}"
+        terminal.line(f"training seed {seed}", style="bold")
+        experiment, start = resolve_child(
+            experiment, self.start.requested, self.parent.run_id, self.accelerator, terminal
+        )
+        path = state / f"seed-{seed}.json" if state is not None else None
+        finished = broadcast_object_list([_read_finished(path) if path is not None else None])[0]
+        if finished is not None and not start.run_id:
+            tracker = Tracker()
+            tracker.run_id, tracker.name = finished["run_id"], name
+            terminal.line(f"run {tracker.run_id[:8]} was finished before")
+            return RunResult.from_dict(finished["result"]), tracker
+        with self.session.start_run(name, self.parent, resume=start.run_id) as tracker:
+            result = run.train(
+                experiment, self.accelerator, tracker, terminal, start, parent_id=self.parent.run_id
+            )
+            if path is not None:  # before the run ends: then it can no longer be resumed
+                write_text(path, json.dumps({"run_id": tracker.run_id, "result": result.to_dict()}))
+        return result, tracker
 
 
-def _finished(state: Path, seed: int) -> dict[str, Any] | None:
-    """What was kept of a fit seed that has finished."""
+def _read_finished(path: Path) -> dict[str, Any] | None:
+    """Run id and result of a seed that was finished; None if it was not."""
     try:
-        told: dict[str, Any] = json.loads((state / f"seed-{seed}.json").read_text(encoding="utf-8"))
-        RunResult.from_json(told["result"])
+        finished: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        RunResult.from_dict(finished["result"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return told
+    return finished
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean and (n - 1) standard deviation of a figure over seeds."""
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values)}
-
-
-def _val(pair: tuple[RunResult, Tracker]) -> tuple[float, float]:
-    return pair[0].best_epoch.val["top1"], -pair[0].best_epoch.val["loss"]
-
-
-def _say(result: RunResult, terminal: Terminal) -> None:
-    best = result.best_epoch
-    last = result.history[-1]
-    rows: list[tuple[str, int, Scores]] = [
-        ("validation, best", best.number, best.val),
-        ("test, best checkpoint", best.number, result.best),
-        ("test, last checkpoint", last.number, result.last),
-    ]
-    terminal.table(
-        "Result",
-        ("", "epoch", "images", *(metric.label for metric in METRICS.values())),
-        [
-            (
-                what,
-                str(epoch),
-                f"{s.images:,}",
-                *(f"{s[name]:.4f}" for name in METRICS),
-            )
-            for what, epoch, s in rows
-        ],
-    )
-
-
-def _say_spread(results: Sequence[RunResult], terminal: Terminal) -> None:
-    rows = []
-    for which in ("best", "last"):
-        cells = []
-        for figure in METRICS:
-            figures = spread([getattr(result, which)[figure] for result in results])
-            cells.append(f"{figures['mean']:.4f} ± {figures['sd']:.4f}")
-        rows.append((f"test, {which} checkpoint", *cells))
-    terminal.table(
-        f"Mean ± sd of {len(results)} fit seeds", ("", *(metric.label for metric in METRICS.values())), rows
-    )
-
-
-def _say_where(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
-    if experiment.model.weights is None:
-        terminal.warn(
-            "the convolutions had random weights: this shows that everything works, not what VGG can do"
-        )
-    if not tracker.delivered:
-        terminal.line(
-            f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) has finished; ./launch.sh sync brings its"
-            " records to MLflow."
-        )
-        return
-    terminal.line(
-        f"Run {tracker.run_id} ({experiment.name}, {tracker.name}) is in MLflow: ./launch.sh ui shows it,"
-    )
-    run = tracker.run_id[:8]
-    terminal.line(
-        f"./launch.sh evaluate {run} writes a report; ./launch.sh predict IMAGE --model {run} uses it."
-    )
+def _statistics(results: Sequence[RunResult]) -> dict[str, float]:
+    """Mean (under the name that children use, to be compared with them) and standard deviation of each test metric."""
+    logged = {}
+    for which in CHECKPOINTS:
+        for metric in METRICS:
+            mean, sd = mean_and_sd([getattr(result, which)[metric] for result in results])
+            logged[f"test/{which}/{metric}"] = mean
+            logged[f"test/{which}/{metric}_sd"] = sd
+    return logged

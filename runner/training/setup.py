@@ -1,4 +1,4 @@
-"""An experiment made ready: images scanned and split, network built, weights loaded, features set up."""
+"""Sets an experiment up: scans and splits the images, builds the model, loads its weights, opens the feature cache."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from runner.config.schema import Experiment, Normalization
-from runner.data import channel_stats
-from runner.data import manifest as manifests
+from runner.data.channel_stats import channel_statistics
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Manifest
-from runner.data.transforms import ViewTransform
+from runner.data.manifest import Manifest, build_manifest
+from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
+from runner.evaluation.inference import Inference
 from runner.features.cache import FeatureCache, FeatureStorage, InMemoryFeatures
 from runner.features.eviction import feature_root
 from runner.features.extractor import FeatureExtractor
 from runner.models import pretrained
+from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
 from runner.utils.console import Terminal
@@ -31,15 +32,50 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Setup:
-    """An experiment with its images, network and features, ready to be trained or judged."""
+    """An experiment with its images, model and features, ready for training or evaluation."""
 
     experiment: Experiment
-    """With what was left to the device decided."""
+    """With "auto" resolved."""
     manifest: Manifest
-    network: TransferModel
+    model: TransferModel
     features: FeatureCache
     loader: ImageLoader
-    chunk: int
+    accelerator: Accelerator
+
+    @property
+    def batch_size(self) -> int:
+        """The inference batch size."""
+        return int(self.experiment.features.batch_size)
+
+    def inference(self) -> Inference:
+        """Inference with the model, in batches of that size."""
+        return Inference(self.model, self.accelerator, self.batch_size)
+
+
+@dataclass
+class SharedSetup:
+    """What the trials of a study share in one process: images, features, and features in memory."""
+
+    manifest: Manifest | None = None
+    in_memory: InMemoryFeatures = field(default_factory=OrderedDict)
+    features: dict[str, FeatureCache] = field(default_factory=dict)
+
+    def share(self, setup: Setup) -> Setup:
+        """The setup with the features of an earlier trial, if it has the same frozen backbone and views."""
+        if not setup.features.stored:
+            return setup
+        model, settings = setup.model, setup.experiment.model
+        backbone = (
+            settings.arch,
+            settings.weights,
+            settings.head,
+            settings.pool,
+            settings.trainable,
+            model.split_index,
+        )
+        views = (setup.experiment.augment, setup.experiment.seed.augment)
+        key = digest(backbone, model.spec.normalization, *views)
+        return dataclasses.replace(setup, features=self.features.setdefault(key, setup.features))
 
 
 def prepare(
@@ -48,87 +84,81 @@ def prepare(
     terminal: Terminal,
     shared: SharedSetup | None = None,
 ) -> Setup:
-    """Scan and split the images, build the network with its weights and cut, and set the features up.
+    """Set an experiment up for training.
 
     Args:
-        experiment: What to prepare.
-        accelerator: Device and peers.
+        experiment: What to set up.
+        accelerator: Device and processes. Every process calls this function.
         terminal: Shows progress.
-        shared: With the other trials of a study, which differ in no setting of data, split or device. What is
-            prepared with it holds no test split: what is tuned must not see it.
+        shared: Of the trials of a study, which have the same settings of data, split and device. Their setups have no
+            test split: tuning must not see it.
 
-    Raises `UserError` for whatever in data, weights or settings cannot work.
+    Raises `UserError` if data, weights or settings cannot work.
     """
-    cache = Path(experiment.cache).expanduser()
     with accelerator.local_main_process_first():
-        manifest = shared.manifest if shared and shared.manifest else manifests.build_manifest(experiment, terminal)
-        loader = make_loader(experiment, manifest, accelerator)
+        manifest = shared.manifest if shared and shared.manifest else build_manifest(experiment, terminal)
         for file in manifest.rejected:
             terminal.warn(f"left out {file.path}, which {file.error}")
-        loaded = pretrained.read_weights(experiment.model)
-        normalization = _normalisation(experiment, loaded, manifest, loader, cache, terminal)
-    experiment = devices.decided(experiment, len(manifest.entries) + manifest.unused, accelerator)
-    settings = experiment.model
-    architecture = ModelSpec(
-        arch=settings.arch,
-        head=settings.head,
-        pool=settings.pool,
-        width=settings.width,
-        dropout=settings.dropout,
-        trainable=settings.trainable,
-        classes=manifest.classes,
-        normalization=normalization,
-    )
-    network = TransferModel(architecture, experiment.seed.train, random_weights=loaded is None)
-    if network.trains_batch_norm and accelerator.num_processes > 1:
+        weights = pretrained.read_weights(experiment.model)
+        loader = _loader(experiment, manifest, accelerator)
+        normalization = _normalization(experiment, weights, manifest, loader, terminal)
+    images = len(manifest.entries) + manifest.unused
+    experiment = devices.resolve_auto_settings(experiment, images, accelerator)
+    model = _build_model(experiment, manifest.classes, normalization, weights)
+    if model.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(
-            f"model.trainable={settings.trainable} trains batch normalisation, whose statistics would differ from"
-            " process to process; use one process, or train from a later layer on."
+            f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
+            " from process to process; use one process, or train from a later layer on."
         )
-    if loaded is not None:
-        pretrained.load_weights(network, loaded)
     if shared is None:
-        return assemble(experiment, manifest, network, loader, accelerator, terminal)
-    shared.manifest = manifest
-    return shared.assemble(experiment, manifest.without("test"), network, loader, accelerator, terminal)
+        return assemble(experiment, manifest, model, accelerator, terminal)
+    shared.manifest, visible = manifest, manifest.without("test")
+    return shared.share(assemble(experiment, visible, model, accelerator, terminal, shared.in_memory))
 
 
-@dataclass
-class SharedSetup:
-    """What the trials of a study share in one process: images, features, and rows in memory."""
+def assemble(
+    experiment: Experiment,
+    manifest: Manifest,
+    model: TransferModel,
+    accelerator: Accelerator,
+    terminal: Terminal,
+    in_memory: InMemoryFeatures | None = None,
+) -> Setup:
+    """Move a model to the device and open the feature cache.
 
-    manifest: Manifest | None = None
-    held: InMemoryFeatures = field(default_factory=OrderedDict)
-    features: dict[str, FeatureCache] = field(default_factory=dict)
-
-    def assemble(
-        self,
-        experiment: Experiment,
-        manifest: Manifest,
-        network: TransferModel,
-        loader: ImageLoader,
-        accelerator: Accelerator,
-        terminal: Terminal,
-    ) -> Setup:
-        """As `assemble` does, with the features of an earlier trial that has the same prefix."""
-        ready = assemble(experiment, manifest, network, loader, accelerator, terminal, self.held)
-        if not ready.features.stored:
-            return ready
-        settings = experiment.model
-        prefix = (
-            settings.arch,
-            settings.weights,
-            settings.head,
-            settings.pool,
-            settings.trainable,
-            network.split_index,
-        )
-        key = digest(prefix, network.spec.normalization, experiment.augment, experiment.seed.augment)
-        return dataclasses.replace(ready, features=self.features.setdefault(key, ready.features))
+    Args:
+        experiment: With "auto" resolved.
+        manifest: The images.
+        model: With its weights.
+        accelerator: Device and processes.
+        terminal: Shows progress.
+        in_memory: Features in memory, if they are shared with other setups of the same images.
+    """
+    model.to(accelerator.device)
+    model.eval()
+    settings = experiment.features
+    extractor = FeatureExtractor(model, accelerator, int(settings.batch_size), settings.compile is True)
+    loader = _loader(experiment, manifest, accelerator)
+    storage = FeatureStorage(
+        feature_root(experiment.cache),
+        settings.memory * GIB,
+        settings.cap * GIB,
+        OrderedDict() if in_memory is None else in_memory,
+    )
+    features = FeatureCache(
+        manifest, extractor, loader, accelerator, storage if settings.store else None, terminal
+    )
+    return Setup(experiment, manifest, model, features, loader, accelerator)
 
 
-def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
-    """The loader of an experiment's views."""
+def required_views(experiment: Experiment) -> list[tuple[str, int]]:
+    """The splits and views that a run uses if it does not stop early."""
+    epochs = range(experiment.train.epochs)
+    views = sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
+    return [*(("train", view) for view in views), ("val", EVALUATION_VIEW), ("test", EVALUATION_VIEW)]
+
+
+def _loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
     return ImageLoader(
         manifest.root,
         ViewTransform(experiment.augment, experiment.seed.augment),
@@ -138,48 +168,47 @@ def make_loader(experiment: Experiment, manifest: Manifest, accelerator: Acceler
     )
 
 
-def assemble(
+def _build_model(
     experiment: Experiment,
-    manifest: Manifest,
-    network: TransferModel,
-    loader: ImageLoader,
-    accelerator: Accelerator,
-    terminal: Terminal,
-    held: InMemoryFeatures | None = None,
-) -> Setup:
-    """Put a network on the device and set its features up."""
-    network.to(accelerator.device)
-    network.eval()
-    settings = experiment.features
-    chunk = int(settings.batch_size)
-    prefix = FeatureExtractor(network, accelerator, chunk, settings.compile is True)
-    kept = FeatureStorage(
-        feature_root(experiment.cache),
-        settings.memory * GIB,
-        settings.cap * GIB,
-        OrderedDict() if held is None else held,
+    classes: tuple[str, ...],
+    normalization: Normalization,
+    weights: PretrainedWeights | None,
+) -> TransferModel:
+    settings = experiment.model
+    spec = ModelSpec(
+        arch=settings.arch,
+        head=settings.head,
+        pool=settings.pool,
+        width=settings.width,
+        dropout=settings.dropout,
+        trainable=settings.trainable,
+        classes=classes,
+        normalization=normalization,
     )
-    features = FeatureCache(manifest, prefix, loader, accelerator, kept if settings.store else None, terminal)
-    return Setup(experiment, manifest, network, features, loader, chunk)
+    model = TransferModel(spec, experiment.seed.train, random_weights=weights is None)
+    if weights is not None:
+        pretrained.load_weights(model, weights)
+    return model
 
 
-def _normalisation(
+def _normalization(
     experiment: Experiment,
-    loaded: pretrained.PretrainedWeights | None,
+    weights: PretrainedWeights | None,
     manifest: Manifest,
     loader: ImageLoader,
-    cache: Path,
     terminal: Terminal,
 ) -> Normalization:
+    """The constants that `model.normalize` stands for."""
     setting = experiment.model.normalize
     if isinstance(setting, Normalization):
         return setting
-    if setting == "weights" and loaded is not None and loaded.normalization is not None:
-        return loaded.normalization
-    if setting in ("statistics", "weights"):
-        if setting == "weights":
-            terminal.warn(
-                f"{experiment.model.weights} does not say its normalisation; taking the images' statistics"
-            )
-        return channel_stats.channel_statistics(manifest.select("train"), loader, cache, terminal)
-    return pretrained.weights_normalization(setting)
+    if setting == "weights":
+        if weights is not None and weights.normalization is not None:
+            return weights.normalization
+        terminal.warn(
+            f"{experiment.model.weights} does not contain its normalization; using the statistics of the images"
+        )
+    elif setting != "statistics":
+        return pretrained.weights_normalization(setting)
+    cache = Path(experiment.cache).expanduser()
+    return channel_statistics(manifest.select("train"), loader, cache, terminal)

@@ -1,94 +1,147 @@
-"""What a run says of itself: an overview at the start, a line an epoch."""
+"""What training prints: a summary at the start, a line per epoch, the results at the end."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
-
-from accelerate import Accelerator
+from collections.abc import Sequence
 
 from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS
+from runner.evaluation.metrics import METRICS, Scores
 from runner.features.cache import MissingFeatures
-from runner.training import devices
-from runner.training.loop import EpochResult
+from runner.tracking.tracker import Tracker
+from runner.training.devices import describe_device
+from runner.training.results import EpochResult, RunResult
 from runner.training.setup import Setup
 from runner.utils.console import Terminal, format_bytes, format_duration
 
+LABELS = tuple(metric.label for metric in METRICS.values())
 
-def print_start(ready: Setup, demand: MissingFeatures, accelerator: Accelerator, terminal: Terminal) -> None:
-    """The overview before a run begins: data, network, cut, device."""
-    experiment, manifest, network = ready.experiment, ready.manifest, ready.network
-    counts = Counter(entry.split for entry in manifest.entries)
-    split = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
-    rest = [
-        f"{count:,} {what}"
-        for count, what in (
-            (len(manifest.rejected), "unreadable left out"),
-            (manifest.unused, "unused"),
-            (manifest.duplicates, "exact duplicates"),
-        )
-        if count
-    ]
-    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    frozen = sum(parameter.numel() for parameter in network.parameters()) - trained
-    normalization = network.spec.normalization
+
+def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
+    """Print data, model, features and device before a run starts; `missing` are the features to compute."""
+    experiment, manifest, model = setup.experiment, setup.manifest, setup.model
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trainable
+    constants = model.spec.normalization
     terminal.key_values(
-        f"{experiment.name}",
+        experiment.name,
         [
             ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
-            ("split", "; ".join([f"{split} (seed {experiment.seed.split})", *rest])),
-            ("views", _views_words(experiment)),
-            ("network", f"{experiment.model.arch}, {experiment.model.head} head"),
-            ("parameters", f"{trained:,} train, {frozen:,} are frozen"),
+            ("split", _split(setup)),
+            ("views", _views(experiment)),
+            ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
+            ("parameters", f"{trainable:,} trainable, {frozen:,} frozen"),
             (
                 "weights",
-                experiment.model.weights
-                or "RANDOM: the convolutions were never trained, so scores mean little",
+                experiment.model.weights or "RANDOM: the backbone is not pretrained, so scores mean little",
             ),
-            ("normalise", " ".join(f"{value:.4f}" for value in (*normalization.mean, *normalization.std))),
-            ("cut", _cut_words(ready)),
-            ("features", _demand_words(ready, demand)),
-            ("device", f"{devices.describe(accelerator)}, precision {experiment.train.precision}"),
+            ("normalize", " ".join(f"{value:.4f}" for value in (*constants.mean, *constants.std))),
+            ("cached features", _cached_features(setup)),
+            ("to compute", _missing(setup, missing)),
+            ("device", f"{describe_device(setup.accelerator)}, precision {experiment.train.precision}"),
         ],
     )
 
 
-def _views_words(experiment: Experiment) -> str:
-    augment = experiment.augment
-    if augment.views == "none":
-        return f"clean, {augment.crop} px"
-    count = "a fresh one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
-    return f"augmented, {count}, {augment.crop} px (seed {experiment.seed.augment})"
-
-
-def _cut_words(ready: Setup) -> str:
-    if not ready.network.split_index:
-        return "none: everything trains"
-    shape, dtype = ready.features.feature_shape()
-    row = format_bytes(math.prod(shape) * dtype.itemsize)
-    return f"behind {ready.network.split_layer}: {math.prod(shape):,} numbers, {row} an image and view"
-
-
-def _demand_words(ready: Setup, demand: MissingFeatures) -> str:
-    if not ready.network.split_index:
-        return "none to keep"
-    if not ready.features.stored:
-        return "computed every time (features.store is off)"
-    if not demand.features:
-        return "all kept already"
-    compiled = ", compiled" * ready.features.extractor.compiled
+def epoch_line(result: EpochResult) -> str:
+    """An epoch in one line."""
+    marks = ("  best" if result.best else "") + ("  lr reduced" if result.lr_reduced else "")
+    seconds = result.seconds
+    duration = format_duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"
     return (
-        f"at most {demand.images:,} images and views through the convolutions{compiled}; {format_bytes(demand.bytes)} to keep"
-        f" in {ready.experiment.cache}"
+        f"epoch {result.number:3}  train loss {result.train_loss:.4f} top-1 {result.train_top1:.4f}"
+        f"  val loss {result.val['loss']:.4f} top-1 {result.val['top1']:.4f} top-5 {result.val['top5']:.4f}"
+        f"  lr {result.lr:.2g}  {duration}{marks}"
     )
 
 
-def epoch_line(epoch: EpochResult) -> str:
-    """An epoch in one line."""
-    marks = ("  best" if epoch.best else "") + ("  lr reduced" if epoch.reduced else "")
+def print_result(result: RunResult, terminal: Terminal) -> None:
+    """Print the scores of a finished run."""
+    best, last = result.best_epoch, result.history[-1]
+    rows = [
+        ("validation, best", best.number, best.val),
+        ("test, best checkpoint", best.number, result.best),
+        ("test, last checkpoint", last.number, result.last),
+    ]
+    cells = [(what, str(epoch), f"{scores.images:,}", *_values(scores)) for what, epoch, scores in rows]
+    terminal.table("Result", ("", "epoch", "images", *LABELS), cells)
+
+
+def print_seeds(results: Sequence[RunResult], terminal: Terminal) -> None:
+    """Print mean and standard deviation of the test scores over several training seeds."""
+    rows = []
+    for which in ("best", "last"):
+        spreads = [mean_and_sd([getattr(result, which)[metric] for result in results]) for metric in METRICS]
+        rows.append((f"test, {which} checkpoint", *(f"{mean:.4f} ± {sd:.4f}" for mean, sd in spreads)))
+    terminal.table(f"Mean ± sd of {len(results)} training seeds", ("", *LABELS), rows)
+
+
+def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
+    """Print where a finished run is, and what to do with it."""
+    if experiment.model.weights is None:
+        terminal.warn(
+            "the backbone had random weights: the run shows that everything works, not what the model can do"
+        )
+    label, run = f"Run {tracker.run_id} ({experiment.name}, {tracker.name})", tracker.run_id[:8]
+    if not tracker.delivered:
+        terminal.line(f"{label} has finished; ./launch.sh sync sends its records to MLflow.")
+        return
+    terminal.line(f"{label} is in MLflow: ./launch.sh ui shows it,")
+    terminal.line(
+        f"./launch.sh evaluate {run} writes a report, ./launch.sh predict IMAGE --model {run} uses it."
+    )
+
+
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and (n - 1) standard deviation of two values or more."""
+    return statistics.fmean(values), statistics.stdev(values)
+
+
+def _values(scores: Scores) -> list[str]:
+    return [f"{scores[metric]:.4f}" for metric in METRICS]
+
+
+def _split(setup: Setup) -> str:
+    manifest = setup.manifest
+    counts = Counter(entry.split for entry in manifest.entries)
+    sizes = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
+    others = [
+        (len(manifest.rejected), "unreadable left out"),
+        (manifest.unused, "unused"),
+        (manifest.duplicates, "exact duplicates"),
+    ]
+    rest = [f"{count:,} {what}" for count, what in others if count]
+    return "; ".join([f"{sizes} (seed {setup.experiment.seed.split})", *rest])
+
+
+def _views(experiment: Experiment) -> str:
+    augment = experiment.augment
+    if augment.views == "none":
+        return f"not augmented, {augment.crop} px"
+    count = "a new one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
+    return f"augmented, {count}, {augment.crop} px (seed {experiment.seed.augment})"
+
+
+def _cached_features(setup: Setup) -> str:
+    if not setup.model.split_index:
+        return "none: all layers train"
+    shape, dtype = setup.features.feature_shape()
+    size = format_bytes(math.prod(shape) * dtype.itemsize)
+    return f"output of {setup.model.split_layer}, {math.prod(shape):,} values per image and view ({size})"
+
+
+def _missing(setup: Setup, missing: MissingFeatures) -> str:
+    if not setup.model.split_index:
+        return "no features"
+    if not setup.features.stored:
+        return "all features, every time (features.store is off)"
+    if not missing.features:
+        return "nothing: all features are stored"
+    compiled = ", compiled" * setup.features.extractor.compiled
     return (
-        f"epoch {epoch.number:3}  train loss {epoch.train_loss:.4f} top-1 {epoch.train_top1:.4f}"
-        f"  val loss {epoch.val['loss']:.4f} top-1 {epoch.val['top1']:.4f} top-5 {epoch.val['top5']:.4f}"
-        f"  lr {epoch.lr:.2g}  {format_duration(epoch.seconds) if epoch.seconds >= 60 else f'{epoch.seconds:.1f} s'}{marks}"
+        f"at most {missing.images:,} images and views through the backbone{compiled};"
+        f" {format_bytes(missing.bytes)} to store in {setup.experiment.cache}"
     )

@@ -141,8 +141,8 @@ class RunFile(Target):
             record = run.record
             check(isinstance(record.requested, dict), "the experiment is not a tree")
             changed_settings(run, as_tree(self.experiment))
-            point = ResumePoint(record.requested, run.run_id, record.name)
-            apply_resume_point(self.experiment, (record.resolved, point))
+            point = ResumePoint(record.requested, run.run_id, record.name, resolved=record.resolved)
+            apply_resume_point(self.experiment, point)
         try:
             runs_to_resume(self.place, self.experiment, Options(resume="aaaaaaaa"))
         except UserError as error:
@@ -155,9 +155,9 @@ class SnapshotFile(Target):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.tensors = {"learned/w": torch.arange(6.0).reshape(2, 3), "optimizer/0/step": torch.tensor(3.0)}
+        self.tensors = {"trainable/w": torch.arange(6.0).reshape(2, 3), "optimizer/0/step": torch.tensor(3.0)}
         paths = [
-            Snapshot(1, place, 7, self.tensors, {"rule": {}}).save(folder / "made", 9) for place in (2, 3)
+            Snapshot(1, place, 7, self.tensors, {"schedule": {}}).save(folder / "made", 9) for place in (2, 3)
         ]
         self.files = [path.read_bytes() for path in paths]
 
@@ -171,7 +171,7 @@ class SnapshotFile(Target):
             found = snapshot.load(path)
         except ValueError as error:
             raise UserError(str(error)) from None
-        check((found.epoch, found.step, found.values) == (1, 7, {"rule": {}}), "another position loads")
+        check((found.epoch, found.step, found.values) == (1, 7, {"schedule": {}}), "another position loads")
         same = found.tensors.keys() == self.tensors.keys() and all(
             torch.equal(value, self.tensors[name]) for name, value in found.tensors.items()
         )

@@ -200,7 +200,7 @@ def test_batch_normalisation_trains_on_one_process_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
-    assert setup.prepare(experiment, accelerator, silent).network.trains_batch_norm
+    assert setup.prepare(experiment, accelerator, silent).model.trains_batch_norm
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(UserError, match="trains batch normalisation"):
         setup.prepare(experiment, accelerator, silent)

@@ -32,7 +32,7 @@ from runner.features.extractor import FeatureExtractor
 from runner.training import curves, run
 
 shard_store.SHARD_SECONDS = 0.0
-curves.curves = lambda *_: None
+curves.draw_curves = lambda *_: None
 left = int(os.environ["DIES_AFTER"])
 run_stage = FeatureExtractor.run_stage
 

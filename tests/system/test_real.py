@@ -13,9 +13,9 @@ from helpers import Recorder
 
 from runner.config.parser import parse
 from runner.data import manifest
-from runner.data.channel_stats import statistics
-from runner.data.loader import Loader
-from runner.data.transforms import Renderer
+from runner.data.channel_stats import channel_statistics
+from runner.data.loader import ImageLoader
+from runner.data.transforms import ViewTransform
 from runner.training import run
 from runner.utils.console import Terminal
 
@@ -35,11 +35,11 @@ needs_weights = pytest.mark.skipif(
 
 def test_the_whole_data_set_is_split_as_the_report_says(tmp_path: Path, silent: Terminal) -> None:
     words = ["--config", "caltech101", "--data.root", str(DATA), "--cache", str(tmp_path)]
-    found = manifest.build(parse(words)[0], silent)
+    found = manifest.build_manifest(parse(words)[0], silent)
     assert (len(found.entries), len(found.classes)) == (8677, 101)
     for split, share in (("train", 0.5), ("val", 0.25), ("test", 0.25)):
         assert len(found.select(split)) / 8677 == pytest.approx(share, abs=0.01)
-    with_background = manifest.build(parse([*words, "--data.background", "true"])[0], silent)
+    with_background = manifest.build_manifest(parse([*words, "--data.background", "true"])[0], silent)
     assert (len(with_background.entries), len(with_background.classes)) == (9144, 102)
     assert set(found.entries) < set(with_background.entries)
 
@@ -47,9 +47,11 @@ def test_the_whole_data_set_is_split_as_the_report_says(tmp_path: Path, silent: 
 def test_channel_statistics_are_near_the_published_ones(tmp_path: Path, silent: Terminal) -> None:
     words = ["--config", "caltech101", "--data.root", str(DATA), "--cache", str(tmp_path)]
     experiment = parse(words)[0]
-    found = manifest.build(experiment, silent)
+    found = manifest.build_manifest(experiment, silent)
     some = found.select("train")[::16]
-    numbers = statistics(some, Loader(found.root, Renderer(experiment.augment, 0)), tmp_path, silent)
+    numbers = channel_statistics(
+        some, ImageLoader(found.root, ViewTransform(experiment.augment, 0)), tmp_path, silent
+    )
     assert numbers.mean == pytest.approx((0.534, 0.507, 0.476), abs=0.03)
     assert numbers.std == pytest.approx((0.239, 0.236, 0.237), abs=0.03)
 
@@ -73,4 +75,4 @@ def test_pretrained_convolutions_tell_real_categories_apart(
     torch.set_num_threads(os.cpu_count() or 1)  # conftest has set one: real images are worth more
     result = run.train(experiment, accelerator, Recorder(tmp_path / "staged"), silent)
     assert result.best.images == 24
-    assert result.best.top1 >= 0.9
+    assert result.best["top1"] >= 0.9

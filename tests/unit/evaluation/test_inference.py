@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import QUIET, InBfloat16, Make, Matrix, rows_and_labels, small_model
+from fits import TensorFeatures, separable_features
+from helpers import QUIET, InBfloat16, Make, small_model
 from torch import Tensor
 
 from runner.evaluation.inference import Inference
@@ -25,7 +26,7 @@ def test_logits_are_the_same_alone_and_in_any_batch(
         *("--model.trainable", trainable, "--augment.crop", "48", "--augment.resize", "48"),
     ]
     ready = setup.prepare(make(*words), used, QUIET)  # type: ignore[arg-type]
-    inference = Inference(ready.network, used, batch_size)  # type: ignore[arg-type]
+    inference = Inference(ready.model, used, batch_size)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 48, 48), dtype=torch.uint8, generator=generator)
 
@@ -45,13 +46,13 @@ def test_scores_are_the_same_for_one_image_at_a_time(accelerator: Accelerator) -
     inference = Inference(network, accelerator, 8)
 
     def scores(values: Tensor, labels: list[int]) -> Scores:
-        return compute_scores(inference.sample_results(Matrix(values), labels), labels)
+        return compute_scores(inference.sample_results(TensorFeatures(values), labels), labels)
 
-    values, labels = rows_and_labels()
+    values, labels = separable_features()
     whole = scores(values, labels)
     single = [scores(values[i : i + 1], labels[i : i + 1]) for i in range(20)]
     assert whole.hits1 == sum(each.hits1 for each in single)
     assert whole["loss"] == pytest.approx(sum(each["loss"] for each in single) / 20, rel=1e-14)
     assert scores(values.flip(0), labels[::-1])["loss"] == pytest.approx(whole["loss"], rel=1e-14)
-    assert scores_from_logits(inference.logits(Matrix(values), 20), labels) == whole
+    assert scores_from_logits(inference.logits(TensorFeatures(values), 20), labels) == whole
     assert not network.training

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from cached_features import damage_all
-from helpers import TEST, TRAIN, VAL, Make, Recorder, comparable, scripted
+from fits import script_validation
+from helpers import TEST, TRAIN, VAL, Make, Recorder, comparable
 
 from runner.features.cache import FeatureCache
 from runner.features.sources import MappedSource, SplitFeatures
@@ -60,7 +61,7 @@ def test_epochs_use_their_views_in_turn(make: Make, train: Train, monkeypatch: p
 def test_a_run_that_stops_early_computes_no_view_for_later_epochs(
     make: Make, train: Train, computed_images: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripted(monkeypatch, [0.9, 0.5])
+    script_validation(monkeypatch, [0.9, 0.5])
     result, _ = train(make("--augment.views", "fresh", "--schedule.reductions", "1"))
     assert len(result.history) == 2
     assert sum(computed_images) == 2 * TRAIN + VAL + TEST

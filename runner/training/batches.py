@@ -1,0 +1,66 @@
+"""The batches of an epoch, and the micro-batches that each process computes of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from runner.utils import hashing
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The part of a batch that a process computes in one forward and backward pass; it may be empty."""
+
+    batch: np.ndarray
+    """Indices of the whole global batch in the training split."""
+    samples: slice
+    """Which of them are in the micro-batch."""
+    last: bool
+    """The process's last micro-batch of this batch: the optimizer step follows."""
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Indices of its images in the training split."""
+        return self.batch[self.samples]
+
+
+def epoch_batches(
+    labels: Tensor, batch_size: int, sampling: str, training_seed: int, epoch: int
+) -> list[np.ndarray]:
+    """The global batches of an epoch, as indices: a function of (training seed, epoch), not of the processes.
+
+    Args:
+        labels: Class indices of the training split.
+        batch_size: Images per batch; the last batch may be smaller.
+        sampling: "shuffled": every image once; "balanced": drawn with replacement, all classes equally often.
+        training_seed: See above.
+        epoch: From 0.
+    """
+    generator = torch.Generator().manual_seed(hashing.derive_seed("order", training_seed, epoch))
+    if sampling == "balanced":
+        weights = class_weights(labels, int(labels.max()) + 1)[labels]
+        order = torch.multinomial(weights.double(), len(labels), replacement=True, generator=generator)
+    else:
+        order = torch.randperm(len(labels), generator=generator)
+    return [batch.numpy() for batch in order.split(batch_size)]
+
+
+def micro_batches(batch: np.ndarray, accumulate: int, accelerator: Accelerator) -> Iterator[MicroBatch]:
+    """This process's `accumulate` parts of a batch: contiguous, and as equal in size as possible."""
+    parts = accumulate * accelerator.num_processes
+    bounds = [len(batch) * part // parts for part in range(parts + 1)]
+    for number in range(accumulate):
+        part = number * accelerator.num_processes + accelerator.process_index
+        yield MicroBatch(batch, slice(bounds[part], bounds[part + 1]), last=number == accumulate - 1)
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Inverse class frequencies n / (classes · count), as scikit-learn's "balanced"; their mean over images is 1."""
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return len(labels) / (classes * counts)

@@ -1,0 +1,202 @@
+"""The state of a training: what the loop changes, callbacks read, and snapshots save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from runner.config.schema import Experiment
+from runner.evaluation.metrics import Scores
+from runner.models.transfer_model import TransferModel
+from runner.training.results import EpochResult, best_epoch
+from runner.training.snapshot import Snapshot, restoring
+from runner.training.step import TrainStep
+from runner.utils.errors import UserError
+
+
+class FitState:
+    """A training in progress.
+
+    Args:
+        experiment: Its settings `train`, `optim`, `schedule` and `seed` count.
+        model: Not wrapped, on the accelerator's device, with its final frozen weights.
+        labels: Class indices of the training split.
+        accelerator: Device, precision and processes.
+    """
+
+    def __init__(
+        self, experiment: Experiment, model: TransferModel, labels: Sequence[int], accelerator: Accelerator
+    ) -> None:
+        self.experiment = experiment
+        self.model = model
+        self.accelerator = accelerator
+        self.labels = torch.tensor(labels)
+        self.train_step = TrainStep(experiment, model, self.labels, accelerator)
+        self.epoch = 0
+        """The current epoch, from 0."""
+        self.epoch_lr = self.train_step.lr
+        """Learning rate at its start."""
+        self.history: list[EpochResult] = []
+        self.stopped_early = False
+        self._seconds_before = 0.0
+        """Time that the current epoch took before an interruption."""
+        self._resumed_at = time.monotonic()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left."""
+        return self.stopped_early or self.epoch >= self.experiment.train.epochs
+
+    @property
+    def batch(self) -> int:
+        """Batches of the current epoch that are done."""
+        return self.train_step.steps_taken - self.epoch * self.train_step.steps_per_epoch
+
+    @property
+    def images_done(self) -> int:
+        """Images of the current epoch that are done."""
+        return min(len(self.labels), self.batch * self.experiment.train.batch_size)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time that the current epoch has taken so far."""
+        return self._seconds_before + time.monotonic() - self._resumed_at
+
+    def start_timer(self) -> None:
+        """Start or continue to measure `epoch_seconds`."""
+        self._resumed_at = time.monotonic()
+
+    def advance_epoch(self, val: Scores) -> bool:
+        """Go on to the next epoch after validation: let the schedule see the scores, and decide whether to stop.
+
+        All processes call it together; rank 0 decides. Returns whether the learning rate was reduced.
+        """
+        lr = self.train_step.lr
+        stop = self.train_step.schedule.end_epoch(val.hits1)
+        self.epoch, self.epoch_lr = self.epoch + 1, self.train_step.lr
+        self.train_step.sums.reset()
+        self.stopped_early, lr_reduced = broadcast_object_list([(stop, self.train_step.lr < lr)])[0]
+        return bool(lr_reduced)
+
+    def record(self, result: EpochResult) -> None:
+        """Add a finished epoch to the history."""
+        self.history.append(result)
+        self._seconds_before = 0.0
+        self.start_timer()
+
+    def capture(self) -> Snapshot | None:
+        """A snapshot of the current state.
+
+        None in the middle of a step, if the sums of other processes are not known here, or if weights are not finite:
+        then the next loss will not be finite either, and training will stop.
+        """
+        step, scaler = self.train_step, self.accelerator.scaler
+        sums = step.sums.state()
+        if not step.between_steps or sums is None:
+            return None
+        tensors, optimizer = _optimizer_state(step.optimizer)
+        tensors |= {f"trainable/{name}": value for name, value in self.model.trainable_state().items()}
+        if any(epoch.best for epoch in self.history):
+            tensors["sample_results"] = best_epoch(self.history).sample_results
+        values = {
+            "sums": sums,
+            "epoch_lr": self.epoch_lr,
+            "skipped_steps": step.skipped,
+            "optimizer": optimizer,
+            "schedule": step.schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "history": [epoch.to_dict() for epoch in self.history],
+            "stopped_early": self.stopped_early,
+            "epoch_seconds": self.epoch_seconds,
+        }
+        snapshot = Snapshot(self.epoch, self.batch, step.steps_taken, tensors, values)
+        return snapshot if snapshot.is_finite else None
+
+    def restore(self, snapshot: Snapshot, branch: bool = False) -> None:
+        """Continue from a snapshot of a model with the same architecture.
+
+        Args:
+            snapshot: To continue from.
+            branch: With other settings: weights and optimizer state are restored, but learning rate and schedule are
+                those of the new settings, and an interrupted epoch starts again.
+
+        Raises `UserError` if other layers train, or another version wrote the snapshot.
+        """
+        with restoring():
+            values = snapshot.values
+            self.history = saved_history(snapshot)
+            self._restore_weights(snapshot.tensors_under("trainable"))
+            self.epoch, self.train_step.skipped = snapshot.epoch, values["skipped_steps"]
+            if branch:
+                self._branch(snapshot)
+                return
+            _restore_optimizer(self.train_step.optimizer, snapshot, values["optimizer"]["groups"])
+            self.train_step.schedule.load_state_dict(values["schedule"])
+            if self.accelerator.scaler is not None and values["scaler"]:
+                self.accelerator.scaler.load_state_dict(values["scaler"])
+            self.train_step.steps_taken, self.epoch_lr = snapshot.step, values["epoch_lr"]
+            self.train_step.sums.restore(values["sums"])
+            self.stopped_early = bool(values["stopped_early"])
+            self._seconds_before = float(values["epoch_seconds"])
+
+    def _restore_weights(self, saved: dict[str, Tensor]) -> None:
+        current = self.model.trainable_state()
+        if {name: value.shape for name, value in current.items()} != {n: v.shape for n, v in saved.items()}:
+            raise UserError("The run to resume trains other layers; start a new run.")
+        self.model.load_state_dict(saved, strict=False)
+
+    def _branch(self, snapshot: Snapshot) -> None:
+        step = self.train_step
+        own = step.optimizer.state_dict()["param_groups"]
+        saved = snapshot.values["optimizer"]["groups"]
+        # The moments of another optimizer, or of differently grouped parameters, mean nothing here.
+        if [(set(group), group["params"]) for group in own] == [(set(g), g["params"]) for g in saved]:
+            _restore_optimizer(step.optimizer, snapshot, own)
+        step.steps_taken = self.epoch * step.steps_per_epoch
+        step.schedule.fast_forward(step.steps_taken, snapshot.values["schedule"])
+        self.epoch_lr = step.lr
+
+
+def saved_history(snapshot: Snapshot) -> list[EpochResult]:
+    """The finished epochs in a snapshot; only the best one has its `sample_results`."""
+    history = [EpochResult.from_dict(epoch) for epoch in snapshot.values["history"]]
+    best = max((epoch.number for epoch in history if epoch.best), default=0)
+    if best:
+        history[best - 1] = replace(history[best - 1], sample_results=snapshot.tensors["sample_results"])
+    return history
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors as `optimizer/INDEX/NAME`, and its other values."""
+    state, tensors, plain = optimizer.state_dict(), {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value
+            else:
+                plain[f"{index}/{name}"] = value
+    return tensors, {"groups": state["param_groups"], "plain": plain}
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, snapshot: Snapshot, groups: list[dict[str, Any]]
+) -> None:
+    """Load the saved state of each parameter, with these parameter groups."""
+    state: dict[int, dict[str, Any]] = {}
+    saved = {**snapshot.tensors_under("optimizer"), **snapshot.values["optimizer"]["plain"]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, value in saved.items():
+        index, _, name = key.partition("/")
+        parameter = parameters[int(index)]
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # A fused optimizer walks through memory: moments must have the memory layout of their parameter.
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
