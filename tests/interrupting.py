@@ -25,13 +25,15 @@ from sqlalchemy.engine.default import DefaultDialect
 from torch import Tensor
 
 from runner import train
-from runner.config.schema import Checkpoints, Experiment
-from runner.models.network import Network
+from runner.config.schema import CheckpointsConfig, Experiment
+from runner.models.transfer_model import TransferModel
 from runner.training import run, snapshot
 from runner.training import seeds as repeat
-from runner.training.loop import Epoch, Inputs, fit
+from runner.training.loop import EpochResult, LabeledFeatures, fit
 from runner.training.snapshot_policy import Keeping
-from runner.utils.errors import UserError, guarded, interrupt_on_signals, stopping_signals
+from runner.utils.errors import UserError
+from runner.utils.exit_status import run_main
+from runner.utils.signals import interrupt_on_signals, stop_signals
 
 __all__ = ["repeat", "run"]  # loaded before processes are forked
 
@@ -106,7 +108,7 @@ class _Rows:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Signals interrupt within the block, as in a command."""
-    before = {each: signal.getsignal(each) for each in stopping_signals()}
+    before = {each: signal.getsignal(each) for each in stop_signals()}
     interrupt_on_signals()
     try:
         yield
@@ -119,7 +121,7 @@ def interruptible() -> Iterator[None]:
 class Fitted:
     """What came of a fit, or of a part of one."""
 
-    history: list[Epoch]
+    history: list[EpochResult]
     learned: dict[str, Tensor]
     raised: BaseException | None = None
 
@@ -134,7 +136,7 @@ class Fitted:
             assert torch.equal(value, other.learned[name]), name
 
 
-def plain(history: Sequence[Epoch]) -> list[dict[str, Any]]:
+def plain(history: Sequence[EpochResult]) -> list[dict[str, Any]]:
     """Epochs without how long they took."""
     return [
         {k: v for k, v in each.as_json().items() if k not in ("seconds", "images_per_second")}
@@ -144,13 +146,13 @@ def plain(history: Sequence[Epoch]) -> list[dict[str, Any]]:
 
 def part_of_a_fit(
     experiment: Experiment,
-    network: Network,
+    network: TransferModel,
     values: Sequence[Tensor],
     labels: list[int],
     accelerator: Accelerator,
     folder: Path | None = None,
     stop: Stop | None = None,
-    settings: Checkpoints | None = None,
+    settings: CheckpointsConfig | None = None,
     changed: bool = False,
     damaged: bool = False,
 ) -> Fitted:
@@ -163,17 +165,17 @@ def part_of_a_fit(
     if folder is not None:
         resumed, faults = snapshot.newest(folder)
         assert bool(faults) == damaged
-        keeper = Keeping(folder, settings or Checkpoints(minutes="never"), lambda: ({}, {}), resumed, changed)
+        keeper = Keeping(folder, settings or CheckpointsConfig(minutes="never"), lambda: ({}, {}), resumed, changed)
         if resumed is not None:
             rows.fetched = 0
 
-    def on_epoch(epoch: Epoch) -> None:
+    def on_epoch(epoch: EpochResult) -> None:
         heard.append(epoch)
         if stop and (stop.where, stop.number) == ("epoch", epoch.number):
             stop.now()
 
-    def outcome(history: list[Epoch], raised: BaseException | None = None) -> Fitted:
-        learned = {name: value.detach().clone() for name, value in network.parts()[0].items()}
+    def outcome(history: list[EpochResult], raised: BaseException | None = None) -> Fitted:
+        learned = {name: value.detach().clone() for name, value in network.trainable_state().items()}
         return Fitted(history, learned, raised)
 
     with interruptible():
@@ -181,8 +183,8 @@ def part_of_a_fit(
             history = fit(
                 experiment,
                 network,
-                Inputs(rows.train, labels),
-                Inputs(rows.val, labels),
+                LabeledFeatures(rows.train, labels),
+                LabeledFeatures(rows.val, labels),
                 accelerator,
                 8,
                 on_epoch,
@@ -275,7 +277,7 @@ def _child(words: list[str], kill: Kill, log: Path) -> None:
         timer.daemon = True
         timer.start()
     interrupt_on_signals()
-    os._exit(guarded(lambda: train.main(words)))
+    os._exit(run_main(lambda: train.main(words)))
 
 
 def forks() -> Any:

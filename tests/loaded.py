@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helpers import small_network
+from helpers import small_model
 
 from runner.serving import packaging
 from runner.serving.predictor import LoadedModel
@@ -16,7 +16,7 @@ INFERENCE = {
 
 def loaded_model() -> LoadedModel:
     """A classifier of blue, green and red images of 32 × 32 pixels that has learned nothing."""
-    module = small_network().eval()
+    module = small_model().eval()
     classifier = packaging.to_classifier(
         module, packaging.describe(module, INFERENCE, epoch=1, val={}), "cpu"
     )

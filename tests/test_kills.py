@@ -25,9 +25,11 @@ from interrupting import Kill, artifacts, command_in_a_fork, points, times
 
 from runner import train
 from runner.tracking import interrupted_runs
-from runner.tracking.journal import Journal, current_owner
+from runner.tracking.interrupted_runs import RunRecord
+from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import tracking_server
-from runner.tracking.uploader import recover_runs
+from runner.tracking.process_identity import ProcessIdentity
+from runner.tracking.recovery import recover_runs
 from runner.training import snapshot
 from runner.utils.console import Terminal
 from runner.utils.exit_status import run_main
@@ -200,7 +202,7 @@ def finished(place: Place) -> bool:
     """Whether the run's end was written down: only its delivery is left to do."""
     return any(
         journal.ended and journal.events()[-1]["status"] == "FINISHED"
-        for journal in Journal.find(place.journals)
+        for journal in Journal.find_all(place.journals)
     ) or any(run.info.status == "FINISHED" for run in runs_of(place.client))
 
 
@@ -261,7 +263,7 @@ def test_a_finished_run_whose_records_wait_is_not_gone_on_with(place: Place, who
 def test_a_journal_goes_at_once(place: Place, whole: Told) -> None:
     """A process that dies while it removes the journal of its finished run leaves nothing to go on with."""
     place.train(*EVERY, kill=Kill(r"set_terminated", 1, after=True))
-    (journal,) = Journal.find(place.journals)
+    (journal,) = Journal.find_all(place.journals)
     kept = place.folder / "journal"
     journal.folder.rename(kept)
 
@@ -273,7 +275,7 @@ def test_a_journal_goes_at_once(place: Place, whole: Told) -> None:
         patch.setattr(shutil, "rmtree", torn)
         with pytest.raises(KeyboardInterrupt):
             journal.remove()
-    assert Journal.find(place.journals) == [], "whatever is left of it"
+    assert Journal.find_all(place.journals) == [], "whatever is left of it"
     shutil.rmtree(kept)
     assert place.train(*EVERY, "--train.epochs", "1", "--resume", "auto") == 0, place.said
     assert list(place.journals.iterdir()) == []
@@ -383,7 +385,7 @@ def change(place: Place, **values: Any) -> None:
     """Change what `run.json` of the only run tells."""
     told = json.loads((place.states[0] / "run.json").read_text())
     del told["digest"]
-    interrupted_runs.write_record(place.states[0], {**told, **values})
+    interrupted_runs.write_record(place.states[0], RunRecord.from_dict({**told, **values}))
 
 
 def test_other_experiments_are_refused(interrupted: Place, refused: Callable[..., str]) -> None:
@@ -421,7 +423,7 @@ def test_a_run_of_another_store_is_refused(
 
 def test_a_living_run_is_refused(interrupted_copy: Place, refused: Callable[..., str]) -> None:
     (owner,) = interrupted_copy.journals.glob("*/owner.json")
-    now, told = current_owner("", ""), json.loads(owner.read_text())
+    now, told = ProcessIdentity.current(), json.loads(owner.read_text())
     owner.write_text(json.dumps({**told, "host": now.host, "pid": now.pid, "started": now.started}))
     said = refused(["train", *interrupted_copy.words, "--resume", begun(interrupted_copy)])
     assert f"still runs: process {os.getpid()} on" in said
@@ -509,9 +511,9 @@ def test_a_run_brings_its_own_experiment(interrupted_copy: Place, whole: Told) -
     place, run_id = interrupted_copy, begun(interrupted_copy)
     (name,) = [run.info.run_name for run in runs_of(place.client)]
     root = str(place.folder / "mlruns")
-    asked = interrupted_runs.list_interrupted_runs(tracking_server(root))[0].asked  # it names the folder that it was copied from
+    asked = interrupted_runs.list_interrupted_runs(tracking_server(root))[0].record.requested  # it names the folder that it was copied from
     asked["tracking"]["root"], asked["cache"] = root, str(place.folder / "cache")
-    change(place, asked=asked)
+    change(place, requested=asked)
     words = ["--tracking.root", root, "--resume", name]
     assert Place(place.folder, words).train() == 0, place.said
     check(place, whole, run_id)

@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import QUIET, Make, Recorder, rows_and_labels, small_network
+from helpers import QUIET, Make, Recorder, rows_and_labels, small_model
 from interrupting import Fitted, Stop, part_of_a_fit, plain
 from torch import Tensor
 
 import runner.training.loop
-from runner.config.schema import Checkpoints, as_tree
-from runner.models.network import Network
-from runner.tracking import interrupted_runs
+from runner.config.schema import CheckpointsConfig
+from runner.config.tree import as_tree
+from runner.models.transfer_model import TransferModel
 from runner.training import run, snapshot
-from runner.training.resume import Start
+from runner.training.resume import ResumePoint
 from runner.training.snapshot import Snapshot
 from runner.training.snapshot_policy import Keeping
-from runner.utils.errors import Diverged, Interrupted, UserError
+from runner.utils.errors import DivergedError, UserError
+from runner.utils.signals import Interrupted
 
 EPOCHS, BATCHES = 3, 3
 """Of a small fit: batches of 8, 8 and 4."""
@@ -93,8 +94,8 @@ def again_of(
     words: Sequence[str],
     network: dict[str, Any],
 ) -> Again:
-    built = small_network(**network)
-    first = {name: value.clone() for name, value in built.parts()[0].items()}
+    built = small_model(**network)
+    first = {name: value.clone() for name, value in built.trainable_state().items()}
     parsed = functools.cache(make)
 
     def again(*more: str, **given: Any) -> Fitted:
@@ -174,7 +175,7 @@ def test_goes_on_after_an_unreadable_image(
     again: Again, tmp_path: Path, accumulate: int, number: int
 ) -> None:
     words = ("--train.accumulate", str(accumulate))
-    every = Checkpoints(minutes=0)
+    every = CheckpointsConfig(minutes=0)
     stopped = again(*words, folder=tmp_path, stop=Stop("train", number, "error"), settings=every)
     assert isinstance(stopped.raised, UserError)
     kept, _ = snapshot.newest(tmp_path)
@@ -194,7 +195,7 @@ def test_goes_on_after_an_error_of_who_hears_of_epochs(
 
 
 def test_taking_snapshots_changes_nothing(again: Again, tmp_path: Path) -> None:
-    again(folder=tmp_path, settings=Checkpoints(minutes=0)).agrees(again())
+    again(folder=tmp_path, settings=CheckpointsConfig(minutes=0)).agrees(again())
 
 
 def test_a_fit_that_is_over_stays_over(again: Again, tmp_path: Path) -> None:
@@ -208,18 +209,18 @@ def test_a_fit_that_is_over_stays_over(again: Again, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "there"),
     [
-        (Checkpoints(minutes="never"), ["000003-00000000"]),
-        (Checkpoints(minutes="never", epochs=1, keep=5), [f"{n:06}-00000000" for n in (3, 2, 1)]),
-        (Checkpoints(minutes="never", epochs=2, keep=5), ["000003-00000000", "000002-00000000"]),
-        (Checkpoints(minutes=0, keep=1), ["000003-00000000"]),
-        (Checkpoints(minutes=0, keep=3), ["000003-00000000", "000002-00000003", "000002-00000002"]),
-        (Checkpoints(minutes=60, keep=3), ["000003-00000000"]),
-        (Checkpoints(keep=3), ["000003-00000000"]),
+        (CheckpointsConfig(minutes="never"), ["000003-00000000"]),
+        (CheckpointsConfig(minutes="never", epochs=1, keep=5), [f"{n:06}-00000000" for n in (3, 2, 1)]),
+        (CheckpointsConfig(minutes="never", epochs=2, keep=5), ["000003-00000000", "000002-00000000"]),
+        (CheckpointsConfig(minutes=0, keep=1), ["000003-00000000"]),
+        (CheckpointsConfig(minutes=0, keep=3), ["000003-00000000", "000002-00000003", "000002-00000002"]),
+        (CheckpointsConfig(minutes=60, keep=3), ["000003-00000000"]),
+        (CheckpointsConfig(keep=3), ["000003-00000000"]),
     ],
     ids=str,
 )
 def test_settings_decide_which_snapshots_there_are(
-    again: Again, tmp_path: Path, settings: Checkpoints, there: list[str]
+    again: Again, tmp_path: Path, settings: CheckpointsConfig, there: list[str]
 ) -> None:
     again(folder=tmp_path, settings=settings)
     assert [path.stem for path in snapshot.paths(tmp_path)] == there
@@ -239,7 +240,7 @@ def test_time_decides_which_snapshots_there_are(
         taken.append((kept.epoch, kept.batch, self._wait))
 
     monkeypatch.setattr(Keeping, "keep", noted)
-    again("--train.epochs", "60", folder=tmp_path, settings=Checkpoints())
+    again("--train.epochs", "60", folder=tmp_path, settings=CheckpointsConfig())
     assert 2 < len(taken) < 60 * BATCHES / 2
     assert all(wait >= 100 for _, _, wait in taken), "a second and more each: a hundredth of the time"
 
@@ -248,7 +249,7 @@ def test_frozen_layers_are_not_in_a_snapshot(again: Again, tmp_path: Path) -> No
     again(folder=tmp_path)
     kept, _ = snapshot.newest(tmp_path)
     assert kept is not None
-    learned, frozen = small_network().parts()
+    learned, frozen = small_model().parts()
     assert kept.part("learned").keys() == learned.keys()
     assert not any(name.split("/", 1)[1] in frozen for name in kept.tensors if "/" in name)
     size = sum(value.nbytes for value in learned.values())
@@ -271,7 +272,7 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "empty", "middle", "last byte"])
 def test_a_damaged_snapshot_has_a_predecessor(again: Again, tmp_path: Path, how: str) -> None:
-    every = Checkpoints(minutes=0)
+    every = CheckpointsConfig(minutes=0)
     again(folder=tmp_path, stop=Stop("train", 5), settings=every)
     newest, before = snapshot.paths(tmp_path)
     damage(newest, how)
@@ -289,10 +290,10 @@ def test_a_damaged_snapshot_has_a_predecessor(again: Again, tmp_path: Path, how:
 @pytest.mark.parametrize("keep", [1, 2])
 def test_a_damaged_snapshot_takes_nobodys_place(again: Again, tmp_path: Path, keep: int) -> None:
     """It lies further than all that the fit that goes on writes for a while."""
-    again(folder=tmp_path, stop=Stop("train", 8), settings=Checkpoints(minutes=0, keep=9))
+    again(folder=tmp_path, stop=Stop("train", 8), settings=CheckpointsConfig(minutes=0, keep=9))
     for path in snapshot.paths(tmp_path)[:3]:
         damage(path, "cut")
-    every = Checkpoints(minutes=0, keep=keep)
+    every = CheckpointsConfig(minutes=0, keep=keep)
     for step in (7, 8):
         part = again(folder=tmp_path, stop=Stop("train", 1), settings=every, damaged=step == 7)
         assert isinstance(part.raised, Interrupted)
@@ -351,7 +352,7 @@ def test_a_full_disk_leaves_the_last_snapshot(
         write(tensors, aside, *given)
 
     monkeypatch.setattr(snapshot, "write", refusing)
-    stopped = again(folder=tmp_path, settings=Checkpoints(minutes=0))
+    stopped = again(folder=tmp_path, settings=CheckpointsConfig(minutes=0))
     assert isinstance(stopped.raised, OSError)
     assert stopped.raised.errno == number
     assert [path.name for path in sorted(tmp_path.glob("[!p]*"), reverse=True)] == [
@@ -387,8 +388,8 @@ def test_a_loss_that_is_no_number_is_found_at_its_step(
     order = list(epoch_batches(torch.tensor(data[1]), 8, "shuffled", 0, 0))
     bad = int(order[1][0])
     other = again_of(make, accelerator, (poisoned(data, bad, value), data[1]), [], {})
-    stopped = other(folder=tmp_path, settings=Checkpoints(minutes=0))
-    assert isinstance(stopped.raised, Diverged)
+    stopped = other(folder=tmp_path, settings=CheckpointsConfig(minutes=0))
+    assert isinstance(stopped.raised, DivergedError)
     assert "at step 1 (epoch 1, batch 2 of 3)" in str(stopped.raised)
     assert "optim.lr" in str(stopped.raised)
     kept, _ = snapshot.newest(tmp_path)
@@ -401,7 +402,7 @@ def test_an_epoch_of_which_nothing_is_left_is_no_epoch(
 ) -> None:
     values = [torch.full_like(each, math.nan) for each in data[0]]
     stopped = again_of(make, accelerator, (values, data[1]), ["--train.nonfinite", "skip"], {})()
-    assert isinstance(stopped.raised, Diverged)
+    assert isinstance(stopped.raised, DivergedError)
     assert "Every step of epoch 1 was left out" in str(stopped.raised)
 
 
@@ -453,8 +454,8 @@ def test_a_run_goes_on_to_the_same_result(
         assert kept is not None
         assert kept.step == step
         told = json.loads((place.folder / "state" / "run.json").read_text())
-        assert told["asked"] == json.loads(json.dumps(as_tree(experiment)))
-        start = Start(as_tree(experiment), "0123456789", "small", kept)
+        assert told["requested"] == json.loads(json.dumps(as_tree(experiment)))
+        start = ResumePoint(as_tree(experiment), "0123456789", "small", kept)
         result = run.train(experiment, accelerator, place, QUIET, start)
         assert plain(result.history) == plain(whole.history)
         assert (result.best, result.last) == (whole.best, whole.last)
@@ -511,7 +512,7 @@ def test_a_branch_begins_its_epoch_again_with_its_own_settings(again: Again, tmp
     constant = ("--schedule.kind", "constant")
     whole = again(*constant)
     again(*constant, folder=tmp_path, stop=Stop("train", 5))
-    same = again(*constant, folder=tmp_path, settings=Checkpoints(keep=9), changed=True)
+    same = again(*constant, folder=tmp_path, settings=CheckpointsConfig(keep=9), changed=True)
     assert same.raised is None
     assert plain(same.history)[:1] == plain(whole.history)[:1]
     assert len(same.history) == EPOCHS
@@ -527,25 +528,6 @@ def test_a_branch_takes_its_own_learning_rate(again: Again, tmp_path: Path, kind
     assert branch.history[1].lr == pytest.approx(whole.history[1].lr)
 
 
-def test_what_a_run_was_asked_for_is_compared(make: Make, tmp_path: Path) -> None:
-    from runner.tracking.journal import Journal, me
-
-    tree = as_tree(make("--model.width", "16"))
-    journal = Journal.create(tmp_path, me("sqlite:///x", "0" * 32))
-    known = interrupted_runs.Unfinished(journal, "small", tree, {}, False, "", 1)
-    assert interrupted_runs.differences(known, tree) == []
-    harmless = make(
-        *("--data.workers", "1", "--cache", str(tmp_path / "other"), "--checkpoints.minutes", "3"),
-        *("--features.store", "false", "--features.memory", "1", "--tracking.gallery", "3"),
-    )
-    assert interrupted_runs.differences(known, as_tree(harmless)) == []
-    other = make("--optim.lr", "0.5", "--train.epochs", "7", "--seed.split", "3")
-    assert sorted(interrupted_runs.differences(known, as_tree(other))) == [
-        "train.epochs is 7, was 3",
-        "optim.lr is 0.5, was 0.003",
-        "seed.split is 3, was 0",
-    ]
-
 
 def test_a_network_is_not_needed_to_look_for_runs() -> None:
     """What refuses is asked before torch is there: it takes seconds to load."""
@@ -559,4 +541,4 @@ def test_a_network_is_not_needed_to_look_for_runs() -> None:
 def test_networks_are_alike(again: Again) -> None:
     """The tests here compare bits: two fits of the same settings must have the same."""
     again().agrees(again())
-    assert isinstance(small_network(), Network)
+    assert isinstance(small_model(), TransferModel)

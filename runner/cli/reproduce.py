@@ -177,13 +177,13 @@ def _print_verdict(original: OriginalRun, new: RunInfo, verdict: Verdict, termin
         )
         rows = [
             (
-                each.metric,
-                str(each.step or "–"),
-                _number(each.original),
-                _number(each.reproduced),
-                "–" if each.relative is None else f"{each.reproduced - each.original:+.2e}",  # type: ignore[operator]
+                difference.metric,
+                str(difference.step or "–"),
+                _number(difference.original),
+                _number(difference.reproduced),
+                "–" if difference.relative is None else f"{difference.reproduced - difference.original:+.2e}",  # type: ignore[operator]
             )
-            for each in shown
+            for difference in shown
         ]
         header = ("metric", "epoch", "original", "reproduced", "difference")
         terminal.table(f"Differences{rest}", header, rows)
@@ -203,6 +203,8 @@ def _to_json(run: RunInfo, new: RunInfo, verdict: Verdict, changes: Sequence[Cha
         "same": verdict.same,
         "points": verdict.points,
         "largest_relative_difference": verdict.largest,
-        "differences": [{**asdict(each), "relative": each.relative} for each in verdict.differences],
+        "differences": [
+            {**asdict(difference), "relative": difference.relative} for difference in verdict.differences
+        ],
         "versions": [asdict(change) for change in changes],
     }

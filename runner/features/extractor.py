@@ -49,6 +49,7 @@ class FeatureExtractor:
         self.compiled = compiled
         self.stages = model.frozen_stages
         self._functions: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._recipes: dict[int, dict[str, Any]] = {}
 
     def run_stage(self, values: Tensor, stage: int) -> Tensor:
         """A stage's output for at most `batch_size` images or outputs of the stage before, on the device, contiguous.
@@ -88,18 +89,18 @@ class FeatureExtractor:
 
     def recipe(self, stage: int) -> dict[str, Any]:
         """Everything about model and computation that decides the values of a stage's output."""
-        layers = list(self.model.layers())[: self.stages[stage][1]]
-        device = self.accelerator.device.type
-        return {
-            "layers": [(name, str(layer)) for name, layer in layers],
-            "weights": digest(
-                [tensor_digest(value) for _, layer in layers for value in layer.state_dict().values()]
-            ),
-            "precision": self.accelerator.mixed_precision,
-            "batch_size": self.batch_size,
-            "compiled": self.compiled,
-            "device": _cuda_kernels() if device == "cuda" else _cpu_kernels(),
-        }
+        if stage not in self._recipes:
+            layers = list(self.model.layers())[: self.stages[stage][1]]
+            weights = [tensor_digest(value) for _, layer in layers for value in layer.state_dict().values()]
+            self._recipes[stage] = {
+                "layers": [(name, str(layer)) for name, layer in layers],
+                "weights": digest(weights),
+                "precision": self.accelerator.mixed_precision,
+                "batch_size": self.batch_size,
+                "compiled": self.compiled,
+                "device": _cuda_kernels() if self.accelerator.device.type == "cuda" else _cpu_kernels(),
+            }
+        return self._recipes[stage]
 
     def _function(self, stage: int) -> Callable[[Tensor], Tensor]:
         if stage not in self._functions:

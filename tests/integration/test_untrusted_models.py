@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Make, small_network
+from helpers import Make, small_model
 from http_servers import SECRET, answering
 from pictures import draw
 from stores import Store
@@ -80,7 +80,7 @@ def test_code_in_weights_does_not_run(
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model, saved as a run logs it."""
-    network = small_network().eval()
+    network = small_model().eval()
     transform = {"resize": 36, "crop": 32, "interpolation": "bilinear"}
     inference = {"name": "small", "transform": transform, "precision": "no"}
     description = packaging.describe(network, inference, epoch=1, val={}, run="run", manifest="m")

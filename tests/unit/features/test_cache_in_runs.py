@@ -62,7 +62,8 @@ def test_a_run_that_stops_early_computes_no_view_for_later_epochs(
     make: Make, train: Train, computed_images: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script_validation(monkeypatch, [0.9, 0.5])
-    result, _ = train(make("--augment.views", "fresh", "--schedule.reductions", "1"))
+    schedule = ("--schedule.kind", "reduce_on_drop", "--schedule.reductions", "1")
+    result, _ = train(make("--augment.views", "fresh", *schedule))
     assert len(result.history) == 2
     assert sum(computed_images) == 2 * TRAIN + VAL + TEST
 

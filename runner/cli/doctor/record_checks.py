@@ -1,0 +1,109 @@
+"""Checks of what runs have logged: database, runs and journals."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from runner.cli.doctor.findings import Examination, Finding, reason
+from runner.tracking.journal import Journal
+from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.process_identity import this_host
+from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.redaction import redact
+
+
+def check_database(examination: Examination) -> Iterator[Finding]:
+    """The embedded database is damaged."""
+    path = examination.server.root / "mlflow.db"
+    if not (examination.server.embedded and path.exists()):
+        return
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            result = connection.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        result = str(error)
+    if result != "ok":
+        yield Finding(str(path), f"the database is damaged ({result}); restore it from a backup")
+
+
+def check_runs(examination: Examination) -> Iterator[Finding]:
+    """Runs are RUNNING in MLflow, but their process on this host is dead, and they have no journal."""
+    if examination.client is None:
+        return
+    from mlflow.exceptions import MlflowException
+
+    from runner.tracking.recovery import dead_runs, mark_killed
+
+    try:
+        dead = dead_runs(examination.server, examination.client)
+    except MlflowException as error:  # a damaged table, or the server has gone away since it was connected to
+        yield Finding(redact(examination.server.uri), f"cannot be read: {reason(error)}")
+        return
+    for run in dead:
+        run_id = run.info.run_id
+        close = partial(mark_killed, examination.client, run_id)
+        yield examination.resolve(
+            f"run {run_id[:8]}", "is RUNNING, but its process is dead", close, "closed as KILLED"
+        )
+
+
+def check_journals(examination: Examination) -> Iterator[Finding]:
+    """Journals of dead processes have events to deliver, or should have been removed."""
+    known = Journal.find_all(examination.server.journals)
+    # Look at all of them before the first repair: delivering one journal delivers the others too.
+    dead = [(journal, len(journal.pending()), journal.ended) for journal in known if not journal.alive]
+    for journal, pending, ended in dead:
+        if pending or not ended:
+            yield _undelivered(examination, journal, pending, ended)
+        elif not journal.resumable:
+            remove = partial(remove_journal, journal)
+            yield examination.resolve(journal.folder, "has nothing left to deliver", remove, "removed")
+        elif _database_is_gone(journal, examination.server):
+            uri = redact(journal.owner.uri)
+            yield Finding(
+                str(journal.folder), f"can be resumed, but its database is no longer at {uri}: move it back"
+            )
+
+
+def _undelivered(examination: Examination, journal: Journal, pending: int, ended: bool) -> Finding:
+    folder, run_id = journal.folder, journal.owner.run_id[:8]
+    what = f"{pending} records of run {run_id} wait"
+    if redact(journal.owner.uri) != redact(examination.server.uri):
+        store = redact(journal.owner.uri)
+        return Finding(str(folder), f"{what} for {store}; ./launch.sh sync delivers them")
+    if examination.client is None:
+        return Finding(str(folder), f"{what} for a store that does not answer")
+    deliver = partial(_deliver, examination, journal)
+    if ended:
+        return examination.resolve(folder, what, deliver, "delivered")
+    host = journal.owner.host
+    state = "is dead" if host == this_host() else f"on {host} shows no sign of life"
+    done = "closed as KILLED, its records delivered"
+    return examination.resolve(folder, f"run {run_id} is RUNNING, but its process {state}", deliver, done)
+
+
+def _database_is_gone(journal: Journal, server: TrackingServer) -> bool:
+    """Whether the sqlite database of an interrupted run is missing, as after its folder was moved."""
+    kind, found, path = journal.owner.uri.partition("sqlite:///")
+    return bool(found) and not kind and journal.owner.uri != server.uri and not Path(path).exists()
+
+
+def remove_journal(journal: Journal) -> None:
+    """Remove a journal, unless another process has taken it over."""
+    with Journal.locked(journal.folder) as current:
+        if current is not None and not current.alive:
+            current.remove()
+
+
+def _deliver(examination: Examination, journal: Journal) -> None:
+    from runner.tracking.recovery import recover_runs
+
+    assert examination.client is not None  # noqa: S101 (for types: checked before)
+    recover_runs(examination.server, examination.client, Terminal(enabled=False))
+    if journal.folder.exists() and (journal.pending() or not journal.ended):
+        raise UserError("the store did not take them; try again")

@@ -1,0 +1,256 @@
+"""`runner train` as a user calls it: what a finished run holds, and how runs end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import torch
+from commands import (
+    RUNNER,
+    accelerate,
+    client_of,
+    command,
+    one_sentence,
+    runs_of,
+    started,
+)
+
+from runner import train
+from runner.config import parser
+from runner.config.tree import as_tree, flatten
+from runner.utils.exit_status import run_main
+
+LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
+"""Settings of a run that has to be stopped."""
+CURVES = (
+    *("train/loss", "train/top1", "val/loss", "val/top1", "val/top5", "val/balanced_accuracy"),
+    *("lr", "images_per_second", "epoch_seconds"),
+)
+
+
+# A finished run
+
+
+@pytest.fixture(scope="module")
+def finished(
+    place: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str], Any, Any]:
+    """Folder, words, client and run of one launch that went through."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = place(folder)
+    outcome = command(accelerate(words))
+    assert outcome.returncode == 0, outcome.stderr
+    client = client_of(folder)
+    (run,) = runs_of(client)
+    return folder, words, client, run
+
+
+def test_a_finished_run_says_so(finished: tuple[Path, list[str], Any, Any]) -> None:
+    folder, _, _, run = finished
+    assert run.info.status == "FINISHED"
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", run.info.run_name)
+    assert list((folder / "mlruns" / "journals").iterdir()) == []
+
+
+def test_a_run_holds_all_its_settings(finished: tuple[Path, list[str], Any, Any]) -> None:
+    _, words, _, run = finished
+    wanted = flatten(as_tree(parser.parse(words)[0]))
+    assert run.data.params == {name: str(value) for name, value in wanted.items()}
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.params["model.arch"] == "vgg11"
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_run_holds_a_point_of_each_curve_for_each_epoch(
+    finished: tuple[Path, list[str], Any, Any], curve: str
+) -> None:
+    _, _, client, run = finished
+    assert [each.step for each in client.get_metric_history(run.info.run_id, curve)] == [1, 2, 3]
+
+
+def test_a_run_holds_its_test_scores(finished: tuple[Path, list[str], Any, Any]) -> None:
+    _, _, client, run = finished
+    figures = run.data.metrics
+    for which in ("best", "last"):
+        assert {"loss", "top1", "top5", "recall"} == {
+            name.split("/")[2] for name in figures if name.startswith(f"test/{which}/")
+        }
+        assert figures[f"test/{which}/top5"] == 1, "there are three classes"
+        assert 0 <= figures[f"test/{which}/top1"] <= 1
+    history = client.get_metric_history(run.info.run_id, "val/top1")
+    assert figures["val/best/top1"] == max(each.value for each in history)
+    first_best = max(history, key=lambda each: (each.value, -each.step))
+    assert figures["best_epoch"] == first_best.step
+
+
+def test_a_run_holds_its_files(finished: tuple[Path, list[str], Any, Any]) -> None:
+    _, _, client, run = finished
+
+    def names(folder: str | None = None) -> set[str]:
+        return {each.path for each in client.list_artifacts(run.info.run_id, folder)}
+
+    tables = {"manifest.csv", "predictions.csv"}
+    assert names() == {"experiment.yaml", "environment.json", "figures", "checkpoints", *tables}
+    assert names("figures") == {"figures/loss.png", "figures/accuracy.png"}
+    assert names("checkpoints") == {f"checkpoints/{name}.safetensors" for name in ("best", "last", "frozen")}
+
+
+def test_a_runs_experiment_parses_back(finished: tuple[Path, list[str], Any, Any], tmp_path: Path) -> None:
+    _, words, client, run = finished
+    path = client.download_artifacts(run.info.run_id, "experiment.yaml", str(tmp_path))
+    assert parser.read(Path(path)) == parser.parse(words)[0]
+
+
+def test_a_runs_files_tell_of_its_images_and_its_environment(
+    finished: tuple[Path, list[str], Any, Any], tmp_path: Path, images: Path
+) -> None:
+    _, _, client, run = finished
+    table = Path(client.download_artifacts(run.info.run_id, "manifest.csv", str(tmp_path))).read_text()
+    assert len(table.splitlines()) == 1 + 36
+    about = Path(client.download_artifacts(run.info.run_id, "environment.json", str(tmp_path))).read_text()
+    told = json.loads(about)
+    assert torch.__version__.startswith(told["packages"]["torch"])
+    assert told["processes"] == 1
+    assert "train.py" in told["command"]
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "pictures"
+    assert used.dataset.source == str(images)
+    assert len(used.dataset.digest) == 32
+    assert run.data.tags["runner.manifest"].startswith(used.dataset.digest)
+    profile = json.loads(used.dataset.profile)
+    assert (profile["images"], profile["classes"]) == (36, 3)
+    assert profile["train"] + profile["val"] + profile["test"] == 36
+
+
+def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -> None:
+    folder, _, _, run = finished
+    words = ["evaluate", run.info.run_id[:8], "--json", "--tracking.root", str(folder / "mlruns")]
+    outcome = command([sys.executable, "-m", "runner.cli.main", *words])
+    assert outcome.returncode == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert (report["run"], report["split"], report["processes"]) == (run.info.run_id, "test", 1)
+    assert set(report["checkpoints"]) == {"best", "last"}
+    for which, scores in report["checkpoints"].items():
+        assert scores["images"] == report["images"] == 9
+        assert scores["hits1"] == round(9 * run.data.metrics[f"test/{which}/top1"])
+        assert scores["hits5"] == 9
+        for figure in ("top1", "top5", "recall"):
+            assert scores[figure] == run.data.metrics[f"test/{which}/{figure}"]
+        assert scores["loss"] == pytest.approx(run.data.metrics[f"test/{which}/loss"], rel=1e-6)
+
+
+# Runs that are stopped
+
+
+def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path: Path) -> None:
+    process = started([sys.executable, str(RUNNER / "train.py"), *small, *LONG], "epoch   3", tmp_path)
+    process.kill()
+    process.wait(10)
+    client = client_of(tmp_path)
+    (run,) = runs_of(client)
+    assert run.info.status == "RUNNING", "it could not say anything"
+    assert run_main(lambda: train.main([*small, "--train.epochs", "1"])) == 0
+    old, new = runs_of(client)
+    assert old.info.run_id == run.info.run_id
+    assert old.info.status == "KILLED"
+    assert old.data.tags["runner.reason"] == "its process died without a word"
+    steps = [each.step for each in client.get_metric_history(old.info.run_id, "train/loss")]
+    assert len(steps) >= 3
+    assert steps == list(range(1, len(steps) + 1)), "every epoch that it told of, once"
+    assert new.info.status == "FINISHED"
+
+
+def test_repeats_are_children_of_one_run(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(lambda: train.main([*small, "--repeat", "2", "--seed.train", "5"])) == 0
+    client = client_of(tmp_path)
+    parent, *children = runs_of(client)
+    assert [each.data.tags["mlflow.parentRunId"] for each in children] == [parent.info.run_id] * 2
+    assert [each.data.params["seed.train"] for each in children] == ["5", "6"]
+    assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
+    assert parent.data.params["repeat"] == "2"
+    for which in ("best", "last"):
+        for figure in ("top1", "top5", "recall", "loss"):
+            first, second = (each.data.metrics[f"test/{which}/{figure}"] for each in children)
+            name = f"test/{which}/{figure}"
+            assert parent.data.metrics[name] == pytest.approx((first + second) / 2)
+            assert parent.data.metrics[f"{name}_sd"] == pytest.approx(abs(first - second) / 2**0.5)
+    assert "Mean ± sd of 2 fit seeds" in capfd.readouterr().out
+
+
+def test_a_dry_run_trains_and_records_nothing(
+    place: Callable[[Path], list[str]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*place(tmp_path), "--dry-run", "--tracking.root", str(tmp_path / "nowhere")]
+    assert run_main(lambda: train.main([*words, "--cache", str(tmp_path / "cache")])) == 0
+    told = capfd.readouterr().out
+    assert "nothing was run" in told
+    assert "images   18 train, 9 val, 9 test" in told
+    assert "54 images and views to compute" in told, "two views of 18 images, one of 9 and 9"
+    assert "epoch   1" not in told
+    assert not (tmp_path / "nowhere").exists()
+    assert [path for path in (tmp_path / "cache" / "features").rglob("*") if path.suffix == ".npy"] == []
+    assert runs_of(client_of(tmp_path)) == []
+
+
+def test_a_full_disk_is_said_in_one_sentence(
+    refused: Callable[..., str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("runner.utils.atomic_files.os.fsync", full)
+    assert "The disk is full" in refused(["train", *words])
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert left == [], "neither a partial file nor one that looks whole"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        safetensors.SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_disk_that_fills_up_in_mid_run(
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+) -> None:
+    """The library that writes checkpoints has an error of its own for it."""
+
+    def full(_tensors: object, path: Path, _metadata: object) -> None:
+        Path(path).write_bytes(b"half a checkpoint")
+        raise error
+
+    monkeypatch.setattr("runner.utils.tensors.save_file", full)
+    assert run_main(lambda: train.main(small)) == 2
+    assert "The disk is full" in one_sentence(capfd.readouterr().err)
+    (run,) = runs_of(client_of(tmp_path))
+    assert run.info.status == "FAILED"
+    assert "The disk is full" in run.data.tags["runner.reason"]
+    assert list(tmp_path.rglob("*.partial")) == []
+    assert list(tmp_path.rglob("*.safetensors")) == []
+
+
+def test_training_that_diverges_is_refused(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(lambda: train.main([*small, "--optim.lr", "1e30"])) == 2
+    assert "lower optim.lr" in one_sentence(capfd.readouterr().err)
+    (run,) = runs_of(client_of(tmp_path))
+    assert run.info.status == "FAILED"

@@ -1,0 +1,22 @@
+"""Optimizers have the settings of an experiment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import small_model
+
+from runner.config.schema import OptimConfig
+from runner.training import optimizers
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_an_optimizer_has_its_settings(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    optim = OptimConfig(name, lr=0.02, weight_decay=0.3, momentum=0.8)
+    optimizer = optimizers.build(small_model().parameter_groups(optim.lr, optim.groups), optim)
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)
+    assert group.get("momentum", 0.8) == 0.8
