@@ -10,6 +10,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from runner.config.choices import ARCHITECTURES
 from runner.config.schema import Experiment, Normalization
 from runner.data.channel_stats import channel_statistics
 from runner.data.loader import ImageLoader
@@ -205,8 +206,10 @@ def _normalization(
     if setting == "weights":
         if weights is not None and weights.normalization is not None:
             return weights.normalization
+        usual = ARCHITECTURES.find(experiment.model.arch).implementation
         terminal.warn(
             f"{experiment.model.weights} does not contain its normalization; using the statistics of the images"
+            f" (ImageNet weights expect model.normalize={{mean: {[*usual.mean]}, std: {[*usual.std]}}})"
         )
     elif setting != "statistics":
         return pretrained.weights_normalization(setting)

@@ -344,6 +344,7 @@ class TestNormalization:
         assert found == normalization(make("--model.normalize", "statistics"))
         assert len(notes) == 1
         assert path in notes[0]
+        assert "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}" in notes[0]
 
     @pytest.mark.parametrize(
         "stated",
