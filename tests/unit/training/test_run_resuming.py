@@ -1,0 +1,93 @@
+"""A whole run that is interrupted and resumed, with a recorder in place of MLflow."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from helpers import QUIET, Make, Recorder
+from interrupted_fits import without_times
+
+from runner.config.tree import as_tree
+from runner.tracking.interrupted_runs import RunRecord
+from runner.training import run
+from runner.training.resume import ResumePoint
+from runner.training.snapshot import load_newest
+from runner.training.sync import StepSync
+from runner.utils.errors import DivergedError
+from runner.utils.signals import Interrupted
+
+DURATIONS = ("epoch_seconds", "images_per_second", "features/", "checkpoints/")
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.training.curves.draw_curves", lambda *_: None)
+
+
+def points(records: Recorder) -> set[tuple[str, int, float]]:
+    """What was logged, once each, without durations: a tracker leaves out what a run has logged before."""
+    return {point for point in records.points if not point[0].startswith(DURATIONS)}
+
+
+def record(records: Recorder) -> RunRecord:
+    content = json.loads((records.folder / "state" / "run.json").read_text())
+    del content["digest"]
+    return RunRecord.from_dict(content)
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+def test_a_run_continues_to_the_same_result(
+    make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    experiment = make("--tracking.gallery", "2", "--checkpoints.minutes", "0")
+    first = Recorder(tmp_path / "whole")
+    whole = run.train(experiment, accelerator, first, QUIET)
+    records, steps, after_step = Recorder(tmp_path / "stopped"), itertools.count(1), StepSync.after_step
+
+    def stopping(self: StepSync, *args: Any) -> None:
+        after_step(self, *args)
+        if next(steps) == step:
+            raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSync, "after_step", stopping)
+        with pytest.raises(Interrupted):
+            run.train(experiment, accelerator, records, QUIET)
+    snapshot, _ = load_newest(records.folder / "state")
+    assert snapshot is not None
+    assert snapshot.step == step
+    assert record(records).requested == json.loads(json.dumps(as_tree(experiment)))
+    start = ResumePoint(as_tree(experiment), "0123456789", "small", snapshot)
+    result = run.train(experiment, accelerator, records, QUIET, start)
+    assert without_times(result.history) == without_times(whole.history)
+    assert (result.best, result.last) == (whole.best, whole.last)
+    assert points(records) == points(first)
+
+
+def test_the_record_says_that_training_diverged(make: Make, accelerator: Accelerator, tmp_path: Path) -> None:
+    records = Recorder(tmp_path / "records")
+    experiment = make("--optim.name", "sgd", "--optim.lr", "1e30")
+    with pytest.raises(DivergedError):
+        run.train(experiment, accelerator, records, QUIET)
+    assert record(records).diverged
+
+
+def test_a_run_whose_setup_fails_leaves_no_record(
+    make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Recorder(tmp_path / "records")
+
+    def failing(*_: object) -> None:
+        assert (records.folder / "state" / "run.json").exists(), "it could be resumed if it were killed here"
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(run, "prepare", failing)
+    with pytest.raises(OSError, match="the disk is gone"):
+        run.train(make(), accelerator, records, QUIET)
+    assert not (records.folder / "state" / "run.json").exists()
