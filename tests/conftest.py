@@ -8,6 +8,7 @@ the number of its processes; `mlflow_store` is a copy of it for a test, with a c
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,13 @@ os.environ["OMP_NUM_THREADS"] = (
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 
+import killed_runs
 from accelerate import Accelerator
 from commands import one_sentence
 from filelock import FileLock
 from helpers import QUIET, Recorder
 from hypothesis import settings
+from killed_runs import Kill, WholeRun, Workspace
 from pictures import COLORS as COLORS
 from pictures import draw as draw
 from pictures import small_experiment, write_pictures
@@ -182,6 +185,44 @@ def trained_run(shared_folder: Path, mlflow_template: Path, accelerator: Acceler
             copy_store(mlflow_template, folder / "mlruns")
             run = train_run(folder, accelerator)
     return run
+
+
+@pytest.fixture
+def new_workspace(images: Path, mlflow_template: Path) -> Callable[[Path], Workspace]:
+    """`new_workspace(folder)`: a workspace for runs that are killed, with an empty store and an empty cache."""
+    return lambda folder: killed_runs.new_workspace(folder, images, mlflow_template)
+
+
+@pytest.fixture
+def workspace(new_workspace: Callable[[Path], Workspace], tmp_path: Path) -> Workspace:
+    """A workspace with an empty store and an empty cache."""
+    return new_workspace(tmp_path / "workspace")
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path) -> WholeRun:
+    """An uninterrupted run, with which resumed ones are compared."""
+    folder = tmp_path_factory.mktemp("whole") / "workspace"
+    return killed_runs.train_whole(killed_runs.new_workspace(folder, images, mlflow_template))
+
+
+@pytest.fixture(scope="session")
+def interrupted_run(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path
+) -> Workspace:
+    """A workspace with a run that was killed in its second epoch. No test may change it."""
+    folder = tmp_path_factory.mktemp("interrupted") / "workspace"
+    workspace = killed_runs.new_workspace(folder, images, mlflow_template)
+    kill = Kill(r"replace .*/state/000001", 2, after=True)
+    assert workspace.train(*killed_runs.EVERY_STEP, kill=kill) == -signal.SIGKILL, workspace.output
+    assert workspace.interrupted
+    return workspace
+
+
+@pytest.fixture
+def interrupted_copy(interrupted_run: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of that workspace, which a test may change."""
+    return interrupted_run.copy(tmp_path / "workspace")
 
 
 @pytest.fixture
