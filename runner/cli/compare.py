@@ -16,7 +16,7 @@ from runner.evaluation.comparison import runs as mlflow_runs
 from runner.evaluation.comparison import tables
 from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows
 from runner.evaluation.comparison.export import metrics_to_csv, settings_to_csv, to_json
-from runner.evaluation.comparison.page import comparison_page, draw_curves
+from runner.evaluation.comparison.page import draw_curves, write_page
 from runner.tracking.mlflow_server import tracking_server
 from runner.utils.atomic_files import output_folder, write_text
 from runner.utils.command_line import CommandLineParser
@@ -106,7 +106,7 @@ def write_files(comparison: Comparison, folder: Path) -> list[Path]:
     draw_curves(comparison.runs, comparison.title, curves)
     write_text(settings, settings_to_csv(comparison.runs))
     write_text(metrics, metrics_to_csv(comparison.runs, comparison.metrics))
-    comparison_page(comparison, curves).write(html)
+    write_page(comparison, curves, html)
     return files
 
 
@@ -131,7 +131,7 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
     _, rows = tables.run_table(runs)
     terminal.key_values(
         tables.shortened(comparison.title),
-        [(cells[0], f"{cells[-1]} ({', '.join(cells[1:-1])} epochs)") for cells in rows],
+        [(run_id, f"{name} ({', '.join(cells)} epochs)") for name, run_id, *cells in rows],
     )
     _print_wide("Settings that differ", *tables.settings_table(runs), terminal)
     terminal.line(tables.same_settings(runs))

@@ -13,7 +13,7 @@ from runner.evaluation import statistics
 from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
 from runner.evaluation.explanation_checks import CheckResult, check_faithfulness, check_pointing, read_boxes
 from runner.evaluation.predictions import Predictions
-from runner.evaluation.report_page import Gallery, Picture, ReportContent, write_page
+from runner.evaluation.report_page import Picture, ReportContent, write_page
 from runner.explain import cam, overlay
 from runner.tracking.journal import now_ms
 from runner.tracking.run_lookup import RunInfo
@@ -65,10 +65,10 @@ def write_report(
     write_text(folder / "predictions.csv", predictions.to_csv())
     errors = statistics.most_confident_errors(predictions, GALLERY_SIZE)
     unsure = statistics.least_confident_correct(predictions, GALLERY_SIZE)
-    galleries = [
-        Gallery("Most confident errors", _draw_gallery(evaluation, errors, folder, terminal)),
-        Gallery("Least confident correct predictions", _draw_gallery(evaluation, unsure, folder, terminal)),
-    ]
+    galleries = {
+        "Most confident errors": _draw_gallery(evaluation, errors, folder, terminal),
+        "Least confident correct predictions": _draw_gallery(evaluation, unsure, folder, terminal),
+    }
     checks: list[CheckResult] = []
     if options.faithfulness:
         checks.append(check_faithfulness(evaluation, options.faithfulness, terminal))
@@ -81,7 +81,7 @@ def write_report(
         predictions=predictions,
         val=val,
         analysis=analysis,
-        galleries=tuple(gallery for gallery in galleries if gallery.pictures),
+        galleries=galleries,
         checks=tuple(checks),
     )
     write_page(content, folder)

@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from runner.evaluation import html
 from runner.evaluation.comparison import tables
 from runner.evaluation.comparison.comparison import CURVES, ComparedRun, Comparison
 from runner.utils.figures import new_figure, save_figure
-from runner.utils.html import Page
 
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 """Palette of Okabe and Ito (2008) for color-blind readers, with gray instead of yellow, which is faint on white."""
@@ -85,47 +85,20 @@ def _draw_panel(axes: Any, curve: str, runs: Sequence[ComparedRun]) -> list[Any]
     return handles
 
 
-def comparison_page(comparison: Comparison, curves: Path) -> Page:
-    """The comparison as an HTML page that needs no other file.
+def write_page(comparison: Comparison, curves: Path, path: Path) -> None:
+    """Write the comparison as an HTML page that needs no other file.
 
     Args:
         comparison: What to show.
         curves: PNG file of the curves.
+        path: HTML file to write.
     """
-    runs, reference, tests = comparison.runs, comparison.reference, comparison.tests
-    now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
-    page = Page(
-        comparison.title, f"{len(runs)} runs, compared on {now}. The reference is run {reference.short_id}."
+    html.write_page(
+        path,
+        "comparison.html.jinja",
+        title=comparison.title,
+        comparison=comparison,
+        tables=tables,
+        curves=curves,
+        now=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )
-    if sentence := tables.summary(comparison):
-        page.text(sentence)
-    for note in comparison.notes:
-        page.text(f"Note: {note}.")
-    page.heading("Runs")
-    (*header, _name), rows = tables.run_table(runs)
-    page.table(("name", *header), [(name, *cells) for *cells, name in rows], scroll=len(rows) > 12)
-    page.heading("Settings that differ")
-    settings_header, settings = tables.settings_table(runs)
-    if settings:
-        page.table(settings_header, settings, scroll=len(settings) > 15 or len(runs) > 6)
-    page.text(tables.same_settings(runs))
-    page.heading("Curves")
-    page.picture(curves, "validation top-1 accuracy and loss of the runs over epochs")
-    page.heading("Metrics")
-    page.text("Last values; * marks the best value of a metric.")
-    metrics_header, metrics = tables.metrics_table(comparison)
-    page.table(metrics_header, metrics, scroll=len(metrics) > 40 or len(runs) > 6)
-    page.heading(f"Same test images: comparison with {reference.short_id}")
-    if any(test.result for test in tests):
-        page.table(*tables.mcnemar_table(tests), scroll=len(tests) > 12)
-    page.text(tables.mcnemar_explanation(tests))
-    for test in tests:
-        class_header, classes = tables.class_table(reference, test)
-        if classes:
-            page.heading(f"By class: {test.run.short_id} and {reference.short_id}")
-            page.text(
-                "Images that only one of the two runs classified correctly, in the classes with the largest"
-                " differences."
-            )
-            page.table(class_header, classes)
-    return page

@@ -50,17 +50,17 @@ def format_value(name: str, value: float | None, sign: bool = False) -> str:
 
 
 def run_table(runs: Sequence[ComparedRun]) -> Table:
-    """The runs; their names are in the last column."""
-    header = ("run", "experiment", "status", "started", "duration", "epochs", "name")
+    """The runs."""
+    header = ("name", "run", "experiment", "status", "started", "duration", "epochs")
     rows = [
         (
+            shortened(run.name, 120),
             run.short_id,
             shortened(run.experiment, 30),
             run.status.lower(),
             f"{datetime.fromtimestamp(run.began).astimezone():%Y-%m-%d %H:%M %Z}",
             ABSENT if run.seconds is None else format_duration(run.seconds),
             str(run.epochs or ABSENT),
-            shortened(run.name, 120),
         )
         for run in runs
     ]

@@ -16,7 +16,7 @@ from sample_predictions import ODD_NAMES, from_pairs, predictions_of, random_pre
 from runner.evaluation import statistics
 from runner.evaluation.explanation_checks import CheckResult
 from runner.evaluation.predictions import Predictions
-from runner.evaluation.report_page import Gallery, ReportContent, write_page
+from runner.evaluation.report_page import ReportContent, write_page
 
 
 class Tags(HTMLParser):
@@ -64,7 +64,7 @@ def test_a_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
         predictions=predictions,
         val=val,
         analysis=analysis,
-        galleries=[Gallery("Confident errors", [(thumbnail, "<b>$x_1$</b> predicted as a,b")])],
+        galleries={"Confident errors": [(thumbnail, "<b>$x_1$</b> predicted as a,b")], "None of these": []},
         checks=[CheckResult("Does it point?", [("<small>", "90 %")], {})],
     )
     write_page(content, folder)
@@ -85,6 +85,7 @@ def test_a_page_has_everything_and_loads_nothing(tmp_path: Path) -> None:
         "<small>",
     ):
         assert expected in texts
+    assert "None of these" not in texts
     assert "fitted on 400 validation images" in text
     assert {each.name for each in folder.iterdir()} == {
         *("report.html", "confusion_matrix.png", "reliability.png", "topk.png", "recall_by_class.png"),
