@@ -39,15 +39,18 @@ DESCRIPTION = {
 }
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def narrow_vgg() -> Iterator[None]:
-    """vgg11 with few channels: a model of 100,000 weights instead of nine million."""
+    """vgg11 with few channels: a model of 100,000 weights instead of nine million.
+
+    By module: without __init__.py files, pytest ends fixtures of a package only with the session.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(torchvision.models.vgg.cfgs, "A", [4, "M", 4, "M", 8, 8, "M", 8, 8, "M", 8, 512, "M"])
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tensors(narrow_vgg: None) -> dict[str, Tensor]:
     """Random weights, and batch-norm statistics that are not the initial ones."""
     backbone = build_backbone("vgg11_bn", "pooled", 1)
@@ -72,7 +75,7 @@ def folder(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
     return write_model(tmp_path / "model", DESCRIPTION, tensors)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def classifier(tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     folder = write_model(tmp_path_factory.mktemp("classifier") / "model", DESCRIPTION, tensors)
     loaded = Classifier.load(folder, "cpu")
@@ -80,14 +83,14 @@ def classifier(tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFact
     return loaded
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def images() -> Tensor:
     """Twenty transformed images."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=generator)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def write() -> Any:
     return write_model
 
