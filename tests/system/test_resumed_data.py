@@ -90,13 +90,13 @@ def test_without_an_undamaged_snapshot_a_run_starts_again(
 
 def test_a_branch_is_a_run_of_its_own(interrupted_copy: Workspace, whole_run: WholeRun) -> None:
     workspace, run_id = interrupted_copy, interrupted_copy.interrupted
-    state = {path.name: path.read_bytes() for path in workspace.states[0].iterdir()}
+    state = {path: path.read_bytes() for path in workspace.states[0].iterdir()}
     branch = ("--optim.lr", "0.0001", "--resume", run_id, "--branch")
     assert workspace.train(*branch) == 0, workspace.output
     old, new = runs_of(workspace.client)
     assert (old.info.run_id, old.info.status, new.info.status) == (run_id, "KILLED", "FINISHED")
     assert re.match(rf"{run_id} at step \d+", new.data.tags["runner.branch_of"])
-    assert {path.name: path.read_bytes() for path in workspace.states[0].iterdir()} == state
+    assert all(path.read_bytes() == content for path, content in state.items()), "it stays resumable"
     branched = points(workspace.client, new.info.run_id)
     assert [step for step, _ in branched["train/loss"]] == [1, 2, 3]
     assert branched["train/loss"][0] == whole_run.points["train/loss"][0]
