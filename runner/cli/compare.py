@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
 from runner.evaluation.comparison import runs as mlflow_runs
 from runner.evaluation.comparison import tables
-from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows
-from runner.evaluation.comparison.export import metrics_to_csv, settings_to_csv, to_json
-from runner.evaluation.comparison.page import draw_curves, write_page
+from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows, to_json
+from runner.evaluation.comparison.page import write_files
 from runner.tracking.mlflow_server import tracking_server
-from runner.utils.atomic_files import output_folder, write_text
+from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
+from runner.utils.text import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,20 +73,17 @@ def main(argv: Sequence[str]) -> int:
         title = f"Comparison of {len(selected)} runs"
     runs = [mlflow_runs.read_run(client, run) for run in selected]
     tests = mlflow_runs.paired_tests(client, runs)
-    comparison = Comparison(
-        title, runs, metric_rows(runs, objective), tests, mlflow_runs.comparison_notes(runs, tests)
-    )
+    notes = mlflow_runs.comparison_notes(runs, tests)
+    comparison = Comparison(title, runs, metric_rows(runs, objective), tests, notes)
     folder = output_folder(args.out or server.root / "comparisons" / folder_name(runs))
     files = write_files(comparison, folder)
     artifacts = f"comparisons/{folder_name(runs[1:])}"
-    logged = _log(client, comparison.reference, files, artifacts, terminal)
+    logged = _log(client, runs[0], files, artifacts, terminal)
     if args.json:
         print(json.dumps(to_json(comparison, folder, artifacts if logged else None)))
     else:
         print_comparison(comparison, terminal)
-    in_mlflow = (
-        f", and in MLflow: run {comparison.reference.short_id}, artifact {artifacts}" if logged else ""
-    )
+    in_mlflow = f", and in MLflow: run {runs[0].short_id}, artifact {artifacts}" if logged else ""
     terminal.line(f"The comparison is {folder / 'comparison.html'}{in_mlflow}.")
     return 0
 
@@ -98,18 +95,6 @@ def folder_name(runs: Sequence[ComparedRun]) -> str:
     return f"{name}-and-{len(rest)}-more-{digest([run.run_id for run in rest])[:8]}" if rest else name
 
 
-def write_files(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write the plot, the tables and the page; returns the files."""
-    curves, settings, metrics, html = files = [
-        folder / name for name in ("curves.png", "settings.csv", "metrics.csv", "comparison.html")
-    ]
-    draw_curves(comparison.runs, comparison.title, curves)
-    write_text(settings, settings_to_csv(comparison.runs))
-    write_text(metrics, metrics_to_csv(comparison.runs, comparison.metrics))
-    write_page(comparison, curves, html)
-    return files
-
-
 def _log(
     client: MlflowClient, run: ComparedRun, files: Sequence[Path], folder: str, terminal: Terminal
 ) -> bool:
@@ -119,7 +104,7 @@ def _log(
             client.log_artifact(run.run_id, str(file), folder)
     except Exception as error:  # every artifact store raises its own errors; the files are on disk
         terminal.warn(
-            f"MLflow did not accept the comparison for run {run.short_id} ({tables.shortened(str(error), 200)})"
+            f"MLflow did not accept the comparison for run {run.short_id} ({one_line(str(error), 200)})"
         )
         return False
     return True
@@ -130,7 +115,7 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
     runs, reference, tests = comparison.runs, comparison.reference, comparison.tests
     _, rows = tables.run_table(runs)
     terminal.key_values(
-        tables.shortened(comparison.title),
+        one_line(comparison.title, tables.MAX_LENGTH),
         [(run_id, f"{name} ({', '.join(cells)} epochs)") for name, run_id, *cells in rows],
     )
     _print_wide("Settings that differ", *tables.settings_table(runs), terminal)

@@ -19,6 +19,7 @@ from compared_runs import compared_run
 from stores import copy_store
 
 from runner.cli import compare
+from runner.evaluation.comparison import page as comparison_page
 from runner.evaluation.comparison import runs as comparison_runs
 from runner.evaluation.predictions import COLUMNS
 from runner.evaluation.significance import exact_p, holm_correction, wald_interval
@@ -102,10 +103,10 @@ def command(
 
     The plot is an empty file, unless `drawn` is true: drawing it takes most of the time.
     """
-    draw = compare.draw_curves
+    draw = comparison_page.draw_curves
 
     def call(*words: str, drawn: bool = False) -> tuple[int, str, str]:
-        monkeypatch.setattr(compare, "draw_curves", draw if drawn else lambda *args: args[-1].touch())
+        monkeypatch.setattr(comparison_page, "draw_curves", draw if drawn else lambda *args: args[-1].touch())
         options = ["--tracking.root", str(store[0].root), *words]
         if "--out" not in words:
             options += ["--out", str(tmp_path / "out")]

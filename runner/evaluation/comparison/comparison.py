@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from runner.evaluation.metrics import metric_of
 from runner.evaluation.significance import ALPHA, McNemarResult
+from runner.utils.csv_text import to_csv
 
 Point = tuple[int, float]
 """Epoch and value."""
@@ -20,6 +22,8 @@ ORDER = ("objective", "test/best/", "test/last/", "test/", "val/best/", "best_ep
 """Prefixes of metrics, the most important first; others follow."""
 CURVES = ("val/top1", "val/loss")
 """Metrics whose curves are compared."""
+RUN_FIELDS = ("name", "experiment", "status", "began", "seconds", "epochs")
+"""What the JSON output says of a run, besides its id."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,15 @@ class Comparison:
         return self.runs[0]
 
 
-def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None]]:
-    """The settings that differ, by name: the value of each run, None if it has none."""
+def all_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None]]:
+    """The settings by name: the value of each run, None if it has none."""
     names = sorted({name for run in runs for name in run.settings})
-    values = {name: [run.settings.get(name) for run in runs] for name in names}
-    return {name: row for name, row in values.items() if len(set(row)) > 1}
+    return {name: [run.settings.get(name) for run in runs] for name in names}
+
+
+def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None]]:
+    """The settings that differ, like `all_settings`."""
+    return {name: values for name, values in all_settings(runs).items() if len(set(values)) > 1}
 
 
 def runs_with_same_settings(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
@@ -146,3 +154,76 @@ def direction_of(name: str) -> Direction | None:
 def _order(name: str) -> tuple[int, str]:
     matching = (index for index, prefix in enumerate(ORDER) if name.startswith(prefix))
     return next(matching, len(ORDER)), name
+
+
+def settings_to_csv(runs: Sequence[ComparedRun]) -> str:
+    """All settings, one column per run, and whether they differ."""
+    rows = [
+        (name, "yes" if len(set(values)) > 1 else "no", *values)
+        for name, values in all_settings(runs).items()
+    ]
+    return to_csv(("setting", "differs", *(run.run_id for run in runs)), rows)
+
+
+def metrics_to_csv(runs: Sequence[ComparedRun], metrics: Sequence[MetricRow]) -> str:
+    """All metrics, one column per run."""
+    rows = [(row.name, *row.values) for row in metrics]
+    return to_csv(("metric", *(run.run_id for run in runs)), rows)
+
+
+def to_json(comparison: Comparison, folder: Path, artifacts: str | None) -> dict[str, Any]:
+    """The comparison as JSON values; numbers that are not finite are null.
+
+    Args:
+        comparison: What to convert.
+        folder: Where its files are.
+        artifacts: Where they are in the reference run in MLflow; None: nowhere.
+    """
+    runs = comparison.runs
+    ids = [run.run_id for run in runs]
+    differing = differing_settings(runs)
+    return {
+        "runs": [{"run": run.run_id, **{name: getattr(run, name) for name in RUN_FIELDS}} for run in runs],
+        "settings": {
+            "differing": {name: dict(zip(ids, values, strict=True)) for name, values in differing.items()},
+            "same": len(all_settings(runs)) - len(differing),
+        },
+        "metrics": {
+            row.name: {
+                "values": dict(zip(ids, map(_finite, row.values), strict=True)),
+                "best": [ids[index] for index in sorted(row.best)],
+            }
+            for row in comparison.metrics
+        },
+        "paired": [_test_to_json(ids[0], test) for test in comparison.tests],
+        "notes": list(comparison.notes),
+        "folder": str(folder),
+        "artifacts": artifacts,
+    }
+
+
+def _test_to_json(reference: str, test: PairedTest) -> dict[str, Any]:
+    pair = {"run": test.run.run_id, "reference": reference}
+    result = test.result
+    if result is None:
+        return {**pair, "problem": test.problem}
+    return {
+        **pair,
+        "images": result.images,
+        "left_out": result.left_out,
+        "only_reference": result.only_first,
+        "only_run": result.only_second,
+        "difference": result.difference,
+        "interval": result.interval,
+        "p": result.p,
+        "p_holm": test.p,
+        "significant": test.significant,
+        "classes": [
+            {"class": row.name, "only_reference": row.only_first, "only_run": row.only_second}
+            for row in result.classes
+        ],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,7 +1,8 @@
-"""The curves of a comparison as a plot, and the comparison as an HTML page."""
+"""The files of a comparison: a plot of the curves, CSV tables, and an HTML page."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +10,16 @@ from typing import Any
 
 from runner.evaluation import html
 from runner.evaluation.comparison import tables
-from runner.evaluation.comparison.comparison import CURVES, ComparedRun, Comparison
+from runner.evaluation.comparison.comparison import (
+    CURVES,
+    ComparedRun,
+    Comparison,
+    metrics_to_csv,
+    settings_to_csv,
+)
+from runner.utils.atomic_files import write_text
 from runner.utils.figures import new_figure, save_figure
+from runner.utils.text import one_line
 
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 """Palette of Okabe and Ito (2008) for color-blind readers, with gray instead of yellow, which is faint on white."""
@@ -33,20 +42,15 @@ def draw_curves(runs: Sequence[ComparedRun], title: str, path: Path) -> None:
         path: PNG file to write.
     """
     shown = runs[:MOST_CURVES]
-    two_columns = len(shown) > 3
-    lines = (len(shown) + 1) // 2 if two_columns else len(shown)
-    figure = new_figure(11, 4.8 + 0.24 * lines, dpi=120)
+    columns = 2 if len(shown) > 3 else 1
+    figure = new_figure(11, 4.8 + 0.24 * math.ceil(len(shown) / columns), dpi=120)
     panels = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     for axes, curve in zip(panels, CURVES, strict=True):
         handles = _draw_panel(axes, curve, shown)
     more = f" (the first {MOST_CURVES} of {len(runs)} runs)" if len(runs) > MOST_CURVES else ""
-    figure.suptitle(f"{tables.shortened(title, 80)}{more}", parse_math=False)
+    figure.suptitle(f"{one_line(title, 80)}{more}", parse_math=False)
     legend = figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=2 if two_columns else 1,
-        fontsize=9,
-        handlelength=3.5,
+        handles=handles, loc="outside lower center", ncols=columns, fontsize=9, handlelength=3.5
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -70,7 +74,7 @@ def _draw_panel(axes: Any, curve: str, runs: Sequence[ComparedRun]) -> list[Any]
             marker=MARKERS[index],
             markersize=4,
             markevery=max(1, len(points) // 10),
-            label=f"{run.short_id}  {tables.shortened(run.name, 52)}" + ("" if points else " (no curve)"),
+            label=f"{run.short_id}  {one_line(run.name, 52)}" + ("" if points else " (no curve)"),
         )
     label = AXIS_LABELS[curve]
     axes.set(xlabel="epoch", ylabel=label)
@@ -85,16 +89,16 @@ def _draw_panel(axes: Any, curve: str, runs: Sequence[ComparedRun]) -> list[Any]
     return handles
 
 
-def write_page(comparison: Comparison, curves: Path, path: Path) -> None:
-    """Write the comparison as an HTML page that needs no other file.
-
-    Args:
-        comparison: What to show.
-        curves: PNG file of the curves.
-        path: HTML file to write.
-    """
+def write_files(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write the plot, the tables, and the HTML page, which needs no other file; returns the files."""
+    curves, settings, metrics, page = files = [
+        folder / name for name in ("curves.png", "settings.csv", "metrics.csv", "comparison.html")
+    ]
+    draw_curves(comparison.runs, comparison.title, curves)
+    write_text(settings, settings_to_csv(comparison.runs))
+    write_text(metrics, metrics_to_csv(comparison.runs, comparison.metrics))
     html.write_page(
-        path,
+        page,
         "comparison.html.jinja",
         title=comparison.title,
         comparison=comparison,
@@ -102,3 +106,4 @@ def write_page(comparison: Comparison, curves: Path, path: Path) -> None:
         curves=curves,
         now=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
     )
+    return files

@@ -20,6 +20,7 @@ from runner.evaluation.comparison.comparison import (
 )
 from runner.evaluation.comparison.page import MOST_CURVES
 from runner.evaluation.metrics import METRICS
+from runner.evaluation.predictions import PredictionRow, read_predictions
 from runner.evaluation.significance import holm_correction, mcnemar
 from runner.tracking.run_lookup import RunInfo, download_artifact, find_run
 from runner.utils.errors import UserError
@@ -28,8 +29,6 @@ from runner.utils.text import did_you_mean
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-    from runner.evaluation.predictions import PredictionRow
 
 MOST_TRIALS = 7
 """Maximum number of a study's trials that are compared with its baseline."""
@@ -138,35 +137,31 @@ def read_curve(client: MlflowClient, run_id: str, name: str) -> list[Point]:
 def paired_tests(client: MlflowClient, runs: Sequence[ComparedRun]) -> list[PairedTest]:
     """McNemar's test of each run against the first, with Holm's correction, or why there is none."""
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
-        first, *others = (_read_predictions(client, run, Path(temporary) / run.run_id) for run in runs)
-    tests: list[PairedTest] = []
-    for run, predictions in zip(runs[1:], others, strict=True):
-        problem = next((side for side in (first, predictions) if isinstance(side, str)), "")
-        if isinstance(first, str) or isinstance(predictions, str):
-            tests.append(PairedTest(run, None, problem))
-        else:
-            result = mcnemar(first, predictions)
-            tests.append(PairedTest(run, result, "" if result else "no test image in common"))
-    corrected = iter(holm_correction([test.result.p for test in tests if test.result]))
+        predictions = [_read_predictions(client, run, Path(temporary) / run.run_id) for run in runs]
+    (reference, problem_of_reference), *others = predictions
+    results = [mcnemar(reference, rows) for rows, _ in others]
+    corrected = iter(holm_correction([result.p for result in results if result]))
     return [
-        PairedTest(test.run, test.result, test.problem, next(corrected) if test.result else 1.0)
-        for test in tests
+        PairedTest(run, result, "", next(corrected))
+        if result
+        else PairedTest(run, None, problem_of_reference or problem or "no test image in common")
+        for run, (_, problem), result in zip(runs[1:], others, results, strict=True)
     ]
 
 
-def _read_predictions(client: MlflowClient, run: ComparedRun, folder: Path) -> list[PredictionRow] | str:
-    """A run's predictions for the test images, or why there are none."""
-    from runner.evaluation.predictions import read_predictions
-
+def _read_predictions(
+    client: MlflowClient, run: ComparedRun, folder: Path
+) -> tuple[list[PredictionRow], str]:
+    """A run's predictions for the test images, or none and why."""
     folder.mkdir()
     try:
         path = download_artifact(client, RunInfo(run.run_id, run.name, run.status), "predictions.csv", folder)
     except UserError:
-        return f"{run.short_id} has no predictions"
+        return [], f"{run.short_id} has no predictions"
     try:
-        return read_predictions(path.read_bytes().decode("utf-8", "surrogateescape"))
+        return read_predictions(path.read_bytes().decode("utf-8", "surrogateescape")), ""
     except UserError:
-        return f"{run.short_id} has damaged predictions"
+        return [], f"{run.short_id} has damaged predictions"
 
 
 def comparison_notes(runs: Sequence[ComparedRun], tests: Sequence[PairedTest]) -> list[str]:

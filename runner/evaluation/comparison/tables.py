@@ -11,11 +11,13 @@ from runner.evaluation.comparison.comparison import (
     ComparedRun,
     Comparison,
     PairedTest,
+    all_settings,
     differing_settings,
     direction_of,
 )
 from runner.evaluation.significance import ALPHA
 from runner.utils.console import format_duration
+from runner.utils.text import one_line
 
 Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
@@ -23,12 +25,6 @@ Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
 MAX_LENGTH = 60
 """Maximum length of a value in a table; the CSV files have the whole value."""
 ABSENT = "–"
-
-
-def shortened(text: str, length: int = MAX_LENGTH) -> str:
-    """Text on one line, of at most `length` characters; bytes that are not UTF-8 become question marks."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 def format_value(name: str, value: float | None, sign: bool = False) -> str:
@@ -54,9 +50,9 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
     header = ("name", "run", "experiment", "status", "started", "duration", "epochs")
     rows = [
         (
-            shortened(run.name, 120),
+            one_line(run.name, 120),
             run.short_id,
-            shortened(run.experiment, 30),
+            one_line(run.experiment, 30),
             run.status.lower(),
             f"{datetime.fromtimestamp(run.began).astimezone():%Y-%m-%d %H:%M %Z}",
             ABSENT if run.seconds is None else format_duration(run.seconds),
@@ -70,7 +66,7 @@ def run_table(runs: Sequence[ComparedRun]) -> Table:
 def settings_table(runs: Sequence[ComparedRun]) -> Table:
     """The settings that differ, one column per run."""
     rows = [
-        (name, *(ABSENT if value is None else shortened(value) for value in _rounded(values)))
+        (name, *(ABSENT if value is None else one_line(value, MAX_LENGTH) for value in _rounded(values)))
         for name, values in differing_settings(runs).items()
     ]
     return ("setting", *(run.short_id for run in runs)), rows
@@ -90,7 +86,7 @@ def _rounded(values: Sequence[str | None]) -> list[str | None]:
 def same_settings(runs: Sequence[ComparedRun]) -> str:
     """A sentence on how many settings are the same."""
     differing = len(differing_settings(runs))
-    total = len({name for run in runs for name in run.settings})
+    total = len(all_settings(runs))
     if not total:
         return "These runs have no recorded settings."
     if not differing:
@@ -113,7 +109,7 @@ def metrics_table(comparison: Comparison) -> Table:
             first, second = row.values
             difference = second - first if first is not None and second is not None else None
             cells.append(format_value(row.name, difference, sign=True))
-        rows.append((shortened(row.name, 40), *cells))
+        rows.append((one_line(row.name, 40), *cells))
     extra = ("difference",) if len(runs) == 2 else ()
     return ("metric", *(run.short_id for run in runs), *extra), rows
 
@@ -151,7 +147,7 @@ def class_table(reference: ComparedRun, test: PairedTest) -> Table:
     classes = test.result.classes if test.result else ()
     rows = [
         (
-            shortened(row.name, 40),
+            one_line(row.name, 40),
             f"{row.only_first}",
             f"{row.only_second}",
             f"{row.only_second - row.only_first:+}",

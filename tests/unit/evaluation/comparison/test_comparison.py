@@ -14,8 +14,8 @@ from runner.evaluation.comparison.comparison import (
     differing_settings,
     metric_rows,
     runs_with_same_settings,
+    to_json,
 )
-from runner.evaluation.comparison.export import to_json
 from runner.evaluation.comparison.tables import (
     format_value,
     mcnemar_table,
