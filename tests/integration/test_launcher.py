@@ -26,7 +26,7 @@ from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.exit_status import peer_failure, read_status, run_main
 from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
-from runner.utils.signals import Interrupted, ignore_signals
+from runner.utils.signals import Interrupted, handle_signals
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_end_that_another_process_caused_is_a_failure_with_its_reason(status
 
 def test_closing_records_is_not_disturbed() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with ignore_signals():
+    with handle_signals(signal.SIG_IGN):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -193,7 +193,7 @@ def test_overrides_count_wherever_they_stand() -> None:
     assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
 
 
-def test_batch_normalisation_trains_on_one_process_only(
+def test_batch_normalization_trains_on_one_process_only(
     make: Callable[..., Experiment],
     accelerator: Accelerator,
     silent: Terminal,
@@ -202,5 +202,5 @@ def test_batch_normalisation_trains_on_one_process_only(
     experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
     assert setup.prepare(experiment, accelerator, silent).model.trains_batch_norm
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
-    with pytest.raises(UserError, match="trains batch normalisation"):
+    with pytest.raises(UserError, match="trains batch normalization"):
         setup.prepare(experiment, accelerator, silent)

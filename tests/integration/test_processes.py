@@ -160,7 +160,7 @@ class TestTraining:
 
     def test_test_scores_are_equal(self, trained: dict[int, Trained]) -> None:
         for which in ("best", "last"):
-            for name in ("top1", "top5", "recall"):
+            for name in ("top1", "top5", "balanced_accuracy"):
                 one, two = (trained[count].run.data.metrics[f"test/{which}/{name}"] for count in (1, 2))
                 assert one == two
 
@@ -176,7 +176,8 @@ class TestEvaluation:
         counts = [
             {
                 which: [
-                    scores[name] for name in ("epoch", "images", "hits1", "hits5", "top1", "top5", "recall")
+                    scores[name]
+                    for name in ("epoch", "images", "hits1", "hits5", "top1", "top5", "balanced_accuracy")
                 ]
                 for which, scores in report["checkpoints"].items()
             }
@@ -197,7 +198,7 @@ class TestEvaluation:
                 assert scores["images"] == 9
                 assert scores["hits1"] / 9 == recorded[f"test/{which}/top1"]
                 assert scores["hits5"] / 9 == recorded[f"test/{which}/top5"]
-                assert scores["recall"] == recorded[f"test/{which}/recall"]
+                assert scores["balanced_accuracy"] == recorded[f"test/{which}/balanced_accuracy"]
                 assert scores["loss"] == pytest.approx(recorded[f"test/{which}/loss"], rel=1e-5)
 
 
@@ -207,6 +208,6 @@ class TestFewerThanAskedFor:
         _, errors = launcher.communicate(timeout=120)
         assert launcher.returncode != 0
         (sentence,) = [line for line in errors.splitlines() if line.startswith("runner: ")]
-        assert "2 processes were asked for, but 1 started" in sentence
+        assert "2 processes were requested, but 1 started" in sentence
         assert "--multi_gpu" in sentence
         assert not (tmp_path / "mlruns").exists()

@@ -21,6 +21,7 @@ from commands import (
     runs_of,
 )
 from safetensors.torch import save_file
+from trained import TrainedRun
 
 from runner import train
 from runner.utils.exit_status import run_main
@@ -40,8 +41,8 @@ CURVES = (
     ("words", "said"),
     [
         (["trian"], "did you mean 'train'"),
-        (["train", "--fit.epoch", "3"], "did you mean 'train.epochs'"),
-        (["train", "--epochs", "3"], "did you mean 'train.epochs'"),
+        (["train", "--train.epoch", "3"], "did you mean 'train.epochs'"),
+        (["train", "--epoch", "3"], "did you mean"),
         (["train", "--train.epochs", "three"], "train.epochs"),
         (["train", "--train.epochs", "0"], "train.epochs"),
         (["train", "--optim.lr", "-1"], "optim.lr"),
@@ -55,7 +56,7 @@ CURVES = (
         (["train", "--model.weights", "VGG11_Weights.IMAGENET1K_V1"], "VGG16_Weights"),
         (["train", "-n", "0"], "-n"),
         (["train", "-n", "two"], "'two'"),
-        (["train", "-n"], "missing"),
+        (["train", "-n"], "-n takes a number"),
         (["train", "--processes=-1"], "--processes"),
         (["evaluate"], "RUN"),
         (["evaluate", "latest", "--split", "tset"], "tset"),
@@ -74,7 +75,7 @@ def test_one_class_is_refused(refused: Callable[..., str], pictures: Path, words
         for path in (pictures / label).iterdir():
             path.unlink()
         (pictures / label).rmdir()
-    assert "one class only (blue)" in refused(["train", *words])
+    assert "one class (blue)" in refused(["train", *words])
 
 
 def test_an_empty_file_is_refused(refused: Callable[..., str], pictures: Path, words: list[str]) -> None:
@@ -91,8 +92,8 @@ def test_a_folder_without_classes_is_refused(
 
 def test_a_broken_experiment_file_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
-    broken.write_text("fit: [1, 2\n")
-    assert f"{broken} is not a YAML file" in refused(["train", "--config", str(broken)])
+    broken.write_text("train: [1, 2\n")
+    assert f"{broken} is not valid YAML" in refused(["train", "--config", str(broken)])
 
 
 def test_a_tracking_server_out_of_reach_is_refused(
@@ -165,7 +166,7 @@ def incomplete(path: Path, tensors: dict[str, torch.Tensor]) -> str:
         (malicious, "was not loaded"),
         (not_a_number, "features.0.bias holds NaN"),
         (another_shape, "features.0.weight has the shape [32, 3, 3, 3]"),
-        (cut_short, "is not a whole .safetensors file"),
+        (cut_short, "is not a complete .safetensors file"),
         (incomplete, "lacks features.3.weight"),
     ],
 )
@@ -198,14 +199,11 @@ def test_a_failure_behind_the_launch_has_the_same_status(
     assert "features.0.bias holds NaN" in one_sentence(outcome.stderr)
 
 
-def test_an_unknown_run_is_refused(
-    finished: tuple[Path, list[str], Any, Any], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_run_is_refused(trained_run: TrainedRun, capfd: pytest.CaptureFixture[str]) -> None:
     from runner.cli import evaluate
 
-    folder, _, _, run = finished
-    words = ["no-such-run", "--tracking.root", str(folder / "mlruns")]
+    words = ["no-such-run", "--tracking.root", trained_run.tracking]
     assert run_main(lambda: evaluate.main(words)) == 2
     sentence = one_sentence(capfd.readouterr().err)
     assert "no-such-run" in sentence
-    assert run.info.run_id[:8] in sentence
+    assert trained_run.run_id[:8] in sentence
