@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 from runner.config.parser import parse
 from runner.study.storage import connect, default_storage
 from runner.tracking.mlflow_server import tracking_server
-from runner.utils.cpu import cpu_count
+from runner.utils.processes import cpu_count
 
 TRIALS, EPOCHS = 50, 16
 PAIRS, SCALING_TRIALS, SCALING_EPOCHS = 2, 8, 8

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.utils.cpu import cpu_count
+from runner.utils.processes import cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -23,14 +23,13 @@ from typing import IO
 
 import psutil
 
-from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.exit_status import read_status
 from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import exit_with_parent, gpu_count
+from runner.utils.processes import cpu_count, exit_with_parent, gpu_count
 from runner.utils.redaction import redact
-from runner.utils.signals import stop_signals
+from runner.utils.signals import handle_signals
 
 DEATH_REPORT = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
 """How Accelerate and torch report that a signal ended a process."""
@@ -214,9 +213,5 @@ def _forward_signals(
         if not ranks:
             launcher.terminate()
 
-    previous = {number: signal.signal(number, forward) for number in stop_signals()}
-    try:
+    with handle_signals(forward):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from runner.data.manifest import Entry
 from runner.data.transforms import ViewTransform
 from runner.portable.images import open_rgb
-from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
+from runner.utils.processes import cpu_count
 
 MIN_IMAGES_FOR_WORKERS = 256
 """For fewer images `workers=auto` starts no processes: starting them would cost more than it saves."""

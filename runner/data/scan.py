@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 from runner.data.datasets import ImageFolder
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
-from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest, digest_bytes
+from runner.utils.processes import cpu_count
 from runner.utils.text import printable
 
 IGNORED_FILES = frozenset({"Thumbs.db", "desktop.ini"})

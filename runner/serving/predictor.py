@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runner.portable.classifier import BATCH_SIZE, Classifier
 from runner.portable.model import LayeredModel
-from runner.utils.cpu import cpu_count
+from runner.utils.processes import cpu_count
 
 READ_AHEAD = 4
 """Batches of files that are decoded while the model computes."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from runner.utils.cpu import cpu_count
+from runner.utils.processes import cpu_count
 
 _ALL_CORES: set[int] = set()
 """The cores that this worker may use outside its share; empty if it has no share."""

@@ -18,8 +18,7 @@ from runner.evaluation.metrics import METRICS
 from runner.study.trials import is_baseline, state_name
 from runner.utils.atomic_files import atomic_write
 from runner.utils.csv_text import to_csv
-from runner.utils.figures import new_figure, save_figure
-from runner.utils.plot_style import BLUE, GRAY, ORANGE
+from runner.utils.figures import BLUE, GRAY, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

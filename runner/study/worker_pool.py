@@ -24,7 +24,7 @@ from runner.utils.launch_environment import COMMAND, STATUS_FILE
 from runner.utils.paths import PACKAGE
 from runner.utils.processes import exit_with_parent
 from runner.utils.redaction import redact
-from runner.utils.signals import Interrupted, stop_signals
+from runner.utils.signals import Interrupted, handle_signals
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at workers and study."""
@@ -162,12 +162,8 @@ class WorkerPool:
             if finish_trials:
                 self._output.put("finishing the running trials; press Ctrl-C again to stop at once")
 
-        handlers = {each: signal.signal(each, forward) for each in stop_signals()}
-        try:
+        with handle_signals(forward):
             yield
-        finally:
-            for each, handler in handlers.items():
-                signal.signal(each, handler)
 
 
 def _exit_status(returncode: int) -> int:

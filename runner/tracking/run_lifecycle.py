@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from runner.tracking.tracker import Pruned
 from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError, NotResumableError, UserError, user_message
 from runner.utils.exit_status import peer_failure
-from runner.utils.signals import Interrupted, ignore_signals
+from runner.utils.signals import Interrupted, handle_signals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +81,7 @@ def track_run(
         hint = "" if request.parent_id else _resume_hint(error, run_id)
         raise
     finally:
-        with ignore_signals():
+        with handle_signals(signal.SIG_IGN):
             if sampler is not None:
                 sampler.stop()
             try:

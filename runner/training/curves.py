@@ -8,8 +8,7 @@ from pathlib import Path
 
 from runner.tracking.tracker import Tracker
 from runner.training.results import EpochResult, best_epoch
-from runner.utils.figures import new_figure, save_figure
-from runner.utils.plot_style import BLUE, GRAY, ORANGE
+from runner.utils.figures import BLUE, GRAY, ORANGE, new_figure, save_figure
 
 
 def log_curves(history: Sequence[EpochResult], experiment: str, tracker: Tracker) -> None:

@@ -21,10 +21,9 @@ from accelerate.utils import (
 
 from runner.config.schema import Experiment
 from runner.features.extractor import can_compile, worth_compiling
-from runner.utils.cpu import cpu_count
 from runner.utils.errors import UserError
 from runner.utils.launch_environment import PROCESS_COUNT
-from runner.utils.processes import parent_command
+from runner.utils.processes import cpu_count, parent_command
 
 TIMEOUT = timedelta(hours=6)
 """How long processes wait for each other: rank 0 may scan or download a large dataset."""

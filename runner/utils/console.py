@@ -59,8 +59,7 @@ class Terminal:
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
         self.console = Console(stderr=stderr, quiet=not enabled, highlight=False)
         if not self.console.is_terminal:
-            self.console = Console(stderr=stderr, quiet=not enabled, highlight=False, width=120)
-        self._bars: Progress | None = None
+            self.console.width = 120
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print one line without wrapping it. Markup is not interpreted; passwords are hidden."""
@@ -93,21 +92,8 @@ class Terminal:
     @contextmanager
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
         """Show progress. Yields a function to call with the number of units just completed."""
-        if self.console.is_terminal and not self.console.quiet:
-            with self._live(unit) as bar:
-                task = bar.add_task(description, total=total)
-                try:
-                    yield lambda count: bar.advance(task, count)
-                finally:
-                    bar.remove_task(task)
-        else:
+        if not self.console.is_terminal or self.console.quiet:
             yield self._plain_progress(description, total, unit)
-
-    @contextmanager
-    def _live(self, unit: str) -> Iterator[Progress]:
-        """The display of all bars; nested bars share it, since a terminal can have only one."""
-        if self._bars is not None:
-            yield self._bars
             return
         columns = (
             TextColumn("{task.description}"),
@@ -116,11 +102,9 @@ class Terminal:
             RateColumn(unit),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as self._bars:
-            try:
-                yield self._bars
-            finally:
-                self._bars = None
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda count: bar.advance(task, count)
 
     def _plain_progress(self, description: str, total: int, unit: str) -> Callable[[int], None]:
         last_line = time.monotonic()

@@ -25,8 +25,11 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     message: str | None = None
     try:
         status = main() or 0
-    except (Interrupted, KeyboardInterrupt) as interruption:
-        status, message = _interrupted(interruption)
+    except Interrupted as interruption:
+        status = 2 if interruption.peer_exited else 128 + interruption.signal
+        message = str(interruption)
+    except KeyboardInterrupt:
+        status, message = 128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}"
     except BrokenPipeError:  # `runner … | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
@@ -42,13 +45,6 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
         if is_first or (is_first is None and is_main_process()):
             print(f"runner: {message}", file=sys.stderr)
     return status
-
-
-def _interrupted(interruption: Interrupted | KeyboardInterrupt) -> tuple[int, str]:
-    """Status and message of an interruption."""
-    if not isinstance(interruption, Interrupted):
-        return 128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}"
-    return 2 if interruption.peer_exited else 128 + interruption.signal, str(interruption)
 
 
 def _report_failure(status: int, reason: str) -> bool | None:

@@ -11,6 +11,9 @@ from runner.utils.atomic_files import atomic_write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#777777"
+"""Colors of all figures: distinguishable for color-blind readers (Okabe & Ito, Color Universal Design, 2008)."""
+
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Figure:
     """An empty figure of this size in inches. It needs no pyplot, so it holds no global state."""

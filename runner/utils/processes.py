@@ -1,4 +1,4 @@
-"""GPUs of this process, and its ties to the processes that started it."""
+"""CPU cores and GPUs of this process, and its ties to the processes that started it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from runner.utils.launch_environment import LAUNCHER_PID
 
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2): the signal that this process receives when its parent exits."""
+
+
+def cpu_count() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpu_count() -> int:

@@ -9,8 +9,8 @@ YAML 1.2 differs from PyYAML's YAML 1.1 where it matters here: `1e-4` is a numbe
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,52 @@ _SCALARS: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
 )
 
 
+class _RefusedError(ValueError):
+    """A text that must not be loaded. The message says why, beginning with its verb."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Knows the scalars above, text, lists and mappings: a tag that names anything else is an error."""
+    """Knows the scalars above, text, lists and mappings: a tag that names anything else is an error.
+
+    PyYAML composes a graph of nodes, where an alias costs nothing, before it builds values from them. The limits are
+    checked while it composes.
+    """
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's way)
     yaml_constructors = {  # noqa: RUF012
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
     }
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = 0
+        self.values = 1
+        """Values that the text stands for up to here; the document itself counts as one."""
+        self.sizes: dict[yaml.Node, int] = {}
+        """How many values each completed node stands for."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose the next value and what it contains. Raises `_RefusedError`."""
+        event: Any = self.peek_event()
+        before = self.values
+        if isinstance(event, yaml.CollectionStartEvent) and self.depth == MAX_DEPTH:
+            raise _RefusedError(f"nests deeper than {MAX_DEPTH} levels; settings need two or three")
+        self.depth += 1
+        node: Any = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(event, yaml.AliasEvent) and node not in self.sizes:
+            raise _RefusedError(f"repeats *{one_line(str(event.anchor), 50)} before its value is complete")
+        self.values += self.sizes.get(node, 1)
+        if self.values > MAX_VALUES:
+            raise _RefusedError(f"stands for more than {MAX_VALUES:,} values; settings are far fewer")
+        self.sizes.setdefault(node, self.values - before)
+        if isinstance(node, yaml.MappingNode):
+            keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if keys.total() > len(keys):
+                twice = keys.most_common(1)[0][0]
+                raise _RefusedError(f"names {one_line(twice, 100)!r} twice; one of them would be lost")
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -79,12 +117,11 @@ def read_yaml(path: Path) -> Any:
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises `UserError` as `read_yaml`; the sentence begins with its verb."""
     try:
-        problem = _problem(text)
-        if problem is None:
-            return _Loader(text).get_single_data()
+        return _Loader(text).get_single_data()
+    except _RefusedError as error:
+        raise UserError(f"{error}.") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: `!!int x`
         raise UserError(f"is not valid YAML: {one_line(str(error), 300)}.") from None
-    raise UserError(f"{problem}.")
 
 
 def dump_yaml(value: Any, flow: bool = False) -> str:
@@ -101,52 +138,3 @@ def dump_yaml(value: Any, flow: bool = False) -> str:
         width=10**6 if flow else 80,
     )
     return text.removesuffix("...\n").strip() if flow else text
-
-
-@dataclass
-class _Level:
-    """A mapping or list that is being read."""
-
-    anchor: str | None = None
-    is_mapping: bool = False
-    keys: set[str] = field(default_factory=set)
-    values: int = 1
-    at_key: bool = True
-
-
-def _problem(text: str) -> str | None:
-    """Why a text must not be loaded; None if it may. Works on events, without building any value."""
-    levels = [_Level()]
-    sizes: dict[str, int] = {}
-    for event in yaml.parse(text, yaml.SafeLoader):
-        key = None
-        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
-            if len(levels) > MAX_DEPTH:
-                return f"nests deeper than {MAX_DEPTH} levels; settings need two or three"
-            levels.append(_Level(event.anchor, isinstance(event, yaml.MappingStartEvent)))
-            continue
-        if isinstance(event, yaml.AliasEvent):
-            alias = event.anchor or ""
-            if alias not in sizes:
-                return f"repeats *{one_line(alias, 50)} before its value is complete"
-            anchor, size = None, sizes[alias]
-        elif isinstance(event, yaml.ScalarEvent):
-            anchor, size, key = event.anchor, 1, event.value
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            closed = levels.pop()
-            anchor, size = closed.anchor, closed.values
-        else:
-            continue
-        if anchor is not None:
-            sizes[anchor] = size
-        parent = levels[-1]
-        parent.values += size
-        if parent.values > MAX_VALUES:
-            return f"stands for more than {MAX_VALUES:,} values; settings are far fewer"
-        if parent.is_mapping:
-            if parent.at_key and key is not None:
-                if key in parent.keys:
-                    return f"names {one_line(key, 100)!r} twice; one of them would be lost"
-                parent.keys.add(key)
-            parent.at_key = not parent.at_key
-    return None

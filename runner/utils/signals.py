@@ -124,14 +124,17 @@ def defer_signals() -> Iterator[DeferredSignals]:
 
 
 @contextmanager
-def ignore_signals() -> Iterator[None]:
-    """Ignore stop signals within the block. For the main thread; in other threads it does nothing."""
+def handle_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> Iterator[None]:
+    """Let `handler` act on stop signals within the block; `signal.SIG_IGN` ignores them.
+
+    For the main thread; in other threads it does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in stop_signals()}
+    previous = {number: signal.signal(number, handler) for number in stop_signals()}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)

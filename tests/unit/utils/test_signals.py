@@ -12,7 +12,7 @@ from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
 from runner.utils.signals import (
     Interrupted,
     defer_signals,
-    ignore_signals,
+    handle_signals,
     interrupt_on_signals,
     stop_signals,
 )
@@ -75,7 +75,7 @@ def test_the_signal_of_a_peer_can_be_delivered_within_the_block() -> None:
 def test_ignored_signals_are_lost() -> None:
     interrupt_on_signals()
     handler = signal.getsignal(signal.SIGTERM)
-    with ignore_signals():
+    with handle_signals(signal.SIG_IGN):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is handler
 
