@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree
+from runner.config.tree import as_tree, override
 from runner.study.comparison import Comparison, Results
 from runner.study.session import StudySession
-from runner.study.study import Study
 from runner.training import resume, run
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest
@@ -36,13 +34,9 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
 
 def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:
     """Results of one training as a child run, which is resumed if it was interrupted."""
-    seeded = dataclasses.replace(experiment, seed=dataclasses.replace(experiment.seed, train=seed))
-
-    def known_results(study: Study) -> tuple[str, Any]:
-        key = f"confirmed {digest(study.plan.identity(), dataclasses.asdict(seeded))}"
-        return key, study.optuna.user_attrs.get(key)
-
-    key, known = session.on_rank_0(known_results)
+    seeded = override(experiment, {"seed.train": seed})
+    key = f"confirmed {digest(session.plan.identity(), dataclasses.asdict(seeded))}"
+    known: Results | None = session.on_rank_0(lambda study: study.optuna.user_attrs.get(key))
     if known is not None:
         return known
     quiet, study_run = Terminal(enabled=False), session.study_run
@@ -61,5 +55,4 @@ def _train(session: StudySession, side: str, experiment: Experiment, seed: int) 
 
 def _lean(experiment: Experiment) -> Experiment:
     """Without model and gallery: these runs are for comparison, and the luckiest seed must not become champion."""
-    tracking = dataclasses.replace(experiment.tracking, model=False, gallery=0)
-    return dataclasses.replace(experiment, tracking=tracking)
+    return override(experiment, {"tracking.model": False, "tracking.gallery": 0})

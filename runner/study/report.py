@@ -10,12 +10,12 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import Experiment
-from runner.config.tree import as_yaml
+from runner.config.tree import as_yaml, override
 from runner.study.comparison import Comparison
 from runner.study.confirmation import confirm
 from runner.study.plots import StudyPlots, importances, trials_csv
 from runner.study.session import StudySession
-from runner.study.space import Value, with_values
+from runner.study.space import Value
 from runner.study.study import Study
 from runner.study.trials import count_states, is_baseline, short_values
 from runner.tracking.tracker import Tracker
@@ -39,7 +39,7 @@ def write_report(session: StudySession, seeds: int) -> None:
         values = session.on_rank_0(lambda study: _print_best(study, session.terminal))
         if values is None:
             return
-        best = with_values(session.plan.baseline, values)
+        best = override(session.plan.baseline, values)
         comparison = confirm(session, best, seeds) if seeds else None
         if session.study is not None:
             _log_report(session, session.study, best, comparison)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
-
-from runner.config.schema import Experiment
-from runner.utils.errors import UserError
 
 Value: TypeAlias = bool | int | float | str | None
 
@@ -36,13 +32,11 @@ class Dimension:
             return any(same(value, choice) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        if self.whole and int(value) != value:
+        if not self.low <= value <= self.high:
             return False
-        if self.step:
-            steps = (value - self.low) / self.step
-            if abs(steps - round(steps)) > 1e-8:
-                return False
-        return self.low <= value <= self.high
+        step = self.step or (1 if self.whole else 0)
+        steps = (value - self.low) / step if step else 0
+        return abs(steps - round(steps)) <= 1e-8
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON-like values, to be stored and compared."""
@@ -92,27 +86,3 @@ class Space:
 def same(one: object, other: object) -> bool:
     """Equality in which True is not 1."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def with_values(experiment: Experiment, values: Mapping[str, Value]) -> Experiment:
-    """The experiment with other values of some settings, which keep their last bit.
-
-    Raises `UserError` if the combination cannot work.
-    """
-    try:
-        return _replaced(experiment, values)
-    except ValueError as error:
-        raise UserError(f"{error}.") from None
-
-
-def _replaced(group: Any, values: Mapping[str, Value]) -> Any:
-    own: dict[str, Any] = {}
-    of_groups: dict[str, dict[str, Value]] = {}
-    for name, value in values.items():
-        head, _, rest = name.partition(".")
-        if rest:
-            of_groups.setdefault(head, {})[rest] = value
-        else:
-            own[head] = value
-    own.update({name: _replaced(getattr(group, name), inner) for name, inner in of_groups.items()})
-    return dataclasses.replace(group, **own)

@@ -17,12 +17,12 @@ from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree, flatten, override
 from runner.study import storage as storages
 from runner.study.plan import Plan, describe_differences
 from runner.study.pruners import PRUNERS
 from runner.study.seeded_sampler import SeededSampler
-from runner.study.space import Value, with_values
+from runner.study.space import Value
 from runner.study.stale_trials import WORKER_DIED, fail_lost_trial, find_stale_trials, requeue
 from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
 from runner.tracking.process_identity import ProcessIdentity
@@ -115,7 +115,7 @@ class Study:
         values = self.plan.space.pick(settings, lambda dimension: suggest(trial, dimension))
         if "baseline" in trial.user_attrs:
             return RunningTrial(trial.number, values, baseline, is_baseline=True)
-        return RunningTrial(trial.number, values, with_values(baseline, values), is_baseline=False)
+        return RunningTrial(trial.number, values, override(baseline, values), is_baseline=False)
 
     def report(self, step: int, value: float) -> bool:
         """Store an intermediate value of the running trial. Returns whether the trial should be pruned."""

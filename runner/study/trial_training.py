@@ -5,7 +5,6 @@ Trials never see the test split.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from runner.config.schema import Experiment
-from runner.config.tree import as_yaml
+from runner.config.tree import as_yaml, override
 from runner.models import checkpoint
-from runner.serving import packaging
+from runner.serving.packaging import inference_settings
 from runner.study.cpu_share import all_cores
 from runner.study.session import StudySession
 from runner.study.trials import RunningTrial
@@ -29,38 +27,58 @@ from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.utils.console import Terminal
 
 
-@dataclass
-class TrainedSeed:
-    """The training of a trial with one seed."""
+class _SeedTraining(Callback):
+    """The training of a trial with one seed: logs and reports its epochs, and remembers the best weights.
 
-    setup: Setup
-    history: list[EpochResult]
-    best_weights: dict[str, Tensor]
-    """Trainable parameters after the best epoch."""
+    Args:
+        setup: Its model and experiment.
+        tracker: Logs to the trial's run.
+        prefix: Of the metrics' names.
+        report: Called with each epoch.
+    """
+
+    def __init__(
+        self, setup: Setup, tracker: Tracker, prefix: str, report: Callable[[EpochResult], None]
+    ) -> None:
+        self.setup = setup
+        self.tracker = tracker
+        self.prefix = prefix
+        self.report = report
+        self.history: list[EpochResult] = []
+        self.best_weights: dict[str, Tensor] = {}
+        """Trainable parameters after the best epoch."""
 
     @property
     def best_epoch(self) -> EpochResult:
         """The epoch that `train.best` selects."""
         return best_epoch(self.history)
 
-
-class _TrialCallback(Callback):
-    """Logs and reports the epochs of a trial, and remembers the best weights."""
-
-    def __init__(self, tracker: Tracker, prefix: str, report: Callable[[EpochResult], None] | None) -> None:
-        self.tracker = tracker
-        self.prefix = prefix
-        self.report = report
-        self.best_weights: dict[str, Tensor] = {}
-
     def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
+        self.history.append(result)
         if result.best:
             weights = state.model.trainable_state()
             self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
         metrics = {f"{self.prefix}{name}": value for name, value in result.metrics().items()}
         self.tracker.log_metrics(metrics, result.number)
-        if self.report is not None:
-            self.report(result)
+        self.report(result)
+
+    def log_best(self) -> None:
+        """Log checkpoint and curves."""
+        setup, best, folder = (
+            self.setup,
+            self.best_epoch,
+            self.tracker.artifact_path("checkpoints/any").parent,
+        )
+        setup.model.load_state_dict(self.best_weights, strict=False)
+        checkpoint.save_frozen(setup.model, folder)
+        digest, inference = checkpoint.frozen_digest(setup.model), inference_settings(setup.experiment)
+        path = folder / "best.safetensors"
+        checkpoint.save(setup.model, path, best.number, best.val.to_dict(), digest, inference)
+        for file in (path, folder / checkpoint.FROZEN_FILE):
+            self.tracker.log_artifact(file, "checkpoints")
+        self.tracker.log_text("experiment.yaml", as_yaml(setup.experiment))
+        curves.log_curves(self.history, setup.experiment.name, self.tracker)
+        self.tracker.set_tags({"runner.best_when_run": "true"})
 
 
 @dataclass
@@ -86,68 +104,47 @@ class TrialTraining:
         """
         plan, study = self.session.plan, self.session.study
         values: list[float] = []
-        first: TrainedSeed | None = None
         for index in range(plan.seeds):
-            trained = self._train_seed(self.trial.experiment.seed.train + index, tracker)
-            values.append(trained.best_epoch.val[plan.objective])
-            first = first or trained
+            training = self._train_seed(index, tracker)
+            values.append(training.best_epoch.val[plan.objective])
+            if index == 0:
+                first = training
             if plan.seeds > 1:
                 self._report(index, values[-1], f"after seed {index + 1} of {plan.seeds}")
-        assert first is not None  # noqa: S101 (for types: a plan has one seed or more)
-        value = statistics.fmean(values)
-        tracker.log_metrics({"objective": value, **first.best_epoch.val.metrics("val/best")})
-        tracker.log_metrics({"best_epoch": first.best_epoch.number})
+        value, best = statistics.fmean(values), first.best_epoch
+        tracker.log_metrics({"objective": value, "best_epoch": best.number, **best.val.metrics("val/best")})
         if len(values) > 1:
             tracker.log_metrics({"objective_sd": statistics.stdev(values)})
         if study is not None:
-            study.annotate(scores=dict(first.best_epoch.val.values))
+            study.annotate(scores=dict(best.val.values))
             if study.is_improvement(value):
-                _log_best_so_far(first, tracker)
+                first.log_best()
         return value
 
-    def _train_seed(self, seed: int, tracker: Tracker) -> TrainedSeed:
-        plan, settings = self.session.plan, self.trial.experiment
-        setup = self._prepare(
-            dataclasses.replace(settings, seed=dataclasses.replace(settings.seed, train=seed))
-        )
-        prefix = "" if seed == settings.seed.train else f"seed{seed}/"
-        callback = _TrialCallback(tracker, prefix, self._report_epoch if plan.seeds == 1 else None)
-        start = time.monotonic()
-        try:
-            history = run.fit_setup(setup, [callback], Terminal(enabled=False))
-        finally:
-            self.seconds += time.monotonic() - start
-        return TrainedSeed(setup, history, callback.best_weights)
-
-    def _prepare(self, experiment: Experiment) -> Setup:
-        """Set up a training, and compute the features that it needs with all cores."""
+    def _train_seed(self, index: int, tracker: Tracker) -> _SeedTraining:
+        first = self.trial.experiment.seed.train
+        experiment = override(self.trial.experiment, {"seed.train": first + index})
         setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
+        # The other workers wait for the features: all cores compute them.
         needed = [(split, view) for split, view in required_views(experiment) if split != "test"]
         if setup.features.reserve_space(needed).images and setup.features.stored:
             with all_cores():
                 for split, view in needed:
                     setup.features.get(split, view)
-        return setup
+        training = _SeedTraining(setup, tracker, f"seed{first + index}/" if index else "", self._report_epoch)
+        start = time.monotonic()
+        try:
+            run.fit_setup(setup, [training], Terminal(enabled=False))
+        finally:
+            self.seconds += time.monotonic() - start
+        return training
 
     def _report_epoch(self, epoch: EpochResult) -> None:
-        self._report(epoch.number, epoch.val[self.session.plan.objective], f"at epoch {epoch.number}")
+        plan = self.session.plan
+        if plan.seeds == 1:
+            self._report(epoch.number, epoch.val[plan.objective], f"at epoch {epoch.number}")
 
     def _report(self, step: int, value: float, when: str) -> None:
         """Report an intermediate value. Raises `Pruned` on all ranks if the study says so."""
         if self.session.on_rank_0(lambda study: study.report(step, value)):
             raise Pruned(f"pruned {when}, at {value:.4f}")
-
-
-def _log_best_so_far(trained: TrainedSeed, tracker: Tracker) -> None:
-    """Log checkpoint and curves of the best trial so far."""
-    setup, model, best = trained.setup, trained.setup.model, trained.best_epoch
-    model.load_state_dict(trained.best_weights, strict=False)
-    path = tracker.artifact_path("checkpoints/best.safetensors")
-    checkpoint.save_frozen(model, path.parent)
-    inference = packaging.inference_settings(setup.experiment)
-    checkpoint.save(model, path, best.number, best.val.to_dict(), checkpoint.frozen_digest(model), inference)
-    for file in (path, path.parent / checkpoint.FROZEN_FILE):
-        tracker.log_artifact(file, "checkpoints")
-    tracker.log_text("experiment.yaml", as_yaml(setup.experiment))
-    curves.log_curves(trained.history, setup.experiment.name, tracker)
-    tracker.set_tags({"runner.best_when_run": "true"})

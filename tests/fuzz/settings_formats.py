@@ -20,10 +20,10 @@ from fuzz.damage import damaged, mutated_json
 from fuzz.target import Target, check
 from runner.cli import reproduce
 from runner.config import parser
-from runner.config.tree import as_tree, as_yaml, flatten
+from runner.config.tree import as_tree, as_yaml, flatten, override
 from runner.evaluation.reproduction import environment_changes
 from runner.study.plan import Plan
-from runner.study.space import Dimension, Space, with_values
+from runner.study.space import Dimension, Space
 from runner.study.space_file import read_space
 from runner.study.study import Study
 from runner.tracking.run_lookup import RunInfo
@@ -95,7 +95,7 @@ class SpaceFile(Target):
             check(each.setting in known, f"{each.setting} is no setting")
             for value in each.choices or (each.low, *([] if each.step else [each.high])):  # steps may miss it
                 check(each.contains(value), f"{each.setting} does not contain its own {value!r}")
-                with_values(self.baseline, {each.setting: value})
+                override(self.baseline, {each.setting: value})
 
 
 def _as_file(dimension: dict[str, Any]) -> dict[str, Any]:

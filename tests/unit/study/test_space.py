@@ -9,8 +9,8 @@ import pytest
 from studies import CONDITIONAL, LR, MOMENTUM, OPTIMIZER, quickstart
 
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
-from runner.study.space import Dimension, Space, same, with_values
+from runner.config.tree import as_tree, flatten, override
+from runner.study.space import Dimension, Space, same
 from runner.utils.errors import UserError
 
 
@@ -72,17 +72,6 @@ def test_a_condition_may_name_several_values() -> None:
         assert len(picked) == count
 
 
-def test_values_are_applied_to_the_last_bit(baseline: Experiment) -> None:
-    lr, dropout = math.nextafter(0.1, 1), 1 / 3
-    values = {"optim.lr": lr, "model.dropout": dropout, "train.batch_size": 17}
-    changed = with_values(baseline, values)
-    assert changed.optim.lr.hex() == lr.hex()
-    assert changed.model.dropout.hex() == dropout.hex()
-    before, after = flatten(as_tree(baseline)), flatten(as_tree(changed))
-    assert {name for name in before if before[name] != after[name]} == set(values)
-    assert with_values(baseline, {}) == baseline == quickstart(), "it is left unchanged"
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -95,8 +84,4 @@ def test_a_combination_that_cannot_work_is_refused(
     values: dict[str, Any], named: str, baseline: Experiment
 ) -> None:
     with pytest.raises(UserError, match=named):
-        with_values(baseline, values)
-
-
-def test_only_the_whole_combination_is_checked(baseline: Experiment) -> None:
-    assert with_values(baseline, {"augment.crop": 224, "augment.resize": 224}).augment.crop == 224
+        override(baseline, values)

@@ -11,9 +11,9 @@ from studies import quickstart
 from runner.config import parser
 from runner.config.metadata import table
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree, flatten, override
 from runner.study import space_file
-from runner.study.space import Space, with_values
+from runner.study.space import Space
 from runner.study.space_file import find_space, read_space
 from runner.utils.errors import UserError
 
@@ -74,7 +74,7 @@ def test_a_shipped_space_contains_the_experiments_it_is_for(name: str, experimen
     settings = flatten(as_tree(baseline))
     values = space.pick(settings, lambda each: settings[each.setting])
     assert "optim.lr" in values
-    assert with_values(baseline, values) == baseline
+    assert override(baseline, values) == baseline
     assert ("schedule.factor" in values) == (baseline.schedule.kind == "reduce_on_drop")
 
 
