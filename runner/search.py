@@ -13,13 +13,12 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
-import os
 import signal
 from collections.abc import Sequence
 
 from runner.study.options import STOP_SIGNAL, Role, make_plan, parse
 from runner.utils.errors import UserError
-from runner.utils.exit_status import run_main
+from runner.utils.exit_status import is_rank_0, run_main
 from runner.utils.processes import exit_with_launcher
 from runner.utils.signals import interrupt_on_signals
 
@@ -56,10 +55,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_main_process))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))

@@ -16,12 +16,11 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
-import os
 from collections.abc import Sequence
 
 from runner.config.parser import parse
 from runner.tracking.resume_lookup import with_experiment_of_resumed_run
-from runner.utils.exit_status import run_main
+from runner.utils.exit_status import is_rank_0, run_main
 from runner.utils.processes import exit_with_launcher
 from runner.utils.signals import interrupt_on_signals
 
@@ -46,10 +45,6 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), _is_main_process))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))

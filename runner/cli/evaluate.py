@@ -10,36 +10,24 @@ if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
 import argparse
-import dataclasses
 import json
-import os
 import tempfile
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
 from runner.evaluation.metrics import METRICS
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
-from runner.utils.exit_status import run_main
+from runner.utils.exit_status import is_rank_0, run_main
 from runner.utils.processes import exit_with_launcher
 from runner.utils.signals import interrupt_on_signals
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-    from runner.config.schema import Experiment
     from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
-    from runner.evaluation.predictions import Predictions
-    from runner.evaluation.report import ReportDestination
     from runner.tracking.run_lookup import RunInfo
-    from runner.training.restore import LoadedCheckpoint
     from runner.utils.console import Terminal
-
-CHECKPOINTS = ("best", "last")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -95,106 +83,60 @@ def main(argv: Sequence[str]) -> int:
 
     from runner.tracking.mlflow_server import tracking_server
     from runner.tracking.run_lookup import find_run
-    from runner.training import devices
+    from runner.training.devices import init_processes
+    from runner.training.restore import restore_checkpoints
     from runner.utils.console import Terminal
 
-    state = devices.init_processes()
+    state = init_processes()
+    terminal = Terminal(enabled=state.is_main_process, stderr=args.json)
     server = tracking_server(args.tracking)
     server.check_exists()
     client = server.connect()
     # A new run may begin at the same time, so one process looks up `latest` for all.
     run = broadcast_object_list([find_run(client, args.run) if state.is_main_process else None])[0]
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
-        files = _download(client, run, args.root, Path(temporary))
-        accelerator = devices.create_accelerator(files.experiment)
-        terminal = Terminal(enabled=accelerator.is_main_process, stderr=args.json)
-        checkpoints = _load(files, accelerator, terminal)
-        evaluations = {loaded.name: loaded.evaluate(args.split) for loaded in checkpoints}
-        if accelerator.is_main_process:
-            _print_scores(run, args, evaluations, accelerator.num_processes, terminal)
+        checkpoints = restore_checkpoints(client, run, args.root, Path(temporary), terminal)
+        evaluations = [loaded.evaluate(args.split) for loaded in checkpoints]
+        if state.is_main_process:
+            _print_scores(run, args, evaluations, state.num_processes, terminal)
         if args.report and evaluations:
-            loaded = checkpoints[0]  # best, if there is one
-            reported = evaluations[loaded.name]
-            val = reported.predictions if args.split == "val" else loaded.predict("val")
-            if accelerator.is_main_process:
-                from runner.evaluation.report import ReportDestination
+            reported = evaluations[0]  # best, if there is one
+            val = reported.predictions if args.split == "val" else checkpoints[0].predict("val")
+            if state.is_main_process:
+                from runner.evaluation.report import ReportRequest, write_report
 
                 fallback = server.root / "reports" / f"{run.run_id}-{args.split}"
-                destination = ReportDestination(client, run, args.out, fallback)
-                _write_report(reported, val, args, destination, terminal)
-    accelerator.end_training()
+                request = ReportRequest(client, run, args.faithfulness, args.boxes, args.out, fallback)
+                terminal.line(f"The report is {write_report(reported, val, request, terminal)}.")
+    state.destroy_process_group()
     return 0
-
-
-@dataclass(frozen=True)
-class _RunFiles:
-    """What a run logged."""
-
-    experiment: "Experiment"
-    manifest: str
-    """The content of manifest.csv."""
-    checkpoints: Path
-
-
-def _download(client: "MlflowClient", run: "RunInfo", root: str | None, folder: Path) -> _RunFiles:
-    """Download a run's experiment, manifest and checkpoints to `folder`; `root`: another folder of the images."""
-    from runner.config.parser import read
-    from runner.tracking.run_lookup import download_artifact
-    from runner.training import devices
-
-    experiment = read(download_artifact(client, run, "experiment.yaml", folder))
-    if root:
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root=root))
-    # Bytes, because a path may contain a line break.
-    table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
-    return _RunFiles(
-        devices.adapt_to_device(experiment),
-        table.decode("utf-8", "surrogateescape"),
-        download_artifact(client, run, "checkpoints", folder),
-    )
-
-
-def _load(files: _RunFiles, accelerator: Any, terminal: "Terminal") -> list["LoadedCheckpoint"]:
-    """Load the run's checkpoints, best first."""
-    from runner.training.restore import load_checkpoint, restore_manifest
-
-    with accelerator.local_main_process_first():
-        manifest = restore_manifest(files.experiment, files.manifest, terminal)
-    in_memory: OrderedDict[Any, Any] = OrderedDict()  # both checkpoints read the same features
-    paths = (files.checkpoints / f"{name}.safetensors" for name in CHECKPOINTS)
-    return [
-        load_checkpoint(path, files.experiment, manifest, accelerator, terminal, in_memory)
-        for path in paths
-        if path.exists()
-    ]
 
 
 def _print_scores(
     run: "RunInfo",
     args: argparse.Namespace,
-    evaluations: Mapping[str, "CheckpointEvaluation"],
+    evaluations: Sequence["CheckpointEvaluation"],
     processes: int,
     terminal: "Terminal",
 ) -> None:
     if args.json:
-        images = max((len(evaluation.entries) for evaluation in evaluations.values()), default=0)
         result = {
             "run": run.run_id,
             "name": run.name,
             "split": args.split,
-            "images": images,
+            "images": max((len(evaluation.entries) for evaluation in evaluations), default=0),
             "processes": processes,
-            "checkpoints": {name: evaluation.to_dict() for name, evaluation in evaluations.items()},
+            "checkpoints": {evaluation.checkpoint: evaluation.to_dict() for evaluation in evaluations},
         }
         print(json.dumps(result))
         return
     labels = [metric.label for metric in METRICS.values()]
     rows = []
-    for name, evaluation in evaluations.items():
+    for evaluation in evaluations:
         scores = evaluation.predictions.scores
         counts = (evaluation.epoch, scores.images, scores.hits1, scores.hits5)
         values = (f"{value:.4f}" for value in scores.values.values())
-        rows.append((name, *(f"{count:,}" for count in counts), *values))
+        rows.append((evaluation.checkpoint, *(f"{count:,}" for count in counts), *values))
     terminal.table(
         f"Run {run.run_id[:8]} ({run.name}) on its {args.split} split",
         ("checkpoint", "epoch", "images", "correct", "in top 5", *labels),
@@ -202,23 +144,6 @@ def _print_scores(
     )
 
 
-def _write_report(
-    evaluation: "CheckpointEvaluation",
-    val: "Predictions",
-    args: argparse.Namespace,
-    destination: "ReportDestination",
-    terminal: "Terminal",
-) -> None:
-    from runner.evaluation.report import ReportOptions, write_report
-
-    options = ReportOptions(args.faithfulness, args.boxes)
-    with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
-        folder = Path(temporary) / "report"
-        metrics = write_report(evaluation, val, options, destination.run, folder, terminal)
-        where = destination.store(folder, args.split, metrics, terminal)
-    terminal.line(f"The report is {where}.")
-
-
 if __name__ == "__main__":
     interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), lambda: os.environ.get("RANK", "0") == "0"))
+    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))

@@ -28,7 +28,7 @@ def search(argv: Sequence[str]) -> int:
 
     # They import torch, Optuna and MLflow: help and wrong options are answered before.
     from runner.study.live_view import LiveView
-    from runner.study.mlflow_run import close_study_run, open_study_run
+    from runner.study.session import close_study_run, open_study_run
     from runner.study.study import Study
     from runner.study.worker_pool import WorkerPool
     from runner.tracking.mlflow_server import check_reachable, tracking_server

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ ROLE_VARIABLE = "RUNNER_WORKER"
 """Environment variable: the role that `runner search` gives to a process that it starts."""
 STOP_SIGNAL = signal.SIGUSR1
 """Asks a worker to stop after its current trial."""
-_REPORTER = "report"
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,11 @@ class Role:
     @classmethod
     def from_environment(cls) -> Role:
         """The role of this process."""
-        text = os.environ.get(ROLE_VARIABLE)
-        if not text:
-            return Role()
-        if text == _REPORTER:
-            return Role(runs_trials=False)
-        worker, _, workers = text.partition("/")
-        return Role(writes_report=False, worker=int(worker), workers=int(workers))
+        return Role(**json.loads(os.environ.get(ROLE_VARIABLE) or "{}"))
 
     def to_environment(self) -> dict[str, str]:
         """The variable from which a process reads this role."""
-        return {ROLE_VARIABLE: f"{self.worker}/{self.workers}" if self.runs_trials else _REPORTER}
+        return {ROLE_VARIABLE: json.dumps(asdict(self))}
 
     @property
     def is_worker(self) -> bool:
@@ -80,14 +74,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
     natural, positive = _at_least(0), _at_least(1)
     parser.add_argument("--study", metavar="NAME", required=True, help="name; an existing study is continued")
-    add(
-        "--space", "around-baseline", "search space: a file, or a name in experiments/spaces/", metavar="FILE"
-    )
+    add("--space", "around-baseline", "a file, or the name of one in experiments/spaces/", metavar="FILE")
     add("--trials", 50, "total number, over all workers and commands", metavar="N", type=positive)
     add("--workers", 1, "processes, each with a trial of its own", metavar="N", type=positive)
-    add(
-        "--threads", None, "CPU threads per worker", "an equal share of the cores", metavar="N", type=positive
-    )
+    add("--threads", None, "CPU threads per worker", "equal shares", metavar="N", type=positive)
     add("--storage", None, "journal file or Optuna URL", "studies.journal in tracking.root", metavar="URL")
     add("--objective", "top1", "validation metric to optimize", choices=[*METRICS])
     add("--seeds", 1, "training seeds per trial; its value is their mean", metavar="K", type=positive)
@@ -115,9 +105,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool) -
 
     baseline, training = parse_experiment(rest, prog="runner search")
     if training.repeat != 1 or training.dry_run:
-        raise UserError(
-            "--repeat and --dry-run are for runner train; studies have --seeds and --confirm instead."
-        )
+        raise UserError("--repeat and --dry-run are for runner train; studies have --seeds and --confirm.")
     return Plan(
         name=options.study,
         baseline=baseline,

@@ -1,23 +1,45 @@
-"""What a process of a study works with, and how its part in the study begins and ends."""
+"""What a process of a study works with: the study, and its MLflow run, the parent of its trials' runs.
+
+All workers and commands of a study share the run.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from optuna.trial import TrialState
 
-from runner.study.mlflow_run import StudyRun, close_study_run, open_study_run
+from runner.config.tree import as_tree, as_yaml, flatten
+from runner.study import storage as storages
 from runner.study.options import Role
 from runner.study.plan import Plan
 from runner.study.study import Study
+from runner.study.trials import owner_of
+from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.tracking.sessions import TrackingSession
+from runner.tracking.tracker import Tracker
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
+from runner.utils.redaction import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 T = TypeVar("T")
+
+
+class StudyRun(Tracker):
+    """Name and id of the study's run, as the parent of the trials' runs. The id is empty on ranks other than 0."""
+
+    def __init__(self, run_id: str, name: str) -> None:
+        self.run_id = run_id
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -66,3 +88,102 @@ def open_session(plan: Plan, accelerator: Accelerator, role: Role) -> Iterator[S
     finally:
         if study is not None and not role.has_coordinator:
             close_study_run(study, tracking, study_run, status)
+
+
+def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -> StudyRun:
+    """The study's run, marked as running. The first process that works on the study creates it.
+
+    Args:
+        study: The study.
+        tracking: Starts the run.
+        owns: Whether this process is responsible for the run. Workers leave that to their coordinator.
+
+    Raises `UserError` if the study's runs are in another MLflow store.
+    """
+    client = _client(tracking)
+    with study.lock:
+        known = study.optuna.user_attrs
+        if "records" in known:
+            _check_same_store(study, known["records"], tracking.server)
+        run_id = known.get("run", "")
+        if run_id and not owns:
+            return StudyRun(run_id, study.plan.name)
+        if run_id and _exists(run_id, client):
+            _set_owner(client, run_id, ProcessIdentity.current())
+        else:
+            if run_id:
+                tracking.terminal.warn(
+                    f"the study's run {run_id[:8]} was deleted from MLflow; creating a new one"
+                )
+            run_id = _create(study, tracking)
+            study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
+            study.optuna.set_user_attr("run", run_id)
+        client.update_run(run_id, status="RUNNING")
+        return StudyRun(run_id, study.plan.name)
+
+
+def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
+    """End the study's run with a status. If other workers still run trials, one of them owns it from now on."""
+    client = _client(tracking)
+    with study.lock:
+        study.requeue_stale_trials()
+        owners = (owner_of(trial) for trial in study.trials() if trial.state == TrialState.RUNNING)
+        if owner := next((owner for owner in owners if owner is not None and owner.alive), None):
+            _set_owner(client, study_run.run_id, owner)
+        else:
+            client.set_terminated(study_run.run_id, status)
+
+
+def _create(study: Study, tracking: TrackingSession) -> str:
+    plan = study.plan
+    with tracking.start_run(f"study {plan.name}", system_metrics=False) as tracker:
+        tracker.set_tags({"runner.study": plan.name})
+        tracker.log_params(flatten(as_tree(plan.baseline)))
+        tracker.log_params(
+            {
+                "study.space": ", ".join(plan.space.settings),
+                "study.objective": plan.objective,
+                "study.seeds": plan.seeds,
+                "study.storage": redact(plan.storage),
+            }
+        )
+        tracker.log_text("baseline.yaml", as_yaml(plan.baseline))
+    return tracker.run_id
+
+
+def _client(tracking: TrackingSession) -> MlflowClient:
+    assert tracking.client is not None  # noqa: S101 (for types: rank 0 has one)
+    return tracking.client
+
+
+def _set_owner(client: MlflowClient, run_id: str, owner: ProcessIdentity) -> None:
+    for name, value in owner.tags().items():
+        client.set_tag(run_id, name, value)
+
+
+def _exists(run_id: str, client: MlflowClient) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.get_run(run_id).info.lifecycle_stage) == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _check_same_store(study: Study, stored: list[str], server: TrackingServer) -> None:
+    """Raises `UserError` if the study's runs are elsewhere. Addresses are compared and shown without passwords."""
+    # Whoever reads the storage can write to it, so what it holds is redacted, too.
+    stored_uri, uri, host = redact(stored[0]), redact(server.uri), stored[1]
+    runs = f"The runs of the study {study.plan.name!r} are in"
+    if server.embedded and host != this_host() and not storages.is_local(study.plan.storage):
+        raise UserError(
+            f"{runs} a database file on {host}; several hosts need an MLflow server: start one there, and set"
+            " MLFLOW_TRACKING_URI for every worker."
+        )
+    if stored_uri != uri:
+        raise UserError(
+            f"{runs} {stored_uri}, not in {uri}; set tracking.root or MLFLOW_TRACKING_URI accordingly, or choose"
+            " another --study."
+        )

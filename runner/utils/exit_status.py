@@ -47,6 +47,11 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     return status
 
 
+def is_rank_0() -> bool:
+    """Whether this process is the first of its launch, or was not launched."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _report_failure(status: int, reason: str) -> bool | None:
     """Write status and reason for the launcher. Only the first failure counts: the others are its consequences.
 

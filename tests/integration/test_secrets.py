@@ -17,7 +17,7 @@ from stores import Store
 
 from runner import train
 from runner.cli import main
-from runner.study.mlflow_run import _check_same_store
+from runner.study.session import _check_same_store
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.mlflow_server import tracking_server
 from runner.tracking.run_lifecycle import RunRequest, track_run
