@@ -11,6 +11,7 @@ from pathlib import Path
 from runner.cli.options import add_tracking_root
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.recovery import recover_runs
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -34,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
     errors = []
     for uri in sorted({journal.owner.uri for journal in before}):
         try:
-            deliver_all(TrackingServer(uri, root), terminal)
+            server = TrackingServer(uri, root)
+            recover_runs(server, server.connect(), terminal)
         except UserError as error:
             errors.append(str(error))
     left = undelivered(root)
@@ -54,20 +56,10 @@ def undelivered(root: Path) -> list[Journal]:
     return [journal for journal in journals if not journal.alive and (journal.pending() or not journal.ended)]
 
 
-def deliver_all(server: TrackingServer, terminal: Terminal) -> None:
-    """Deliver pending records to a store, and close runs of dead processes.
-
-    Raises `UserError` if the store does not answer.
-    """
-    from runner.tracking.recovery import recover_runs
-
-    recover_runs(server, server.connect(), terminal)
-
-
 def close_dead_runs(server: TrackingServer, terminal: Terminal) -> None:
     """After a failed launch: close its run if its process was killed. Warns if the store does not answer."""
     if any(not journal.ended for journal in undelivered(server.root)):
         try:
-            deliver_all(server, terminal)
+            recover_runs(server, server.connect(), terminal)
         except UserError as error:
             terminal.warn(f"{error} ./launch.sh sync delivers the records later.")

@@ -60,7 +60,10 @@ def track_run(
     tags = ProcessIdentity.current().tags()
     if request.parent_id:
         tags["mlflow.parentRunId"] = request.parent_id
-    run_id = request.run_id or _create_run(server, client, request, tags)
+    run_id = request.run_id
+    if not run_id:
+        experiment = server.get_or_create_experiment(client, request.experiment)
+        run_id = str(client.create_run(experiment, tags=tags, run_name=request.name).info.run_id)
     tracker = _take_over(server, client, request, terminal) if request.resume else None
     sampler: SystemMetricsSampler | None = None
     status, reason, hint = "FAILED", "", ""
@@ -93,13 +96,6 @@ def track_run(
             except OSError:  # the disk of the journal is full; that of MLflow may not be
                 with suppress(Exception):
                     client.set_terminated(run_id, status)
-
-
-def _create_run(
-    server: TrackingServer, client: MlflowClient, request: RunRequest, tags: dict[str, str]
-) -> str:
-    experiment = server.get_or_create_experiment(client, request.experiment)
-    return str(client.create_run(experiment, tags=tags, run_name=request.name).info.run_id)
 
 
 def _take_over(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 SHORTEST_ID = 4
 """Leading characters of a run's id that may stand for it, if no other id starts with them."""
@@ -25,7 +26,7 @@ class RunInfo:
     status: str
 
     @classmethod
-    def of(cls, run: Any) -> RunInfo:
+    def of(cls, run: Run) -> RunInfo:
         """Of an MLflow run."""
         return cls(run.info.run_id, run.info.run_name or "", run.info.status)
 
@@ -35,7 +36,7 @@ def find_run(client: MlflowClient, reference: str) -> RunInfo:
 
     Raises `UserError` if there is none, or more than one.
     """
-    runs = _newest_first(client, max_results=50_000)
+    runs = [RunInfo.of(run) for run in search_runs(client)]
     if not runs:
         raise UserError("There are no runs yet; ./launch.sh trains one.")
     if reference == "latest":
@@ -57,14 +58,14 @@ def find_run(client: MlflowClient, reference: str) -> RunInfo:
 
 def newest_run_with_model(client: MlflowClient) -> RunInfo:
     """The newest finished run that logged a model. Raises `UserError` if there is none."""
-    runs = _newest_first(
+    runs = search_runs(
         client, f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'", max_results=1
     )
     if not runs:
         raise UserError(
             "There is no model yet: no finished run has logged one; ./launch.sh trains the first."
         )
-    return runs[0]
+    return RunInfo.of(runs[0])
 
 
 def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Path) -> Path:
@@ -77,11 +78,8 @@ def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Pat
         ) from None
 
 
-def _newest_first(client: MlflowClient, condition: str = "", max_results: int = 1) -> list[RunInfo]:
-    """Runs of all experiments that meet an MLflow filter."""
+def search_runs(client: MlflowClient, condition: str = "", max_results: int = 50_000) -> list[Run]:
+    """The MLflow runs of all experiments that meet an MLflow filter, the newest first."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     order = ["attributes.start_time DESC"]
-    return [
-        RunInfo.of(run)
-        for run in client.search_runs(experiments, condition, max_results=max_results, order_by=order)
-    ]
+    return list(client.search_runs(experiments, condition, max_results=max_results, order_by=order))

@@ -12,6 +12,7 @@ from runner.cli.doctor.findings import Examination, Finding, reason
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.process_identity import this_host
+from runner.tracking.recovery import dead_runs, mark_killed, recover_runs
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact
@@ -36,8 +37,6 @@ def check_runs(examination: Examination) -> Iterator[Finding]:
     if examination.client is None:
         return
     from mlflow.exceptions import MlflowException
-
-    from runner.tracking.recovery import dead_runs, mark_killed
 
     try:
         dead = dead_runs(examination.server, examination.client)
@@ -101,8 +100,6 @@ def remove_journal(journal: Journal) -> None:
 
 
 def _deliver(examination: Examination, journal: Journal) -> None:
-    from runner.tracking.recovery import recover_runs
-
     assert examination.client is not None  # noqa: S101 (for types: checked before)
     recover_runs(examination.server, examination.client, Terminal(enabled=False))
     if journal.folder.exists() and (journal.pending() or not journal.ended):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from runner.cli.doctor.findings import Examination, Finding
 from runner.cli.doctor.record_checks import remove_journal
+from runner.tracking.interrupted_runs import STATE_FOLDER, read_interrupted_run, why_not_resumable
 from runner.tracking.journal import Journal
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact
@@ -15,7 +16,6 @@ from runner.utils.redaction import redact
 
 def check_saved_states(examination: Examination) -> Iterator[Finding]:
     """Snapshots or records of interrupted runs are damaged, or their run is gone from MLflow."""
-    from runner.tracking.interrupted_runs import STATE_FOLDER, read_interrupted_run, why_not_resumable
     from runner.training import snapshot
 
     server, client = examination.server, examination.client

@@ -87,8 +87,12 @@ def test_settings_that_change_no_result_do_not_count(server: TrackingServer) -> 
     interrupted(server, "0123456789")
     (run,) = resume_candidates(server, as_tree(EXPERIMENT))
     harmless = {
-        "data.workers": 1, "cache": "elsewhere", "checkpoints.minutes": 3, "tracking.gallery": 3,
-        "features.store": False, "features.memory": 1.0,
+        "data.workers": 1,
+        "cache": "elsewhere",
+        "checkpoints.minutes": 3,
+        "tracking.gallery": 3,
+        "features.store": False,
+        "features.memory": 1.0,
     }
     assert changed_settings(run, as_tree(override(EXPERIMENT, harmless))) == []
     other = override(EXPERIMENT, {**harmless, "optim.lr": 0.5, "train.epochs": 7, "seed.split": 3})
