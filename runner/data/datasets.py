@@ -9,7 +9,6 @@ large libraries are imported inside the functions.
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,15 +142,12 @@ def _digits(_data: DataConfig, cache: Path, _terminal: Terminal) -> ImageFolder:
         if root.is_dir():
             return ImageFolder(root)
         digits = load_digits()
-        temporary = Path(tempfile.mkdtemp(prefix=".digits.", dir=cache))
-        try:
+        with tempfile.TemporaryDirectory(prefix=".digits.", dir=cache) as temporary:
+            images = Path(temporary) / "digits"
             for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-                folder = temporary / str(label)
-                folder.mkdir(exist_ok=True)
+                folder = images / str(label)
+                folder.mkdir(parents=True, exist_ok=True)
                 pixels = np.rint(values * (255 / 16)).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{number:04}.png")
-            temporary.chmod(0o755)
-            os.replace(temporary, root)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            os.replace(images, root)
     return ImageFolder(root)

@@ -76,23 +76,22 @@ def _ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+@dataclass(frozen=True)
 class _ViewDataset(Dataset[Tensor | str]):
     """Views by index. An error is returned as its message: DataLoader would wrap an exception in a traceback."""
 
-    def __init__(self, loader: ImageLoader, entries: Sequence[Entry], view: int) -> None:
-        self.root = loader.root
-        self.transform = loader.transform
-        self.entries = entries
-        self.view = view
+    loader: ImageLoader
+    entries: Sequence[Entry]
+    view: int
 
     def __getitem__(self, index: int) -> Tensor | str:
         entry = self.entries[index]
-        path = self.root / entry.path
+        path = self.loader.root / entry.path
         try:
             content = path.read_bytes()
             if digest_bytes(content) != entry.digest:
                 return f"{path} has changed since it was verified; restore it or start again."
-            return self.transform(open_rgb(io.BytesIO(content)), entry.digest, self.view)
+            return self.loader.transform(open_rgb(io.BytesIO(content)), entry.digest, self.view)
         except Exception as error:
             reason = " ".join(str(error).split())
             return f"{path} was readable before and is not now ({reason}); restore it or start again."
@@ -100,7 +99,5 @@ class _ViewDataset(Dataset[Tensor | str]):
 
 def _collate(views: list[Tensor | str]) -> Tensor | str:
     """The batch, or the first error message in it."""
-    tensors = [view for view in views if isinstance(view, Tensor)]
-    if len(tensors) < len(views):
-        return next(view for view in views if isinstance(view, str))
-    return torch.stack(tensors)
+    errors = (view for view in views if isinstance(view, str))
+    return next(errors, None) or torch.stack(views)  # type: ignore[arg-type]  # all are tensors

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runner.config.schema import Experiment, SplitConfig
 from runner.data.datasets import ImageFolder, locate
-from runner.data.scan import ImageFile, scan_images
+from runner.data.scan import ImageFile, class_folders, scan_images
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
@@ -153,11 +153,9 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
 def _check_folders(folder: ImageFolder, follow_links: bool, images: Sequence[ImageFile]) -> None:
     """Raises `UserError` for a class folder without images."""
     labels = {file.label for file in images}
-    for path in sorted(folder.root.iterdir()):
-        ignored = path.name.startswith(".") or path.name in folder.excluded
-        ignored = ignored or (path.is_symlink() and not follow_links)
-        if path.is_dir() and not ignored and path.name not in labels:
-            raise UserError(f"The class folder {path} holds no image; fill or remove it.")
+    for entry in sorted(class_folders(folder, follow_links), key=lambda entry: entry.name):
+        if entry.name not in labels:
+            raise UserError(f"The class folder {entry.path} holds no image; fill or remove it.")
 
 
 def assign_splits(files: Sequence[ImageFile], split: SplitConfig, seed: int) -> dict[str, str]:

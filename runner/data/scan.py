@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +16,7 @@ from runner.utils.errors import UserError
 from runner.utils.hashing import digest, digest_bytes
 from runner.utils.processes import cpu_count
 from runner.utils.text import printable
+from runner.utils.threads import map_in_threads
 
 IGNORED_FILES = frozenset({"Thumbs.db", "desktop.ini"})
 """Files that desktops create in folders. Hidden files are ignored, too."""
@@ -76,56 +75,49 @@ def scan_images(folder: ImageFolder, cache: Path, follow_links: bool, terminal: 
     ]
 
 
-def _list_files(folder: ImageFolder, follow_links: bool) -> Iterator[str]:
-    """Relative paths of the files in the class folders."""
+def class_folders(folder: ImageFolder, follow_links: bool) -> list[os.DirEntry[str]]:
+    """The folders of the classes. Raises `UserError` if there are none."""
     classes = [
         entry
-        for entry in _entries(folder.root)
-        if _is_folder(entry, follow_links) and entry.name not in folder.excluded
+        for entry in _entries(folder.root, follow_links)
+        if os.path.isdir(entry) and entry.name not in folder.excluded
     ]
     if not classes:
         raise UserError(
             f"{folder.root} holds no class folders; it must hold a folder of images for each class."
         )
-    for entry in classes:
+    return classes
+
+
+def _list_files(folder: ImageFolder, follow_links: bool) -> Iterator[str]:
+    """Relative paths of the files in the class folders."""
+    for entry in class_folders(folder, follow_links):
         seen = {os.path.realpath(folder.root), os.path.realpath(entry.path)}
         yield from _files_below(entry, entry.name, follow_links, seen)
 
 
 def _files_below(folder: os.DirEntry[str], name: str, follow_links: bool, seen: set[str]) -> Iterator[str]:
-    for entry in _entries(folder.path):
+    for entry in _entries(folder.path, follow_links):
         path = f"{name}/{entry.name}"
-        if _is_folder(entry, follow_links):
+        if os.path.isdir(entry):
             if entry.is_symlink():
                 target = os.path.realpath(entry.path)
                 if target in seen:
                     continue  # the link forms a cycle
                 seen = seen | {target}
             yield from _files_below(entry, path, follow_links, seen)
-        elif entry.name not in IGNORED_FILES and _is_file(entry, follow_links):
+        elif entry.name not in IGNORED_FILES and os.path.isfile(entry):
             yield path
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str, follow_links: bool) -> list[os.DirEntry[str]]:
+    """What a folder holds, without hidden files, and without links unless they are followed."""
     try:
         with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
     except PermissionError:
         raise UserError(f"The folder {folder} cannot be read; change its mode or leave it out.") from None
-
-
-def _is_folder(entry: os.DirEntry[str], follow_links: bool) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=follow_links)
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_file(entry: os.DirEntry[str], follow_links: bool) -> bool:
-    try:
-        return entry.is_file(follow_symlinks=follow_links)
-    except OSError:
-        return False
+    return [entry for entry in visible if follow_links or not entry.is_symlink()]
 
 
 def _stamp(path: Path) -> Stamp:
@@ -160,22 +152,12 @@ def _row(stamp: Any, content: Any, error: Any) -> tuple[Stamp, str, str | None]:
 
 
 def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, Verdict]]:
-    """Path and verdict of each file, in order of completion. Threads suffice: Pillow decodes outside the GIL."""
+    """Path and verdict of each file. Threads suffice: Pillow decodes outside the GIL."""
     threads = cpu_count()
-    pending = iter(paths)
-    with terminal.progress("verify", len(paths)) as advance, ThreadPoolExecutor(threads) as pool:
-        running: dict[Future[Verdict], str] = {}
-        try:
-            while True:
-                for path in islice(pending, 4 * threads - len(running)):
-                    running[pool.submit(_verify_file, root / path)] = path
-                if not running:
-                    return
-                for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(done), done.result()
-                    advance(1)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with terminal.progress("verify", len(paths)) as advance:
+        for verified in map_in_threads(lambda path: _verify_file(root / path), paths, threads, 4 * threads):
+            yield verified
+            advance(1)
 
 
 def _verify_file(path: Path) -> Verdict:

@@ -10,7 +10,6 @@ import json
 import logging
 import shutil
 import warnings
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from runner.config.schema import Experiment
-from runner.data.loader import ImageLoader
-from runner.data.manifest import Manifest
-from runner.data.transforms import EVALUATION_VIEW, evaluation_settings
+from runner.data.transforms import evaluation_settings
 from runner.models.transfer_model import TransferModel
 from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, Classifier, description_digest
 from runner.portable.model import build_model
-from runner.tracking.model_registry import ModelInfo, registered_name
-from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import sync_tree, write_text
 from runner.utils.paths import PACKAGE
 from runner.utils.tensors import save_tensors
@@ -38,17 +33,6 @@ if TYPE_CHECKING:
 PORTABLE = PACKAGE / "portable"
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
 """Packages that a logged model needs, in the versions that it was made with."""
-
-
-@dataclass(frozen=True)
-class SelectedEpoch:
-    """The epoch whose weights are logged: its number (from 1) and its validation results."""
-
-    number: int
-    scores: dict[str, Any]
-    """All results by name, for the model's description."""
-    metrics: dict[str, float]
-    """Results by the metric's name in MLflow, such as `val/top1`."""
 
 
 def inference_settings(experiment: Experiment) -> dict[str, Any]:
@@ -74,59 +58,13 @@ def describe(model: TransferModel, inference: dict[str, Any], **origin: Any) -> 
     return {"format": FORMAT, **inference, "model": architecture, "classes": list(classes), **origin}
 
 
-def log_model(
-    experiment: Experiment,
-    model: TransferModel,
-    manifest: Manifest,
-    loader: ImageLoader,
-    epoch: SelectedEpoch,
-    tracker: Tracker,
-) -> None:
-    """Log and register a run's best model; does nothing if `tracking.model` is off or it is already logged.
-
-    Args:
-        experiment: The run's experiment.
-        model: With the weights of `epoch`.
-        manifest: The run's images; the first of validation becomes the input example.
-        loader: Loads that image.
-        epoch: The epoch that the weights are of.
-        tracker: Logs the model.
-    """
-    if not experiment.tracking.model or tracker.has_logged("model"):
-        return
-    description = describe(
-        model,
-        inference_settings(experiment),
-        epoch=epoch.number,
-        val=epoch.scores,
-        run=tracker.run_id,
-        manifest=manifest.digest,
-    )
-    example = next(loader.batches(manifest.select("val")[:1], EVALUATION_VIEW, [[0]]))[0]
-    folder = tracker.local_folder("model")
-    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
-    save_model(model, description, example, folder)
-    score = f"val/{experiment.train.best}"
-    tracker.log_model(
-        folder,
-        ModelInfo(
-            registered_name(experiment.name),
-            epoch.metrics,
-            score=score,
-            manifest=manifest.digest,
-            step=epoch.number,
-        ),
-    )
-
-
 def to_classifier(
     model: TransferModel, description: dict[str, Any], device: torch.device | str | None = None
 ) -> Classifier:
     """A copy of a trained model, ready for inference."""
     state = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    return Classifier(
-        build_model(description["model"], len(description["classes"]), state), description, device
-    )
+    copy = build_model(description["model"], len(description["classes"]), state)
+    return Classifier(copy, description, device)
 
 
 def save_model(model: TransferModel, description: dict[str, Any], example: Tensor, folder: Path) -> None:

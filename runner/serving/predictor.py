@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from torch import Tensor
 from runner.portable.classifier import BATCH_SIZE, Classifier
 from runner.portable.model import LayeredModel
 from runner.utils.processes import cpu_count
+from runner.utils.threads import map_in_threads
 
 READ_AHEAD = 4
 """Batches of files that are decoded while the model computes."""
@@ -108,26 +106,17 @@ class LoadedModel:
 
     def decoded_batches(self, paths: Sequence[Path | str]) -> Iterator[DecodedBatch]:
         """Read files in batches. Threads decode the next files while the caller uses a batch."""
-        remaining = iter(paths)
-        with ThreadPoolExecutor(min(8, cpu_count())) as pool:
-            pending: deque[tuple[str, Future[Tensor | str]]] = deque()
-
-            def submit(count: int) -> None:
-                for path in itertools.islice(remaining, count):
-                    pending.append((str(path), pool.submit(self._decode, path)))
-
-            submit(READ_AHEAD * BATCH_SIZE)
-            while pending:
-                batch = DecodedBatch()
-                while pending and len(batch.images) < BATCH_SIZE:  # a bad file must not cost a forward pass
-                    path, future = pending.popleft()
-                    image = future.result()
-                    batch.paths.append(path)
-                    batch.errors.append(image if isinstance(image, str) else "")
-                    if not isinstance(image, str):
-                        batch.images.append(image)
-                    submit(1)
+        batch = DecodedBatch()
+        for path, image in map_in_threads(self._decode, paths, min(8, cpu_count()), READ_AHEAD * BATCH_SIZE):
+            batch.paths.append(str(path))
+            batch.errors.append(image if isinstance(image, str) else "")
+            if not isinstance(image, str):
+                batch.images.append(image)
+            if len(batch.images) == BATCH_SIZE:  # a bad file must not cost a forward pass
                 yield batch
+                batch = DecodedBatch()
+        if batch.paths:
+            yield batch
 
     def _decode(self, path: Path | str) -> Tensor | str:
         """The image in a file, or why there is none."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from runner import load_model
 from runner.data.manifest import Entry, Manifest
 from runner.models.transfer_model import TransferModel
 from runner.serving import packaging
-from runner.serving.packaging import SelectedEpoch
+from runner.training.callbacks.log_model import LogModelCallback
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +208,13 @@ def test_a_model_is_logged_once_if_it_is_wanted(
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "part of an interrupted run").touch()
     experiment = make("--tracking.model", str(wanted).lower())
-    epoch = SelectedEpoch(3, {"top1": 0.5}, {"val/top1": 0.5})
+    val = SimpleNamespace(to_dict=lambda: {"top1": 0.5}, metrics=lambda prefix: {f"{prefix}/top1": 0.5})
+    result = SimpleNamespace(best_epoch=SimpleNamespace(number=3, val=val))
     manifest = Manifest(tmp_path, (Entry("red/0.png", "red", "val", 1, "0"),))
-    packaging.log_model(experiment, small_model().eval(), manifest, Loader(), epoch, tracker)  # type: ignore[arg-type]
+    setup = SimpleNamespace(
+        experiment=experiment, model=small_model().eval(), manifest=manifest, loader=Loader()
+    )
+    LogModelCallback(setup, tracker).on_test_end(result, None)  # type: ignore[arg-type]
     assert len(tracker.models) == count
     if count:
         assert load_model(tmp_path / "run" / "model", device="cpu").classes == CLASSES

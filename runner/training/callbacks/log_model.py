@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
+from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation.predictions import Predictions
-from runner.serving.packaging import SelectedEpoch, log_model
+from runner.serving import packaging
+from runner.tracking.model_registry import ModelInfo, registered_name
 from runner.tracking.tracker import Tracker
 from runner.training.callbacks.base import Callback
 from runner.training.results import RunResult
@@ -14,7 +18,7 @@ class LogModelCallback(Callback):
     """Logs and registers the best model, if `tracking.model` is on. For rank 0 only.
 
     Args:
-        setup: The run.
+        setup: The run. Its model has the weights of the best epoch at the end.
         tracker: Where to log the model.
     """
 
@@ -23,7 +27,20 @@ class LogModelCallback(Callback):
         self.tracker = tracker
 
     def on_test_end(self, result: RunResult, predictions: Predictions) -> None:
-        """Log the model."""
-        setup, best = self.setup, result.best_epoch
-        selected = SelectedEpoch(best.number, best.val.to_dict(), best.val.metrics("val"))
-        log_model(setup.experiment, setup.model, setup.manifest, setup.loader, selected, self.tracker)
+        """Log the model, unless it is logged already. The first validation image becomes its input example."""
+        setup, tracker, best = self.setup, self.tracker, result.best_epoch
+        experiment, manifest = setup.experiment, setup.manifest
+        if not experiment.tracking.model or tracker.has_logged("model"):
+            return
+        inference = packaging.inference_settings(experiment)
+        origin = {"run": tracker.run_id, "manifest": manifest.digest}
+        description = packaging.describe(
+            setup.model, inference, epoch=best.number, val=best.val.to_dict(), **origin
+        )
+        example = next(setup.loader.batches(manifest.select("val")[:1], EVALUATION_VIEW, [[0]]))[0]
+        folder = tracker.local_folder("model")
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
+        packaging.save_model(setup.model, description, example, folder)
+        name, metrics = registered_name(experiment.name), best.val.metrics("val")
+        score = f"val/{experiment.train.best}"
+        tracker.log_model(folder, ModelInfo(name, metrics, score, manifest.digest, step=best.number))

@@ -47,9 +47,9 @@ def test_the_manifest_does_not_depend_on_the_order_of_directory_entries(
 ) -> None:
     before = build_manifest(make(), silent)
     entries = runner.data.scan._entries
-    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: sorted(entries(folder), key=hash))
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda *given: sorted(entries(*given), key=hash))
     assert build_manifest(make(), silent).entries == before.entries
-    monkeypatch.setattr(runner.data.scan, "_entries", lambda folder: entries(folder)[::-1])
+    monkeypatch.setattr(runner.data.scan, "_entries", lambda *given: entries(*given)[::-1])
     assert build_manifest(make(), silent).entries == before.entries
 
 
