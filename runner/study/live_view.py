@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group
@@ -44,9 +43,7 @@ class LiveView:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -74,9 +71,8 @@ class LiveView:
             if not trial.intermediate_values:
                 return "starting"
             step, value = max(trial.intermediate_values.items())
-            return (
-                f"seed {step + 1}: {value:.4f}" if self.study.plan.seeds > 1 else f"epoch {step}: {value:.4f}"
-            )
+            when = f"seed {step + 1}" if self.study.plan.seeds > 1 else f"epoch {step}"
+            return f"{when}: {value:.4f}"
         if is_lost(trial):
             return f"lost ({trial.user_attrs.get('lost', 'its host stopped responding')})"
         reason = str(trial.user_attrs.get("reason", ""))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from runner.utils.figures import BLUE, GRAY, ORANGE, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 DPI = 110
@@ -72,17 +74,12 @@ class StudyPlots:
     Args:
         study: The study.
         name: Its name, for titles.
-        metric: Label of its objective.
+        label: Label of its values.
     """
 
     study: optuna.Study
     name: str
-    metric: str
-
-    @property
-    def label(self) -> str:
-        """Label of the axis of values."""
-        return f"validation {self.metric}"
+    label: str
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
@@ -90,16 +87,12 @@ class StudyPlots:
         return [trial for trial in self.study.trials if trial.state == TrialState.COMPLETE]
 
     @cached_property
-    def importances(self) -> dict[str, float]:
-        """Importance of each setting."""
-        return importances(self.study)
-
-    @cached_property
     def settings(self) -> list[str]:
         """Settings that several complete trials have, the most important first."""
-        return [name for name in self.importances if sum(name in trial.params for trial in self.complete) > 1]
+        shares = importances(self.study)
+        return [name for name in shares if sum(name in trial.params for trial in self.complete) > 1]
 
-    @property
+    @cached_property
     def span(self) -> tuple[float, float]:
         """The values to show; those more than five times as far from the best as the median are not."""
         values = sorted(trial.value or 0.0 for trial in self.complete)
@@ -138,20 +131,20 @@ class StudyPlots:
         if sum(bool(trial.params) for trial in self.complete) < 3:
             return False
         figure = optuna.visualization.plot_parallel_coordinate(self.study, target_name=self.label)
-        with atomic_write(path) as partial:
-            partial.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
+        with atomic_write(path) as page:
+            page.write_text(figure.to_html(include_plotlyjs=True), encoding="utf-8")
         return True
 
     def _plots(self) -> Iterator[tuple[str, Callable[[], Figure]]]:
         if self.complete:
             yield "history", self.history
-        if self.importances:
-            yield "importances", self.importance_bars
+            yield "importances", partial(self.optuna_plot, "param_importances", "importance of settings")
         if len(self.complete) > 2 and self.settings:
-            yield "parallel_coordinates", self.parallel_coordinates
+            parallel = partial(self.optuna_plot, "parallel_coordinate", "parallel coordinates", self.settings)
+            yield "parallel_coordinates", parallel
             yield "slices", self.slices
             if len(self.settings) > 1:
-                yield "contour", self.contour
+                yield "contour", partial(self.optuna_plot, "contour", "contour", self.settings[:2])
 
     def history(self) -> Figure:
         """Values over trials: complete, pruned, best so far, and the baseline."""
@@ -161,43 +154,27 @@ class StudyPlots:
         axes = figure.subplots()
         maximize = self.study.direction == StudyDirection.MAXIMIZE
         complete, pruned = self._values(TrialState.COMPLETE), self._values(TrialState.PRUNED)
-        best: list[float] = []
-        for _, value in complete:
-            best.append((max if maximize else min)([*best[-1:], value]))
         numbers, values = zip(*complete, strict=True)
         axes.scatter(numbers, values, color=BLUE, label="complete")
         if pruned:
             axes.scatter(*zip(*pruned, strict=True), color=GRAY, marker="x", label="pruned (last value)")
+        best = list(accumulate(values, max if maximize else min))
         axes.step(numbers, best, where="post", color=ORANGE, label="best so far")
         baseline = next((trial.value for trial in self.complete if is_baseline(trial)), None)
         if baseline is not None:
             axes.axhline(baseline, color=GRAY, linestyle="--", label="baseline")
-        low, high = self.span
         axes.set_title(f"{self.name}: {len(self.study.trials)} trials", parse_math=False)
         axes.set(xlabel="trial", ylabel=self.label)
         self._limit(axes)
-        if outside := [(number, value) for number, value in [*complete, *pruned] if not low <= value <= high]:
+        clipped = [(number, value, self._clipped(value)) for number, value in complete + pruned]
+        if outside := [(number, edge) for number, value, edge in clipped if edge != value]:
+            marker = "v" if maximize else "^"
             axes.scatter(
-                [number for number, _ in outside],
-                [low if value < low else high for _, value in outside],
-                marker="v" if maximize else "^",
-                color=GRAY,
-                label="worse, beyond the scale",
+                *zip(*outside, strict=True), marker=marker, color=GRAY, label="worse, beyond the scale"
             )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=5)
-        return figure
-
-    def importance_bars(self) -> Figure:
-        """A bar for each setting."""
-        figure = new_figure(9, 1.5 + 0.4 * len(self.importances), DPI)
-        axes = figure.subplots()
-        settings, shares = zip(*reversed(self.importances.items()), strict=True)
-        axes.bar_label(axes.barh(settings, shares, color=BLUE), fmt="%.2f", padding=3)
-        axes.set_title(f"{self.name}: importance of settings for {self.label}", parse_math=False)
-        axes.set_xlabel("share of importance (PED-ANOVA)")
-        axes.margins(x=0.12)
         return figure
 
     def slices(self) -> Figure:
@@ -216,30 +193,20 @@ class StudyPlots:
         figure.suptitle(f"{self.name}: {self.label} over each setting (star: baseline)", parse_math=False)
         return figure
 
-    def _slice(self, axes: Axes, setting: str) -> Any:
+    def _slice(self, axes: Axes, setting: str) -> PathCollection:
         trials = [trial for trial in self.complete if setting in trial.params]
         distribution = trials[0].distributions[setting]
         choices = list(distribution.choices) if isinstance(distribution, CategoricalDistribution) else []
-        low, high = self.span
         x = [choices.index(trial.params[setting]) if choices else trial.params[setting] for trial in trials]
-        y = [min(high, max(low, trial.value or 0.0)) for trial in trials]
-        points = axes.scatter(
-            x,
-            y,
-            c=[trial.number for trial in trials],
-            cmap="viridis_r",
-            vmin=0,
-            vmax=max(trial.number for trial in self.complete),
-            edgecolors=GRAY,
-            linewidths=0.5,
-        )
+        y = [self._clipped(trial.value or 0.0) for trial in trials]
+        numbers = [trial.number for trial in trials]
+        points = axes.scatter(x, y, c=numbers, cmap="viridis_r", edgecolors=GRAY, linewidths=0.5)
+        points.set_clim(0, max(trial.number for trial in self.complete))
         for trial, *point in zip(trials, x, y, strict=True):
             if is_baseline(trial):
                 axes.plot(*point, marker="*", markersize=14, color=ORANGE, linestyle="none")
         if choices:
-            axes.set_xticks(
-                range(len(choices)), [str(choice) for choice in choices], rotation=30 * (len(choices) > 5)
-            )
+            axes.set_xticks(range(len(choices)), map(str, choices), rotation=30 * (len(choices) > 5))
         elif getattr(distribution, "log", False):
             axes.set_xscale("log")
         axes.set_xlabel(setting)
@@ -247,25 +214,12 @@ class StudyPlots:
         axes.grid(alpha=0.3)
         return points
 
-    def parallel_coordinates(self) -> Figure:
-        """Optuna's parallel coordinates."""
-        from optuna.visualization.matplotlib import plot_parallel_coordinate
-
-        return self._adapted(
-            plot_parallel_coordinate(self.study, self.settings, target_name=self.label),
-            "parallel coordinates",
-        )
-
-    def contour(self) -> Figure:
-        """Optuna's contours over the two most important settings."""
-        from optuna.visualization.matplotlib import plot_contour
-
-        return self._adapted(plot_contour(self.study, self.settings[:2], target_name=self.label), "contour")
-
-    def _adapted(self, axes: Any, title: str) -> Figure:
-        """The figure of one of Optuna's plots with our title and size."""
+    def optuna_plot(self, kind: str, title: str, settings: list[str] | None = None) -> Figure:
+        """One of Optuna's plots, over some settings or all, with our title and size."""
         from matplotlib import pyplot
+        from optuna.visualization import matplotlib as plots
 
+        axes = getattr(plots, f"plot_{kind}")(self.study, params=settings, target_name=self.label)
         figure: Figure = axes.get_figure()
         figure.suptitle(f"{self.name}: {title}", parse_math=False)
         for part in figure.axes:
@@ -277,11 +231,12 @@ class StudyPlots:
         return figure
 
     def _values(self, state: TrialState) -> list[tuple[int, float]]:
-        return [
-            (trial.number, trial.value)
-            for trial in self.study.trials
-            if trial.state == state and trial.value is not None
-        ]
+        ended = (trial for trial in self.study.trials if trial.state == state)
+        return [(trial.number, trial.value) for trial in ended if trial.value is not None]
+
+    def _clipped(self, value: float) -> float:
+        low, high = self.span
+        return min(high, max(low, value))
 
     def _limit(self, axes: Axes) -> None:
         low, high = self.span

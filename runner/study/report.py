@@ -103,7 +103,7 @@ def _log_report(session: StudySession, study: Study, best: Experiment, compariso
     header = f"# The best experiment of study {plan.name}: trial {trial.number} of {len(study.trials())}.\n"
     write_text(file, header + as_yaml(best))
     with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
-        _log_plots(StudyPlots(study.optuna, plan.name, plan.metric.label), tracker)
+        _log_plots(StudyPlots(study.optuna, plan.name, f"validation {plan.metric.label}"), tracker)
         tracker.log_text("trials.csv", trials_csv(study.trials(), plan.space.settings))
         tracker.log_text("best.yaml", header + as_yaml(best))
         if trial.value is not None:

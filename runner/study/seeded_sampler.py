@@ -71,7 +71,5 @@ class SeededSampler(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        if not isinstance(
-            self._inner, GridSampler
-        ):  # it would stop the loop of `Study.optimize`, which we do not use
+        if not isinstance(self._inner, GridSampler):  # it would stop `Study.optimize`, which we do not use
             self._inner.after_trial(study, trial, state, values)

@@ -25,9 +25,7 @@ MAX_SILENCE = 600.0
 """Seconds without a write to a local storage after which trials of another host are stale."""
 
 
-def find_stale_trials(
-    study: optuna.Study, storage: str, own_trial: int | None = None
-) -> Iterator[FrozenTrial]:
+def find_stale_trials(study: optuna.Study, storage: str, own_trial: int | None) -> Iterator[FrozenTrial]:
     """The running trials whose worker is dead, as far as this host can tell.
 
     Args:
@@ -42,9 +40,7 @@ def find_stale_trials(
         if trial.state != TrialState.RUNNING or trial.number == own_trial:
             continue
         owner = owner_of(trial)
-        if (
-            owner is None
-        ):  # asked for by a process that died before it stored itself, or will do so in a moment
+        if owner is None:  # its worker died before it stored itself, or will do so in a moment
             if local or _age(trial) > storages.HEARTBEAT_GRACE:
                 yield trial
         elif owner.host == this_host():

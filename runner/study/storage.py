@@ -32,8 +32,6 @@ HEARTBEAT_GRACE = 120
 """Seconds without a heartbeat after which a trial counts as dead."""
 MAX_LINE = 1 << 20
 """Bytes at the end of a journal in which its last line is looked for."""
-TABLE_ATTEMPTS = 3
-"""Attempts to create the tables of a database, which another process may be creating, too."""
 NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "ceph", "beegfs", "fuse.sshfs"}
 )
@@ -97,11 +95,8 @@ def _journal(path: Path) -> BaseStorage:
         )
     if path.is_dir():
         raise UserError(f"{path} is a folder; set --storage to a file in it.")
-    if (
-        path.exists()
-        and (start := path.open("rb").read(len(JOURNAL_START)))
-        and not JOURNAL_START.startswith(start)
-    ):
+    start = path.read_bytes()[: len(JOURNAL_START)] if path.exists() else b""
+    if not JOURNAL_START.startswith(start):
         raise UserError(f"{path} is not a journal of studies; choose another --storage.")
     # The kernel releases this lock when its holder is killed. Optuna needs no more of a lock than acquire and release.
     lock: Any = FileLock(f"{path}.lock")
@@ -113,9 +108,8 @@ def _journal(path: Path) -> BaseStorage:
         raise
     except Exception as error:  # Optuna raises all kinds of errors on lines that it did not write
         reason = one_line(str(error), 200) or type(error).__name__
-        raise UserError(
-            f"{path} is not a journal of studies, or is damaged ({reason}); choose another --storage."
-        ) from None
+        what = f"not a journal of studies, or is damaged ({reason})"
+        raise UserError(f"{path} is {what}; choose another --storage.") from None
 
 
 def _drop_partial_line(path: Path) -> None:
@@ -135,49 +129,42 @@ def _drop_partial_line(path: Path) -> None:
         json.loads(last)
 
 
-def _database(storage: str, on_stale: Callable[..., None] | None) -> BaseStorage:
-    address = _with_driver(storage)
-    options: dict[str, Any] = {} if address.startswith("sqlite") else {"pool_pre_ping": True}
+def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int = 3) -> BaseStorage:
+    address, shown = _with_driver(storage), redact(storage)
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    lock: Any = nullcontext()
     if address.startswith("sqlite"):
         path = Path(address.removeprefix("sqlite:///"))
         if kind := network_file_system(path):
             raise UserError(f"{path} lies on a network file system ({kind}); several hosts need PostgreSQL.")
-        options["connect_args"] = {"timeout": 60}
-        lock: Any = FileLock(f"{path}.lock")  # two processes must not create its tables at once
-    else:
-        lock = nullcontext()
-    for attempt in range(TABLE_ATTEMPTS):
-        try:
-            with lock:
-                return RDBStorage(
-                    address,
-                    engine_kwargs=options,
-                    heartbeat_interval=HEARTBEAT_INTERVAL,
-                    grace_period=HEARTBEAT_GRACE,
-                    heartbeat_stale_trial_callback=on_stale,
-                )
-        except ImportError as error:
-            raise UserError(
-                f"The storage {redact(storage)} needs a driver that is not installed ({redact(str(error))});"
-                " for PostgreSQL: pip install 'vgg-runner[postgresql]'."
-            ) from None
-        except SQLAlchemyError as error:
-            # Another process has created the tables in the meantime.
-            if attempt < TABLE_ATTEMPTS - 1 and (
-                "already exists" in str(error) or "duplicate key" in str(error)
-            ):
-                continue
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-            raise UserError(
-                f"The storage {redact(storage)} cannot be reached ({redact(reason)}); start it, or correct --storage."
-            ) from None
-        except (ValueError, RuntimeError) as error:
-            raise UserError(
-                f"The storage {redact(storage)} cannot be used ({redact(str(error))}); correct --storage."
-            ) from None
-    raise UserError(
-        f"The tables of {redact(storage)} cannot be created: other processes interfere; try again."
-    )
+        options = {"connect_args": {"timeout": 60}}
+        lock = FileLock(f"{path}.lock")  # two processes must not create its tables at once
+    try:
+        with lock:
+            return RDBStorage(
+                address,
+                engine_kwargs=options,
+                heartbeat_interval=HEARTBEAT_INTERVAL,
+                grace_period=HEARTBEAT_GRACE,
+                heartbeat_stale_trial_callback=on_stale,
+            )
+    except ImportError as error:
+        raise UserError(
+            f"The storage {shown} needs a driver that is not installed ({redact(str(error))}); for PostgreSQL:"
+            " pip install 'vgg-runner[postgresql]'."
+        ) from None
+    except SQLAlchemyError as error:
+        # Another process has created the tables in the meantime.
+        if attempts > 1 and ("already exists" in str(error) or "duplicate key" in str(error)):
+            return _database(storage, on_stale, attempts - 1)
+        reason = redact(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
+        raise UserError(
+            f"The storage {shown} cannot be reached ({reason}); start it, or correct --storage."
+        ) from None
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The storage {shown} cannot be used ({redact(str(error))}); correct --storage."
+        ) from None
 
 
 def _with_driver(storage: str) -> str:

@@ -44,7 +44,7 @@ def _pick(points: list[Any], number: int) -> Any:
 
 def saved(study: optuna.Study, folder: Path) -> set[str]:
     """Names of the plots, after a look at each."""
-    files = StudyPlots(study, "some $study_1", "top-1").save_all(folder)
+    files = StudyPlots(study, "some $study_1", "validation top-1").save_all(folder)
     for path in files:
         with Image.open(path) as image:
             assert image.width > 300
@@ -77,7 +77,7 @@ def test_a_tiny_study_has_a_plot(trials: int, tmp_path: Path) -> None:
     study = study_of(trials)
     assert "history" in saved(study, tmp_path)
     assert [row["trial"] for row in rows(study)] == [str(number) for number in range(trials)]
-    assert not StudyPlots(study, "some", "top-1").save_interactive(tmp_path / "page.html")
+    assert not StudyPlots(study, "some", "validation top-1").save_interactive(tmp_path / "page.html")
 
 
 def test_equal_values_have_a_plot(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_equal_values_have_a_plot(tmp_path: Path) -> None:
 def test_a_study_has_all_plots(tmp_path: Path) -> None:
     study = study_of(16, CONDITIONAL)
     assert saved(study, tmp_path) >= {"history", "importances", "parallel_coordinates", "slices", "contour"}
-    assert StudyPlots(study, "some", "top-1").save_interactive(tmp_path / "page.html")
+    assert StudyPlots(study, "some", "validation top-1").save_interactive(tmp_path / "page.html")
     assert "plotly" in (tmp_path / "page.html").read_text()
     shares = list(importances(study).values())
     assert shares == sorted(shares, reverse=True)
@@ -106,7 +106,7 @@ def test_plots_leave_the_style_of_matplotlib_unchanged(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("default_style")
 def test_our_plots_do_not_have_the_style_of_optunas(tmp_path: Path) -> None:
     """Those of a second report are drawn after Optuna's contour plot of the first one."""
-    plots = StudyPlots(study_of(8), "some", "top-1")
+    plots = StudyPlots(study_of(8), "some", "validation top-1")
     slices = []
     for _ in range(2):
         plots.save_all(tmp_path)
@@ -117,13 +117,13 @@ def test_our_plots_do_not_have_the_style_of_optunas(tmp_path: Path) -> None:
 
 def test_bad_values_do_not_squeeze_the_scale() -> None:
     values = [0.9, 0.91, 0.92, 0.93, 0.1]
-    plots = StudyPlots(study_of(5, values=values), "some", "top-1")
+    plots = StudyPlots(study_of(5, values=values), "some", "validation top-1")
     low, high = plots.span
     assert high == 0.93
     assert 0.1 < low < 0.9
     minimized = optuna.create_study(direction="minimize")
     minimized.add_trials(create_trial(value=value) for value in (0.1, 0.2, 0.3, 9.0))
-    low, high = StudyPlots(minimized, "some", "loss").span
+    low, high = StudyPlots(minimized, "some", "validation loss").span
     assert low == 0.1
     assert 0.3 < high < 9.0
 
