@@ -26,13 +26,12 @@ from runner.tracking.interrupted_runs import RunRecord, write_record
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import tracking_server
 from runner.tracking.recovery import recover_runs
-from runner.training import run, seeds
 from runner.utils.console import Terminal
 from runner.utils.exit_status import run_main
 from runner.utils.signals import interrupt_on_signals
 
-__all__ = ["run", "seeds"]  # loaded here, before processes are forked
-
+PRELOADED = ["runner.train", "runner.training.seeds", "mlflow.tracking.client"]
+"""Loaded once, before processes are forked. Only installed packages: the server that forks has no other path."""
 EVERY_STEP = ("--checkpoints.minutes", "0")
 """A snapshot at every step."""
 DURATIONS = ("epoch_seconds", "images_per_second", "system/", "features/", "checkpoints/")
@@ -165,7 +164,7 @@ class Workspace:
     def train(self, *more: str, kill: Kill | None = None, timeout: float = 120) -> int:
         """Train in a process forked from one that has loaded everything already; its exit status."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["killed_runs", "mlflow.tracking.client"])
+        context.set_forkserver_preload(PRELOADED)
         arguments = ([*self.words, *more], kill or Kill(), self.folder / "log")
         process = context.Process(target=_train, args=arguments)
         process.start()
