@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from runner.study.algorithms import check_sampler
 from runner.study.options import make_plan, parse
-from runner.study.samplers import check_sampler
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.processes import gpu_count

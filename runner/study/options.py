@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.evaluation.metrics import METRICS
+from runner.study.algorithms import PRUNERS, SAMPLERS
 from runner.study.plan import Plan
-from runner.study.pruners import PRUNERS
-from runner.study.samplers import SAMPLERS
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 
@@ -100,7 +99,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool) -
         checked: Whether a coordinator has validated the values of the search space already.
     """
     from runner.config.parser import parse as parse_experiment
-    from runner.study.space_file import find_space, read_space
+    from runner.study.space import find_space, read_space
     from runner.study.storage import default_storage
 
     baseline, training = parse_experiment(rest, prog="runner search")

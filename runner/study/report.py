@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from runner.config.schema import Experiment
 from runner.config.tree import as_yaml, override
-from runner.study.comparison import Comparison
-from runner.study.confirmation import confirm
+from runner.study.confirmation import Comparison, confirm
 from runner.study.plots import StudyPlots, importances, trials_csv
 from runner.study.session import StudySession
 from runner.study.space import Value

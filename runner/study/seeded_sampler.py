@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, GridSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from runner.study.samplers import SAMPLERS, grid_points
+from runner.study.algorithms import SAMPLERS, grid_points
 from runner.study.space import Space
 from runner.utils import hashing
 

@@ -19,12 +19,21 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from runner.config.tree import as_tree, flatten, override
 from runner.study import storage as storages
+from runner.study.algorithms import PRUNERS
 from runner.study.plan import Plan, describe_differences
-from runner.study.pruners import PRUNERS
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Value
-from runner.study.stale_trials import WORKER_DIED, fail_lost_trial, find_stale_trials, requeue
-from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
+from runner.study.trials import (
+    WORKER_DIED,
+    RunningTrial,
+    fail_lost_trial,
+    find_stale_trials,
+    is_baseline,
+    is_lost,
+    is_sound,
+    requeue,
+    suggest,
+)
 from runner.tracking.process_identity import ProcessIdentity
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact

@@ -23,8 +23,7 @@ from runner.config import parser
 from runner.config.tree import as_tree, as_yaml, flatten, override
 from runner.evaluation.reproduction import environment_changes
 from runner.study.plan import Plan
-from runner.study.space import Dimension, Space
-from runner.study.space_file import read_space
+from runner.study.space import Dimension, Space, read_space
 from runner.study.study import Study
 from runner.tracking.run_lookup import RunInfo
 from runner.training.original_run import OriginalRun

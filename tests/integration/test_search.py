@@ -31,7 +31,7 @@ from runner.config import parser
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.features.cache import FeatureCache
-from runner.study import options, storage, trial_training
+from runner.study import options, storage, worker
 from runner.study.options import Role
 from runner.study.plan import Plan
 from runner.study.report import write_report
@@ -217,7 +217,7 @@ def watched(place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator:
     """A study whose trial 2 is pruned after its first epoch."""
     folder = tmp_path_factory.mktemp("watched")
     watched = Watched(folder, [], [])
-    get, report, prepare = FeatureCache.get, Study.report, trial_training.prepare
+    get, report, prepare = FeatureCache.get, Study.report, worker.prepare
 
     def watch_splits(self: FeatureCache, split: str, view: int) -> Any:
         watched.splits.append(split)
@@ -235,7 +235,7 @@ def watched(place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(FeatureCache, "get", watch_splits)
         patch.setattr(Study, "report", prune_trial_2)
-        patch.setattr(trial_training, "prepare", watch_setups)
+        patch.setattr(worker, "prepare", watch_setups)
         plan = random_plan(study_words(place(folder), folder / "space.yaml"), trials=4)
         with open_session(plan, accelerator, Role()) as session:
             assert Worker(session, stop_requested=lambda: False).run() == 4

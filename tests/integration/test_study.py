@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 from studies import CONDITIONAL, GRID, SPACE, make_plan, quickstart, states, values_of, work
 
 from runner.study import storage
+from runner.study.algorithms import SAMPLERS
 from runner.study.plan import Plan
-from runner.study.samplers import SAMPLERS
 from runner.study.space import Dimension, Space
 from runner.study.study import MAX_FAILURES, Study
 from runner.utils.errors import UserError
@@ -203,7 +203,7 @@ def test_a_file_is_not_shared_with_another_host(
     one.annotate(owner=["elsewhere", 1, 1.0])
     with pytest.raises(UserError, match=r"running on elsewhere.*PostgreSQL"):
         other.ask()
-    monkeypatch.setattr("runner.study.stale_trials.MAX_SILENCE", -1)
+    monkeypatch.setattr("runner.study.trials.MAX_SILENCE", -1)
     again = other.ask()
     assert again is not None
     assert again.number == 1

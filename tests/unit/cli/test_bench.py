@@ -10,7 +10,7 @@ from benchmarks import study
 from benchmarks.support import outages, small_run, snapshot_costs
 from runner.cli import bench
 from runner.config.parser import parse
-from runner.study.space_file import read_space
+from runner.study.space import read_space
 from runner.utils.errors import UserError
 from runner.utils.paths import BENCHMARKS
 

@@ -12,9 +12,8 @@ from runner.config import parser
 from runner.config.metadata import table
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten, override
-from runner.study import space_file
-from runner.study.space import Space
-from runner.study.space_file import find_space, read_space
+from runner.study import space
+from runner.study.space import Space, find_space, read_space
 from runner.utils.errors import UserError
 
 SHIPPED = sorted(path.stem for path in parser.EXPERIMENTS.glob("*.yaml"))
@@ -61,7 +60,7 @@ def refusal(load: Load, tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_the_shipped_spaces() -> None:
-    assert {path.stem for path in space_file.SPACES.glob("*.yaml")} == {"around-baseline", "wide"}
+    assert {path.stem for path in space.SPACES.glob("*.yaml")} == {"around-baseline", "wide"}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_a_space_is_found_by_path_and_by_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(LR)
     assert find_space(str(path)) == path
-    assert find_space("wide") == find_space("wide.yaml") == space_file.SPACES / "wide.yaml"
+    assert find_space("wide") == find_space("wide.yaml") == space.SPACES / "wide.yaml"
     with pytest.raises(UserError, match="did you mean 'around-baseline'"):
         find_space("around-basline")
 

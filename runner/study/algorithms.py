@@ -1,6 +1,7 @@
-"""Sampling algorithms. Each is an entry of the table `SAMPLERS`, which is all there is to add for a new one.
+"""Sampling and pruning algorithms. One entry in the table `SAMPLERS` or `PRUNERS` is all there is to add for a new one.
 
-Optuna is imported only where a sampler is built, so that command lines can read the table at once.
+A pruner sees the validation metric after every epoch or, if a trial has several training seeds, after every seed.
+Optuna is imported only where an algorithm is built, so that command lines can read the tables at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from runner.study.space import Dimension, Space
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
+
 
 GRID_POINTS = 5
 """Grid points of a range without steps."""
@@ -98,3 +101,37 @@ def grid_points(dimension: Dimension) -> list[Any]:
     spread = np.geomspace(low, high, GRID_POINTS) if dimension.log else np.linspace(low, high, GRID_POINTS)
     spread[0], spread[-1] = low, high
     return sorted({round(value) for value in spread.tolist()}) if dimension.whole else spread.tolist()
+
+
+def _median(epochs: int, seeds: int) -> BasePruner:
+    from optuna.pruners import MedianPruner
+
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 5 if seeds == 1 else 0)
+
+
+def _hyperband(epochs: int, seeds: int) -> BasePruner:
+    from optuna.pruners import HyperbandPruner
+
+    return HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs if seeds == 1 else seeds)
+
+
+def _wilcoxon(epochs: int, seeds: int) -> BasePruner:
+    from optuna.pruners import WilcoxonPruner
+
+    return WilcoxonPruner(p_threshold=0.1, n_startup_steps=min(2, seeds - 1))
+
+
+def _none(epochs: int, seeds: int) -> BasePruner:
+    from optuna.pruners import NopPruner
+
+    return NopPruner()
+
+
+PRUNERS: dict[str, Callable[[int, int], BasePruner]] = {
+    "auto": lambda epochs, seeds: (_wilcoxon if seeds > 1 else _median)(epochs, seeds),
+    "median": _median,
+    "hyperband": _hyperband,
+    "wilcoxon": _wilcoxon,
+    "none": _none,
+}
+"""Name → function of (epochs of a training, training seeds of a trial)."""

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from runner.evaluation.metrics import METRICS
-from runner.study.comparison import Comparison, Results
+from runner.study.confirmation import Comparison, Results
 from runner.utils.intervals import paired_difference
 
 BASELINE = [0.9, 0.91, 0.93, 0.91, 0.88]

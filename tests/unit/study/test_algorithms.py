@@ -10,9 +10,8 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, WilcoxonPruner
 from optuna.samplers import BaseSampler, RandomSampler
 from studies import CONDITIONAL, GRID, SPACE
 
-from runner.study import options, samplers
-from runner.study.pruners import PRUNERS
-from runner.study.samplers import SAMPLERS, Algorithm, check_sampler, grid_points
+from runner.study import algorithms, options
+from runner.study.algorithms import PRUNERS, SAMPLERS, Algorithm, check_sampler, grid_points
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Dimension
 from runner.study.trials import to_distribution
@@ -57,7 +56,7 @@ def test_the_automatic_pruner_depends_on_the_seeds() -> None:
 
 
 def test_an_algorithm_is_added_by_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert samplers.SAMPLERS is options.SAMPLERS
+    assert algorithms.SAMPLERS is options.SAMPLERS
     monkeypatch.setitem(SAMPLERS, "mine", Algorithm(lambda space, seed: RandomSampler(seed=seed)))
     monkeypatch.setitem(PRUNERS, "mine", lambda epochs, seeds: NopPruner())
     parsed, _ = options.parse(["--study", "some", "--sampler", "mine", "--pruner", "mine"])
