@@ -6,19 +6,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
-from runner.cli.options import SOME_UNREADABLE, add_image_arguments, add_model_options
+from runner.cli.options import add_image_arguments, add_model_options, report_unreadable
 from runner.explain.methods import METHODS
 from runner.serving.explanations import PREDICTED, ExplanationSettings, draw_explanations
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError
 from runner.utils.image_paths import find_images
-from runner.utils.text import printable
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -55,9 +52,6 @@ def main(argv: Sequence[str]) -> int:
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     settings = ExplanationSettings(options.method, options.layer, options.target)
     unreadable = draw_explanations(model, paths, folder, terminal, settings)
-    for path, error in unreadable:
-        print(f"runner: {printable(path)} {error}", file=sys.stderr)
-    if len(unreadable) == len(paths):
-        raise UserError(f"None of {len(paths)} files is a readable image; check the paths.")
+    status = report_unreadable(unreadable, len(paths))
     terminal.line(f"pictures in {folder}: {len(paths) - len(unreadable)}")
-    return SOME_UNREADABLE if unreadable else 0
+    return status

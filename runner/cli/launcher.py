@@ -23,6 +23,8 @@ from typing import IO
 
 import psutil
 
+from runner.cli.options import positive_integer
+from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 from runner.utils.exit_status import read_status
 from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
@@ -42,19 +44,10 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 
     Raises `UserError` if N is not a positive whole number.
     """
-    rest: list[str] = []
-    count: int | None = None
-    words = iter(argv)
-    for word in words:
-        name, _, value = word.partition("=")
-        if name in ("-n", "--processes"):
-            value = value or next(words, "")
-            if not value.isdigit() or int(value) < 1:
-                raise UserError(f"{name} takes a number of processes, 1 or more, not {value or 'nothing'!r}.")
-            count = int(value)
-        else:
-            rest.append(word)
-    return count, rest
+    parser = CommandLineParser(prog="runner", add_help=False, allow_abbrev=False)
+    parser.add_argument("-n", "--processes", type=positive_integer)
+    options, rest = parser.parse_known_args(argv)
+    return options.processes, rest
 
 
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
@@ -182,13 +175,10 @@ class _StderrRelay(threading.Thread):
                 traceback_start = ""
         self._write([traceback_start, *([] if self.fatal_signal else report)])
 
-    @property
-    def _reason_known(self) -> bool:
-        return bool(self.forwarded) or self.status_file.exists()
-
     def _write(self, lines: Sequence[str]) -> None:
+        reason_known = self.forwarded or self.status_file.exists()
         sys.stderr.writelines(
-            redact(line) for line in lines if line.startswith("runner: ") or not self._reason_known
+            redact(line) for line in lines if line.startswith("runner: ") or not reason_known
         )
         sys.stderr.flush()
 

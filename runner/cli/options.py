@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
+
+from runner.utils.errors import UserError
+from runner.utils.text import printable
 
 SOME_UNREADABLE = 1
 """Exit status if some of the given files are not readable images."""
@@ -37,6 +42,18 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="image file, folder, or pattern such as 'photos/*.jpg'"
     )
+
+
+def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> int:
+    """Print which of `count` files are not readable images, each with the reason; returns the exit status.
+
+    Raises `UserError` if none is readable.
+    """
+    for path, reason in unreadable:
+        print(f"runner: {printable(path)} {reason}", file=sys.stderr)
+    if len(unreadable) == count:
+        raise UserError(f"None of {count} files is a readable image; check the paths.")
+    return SOME_UNREADABLE if unreadable else 0
 
 
 def positive_integer(text: str) -> int:

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.cli.options import SOME_UNREADABLE, add_image_arguments, add_model_options, positive_integer
+from runner.cli.options import add_image_arguments, add_model_options, positive_integer, report_unreadable
 from runner.serving import class_names
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError
 from runner.utils.image_paths import find_images
 from runner.utils.text import printable
 
@@ -81,21 +80,15 @@ def main(argv: Sequence[str]) -> int:
 
         draw_explanations(model, [Path(prediction.path) for prediction in readable], folder, terminal)
         terminal.line(f"pictures in {folder}: {len(readable)}")
-    for prediction in predictions:
-        if prediction.error:
-            print(f"runner: {printable(prediction.path)} {prediction.error}", file=sys.stderr)
-    if not readable:
-        raise UserError(f"None of {len(predictions)} files is a readable image; check the paths.")
-    return SOME_UNREADABLE if len(readable) < len(predictions) else 0
+    unreadable = [(prediction.path, prediction.error) for prediction in predictions if prediction.error]
+    return report_unreadable(unreadable, len(predictions))
 
 
 def _print_json(predictions: Sequence[Prediction], names: dict[str, str]) -> None:
     """A list of `Prediction.as_dict`; with `--lang` each class has its `name` in that language too."""
     rows = [prediction.as_dict() for prediction in predictions]
-    if names:
-        for row in rows:
-            for item in row["top"]:
-                item["name"] = names[item["class"]]
+    for item in (item for row in rows for item in row["top"] if names):
+        item["name"] = names[item["class"]]
     print(json.dumps(rows, ensure_ascii=False))
 
 

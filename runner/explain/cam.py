@@ -41,25 +41,17 @@ def activations(model: LayeredModel, images: Tensor, layer: str) -> Tensor:
     """A layer's output (n × channels × h' × w', float32, on the model's device) for images (n × 3 × h × w, uint8)."""
     index = layer_index(model, layer)
     device = next(model.parameters()).device
-    with evaluation_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        return torch.cat(
-            [
-                model.run(batch.to(device), 0, index + 1).contiguous().clone()
-                for batch in images.split(BATCH_SIZE)
-            ]
-        )
+    with evaluation_mode(model), torch.no_grad():
+        outputs = (model.run(batch.to(device), 0, index + 1) for batch in images.split(BATCH_SIZE))
+        return torch.cat([batch.contiguous().clone() for batch in outputs])
 
 
 def probabilities(model: LayeredModel, outputs: Tensor, layer: str) -> Tensor:
     """Softmax probabilities (n × classes, float32, on the CPU) from the output of a layer."""
-    index = layer_index(model, layer)
-    with evaluation_mode(model), torch.no_grad(), torch.autocast(outputs.device.type, enabled=False):
-        return torch.cat(
-            [
-                model.run(batch.clone(), index + 1, model.depth).softmax(1).cpu()
-                for batch in outputs.split(BATCH_SIZE)
-            ]
-        )
+    start = layer_index(model, layer) + 1
+    with evaluation_mode(model), torch.no_grad():
+        logits = (model.run(batch.clone(), start, model.depth) for batch in outputs.split(BATCH_SIZE))
+        return torch.cat([batch.softmax(1).cpu() for batch in logits])
 
 
 def layer_maps(
@@ -88,9 +80,8 @@ def image_maps(
     """
     tapped = _TappedModel(model, layer_index(model, layer), start=1)
     heatmaps = []
-    for image, target in zip(
-        images.split(1), targets, strict=True
-    ):  # Score-CAM batches an image's channels itself
+    # Score-CAM batches an image's channels itself.
+    for image, target in zip(images.split(1), targets, strict=True):
         with torch.no_grad():
             normalized = model.run(image.to(tapped.device.device), 0, 1)  # it masks normalized images
         with contextlib.redirect_stderr(io.StringIO()):  # the package prints a progress bar for each image
@@ -140,14 +131,16 @@ def resize_maps(heatmaps: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within the block, the model is in evaluation mode and no weight requires gradients; then all is restored."""
+    """Within the block, the model is in evaluation mode, computes in float32, and no weight requires gradients."""
     modes = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = next(model.parameters()).device
     try:
         model.eval()
         for parameter in trainable:
             parameter.requires_grad_(False)
-        yield
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
@@ -182,18 +175,12 @@ def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequ
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     heatmaps = []
-    with (
-        evaluation_mode(tapped.hidden[0]),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(values.device.type, enabled=False),
-    ):
+    with evaluation_mode(tapped.hidden[0]), torch.inference_mode(False), torch.enable_grad():
         cam = method.load()(tapped, [tapped.tap])
         try:  # its own context manager would swallow IndexErrors
             for start in range(0, len(values), BATCH_SIZE):
-                batch = values[start : start + BATCH_SIZE].clone()
-                classes = [ClassifierOutputTarget(index) for index in targets[start : start + BATCH_SIZE]]
-                heatmaps.append(cam(batch, classes))
+                batch = slice(start, start + BATCH_SIZE)
+                heatmaps.append(cam(values[batch].clone(), list(map(ClassifierOutputTarget, targets[batch]))))
         finally:
             cam.activations_and_grads.release()
     return np.concatenate(heatmaps).astype(np.float32)

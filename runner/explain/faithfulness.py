@@ -111,9 +111,8 @@ def road(model: LayeredModel, image: Tensor, target: int, heatmap: np.ndarray, d
         return model.run(values, 1, model.depth)
 
     ranks, targets = _ranks(heatmap, digest), [ClassifierOutputSoftmaxTarget(target)]
-    device = next(model.parameters()).device
-    with cam.evaluation_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
-        normalized = model.run(image.to(device), 0, 1)
+    with cam.evaluation_mode(model), torch.no_grad():
+        normalized = model.run(image.to(next(model.parameters()).device), 0, 1)
         scores = []
         for percentile in PERCENTILES:
             for remove, sign in ((ROADLeastRelevantFirst, 1), (ROADMostRelevantFirst, -1)):

@@ -56,7 +56,7 @@ CURVES = (
         (["train", "--model.weights", "VGG11_Weights.IMAGENET1K_V1"], "VGG16_Weights"),
         (["train", "-n", "0"], "-n"),
         (["train", "-n", "two"], "'two'"),
-        (["train", "-n"], "-n takes a number"),
+        (["train", "-n"], "-n/--processes"),
         (["train", "--processes=-1"], "--processes"),
         (["evaluate"], "RUN"),
         (["evaluate", "latest", "--split", "tset"], "tset"),
