@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
-from runner.evaluation.comparison import runs as mlflow_runs
+from runner.evaluation.comparison import runs as recorded
 from runner.evaluation.comparison import tables
 from runner.evaluation.comparison.comparison import ComparedRun, Comparison, metric_rows, to_json
 from runner.evaluation.comparison.page import write_files
@@ -41,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--study",
         metavar="NAME",
-        help=f"compare a study's baseline and its {mlflow_runs.MOST_TRIALS} best trials",
+        help=f"compare a study's baseline and its {recorded.MOST_TRIALS} best trials",
     )
     add("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
     add("--json", action="store_true", help=JSON_HELP)
@@ -64,17 +64,15 @@ def main(argv: Sequence[str]) -> int:
     server.check_exists()
     client = server.connect()
     terminal = Terminal(stderr=args.json)
-    if args.study:
-        trials = mlflow_runs.find_trials(client, args.study)
-        terminal.line(trials.description)
-        selected, objective, title = trials.runs, trials.objective, f"Study {args.study}: its trials"
-    else:
-        selected, objective = mlflow_runs.find_runs(client, args.runs), None
-        title = f"Comparison of {len(selected)} runs"
-    runs = [mlflow_runs.read_run(client, run) for run in selected]
-    tests = mlflow_runs.paired_tests(client, runs)
-    notes = mlflow_runs.comparison_notes(runs, tests)
-    comparison = Comparison(title, runs, metric_rows(runs, objective), tests, notes)
+    selection = (
+        recorded.find_trials(client, args.study) if args.study else recorded.find_runs(client, args.runs)
+    )
+    title = f"Comparison of {selection.description}"
+    terminal.line(title)
+    runs = [recorded.read_run(client, run) for run in selection.runs]
+    tests = recorded.paired_tests(client, runs)
+    notes = recorded.comparison_notes(runs, tests)
+    comparison = Comparison(title, runs, metric_rows(runs, selection.objective), tests, notes)
     folder = output_folder(args.out or server.root / "comparisons" / folder_name(runs))
     files = write_files(comparison, folder)
     artifacts = f"comparisons/{folder_name(runs[1:])}"
@@ -115,7 +113,7 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
     runs, reference, tests = comparison.runs, comparison.reference, comparison.tests
     _, rows = tables.run_table(runs)
     terminal.key_values(
-        one_line(comparison.title, tables.MAX_LENGTH),
+        "Runs",
         [(run_id, f"{name} ({', '.join(cells)} epochs)") for name, run_id, *cells in rows],
     )
     _print_wide("Settings that differ", *tables.settings_table(runs), terminal)

@@ -126,22 +126,22 @@ def _print_scores(
             "split": args.split,
             "images": max((len(evaluation.entries) for evaluation in evaluations), default=0),
             "processes": processes,
-            "checkpoints": {evaluation.checkpoint: evaluation.to_dict() for evaluation in evaluations},
+            "checkpoints": {
+                evaluation.checkpoint: {"epoch": evaluation.epoch, **evaluation.predictions.scores.to_dict()}
+                for evaluation in evaluations
+            },
         }
         print(json.dumps(result))
         return
-    labels = [metric.label for metric in METRICS.values()]
+    labels = (metric.label for metric in METRICS.values())
+    header = ("checkpoint", "epoch", "images", "correct", "in top 5", *labels)
     rows = []
     for evaluation in evaluations:
         scores = evaluation.predictions.scores
         counts = (evaluation.epoch, scores.images, scores.hits1, scores.hits5)
         values = (f"{value:.4f}" for value in scores.values.values())
         rows.append((evaluation.checkpoint, *(f"{count:,}" for count in counts), *values))
-    terminal.table(
-        f"Run {run.run_id[:8]} ({run.name}) on its {args.split} split",
-        ("checkpoint", "epoch", "images", "correct", "in top 5", *labels),
-        rows,
-    )
+    terminal.table(f"Run {run.run_id[:8]} ({run.name}) on its {args.split} split", header, rows)
 
 
 if __name__ == "__main__":

@@ -111,12 +111,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _settings(original: OriginalRun, args: argparse.Namespace) -> list[str]:
     """The settings that train the run again, as command-line words."""
-    client, run = original.client, original.run
+    experiment_id = original.client.get_run(original.run.run_id).info.experiment_id
     settings = {
         "config": original.download("experiment.yaml"),
-        "name": client.get_experiment(
-            client.get_run(run.run_id).info.experiment_id
-        ).name,  # it may be renamed
+        "name": original.client.get_experiment(experiment_id).name,  # it may be renamed
         "tracking.root": args.tracking,
         "tracking.model": "false",  # the original's model is registered already
         "tracking.gallery": "0",  # pictures change no metric
@@ -171,10 +169,8 @@ def _print_verdict(original: OriginalRun, new: RunInfo, verdict: Verdict, termin
     if metrics.get("features/hits") and not metrics.get("features/misses"):
         terminal.warn("all features came from the cache; --cache with an empty folder computes them again")
     if not verdict.same:
-        shown = verdict.beyond[:MOST_ROWS]
-        rest = (
-            f", the first {MOST_ROWS} of {len(verdict.beyond):,}" if len(verdict.beyond) > MOST_ROWS else ""
-        )
+        count = len(verdict.beyond)
+        title = f"Differences, the first {MOST_ROWS} of {count:,}" if count > MOST_ROWS else "Differences"
         rows = [
             (
                 difference.metric,
@@ -183,10 +179,10 @@ def _print_verdict(original: OriginalRun, new: RunInfo, verdict: Verdict, termin
                 _number(difference.reproduced),
                 "–" if difference.relative is None else f"{difference.reproduced - difference.original:+.2e}",  # type: ignore[operator]
             )
-            for difference in shown
+            for difference in verdict.beyond[:MOST_ROWS]
         ]
         header = ("metric", "epoch", "original", "reproduced", "difference")
-        terminal.table(f"Differences{rest}", header, rows)
+        terminal.table(title, header, rows)
     terminal.line(f"Run {new.run_id} reproduces {label(original.run)}:")
     terminal.line(verdict.sentence() + ".", style="bold")
 

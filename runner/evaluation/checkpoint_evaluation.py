@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -40,7 +39,3 @@ class CheckpointEvaluation:
         """
         chosen = [self.entries[index] for index in indices]
         return next(iter(self.loader.batches(chosen, EVALUATION_VIEW, [range(len(chosen))])))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Epoch and scores, for JSON."""
-        return {"epoch": self.epoch, **self.predictions.scores.to_dict()}

@@ -36,7 +36,7 @@ def sample_indices(digests: Sequence[str], count: int) -> list[int]:
 
 
 def check_faithfulness(evaluation: CheckpointEvaluation, count: int, terminal: Terminal) -> CheckResult:
-    """Measure ROAD scores of `count` ≥ 2 images; print a summary."""
+    """Measure ROAD scores of `count` ≥ 2 images."""
     indices = sample_indices(evaluation.predictions.digests, count)
     digests = [evaluation.predictions.digests[index] for index in indices]
     with terminal.progress("faithfulness", len(indices)) as advance:
@@ -44,17 +44,13 @@ def check_faithfulness(evaluation: CheckpointEvaluation, count: int, terminal: T
             evaluation.network, evaluation.images(indices), digests, advance=advance
         )
     gain = measured.difference
-    terminal.line(
-        f"ROAD score of Grad-CAM on {measured.images} images: {measured.score:+.4f}, of random maps"
-        f" {measured.random:+.4f}; gain {gain.mean:+.4f}, {CONFIDENCE:.0%} interval {gain.low:+.4f} to {gain.high:+.4f}"
-        f" ({'better than chance' if gain.low > 0 else 'not significantly better than chance'})"
-    )
     return CheckResult(
         f"Does Grad-CAM show what the prediction depends on? ROAD on {measured.images} images",
         [
             ("Grad-CAM, last convolution, predicted class", f"{measured.score:+.4f}"),
             ("random maps of the same resolution", f"{measured.random:+.4f}"),
             (f"gain ({CONFIDENCE:.0%} interval)", f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"),
+            ("outcome", "better than chance" if gain.low > 0 else "not significantly better than chance"),
             ("images where Grad-CAM scores higher", f"{measured.win_rate:.0%}"),
         ],
         measured.metrics(),
@@ -64,12 +60,12 @@ def check_faithfulness(evaluation: CheckpointEvaluation, count: int, terminal: T
 def check_pointing(
     evaluation: CheckpointEvaluation, boxes: Mapping[int, Box], terminal: Terminal
 ) -> CheckResult:
-    """Measure whether Grad-CAM points at the objects; print the scores.
+    """Measure whether Grad-CAM points at the objects.
 
     Args:
         evaluation: A checkpoint with its predictions.
         boxes: By index in the split, as `read_boxes` returns them.
-        terminal: For progress and scores.
+        terminal: For progress.
     """
     indices = sorted(boxes)
     images = evaluation.images(indices)
@@ -92,8 +88,6 @@ def check_pointing(
         ("share of Grad-CAM inside the box", f"{metrics['pointing_energy']:.1%}"),
         ("chance level (the boxes' share of the image)", f"{metrics['pointing_chance']:.1%}"),
     ]
-    for label, value in rows:
-        terminal.line(f"{label}: {value}")
     return CheckResult(f"Does Grad-CAM point at the object? {len(indices)} images with boxes", rows, metrics)
 
 

@@ -51,8 +51,15 @@ class Metric:
         return self.sign * value > self.sign * than
 
 
-def _top_k(results: Tensor, k: int) -> float:
-    return int((results[:, RANK] < k).sum()) / len(results)
+def _top_k(k: int, levels: int) -> Metric:
+    """Top-k accuracy; `levels`: how many columns of resampled counts have ranks below k."""
+    return Metric(
+        name=f"top{k}",
+        label=f"top-{k}",
+        direction="maximize",
+        compute=lambda results, labels: int((results[:, RANK] < k).sum()) / len(results),
+        resampled=lambda counts: counts[:, :, :levels].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
+    )
 
 
 def _loss(results: Tensor, labels: Tensor) -> float:
@@ -84,24 +91,8 @@ def register(metric: Metric) -> None:
         BEST_METRICS.register(metric.name, metric.label)(metric)
 
 
-register(
-    Metric(
-        name="top1",
-        label="top-1",
-        direction="maximize",
-        compute=lambda results, labels: _top_k(results, 1),
-        resampled=lambda counts: counts[:, :, 0].sum(axis=1) / counts.sum(axis=(1, 2)),
-    )
-)
-register(
-    Metric(
-        name="top5",
-        label="top-5",
-        direction="maximize",
-        compute=lambda results, labels: _top_k(results, TOP_K),
-        resampled=lambda counts: counts[:, :, :2].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
-    )
-)
+register(_top_k(1, levels=1))
+register(_top_k(TOP_K, levels=2))
 register(
     Metric(
         name="balanced_accuracy",

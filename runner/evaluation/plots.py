@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from runner.evaluation.predictions import Predictions
-from runner.evaluation.statistics import Bin, Calibration, ClassScores, confusion
-from runner.utils.figures import new_figure, save_figure
-from runner.utils.plot_style import BLUE, GRAY, ORANGE
+from runner.evaluation.statistics import Calibration, ClassScores, confusion
+from runner.utils.figures import BLUE, GRAY, ORANGE, new_figure, save_figure
+from runner.utils.text import one_line
 
 CLASS_SIZE = 0.2
 """Inches per class, enough for a name in 10 points."""
+FEW_CLASSES = 20
+"""Up to this number of classes, a confusion matrix has large cells."""
 LETTER_WIDTH = 0.085
 """Inches per letter of such a name."""
 MOST_INCHES = 40.0
@@ -36,6 +38,8 @@ class _MatrixLayout:
     """Sizes of a confusion matrix, from the number of its classes and the length of their names."""
 
     classes: int
+    side: float
+    """Of the matrix, in inches."""
     indices: np.ndarray
     """Of the classes whose names are written."""
     names: list[str]
@@ -43,10 +47,11 @@ class _MatrixLayout:
     @classmethod
     def of(cls, classes: Sequence[str]) -> _MatrixLayout:
         count = len(classes)
-        cell = CLASS_SIZE if count > 20 else 0.45
-        step = math.ceil(count * cell / max(3.5, min(count * cell, MOST_INCHES - 6)))
-        indices = np.arange(0, count, step)
-        return cls(count, indices, [_short(name) for name in classes[::step]])
+        inches = count * (CLASS_SIZE if count > FEW_CLASSES else 0.45)
+        side = max(3.5, min(inches, MOST_INCHES - 6))
+        step = math.ceil(inches / side)
+        names = [one_line(name, MOST_LETTERS) for name in classes[::step]]
+        return cls(count, side, np.arange(0, count, step), names)
 
     @property
     def both_sides(self) -> bool:
@@ -56,10 +61,8 @@ class _MatrixLayout:
     @property
     def figure_size(self) -> tuple[float, float]:
         """Width and height in inches."""
-        cell = CLASS_SIZE if self.classes > 20 else 0.45
-        side = max(3.5, min(self.classes * cell, MOST_INCHES - 6))
         margin = LETTER_WIDTH * max(map(len, self.names)) * (2 if self.both_sides else 1)
-        return side + margin + 2.2, side + margin + 1.2
+        return self.side + margin + 2.2, self.side + margin + 1.2
 
     @property
     def slanted(self) -> bool:
@@ -94,7 +97,7 @@ def confusion_matrix(predictions: Predictions, path: Path) -> None:
                 str(counts[true, predicted]),
                 ha="center",
                 va="center",
-                fontsize=10 if layout.classes <= 20 else 7,
+                fontsize=10 if layout.classes <= FEW_CLASSES else 7,
                 color="white" if shares[true, predicted] > 30 else "black",
                 in_layout=False,
             )
@@ -125,15 +128,13 @@ def _draw_shares(axes: Any, shares: np.ndarray, layout: _MatrixLayout) -> None:
 
 
 def _label_classes(axes: Any, layout: _MatrixLayout) -> None:
-    few = layout.classes <= 20
-    axes.set_xticks(
-        layout.indices,
-        layout.names,
-        parse_math=False,
-        rotation=90 if not few else 45 if layout.slanted else 0,
-        ha="right" if layout.slanted and few else "center",
-        rotation_mode="anchor" if layout.slanted and few else "default",
-    )
+    if layout.classes > FEW_CLASSES:
+        turn: dict[str, Any] = {"rotation": 90}
+    elif layout.slanted:
+        turn = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    else:
+        turn = {}
+    axes.set_xticks(layout.indices, layout.names, parse_math=False, **turn)
     axes.set_yticks(layout.indices, layout.names, parse_math=False)
     if layout.both_sides:
         axes.tick_params(top=True, labeltop=True, right=True, labelright=True)
@@ -161,42 +162,29 @@ def reliability(before: Calibration, after: Calibration, temperature: float, pat
     figure = new_figure(7.5, 7.5)
     axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    series = (
-        (before, ORANGE, "o", "as trained"),
-        (after, BLUE, "s", f"temperature {temperature:.2f}"),
-    )
+    series = [(before, ORANGE, "o", "as trained"), (after, BLUE, "s", f"temperature {temperature:.2f}")]
     for index, (measured, color, marker, name) in enumerate(series):
-        filled = [group for group in measured.bins if group.count]
+        filled, few = measured.count > 0, (measured.count > 0) & (measured.count < FEW_IMAGES)
+        confidence, accuracy = 100 * measured.confidence, 100 * measured.accuracy
         style = {"color": color, "marker": marker, "markersize": 6}
         label = f"{name}: ECE {100 * measured.ece:.1f} %"
-        axes.plot(*_points(filled), **style, linewidth=1.2, label=label)
-        few = [group for group in filled if group.count < FEW_IMAGES]
-        axes.plot(*_points(few), **style, markerfacecolor="white", linestyle="none")
-        width = 100 / len(measured.bins)
-        histogram.bar(
-            [100 * group.low + width * (0.28 + 0.44 * index) for group in measured.bins],
-            [group.count for group in measured.bins],
-            width=0.42 * width,
-            color=color,
-        )
+        axes.plot(confidence[filled], accuracy[filled], **style, linewidth=1.2, label=label)
+        axes.plot(confidence[few], accuracy[few], **style, markerfacecolor="white", linestyle="none")
+        width = 100 / len(measured.count)
+        left = 100 * measured.edges[:-1]
+        histogram.bar(left + width * (0.28 + 0.44 * index), measured.count, width=0.42 * width, color=color)
     hollow = {"color": "black", "marker": "o", "markerfacecolor": "white", "linestyle": "none"}
     axes.plot([], [], **hollow, label=f"fewer than {FEW_IMAGES} images")
-    axes.set_title("Accuracy by confidence")
-    axes.set(ylabel="accuracy (%)", xlim=(0, 102), ylim=(-2, 102))
+    axes.set(title="Accuracy by confidence", ylabel="accuracy (%)", xlim=(0, 102), ylim=(-2, 102))
     figure.legend(loc="outside lower center", ncols=2)
     axes.grid(alpha=0.3)
     histogram.set(xlabel="confidence: probability of the predicted class (%)", ylabel="images")
-    if any(group.count for group in before.bins):
+    if before.count.any():
         histogram.set_yscale("log")  # most predictions are confident; a linear scale would hide the others
         histogram.set_ylim(bottom=0.7)
     histogram.yaxis.set_major_formatter("{x:,.0f}")
     histogram.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def _points(bins: Sequence[Bin]) -> tuple[list[float], list[float]]:
-    """Confidence and accuracy in percent."""
-    return [100 * group.confidence for group in bins], [100 * group.accuracy for group in bins]
 
 
 def topk_curve(curve: np.ndarray, path: Path) -> None:
@@ -212,17 +200,11 @@ def topk_curve(curve: np.ndarray, path: Path) -> None:
     axes = figure.subplots()
     axes.plot(np.arange(1, len(curve) + 1), 100 * curve, color=BLUE, marker="o", markersize=5)
     for k in sorted({1, min(5, len(curve))}):
-        axes.annotate(
-            f"top-{k}: {100 * curve[k - 1]:.1f} %",
-            (k, 100 * curve[k - 1]),
-            xytext=(8, -14),
-            textcoords="offset points",
-        )
-    axes.set_title("Top-k accuracy")
-    axes.set(xlabel="k (most probable classes)", ylabel="images (%)")
-    axes.set_xlim(0.5, len(curve) + 0.9)
+        share = 100 * curve[k - 1]
+        axes.annotate(f"top-{k}: {share:.1f} %", (k, share), xytext=(8, -14), textcoords="offset points")
     span = max(100 * (1 - float(curve.min())), 1.0)
-    axes.set_ylim(100 - 1.15 * span, 100 + 0.05 * span)
+    axes.set(xlim=(0.5, len(curve) + 0.9), ylim=(100 - 1.15 * span, 100 + 0.05 * span))
+    axes.set(title="Top-k accuracy", xlabel="k (most probable classes)", ylabel="images (%)")
     axes.xaxis.set_major_locator(MaxNLocator(min(len(curve), 25) + 1, integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     save_figure(figure, path)
@@ -240,10 +222,10 @@ def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
     figure = new_figure(9, max(2.6, 1.4 + CLASS_SIZE * len(shown)))
     axes = figure.subplots()
     rows = np.arange(len(shown))
-    recalls = np.array([100 * scores.recall for scores in shown])
-    bars = axes.barh(rows, np.nan_to_num(recalls), height=0.75, color=BLUE, alpha=0.75, label="recall")
+    recalls = np.nan_to_num([100 * scores.recall for scores in shown])
+    bars = axes.barh(rows, recalls, height=0.75, color=BLUE, alpha=0.75, label="recall")
     markers = axes.plot(
-        np.array([100 * scores.precision for scores in shown]),
+        [100 * scores.precision for scores in shown],
         rows,
         linestyle="none",
         marker="D",
@@ -257,10 +239,10 @@ def recall_by_class(classes: Sequence[ClassScores], path: Path) -> None:
     )
     mean = 100 * float(np.mean([scores.recall for scores in classes if scores.support]))
     line = axes.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean recall {mean:.1f} %")
-    axes.set_yticks(rows, [_short(scores.name) for scores in shown], parse_math=False, fontsize=8)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set(xlabel="recall and precision (%)", ylabel="class")
+    axes.set_yticks(
+        rows, [one_line(scores.name, MOST_LETTERS) for scores in shown], parse_math=False, fontsize=8
+    )
+    axes.set(xlim=(0, 100), ylim=(len(shown) - 0.4, -0.6), xlabel="recall and precision (%)", ylabel="class")
     counts = axes.secondary_yaxis("right")
     counts.set_yticks(rows, [f"{scores.support:,}" for scores in shown], fontsize=8)
     counts.tick_params(length=0, pad=8)
@@ -277,9 +259,3 @@ def by_recall(classes: Sequence[ClassScores]) -> list[ClassScores]:
     return sorted(
         classes, key=lambda scores: (not scores.support, scores.recall if scores.support else 0, scores.name)
     )
-
-
-def _short(name: str) -> str:
-    """A class name that fits on one line: the name of a folder can hold any character and 255 bytes."""
-    printable = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    return printable if len(printable) <= MOST_LETTERS else f"{printable[: MOST_LETTERS - 1]}…"

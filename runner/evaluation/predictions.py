@@ -24,10 +24,10 @@ COLUMNS = ("path", "digest", "true", "predicted", "probability", "true_probabili
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities, n × classes. A row with a logit that is not finite becomes NaN."""
+    from scipy import special
+
     finite = np.isfinite(logits).all(axis=1, keepdims=True)
-    shifted = np.where(finite, logits, 0.0)
-    odds = np.exp(shifted - shifted.max(axis=1, keepdims=True))  # at most 1, so nothing overflows
-    return np.where(finite, odds / odds.sum(axis=1, keepdims=True), np.nan)
+    return np.where(finite, special.softmax(np.where(finite, logits, 0.0), axis=1), np.nan)
 
 
 @dataclass(frozen=True, eq=False)

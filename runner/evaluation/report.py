@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,38 +30,67 @@ GALLERY_SIZE = 12
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Optional parts of a report."""
+class ReportRequest:
+    """The run that is reported, the optional parts of the report, and where it is stored."""
 
-    faithfulness: int = 0
+    client: MlflowClient
+    run: RunInfo
+    faithfulness: int
     """Number of images for ROAD scores; 0: none."""
-    boxes: Path | None = None
+    boxes: Path | None
     """CSV file with bounding boxes, for pointing scores."""
+    out: Path | None
+    """Folder for a copy of the report."""
+    fallback: Path
+    """Folder for a report that MLflow does not accept, without `out`."""
 
 
 def write_report(
-    evaluation: CheckpointEvaluation,
-    val: Predictions,
-    options: ReportOptions,
-    run: RunInfo,
-    folder: Path,
-    terminal: Terminal,
-) -> dict[str, float]:
-    """Write report.html with its tables and pictures, and return the measured metrics by name.
+    evaluation: CheckpointEvaluation, val: Predictions, request: ReportRequest, terminal: Terminal
+) -> str:
+    """Write a report and store it in MLflow, with its metrics as `evaluation/<split>/<name>`.
 
     Args:
         evaluation: The checkpoint that is reported, with its predictions.
         val: Its predictions on the validation split; the temperature is fitted on them.
-        options: Optional parts.
-        run: The run that the checkpoint belongs to.
-        folder: Folder to create.
-        terminal: For progress.
+        request: Optional parts and destination.
+        terminal: For progress, and a warning if MLflow does not accept the report.
+
+    Returns:
+        Where the report is, for a message.
 
     Raises:
         UserError: The bounding boxes do not fit.
     """
-    boxes = read_boxes(options.boxes, evaluation, terminal) if options.boxes else {}
-    predictions = evaluation.predictions
+    artifacts = f"evaluation/{evaluation.split}"
+    with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
+        folder = Path(temporary) / "report"  # not the temporary folder, which only its owner may read
+        metrics = _write_files(evaluation, val, request, folder, terminal)
+        saved = request.out
+        if saved is not None:
+            shutil.copytree(folder, saved, dirs_exist_ok=True)
+        try:
+            _log(folder, artifacts, metrics, request)
+        except Exception as error:  # every artifact store raises its own errors; the report must not be lost
+            terminal.warn(f"MLflow did not accept the report ({one_line(str(error), 200)})")
+            if saved is None:
+                saved = output_folder(request.fallback)
+                shutil.copytree(folder, saved, dirs_exist_ok=True)
+    if saved is not None:
+        return str(saved / "report.html")
+    return f"in MLflow: run {request.run.run_id[:8]}, artifact {artifacts}/report.html"
+
+
+def _write_files(
+    evaluation: CheckpointEvaluation,
+    val: Predictions,
+    request: ReportRequest,
+    folder: Path,
+    terminal: Terminal,
+) -> dict[str, float]:
+    """Write report.html with its tables and pictures to a new folder; returns the measured metrics by name."""
+    run, predictions = request.run, evaluation.predictions
+    boxes = read_boxes(request.boxes, evaluation, terminal) if request.boxes else {}
     folder.mkdir(parents=True)
     write_text(folder / "predictions.csv", predictions.to_csv())
     errors = statistics.most_confident_errors(predictions, GALLERY_SIZE)
@@ -70,10 +100,12 @@ def write_report(
         "Least confident correct predictions": _draw_gallery(evaluation, unsure, folder, terminal),
     }
     checks: list[CheckResult] = []
-    if options.faithfulness:
-        checks.append(check_faithfulness(evaluation, options.faithfulness, terminal))
+    if request.faithfulness:
+        checks.append(check_faithfulness(evaluation, request.faithfulness, terminal))
     if boxes:
         checks.append(check_pointing(evaluation, boxes, terminal))
+    for check in checks:
+        terminal.key_values(check.heading, check.rows)
     analysis = statistics.analyze(predictions, val)
     content = ReportContent(
         title=f"{evaluation.experiment.name}, run {run.run_id[:8]}: {evaluation.split} split",
@@ -82,13 +114,11 @@ def write_report(
         val=val,
         analysis=analysis,
         galleries=galleries,
-        checks=tuple(checks),
+        checks=checks,
     )
     write_page(content, folder)
-    metrics: dict[str, float] = {}
-    for check in checks:
-        metrics |= check.metrics
-    return metrics | analysis.metrics()
+    checked = {name: value for check in checks for name, value in check.metrics.items()}
+    return checked | analysis.metrics()
 
 
 def _draw_gallery(
@@ -114,51 +144,14 @@ def _draw_gallery(
     return pictures
 
 
-@dataclass(frozen=True)
-class ReportDestination:
-    """Where a report is stored: in MLflow, and in a folder if one was chosen."""
+def _log(folder: Path, artifacts: str, metrics: Mapping[str, float], request: ReportRequest) -> None:
+    from mlflow.entities import Metric
 
-    client: MlflowClient
-    run: RunInfo
-    out: Path | None
-    """The chosen folder."""
-    fallback: Path
-    """Folder for a report that MLflow does not accept, if none was chosen."""
-
-    def store(self, folder: Path, split: str, metrics: Mapping[str, float], terminal: Terminal) -> str:
-        """Store a report and log its metrics.
-
-        Args:
-            folder: The report.
-            split: The split that it is about.
-            metrics: Its metrics, logged as `evaluation/<split>/<name>`.
-            terminal: For a warning if MLflow does not accept it.
-
-        Returns:
-            Where the report is, for a message.
-        """
-        if self.out is not None:
-            shutil.copytree(folder, self.out, dirs_exist_ok=True)
-        try:
-            self._log(folder, split, metrics)
-        except Exception as error:  # every artifact store raises its own errors; the report must not be lost
-            terminal.warn(f"MLflow did not accept the report ({one_line(str(error), 200)})")
-            if self.out is None:
-                saved = output_folder(self.fallback)
-                shutil.copytree(folder, saved, dirs_exist_ok=True)
-                return str(saved / "report.html")
-        if self.out is not None:
-            return str(self.out / "report.html")
-        return f"in MLflow: run {self.run.run_id[:8]}, artifact evaluation/{split}/report.html"
-
-    def _log(self, folder: Path, split: str, metrics: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        self.client.log_artifacts(self.run.run_id, str(folder), f"evaluation/{split}")
-        time = now_ms()
-        points = [
-            Metric(f"evaluation/{split}/{name}", float(value), time, 0)
-            for name, value in metrics.items()
-            if math.isfinite(value)  # MLflow would store another number
-        ]
-        self.client.log_batch(self.run.run_id, points)
+    request.client.log_artifacts(request.run.run_id, str(folder), artifacts)
+    time = now_ms()
+    points = [
+        Metric(f"{artifacts}/{name}", float(value), time, 0)
+        for name, value in metrics.items()
+        if math.isfinite(value)  # MLflow would store another number
+    ]
+    request.client.log_batch(request.run.run_id, points)

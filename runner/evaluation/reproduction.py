@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from runner.config.tree import flatten
@@ -39,10 +40,9 @@ def is_environment(value: Any) -> bool:
     """Whether the content of environment.json was written by the runner, as far as it is used."""
     if not isinstance(value, dict) or not isinstance(value.get("packages", {}), dict):
         return False
-    texts = [value[name] for name in ("python", "platform", "device", "precision") if name in value]
-    texts += [value["git_commit"]] if value.get("git_commit") is not None else []
-    texts += [*value.get("packages", {}), *value.get("packages", {}).values()]
-    counts = [value[name] for name in ("processes", "threads") if name in value]
+    texts = [value.get(name, "") for name in ("python", "platform", "device", "precision")]
+    texts += [value.get("git_commit") or "", *chain.from_iterable(value.get("packages", {}).items())]
+    counts = [value.get(name, 1) for name in ("processes", "threads")]
     return all(
         isinstance(text, str) and text.isprintable() and len(text) < MAX_LENGTH for text in texts
     ) and all(type(count) is int and 0 < count <= MAX_COUNT for count in counts)

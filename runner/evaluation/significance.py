@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from runner.evaluation.predictions import PredictionRow
+from runner.evaluation.predictions import PredictionRow
 
 ALPHA = 0.05
 """Significance level. Intervals have the confidence level 1 - ALPHA."""

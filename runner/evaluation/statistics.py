@@ -45,24 +45,20 @@ class ConfusedPair:
     """Of the true class's images."""
 
 
-@dataclass(frozen=True)
-class Bin:
-    """Images with a confidence in (low, high]; mean confidence and accuracy are NaN if there are none."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """How well confidence predicts accuracy: expected and maximum calibration error (0 to 1), and the bins."""
 
     ece: float
     mce: float
-    bins: tuple[Bin, ...]
+    edges: np.ndarray
+    """Of the n bins, n + 1 confidences from 0 to 1; bin i has the confidences in (edges[i], edges[i + 1]]."""
+    count: np.ndarray
+    """Images in each bin."""
+    confidence: np.ndarray
+    """Mean confidence in each bin, NaN in an empty one."""
+    accuracy: np.ndarray
+    """Accuracy in each bin, NaN in an empty one."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +191,11 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     divisor = np.maximum(count, 1)
     mean = np.where(count, np.bincount(bin_of, confidence, bins) / divisor, np.nan)
     accuracy = np.where(count, np.bincount(bin_of, correct, bins) / divisor, np.nan)
+    if not len(labels):
+        return Calibration(math.nan, math.nan, edges, count, mean, accuracy)
     gaps = np.abs(accuracy - mean)[count > 0]
-    shares = count[count > 0] / max(len(labels), 1)
-    return Calibration(
-        ece=float((shares * gaps).sum()) if len(labels) else math.nan,
-        mce=float(gaps.max()) if len(labels) else math.nan,
-        bins=tuple(
-            Bin(float(edges[index]), float(edges[index + 1]), int(count[index]), *pair)
-            for index, pair in enumerate(zip(mean.tolist(), accuracy.tolist(), strict=True))
-        ),
-    )
+    shares = count[count > 0] / len(labels)
+    return Calibration(float((shares * gaps).sum()), float(gaps.max()), edges, count, mean, accuracy)
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

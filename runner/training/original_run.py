@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runner.config.schema import Experiment
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
 from runner.evaluation.reproduction import is_environment
-from runner.tracking.run_lookup import RunInfo, download_artifact
+from runner.tracking.run_lookup import RunInfo, download_artifact, search_runs
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -36,8 +36,7 @@ class OriginalRun:
     def check(self) -> None:
         """Check that the run is a finished training. Raises `UserError`."""
         run, data = self.run, self.client.get_run(self.run.run_id).data
-        filter_string = f"tags.`mlflow.parentRunId` = '{run.run_id}'"
-        children = self.client.search_runs(self._experiment_ids(), filter_string, max_results=1000)
+        children = search_runs(self.client, f"tags.`mlflow.parentRunId` = '{run.run_id}'")
         if children or ("runner.study" in data.tags and "mlflow.parentRunId" not in data.tags):
             trainings = [child.info for child in children if "runner.trial" not in child.data.tags]
             named = ", ".join(f"{info.run_id[:8]} ({info.run_name})" for info in trainings[:5])
@@ -117,11 +116,7 @@ class OriginalRun:
 
     def reproductions(self) -> dict[str, RunInfo]:
         """The runs that reproduce this one by id, newest first."""
-        tagged = self.client.search_runs(
-            self._experiment_ids(),
-            f"tags.`runner.reproduces` = '{self.run.run_id}'",
-            order_by=["attributes.start_time DESC"],
-        )
+        tagged = search_runs(self.client, f"tags.`runner.reproduces` = '{self.run.run_id}'")
         return {run.info.run_id: RunInfo.of(run) for run in tagged}
 
     def new_reproduction(self, before: Collection[str]) -> RunInfo:
@@ -144,9 +139,6 @@ class OriginalRun:
                 " again."
             )
         return new
-
-    def _experiment_ids(self) -> list[str]:
-        return [experiment.experiment_id for experiment in self.client.search_experiments()]
 
 
 def manifest_difference(then: Manifest, now: Manifest) -> str:

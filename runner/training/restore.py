@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from accelerate import Accelerator
-
+from runner.config.parser import read
 from runner.config.schema import Experiment
+from runner.config.tree import override
 from runner.data.datasets import locate
 from runner.data.manifest import Manifest, parse_manifest
 from runner.data.scan import scan_images
@@ -16,9 +18,14 @@ from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
 from runner.evaluation.predictions import Predictions
 from runner.features.cache import InMemoryFeatures
 from runner.models import checkpoint
+from runner.tracking.run_lookup import RunInfo, download_artifact
+from runner.training import devices
 from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def restore_manifest(experiment: Experiment, table: str, terminal: Terminal) -> Manifest:
@@ -78,29 +85,38 @@ class LoadedCheckpoint:
         )
 
 
-def load_checkpoint(
-    path: Path,
-    experiment: Experiment,
-    manifest: Manifest,
-    accelerator: Accelerator,
-    terminal: Terminal,
-    in_memory: InMemoryFeatures,
-) -> LoadedCheckpoint:
-    """Load a checkpoint and set it up with the data of its run.
+def restore_checkpoints(
+    client: MlflowClient, run: RunInfo, root: str | None, folder: Path, terminal: Terminal
+) -> list[LoadedCheckpoint]:
+    """Download a run's checkpoints and set them up with its data, the best first. All processes call it together.
 
     Args:
-        path: The .safetensors file.
-        experiment: The run's experiment.
-        manifest: The run's images.
-        accelerator: Device and processes.
+        client: Of the run records.
+        run: The run.
+        root: Folder of the images, if they have moved.
+        folder: Folder for the downloads.
         terminal: For progress.
-        in_memory: Features in memory, shared by checkpoints of the same run.
 
     Raises:
-        UserError: The checkpoint is damaged, or has other classes than the manifest.
+        UserError: Something that is needed is missing or damaged, or images have changed.
     """
-    loaded = checkpoint.load(path)
-    if loaded.model.spec.classes != manifest.classes:
-        raise UserError(f"{path.name} was trained on other classes than those in the run's manifest.")
-    setup = assemble(experiment, manifest, loaded.model, accelerator, terminal, in_memory)
-    return LoadedCheckpoint(path.stem, loaded.epoch, setup)
+    experiment = read(download_artifact(client, run, "experiment.yaml", folder))
+    if root:
+        experiment = override(experiment, {"data.root": root})
+    experiment = devices.adapt_to_device(experiment)
+    # Bytes, because a path may contain a line break.
+    table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
+    checkpoints = download_artifact(client, run, "checkpoints", folder)
+    accelerator = devices.create_accelerator(experiment)
+    with accelerator.local_main_process_first():
+        manifest = restore_manifest(experiment, table.decode("utf-8", "surrogateescape"), terminal)
+    in_memory: InMemoryFeatures = OrderedDict()  # both checkpoints read the same features
+    restored = []
+    for path in (checkpoints / "best.safetensors", checkpoints / "last.safetensors"):
+        if path.exists():
+            loaded = checkpoint.load(path)
+            if loaded.model.spec.classes != manifest.classes:
+                raise UserError(f"{path.name} was trained on other classes than those in the run's manifest.")
+            setup = assemble(experiment, manifest, loaded.model, accelerator, terminal, in_memory)
+            restored.append(LoadedCheckpoint(path.stem, loaded.epoch, setup))
+    return restored

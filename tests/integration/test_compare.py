@@ -301,7 +301,8 @@ def test_names_of_folders_are_short_and_different() -> None:
 def test_a_narrow_terminal_gets_tables_in_pieces(
     add: Add, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.utils.console.Console.width", 60)
+    narrow = property(lambda self: 60, lambda self, width: None)
+    monkeypatch.setattr("runner.utils.console.Console.width", narrow)
     runs = [add(f"narrow {number}", {"seed.train": number}) for number in range(6)]
     _, out, _ = command(*runs)
     assert "…" not in out.replace(runs[0], "")

@@ -22,19 +22,28 @@ from runner.evaluation.comparison.page import MOST_CURVES
 from runner.evaluation.metrics import METRICS
 from runner.evaluation.predictions import PredictionRow, read_predictions
 from runner.evaluation.significance import holm_correction, mcnemar
-from runner.tracking.run_lookup import RunInfo, download_artifact, find_run
+from runner.tracking.run_lookup import RunInfo, download_artifact, find_run, search_runs
 from runner.utils.errors import UserError
 from runner.utils.text import did_you_mean
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 MOST_TRIALS = 7
 """Maximum number of a study's trials that are compared with its baseline."""
 
 
-def find_runs(client: MlflowClient, references: Sequence[str]) -> list[RunInfo]:
+@dataclass(frozen=True)
+class Selection:
+    """The runs to compare; the first is the reference."""
+
+    runs: list[RunInfo]
+    description: str
+    objective: Direction | None = None
+    """Direction of the metric `objective` of a study's trials."""
+
+
+def find_runs(client: MlflowClient, references: Sequence[str]) -> Selection:
     """The runs with these ids or names, in the same order. Raises `UserError` if one is missing or named twice."""
     runs: dict[str, RunInfo] = {}
     for reference in references:
@@ -44,30 +53,16 @@ def find_runs(client: MlflowClient, references: Sequence[str]) -> list[RunInfo]:
                 f"Run {run.run_id[:8]} ({run.name}) is given twice, also as {reference!r}; give different runs."
             )
         runs[run.run_id] = run
-    return list(runs.values())
+    return Selection(list(runs.values()), f"{len(runs)} runs")
 
 
-@dataclass(frozen=True)
-class StudyTrials:
-    """The trials of a study to compare."""
-
-    runs: list[RunInfo]
-    """The baseline, if it has finished, and the best trials, best first."""
-    objective: Direction
-    description: str
-
-
-def find_trials(client: MlflowClient, study: str) -> StudyTrials:
-    """A study's baseline and its best finished trials.
+def find_trials(client: MlflowClient, study: str) -> Selection:
+    """A study's baseline, if it has finished, and its best finished trials, best first.
 
     Raises:
         UserError: There is no such study, or fewer than two of its trials have finished.
     """
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    newest_first = client.search_runs(
-        experiments, max_results=50_000, order_by=["attributes.start_time DESC"]
-    )
-    in_studies = [run for run in newest_first if "runner.study" in run.data.tags]
+    in_studies = [run for run in search_runs(client) if "runner.study" in run.data.tags]
     parents = {
         run.data.tags["runner.study"]: run
         for run in reversed(in_studies)  # the newest of the same name replaces the others
@@ -79,7 +74,14 @@ def find_trials(client: MlflowClient, study: str) -> StudyTrials:
             f"There is no study {study!r}{did_you_mean(study, list(parents))}; the known studies: {names}."
         )
     metric = METRICS.get(parents[study].data.params.get("study.objective", ""), METRICS["top1"])
-    trials = [run for run in in_studies if _is_finished_trial(run, parents[study].info.run_id)]
+    finished = (
+        f"tags.`mlflow.parentRunId` = '{parents[study].info.run_id}' and attributes.status = 'FINISHED'"
+    )
+    trials = [
+        run
+        for run in search_runs(client, finished)
+        if "runner.trial" in run.data.tags and "objective" in run.data.metrics
+    ]
     trials.sort(
         key=lambda run: (-metric.sign * run.data.metrics["objective"], int(run.data.tags["runner.trial"]))
     )
@@ -90,19 +92,10 @@ def find_trials(client: MlflowClient, study: str) -> StudyTrials:
             f"Study {study!r} has {len(trials)} finished trial{'s' * (len(trials) != 1)}, too few to compare;"
             " continue the study first."
         )
-    return StudyTrials(
+    return Selection(
         [RunInfo.of(run) for run in baseline + best],
-        metric.direction,
         f"{'baseline and ' if baseline else ''}the best {len(best)} of {len(trials)} finished trials of study {study}",
-    )
-
-
-def _is_finished_trial(run: Run, parent: str) -> bool:
-    return (
-        run.data.tags.get("mlflow.parentRunId") == parent
-        and "runner.trial" in run.data.tags
-        and run.info.status == "FINISHED"
-        and "objective" in run.data.metrics
+        metric.direction,
     )
 
 
@@ -127,11 +120,9 @@ def read_run(client: MlflowClient, run: RunInfo) -> ComparedRun:
 
 def read_curve(client: MlflowClient, run_id: str, name: str) -> list[Point]:
     """A metric over epochs; of points with the same epoch the newest. Values that are not finite are left out."""
-    history = client.get_metric_history(run_id, name)
-    points = sorted(history, key=lambda point: (point.step, point.timestamp))
-    return list(
-        {point.step: (point.step, point.value) for point in points if math.isfinite(point.value)}.values()
-    )
+    points = sorted(client.get_metric_history(run_id, name), key=lambda point: point.timestamp)
+    newest = {point.step: point.value for point in points if math.isfinite(point.value)}
+    return sorted(newest.items())
 
 
 def paired_tests(client: MlflowClient, runs: Sequence[ComparedRun]) -> list[PairedTest]:

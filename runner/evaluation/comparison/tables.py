@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeAlias
 
 from runner.evaluation.comparison.comparison import (
     ComparedRun,
@@ -19,7 +18,7 @@ from runner.evaluation.significance import ALPHA
 from runner.utils.console import format_duration
 from runner.utils.text import one_line
 
-Table: TypeAlias = tuple[Sequence[str], Sequence[Sequence[str]]]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows."""
 
 MAX_LENGTH = 60

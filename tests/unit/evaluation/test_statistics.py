@@ -79,14 +79,13 @@ class TestCalibration:
         probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.4, 0.6]])
         measured = statistics.calibration(probabilities, np.array([0, 1, 0, 1]), bins=5)
         # (0.4, 0.6] has two correct predictions of 0.6; (0.6, 0.8] a wrong one; (0.8, 1] a correct one.
-        assert [each.count for each in measured.bins] == [0, 0, 2, 1, 1]
+        assert measured.count.tolist() == [0, 0, 2, 1, 1]
         assert measured.ece == pytest.approx(2 / 4 * 0.4 + 1 / 4 * 0.8 + 1 / 4 * 0.1)
         assert measured.mce == pytest.approx(0.8)
-        middle = measured.bins[2]
-        assert (middle.low, middle.high) == pytest.approx((0.4, 0.6))
-        assert (middle.confidence, middle.accuracy) == pytest.approx((0.6, 1))
-        assert math.isnan(measured.bins[0].confidence)
-        assert math.isnan(measured.bins[0].accuracy)
+        assert measured.edges == pytest.approx(np.array([0, 0.2, 0.4, 0.6, 0.8, 1]))
+        assert (measured.confidence[2], measured.accuracy[2]) == pytest.approx((0.6, 1))
+        assert math.isnan(measured.confidence[0])
+        assert math.isnan(measured.accuracy[0])
 
     def test_calibrated_predictions_have_almost_no_error(self) -> None:
         case = random_predictions(20000, 10)
@@ -97,10 +96,11 @@ class TestCalibration:
     @given(few_predictions(), st.integers(1, 20))
     def test_every_valid_prediction_is_in_a_bin(self, case: Predictions, bins: int) -> None:
         measured = statistics.calibration(case.probabilities, case.labels, bins)
-        assert len(measured.bins) == bins
-        assert sum(each.count for each in measured.bins) == case.finite.sum()
-        for each in measured.bins:
-            assert not each.count or each.low - 1e-9 <= each.confidence <= each.high + 1e-9
+        assert len(measured.count) == bins
+        assert measured.count.sum() == case.finite.sum()
+        filled = measured.count > 0
+        assert (measured.edges[:-1] - 1e-9 <= measured.confidence)[filled].all()
+        assert (measured.confidence <= measured.edges[1:] + 1e-9)[filled].all()
         if case.finite.any():
             assert 0 <= measured.ece <= measured.mce <= 1 + 1e-9
         else:
@@ -109,7 +109,7 @@ class TestCalibration:
 
     def test_a_probability_rounded_above_one_is_in_the_last_bin(self) -> None:
         measured = statistics.calibration(np.array([[1.0000000002, 0.0]]), np.array([0]))
-        assert measured.bins[-1].count == 1
+        assert measured.count[-1] == 1
 
 
 class TestTemperature:
