@@ -38,11 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="*", help=f"two or more. {RUN_HELP}")
-    add(
-        "--study",
-        metavar="NAME",
-        help=f"compare a study's baseline and its {recorded.MOST_TRIALS} best trials",
-    )
+    add("--study", metavar="NAME", help=f"a study's baseline and its {recorded.MOST_TRIALS} best trials")
     add("--out", metavar="FOLDER", help="default: comparisons/IDS under the tracking root")
     add("--json", action="store_true", help=JSON_HELP)
     add_tracking_root(parser)
