@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,14 +102,10 @@ class Classifier:
     def _batch_logits(self, images: Tensor) -> Tensor:
         missing = BATCH_SIZE - len(images)
         padded = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
-        with torch.inference_mode(), self._autocast():
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "no")
+        with torch.inference_mode(), autocast:
             return self.model(padded.to(self.device))[: len(images)].float().cpu()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "no":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
-        return torch.autocast(self.device.type, dtype=dtype)
 
 
 def description_digest(description: dict[str, Any]) -> str:

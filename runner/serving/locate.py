@@ -72,9 +72,8 @@ def _without_uri_scheme(reference: str) -> str:
 
 
 def _is_path(reference: str) -> bool:
-    if "/" in reference or reference.endswith(SUFFIXES):
-        return True
-    return "@" not in reference and os.path.exists(reference)
+    looks_like_one = "/" in reference or reference.endswith(SUFFIXES)
+    return looks_like_one or ("@" not in reference and os.path.exists(reference))
 
 
 def _locate_files(path: Path) -> ModelLocation:

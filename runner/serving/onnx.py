@@ -42,21 +42,19 @@ def export_onnx(model: LoadedModel, path: Path) -> None:
     import torch
 
     logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model.module,
-                (_example_images(model, 2),),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes={"values": {0: torch.export.Dim("images", min=1)}},
-            )
-    finally:
-        logger.setLevel(level)
+    with contextlib.ExitStack() as quiet:
+        quiet.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
+        quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        quiet.enter_context(warnings.catch_warnings(action="ignore"))
+        program = torch.onnx.export(
+            model.module,
+            (_example_images(model, 2),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"values": {0: torch.export.Dim("images", min=1)}},
+        )
     assert program is not None  # noqa: S101 (for mypy: it is None only with dynamo=False)
     proto = program.model_proto
     for name in ("classes", "transform"):

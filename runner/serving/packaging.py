@@ -76,8 +76,7 @@ def save_model(model: TransferModel, description: dict[str, Any], example: Tenso
         example: An image (3 × crop × crop, uint8) for the input example.
         folder: Where to write to; it must not exist.
     """
-    with warnings.catch_warnings():  # of its own models' types
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # of its own models' types
         import mlflow.pyfunc
 
     files = folder.parent / "classifier"
