@@ -56,9 +56,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _measure(paths: list[Path], options: argparse.Namespace, terminal: Terminal) -> dict[str, object]:
-    model = load_model(
-        options.model, options.tracking
-    )  # first, so that a wrong name is refused in one sentence
+    # First of all, so that an unknown model is refused in one sentence.
+    model = load_model(options.model, options.tracking)
     first = [seconds(lambda: _predict_in_process(paths[0], options)) for _ in range(FIRST_RUNS)]
     full_batch = next(iter(model.decoded_batches(paths[:BATCH_SIZE] * BATCH_SIZE)))
     images = torch.stack(full_batch.images)
