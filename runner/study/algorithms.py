@@ -81,9 +81,7 @@ def check_sampler(name: str) -> None:
     package, extra = SAMPLERS[name].package, SAMPLERS[name].extra
     if package and importlib.util.find_spec(package) is None:
         wanted = f"'vgg-runner[{extra}]'" if extra else package
-        raise UserError(
-            f"The sampler {name} needs the package {package}: pip install {wanted}, or choose another --sampler."
-        )
+        raise UserError(f"The sampler {name} needs the package {package}: pip install {wanted}.")
 
 
 def grid_points(dimension: Dimension) -> list[Any]:

@@ -22,9 +22,7 @@ def search(argv: Sequence[str]) -> int:
     plan = make_plan(options, rest, checked=False)
     gpus = gpu_count()
     if gpus and options.workers > gpus:
-        raise UserError(
-            f"--workers is {options.workers}, but each worker needs a GPU of its own, and there are {gpus}."
-        )
+        raise UserError(f"--workers is {options.workers}, but each needs a GPU of its own; there are {gpus}.")
 
     # They import torch, Optuna and MLflow: help and wrong options are answered before.
     from runner.study.live_view import LiveView

@@ -169,9 +169,7 @@ class StudyPlots:
         clipped = [(number, value, self._clipped(value)) for number, value in complete + pruned]
         if outside := [(number, edge) for number, value, edge in clipped if edge != value]:
             marker = "v" if maximize else "^"
-            axes.scatter(
-                *zip(*outside, strict=True), marker=marker, color=GRAY, label="worse, beyond the scale"
-            )
+            axes.scatter(*zip(*outside, strict=True), marker=marker, color=GRAY, label="worse, off the scale")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         figure.legend(loc="outside lower center", ncols=5)

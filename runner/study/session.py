@@ -112,9 +112,7 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
             _set_owner(client, run_id, ProcessIdentity.current())
         else:
             if run_id:
-                tracking.terminal.warn(
-                    f"the study's run {run_id[:8]} was deleted from MLflow; creating a new one"
-                )
+                tracking.terminal.warn(f"the study's run {run_id[:8]} was deleted; creating a new one")
             run_id = _create(study, tracking)
             study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
             study.optuna.set_user_attr("run", run_id)
@@ -136,17 +134,15 @@ def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun
 
 def _create(study: Study, tracking: TrackingSession) -> str:
     plan = study.plan
+    about = {
+        "study.space": ", ".join(plan.space.settings),
+        "study.objective": plan.objective,
+        "study.seeds": plan.seeds,
+        "study.storage": redact(plan.storage),
+    }
     with tracking.start_run(f"study {plan.name}", system_metrics=False) as tracker:
         tracker.set_tags({"runner.study": plan.name})
-        tracker.log_params(flatten(as_tree(plan.baseline)))
-        tracker.log_params(
-            {
-                "study.space": ", ".join(plan.space.settings),
-                "study.objective": plan.objective,
-                "study.seeds": plan.seeds,
-                "study.storage": redact(plan.storage),
-            }
-        )
+        tracker.log_params({**flatten(as_tree(plan.baseline)), **about})
         tracker.log_text("baseline.yaml", as_yaml(plan.baseline))
     return tracker.run_id
 

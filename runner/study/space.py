@@ -168,16 +168,12 @@ class _Reader:
 
     def dimension(self, name: str, value: Any) -> Dimension:
         if name not in table():
-            raise UserError(
-                f"{name} is no setting{did_you_mean(name, list(table()))}; --help lists them all."
-            )
+            raise UserError(f"{name} is no setting{did_you_mean(name, table())}; --help lists them all.")
         if reason := table()[name].not_searchable:
             raise UserError(f"{name} cannot be searched: {reason}.")
         entry = {"choices": value} if isinstance(value, list) else value
         if not isinstance(entry, dict):
-            raise UserError(
-                f"{name} must be a list of values, or a range as {{low: 1, high: 9}}; it is {value!r}."
-            )
+            raise UserError(f"{name} must be a list, or a range as {{low: 1, high: 9}}; it is {value!r}.")
         keys = KEYS_OF_CHOICES if "choices" in entry else KEYS_OF_A_RANGE
         if unknown := [str(key) for key in entry if key not in keys]:
             guess = did_you_mean(unknown[0], keys)
@@ -243,7 +239,7 @@ class _Reader:
                     if not any(map(dimensions[name].contains, values)):
                         raise UserError(f"{where} never holds: {name} is never {values[0]!r}.")
                 elif name not in self.settings:
-                    guess = did_you_mean(name, list(self.settings))
+                    guess = did_you_mean(name, self.settings)
                     raise UserError(f"{where} names {name}, which is no setting{guess}.")
             placed.setdefault(dimension.setting, dimension)
 
@@ -265,9 +261,7 @@ class _Reader:
 
 def _condition(name: str, entry: Any) -> Condition:
     if not isinstance(entry, dict):
-        raise UserError(
-            f"{name}: when must be as {{optim.name: sgd}}, settings with values; it is {entry!r}."
-        )
+        raise UserError(f"{name}: when must be as {{optim.name: sgd}}; it is {entry!r}.")
     condition = {str(key): value if isinstance(value, list) else [value] for key, value in entry.items()}
     for setting, values in condition.items():
         if not values:

@@ -130,7 +130,7 @@ def _drop_partial_line(path: Path) -> None:
 
 
 def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int = 3) -> BaseStorage:
-    address, shown = _with_driver(storage), redact(storage)
+    address, named = _with_driver(storage), f"The storage {redact(storage)}"
     options: dict[str, Any] = {"pool_pre_ping": True}
     lock: Any = nullcontext()
     if address.startswith("sqlite"):
@@ -150,7 +150,7 @@ def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int 
             )
     except ImportError as error:
         raise UserError(
-            f"The storage {shown} needs a driver that is not installed ({redact(str(error))}); for PostgreSQL:"
+            f"{named} needs a driver that is not installed ({redact(str(error))}); for PostgreSQL:"
             " pip install 'vgg-runner[postgresql]'."
         ) from None
     except SQLAlchemyError as error:
@@ -158,13 +158,9 @@ def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int 
         if attempts > 1 and ("already exists" in str(error) or "duplicate key" in str(error)):
             return _database(storage, on_stale, attempts - 1)
         reason = redact(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
-        raise UserError(
-            f"The storage {shown} cannot be reached ({reason}); start it, or correct --storage."
-        ) from None
+        raise UserError(f"{named} cannot be reached ({reason}); start it, or correct --storage.") from None
     except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"The storage {shown} cannot be used ({redact(str(error))}); correct --storage."
-        ) from None
+        raise UserError(f"{named} cannot be used ({redact(str(error))}); correct --storage.") from None
 
 
 def _with_driver(storage: str) -> str:

@@ -23,17 +23,8 @@ from runner.study.algorithms import PRUNERS
 from runner.study.plan import Plan, describe_differences
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Value
-from runner.study.trials import (
-    WORKER_DIED,
-    RunningTrial,
-    fail_lost_trial,
-    find_stale_trials,
-    is_baseline,
-    is_lost,
-    is_sound,
-    requeue,
-    suggest,
-)
+from runner.study.stale_trials import fail_lost_trial, find_stale_trials, requeue
+from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
 from runner.tracking.process_identity import ProcessIdentity
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact
@@ -76,11 +67,6 @@ class Study:
         return sum(trial.state != TrialState.WAITING and not is_lost(trial) for trial in self.trials())
 
     @property
-    def has_running_trial(self) -> bool:
-        """Whether this process runs a trial."""
-        return self._trial is not None
-
-    @property
     def is_finished(self) -> bool:
         """Whether no trial is running or left to run."""
         unfinished = (TrialState.WAITING, TrialState.RUNNING)
@@ -89,15 +75,13 @@ class Study:
     @property
     def best_trial(self) -> FrozenTrial | None:
         """The best complete trial; of equal ones the first."""
-        complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         sign = self.plan.metric.sign
-        return min(complete, key=lambda trial: (-sign * (trial.value or 0.0), trial.number), default=None)
+        return max(self._complete(), key=lambda trial: sign * (trial.value or 0.0), default=None)
 
     @property
     def baseline_trial(self) -> FrozenTrial | None:
         """The complete trial of the baseline."""
-        complete = (trial for trial in self.trials() if trial.state == TrialState.COMPLETE)
-        return next((trial for trial in complete if is_baseline(trial)), None)
+        return next(filter(is_baseline, self._complete()), None)
 
     def is_improvement(self, value: float) -> bool:
         """Whether a value is better than those of all complete trials."""
@@ -105,10 +89,9 @@ class Study:
         return best is None or best.value is None or self.plan.metric.better(value, best.value)
 
     def ask(self) -> RunningTrial | None:
-        """Start the next trial; None if there is none left.
+        """Start the next trial; None if there is none left. A trial whose values cannot be combined fails.
 
-        Raises `UserError` if too many trials failed in a row, or, with the trial started, if the settings' values
-        cannot be combined.
+        Raises `UserError` if too many trials failed in a row.
         """
         with self.lock:
             self.requeue_stale_trials()
@@ -124,7 +107,11 @@ class Study:
         values = self.plan.space.pick(settings, lambda dimension: suggest(trial, dimension))
         if "baseline" in trial.user_attrs:
             return RunningTrial(trial.number, values, baseline, is_baseline=True)
-        return RunningTrial(trial.number, values, override(baseline, values), is_baseline=False)
+        try:
+            return RunningTrial(trial.number, values, override(baseline, values), is_baseline=False)
+        except UserError as error:
+            self.fail(str(error))
+        return self.ask()
 
     def report(self, step: int, value: float) -> bool:
         """Store an intermediate value of the running trial. Returns whether the trial should be pruned."""
@@ -161,7 +148,7 @@ class Study:
         if self._trial is not None:
             number, self._trial = self._trial.number, None
             with self.lock:
-                fail_lost_trial(self.optuna, self.trials()[number], reason, stopped=True)
+                fail_lost_trial(self.optuna, self.trials()[number], reason)
 
     def record_heartbeat(self) -> None:
         """Tell the storage that this process still runs its trial, if the storage supports that."""
@@ -186,10 +173,13 @@ class Study:
         own = self._trial.number if self._trial else None
         stale = list(find_stale_trials(self.optuna, self.plan.storage, own))
         for trial in stale:
-            fail_lost_trial(self.optuna, trial, WORKER_DIED)
+            fail_lost_trial(self.optuna, trial)
         if not storages.is_local(self.plan.storage):
             fail_stale_trials(self.optuna)
         return [trial.number for trial in stale]
+
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
 
     def _running(self) -> Trial:
         assert self._trial is not None  # noqa: S101 (for types: a trial was asked for)

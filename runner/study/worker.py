@@ -66,11 +66,8 @@ class _SeedTraining(Callback):
 
     def log_best(self) -> None:
         """Log checkpoint and curves."""
-        setup, best, folder = (
-            self.setup,
-            self.best_epoch,
-            self.tracker.artifact_path("checkpoints/any").parent,
-        )
+        setup, best = self.setup, self.best_epoch
+        folder = self.tracker.artifact_path("checkpoints/any").parent
         setup.model.load_state_dict(self.best_weights, strict=False)
         checkpoint.save_frozen(setup.model, folder)
         digest, inference = checkpoint.frozen_digest(setup.model), inference_settings(setup.experiment)
@@ -172,9 +169,7 @@ class Worker:
         """
         study, trials, ended = self.session.study, 0, threading.Event()
         if study is not None:
-            threading.Thread(
-                target=_send_heartbeats, args=(study, ended), name="heartbeat", daemon=True
-            ).start()
+            threading.Thread(target=_send_heartbeats, args=(study, ended), daemon=True).start()
         try:
             while (trial := self.session.on_rank_0(self._next_trial)) is not None:
                 self._run_trial(trial)
@@ -188,14 +183,7 @@ class Worker:
         return trials
 
     def _next_trial(self, study: Study) -> RunningTrial | None:
-        while not self.stop_requested():
-            try:
-                return study.ask()
-            except UserError as error:
-                if not study.has_running_trial:
-                    raise
-                study.fail(str(error))  # its values cannot be combined
-        return None
+        return None if self.stop_requested() else study.ask()
 
     def _run_trial(self, trial: RunningTrial) -> None:
         session, study, start = self.session, self.session.study, time.monotonic()

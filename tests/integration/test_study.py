@@ -164,7 +164,7 @@ def test_a_trial_that_its_user_stopped_is_always_tried_again(plan: Make, tmp_pat
         assert trial is not None
         values.append(trial.values)
         study.interrupt("stopped by SIGINT")
-        assert not study.has_running_trial
+        assert study._trial is None
     (last,) = work(study)
     assert values == [last.values] * 3
     assert states(study) == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"]
@@ -203,7 +203,7 @@ def test_a_file_is_not_shared_with_another_host(
     one.annotate(owner=["elsewhere", 1, 1.0])
     with pytest.raises(UserError, match=r"running on elsewhere.*PostgreSQL"):
         other.ask()
-    monkeypatch.setattr("runner.study.trials.MAX_SILENCE", -1)
+    monkeypatch.setattr("runner.study.stale_trials.MAX_SILENCE", -1)
     again = other.ask()
     assert again is not None
     assert again.number == 1
@@ -260,7 +260,7 @@ def test_failures_in_a_row_stop_the_study(plan: Make, tmp_path: Path) -> None:
         UserError, match=rf"'some' stops.*last {MAX_FAILURES} trials failed.*trial 2: fault 0"
     ):
         study.ask()
-    assert not study.has_running_trial
+    assert study._trial is None
     assert "RUNNING" not in states(study)
 
 
@@ -275,18 +275,9 @@ def test_a_success_between_failures_lets_the_study_continue(plan: Make, tmp_path
 def test_a_combination_that_cannot_work_is_a_failed_trial(plan: Make, tmp_path: Path) -> None:
     impossible = Space((Dimension("train.accumulate", choices=(1, 1000)),))
     study = Study(plan(space=impossible, sampler="grid", trials=9), tmp_path)
-    work(study, 1)
-    errors = []
-    for _ in range(2):
-        try:
-            study.ask()
-            study.complete(0.5)
-        except UserError as error:
-            assert study.has_running_trial
-            study.fail(str(error))
-            errors.append(str(error))
-    assert len(errors) == 1
-    assert "train.accumulate (1000)" in errors[0]
+    assert len(work(study)) == 2, "the baseline, and the combination that works"
+    (failed,) = (trial for trial in study.trials() if trial.state == TrialState.FAIL)
+    assert "train.accumulate (1000)" in failed.user_attrs["reason"]
 
 
 # Studies of the same name

@@ -46,7 +46,7 @@ def check_trials(examination: Examination) -> Iterator[Finding]:
     path = Path(default_storage(root))
     if not path.exists():
         return
-    from runner.study.trials import requeue_stale_trial, stale_trials_in_journal
+    from runner.study.stale_trials import requeue_stale_trial, stale_trials_in_journal
 
     try:
         stale = stale_trials_in_journal(str(path))

@@ -1,0 +1,118 @@
+"""Stale trials: marked as running, but their worker is dead. They are marked as failed and queued again, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState
+
+from runner.study import storage as storages
+from runner.study.trials import owner_of
+from runner.tracking.process_identity import this_host
+from runner.utils.errors import UserError
+from runner.utils.redaction import redact
+
+WORKER_DIED = "its worker died"
+"""Why a stale trial is lost."""
+MAX_SILENCE = 600.0
+"""Seconds without a write to a local storage after which trials of another host are stale."""
+
+
+def find_stale_trials(study: optuna.Study, storage: str, own_trial: int | None) -> Iterator[FrozenTrial]:
+    """The running trials whose worker is dead, as far as this host can tell.
+
+    Args:
+        study: The study.
+        storage: Path or address of its storage. Databases with heartbeats tell about other hosts themselves.
+        own_trial: Number of the trial that this process runs.
+
+    Raises `UserError` if another host runs trials in a storage that only processes of one host can share.
+    """
+    local = storages.is_local(storage)
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state != TrialState.RUNNING or trial.number == own_trial:
+            continue
+        owner = owner_of(trial)
+        if owner is None:  # its worker died before it stored itself, or will do so in a moment
+            if local or _age(trial) > storages.HEARTBEAT_GRACE:
+                yield trial
+        elif owner.host == this_host():
+            if not owner.alive:
+                yield trial
+        elif local and _silence(storage) > MAX_SILENCE:
+            yield trial
+        elif local:
+            raise UserError(
+                f"The study {study.study_name!r} has a trial running on {owner.host}, but {storage} can be shared by"
+                " processes of one host only: use PostgreSQL for several (--storage postgresql://…). If that host is"
+                f" gone, wait {MAX_SILENCE / 60:.0f} minutes and start again."
+            )
+
+
+def fail_lost_trial(study: optuna.Study, trial: FrozenTrial, stopped_by: str = "") -> None:
+    """Mark a running trial as failed because its worker ended, and queue its values again.
+
+    Args:
+        study: The study.
+        trial: One of its running trials.
+        stopped_by: How a user stopped the worker; empty if it died. Then the values are queued again only once.
+    """
+    with suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial._trial_id, "lost", redact(stopped_by or WORKER_DIED))
+        study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        requeue(study, trial, bool(stopped_by))
+
+
+def requeue(study: optuna.Study, trial: FrozenTrial, stopped: bool = False) -> None:
+    """Queue the values of a lost trial again, but not a second time, unless a user stopped it."""
+    if "retry" in trial.user_attrs and not stopped:
+        return
+    copied = {name: value for name, value in trial.user_attrs.items() if name in ("baseline", "retry")}
+    attributes = copied if stopped else {**copied, "retry": trial.number}
+    if trial.params or attributes.get("baseline"):
+        study.enqueue_trial(trial.params, user_attrs=attributes)
+
+
+def stale_trials_in_journal(journal: str) -> list[tuple[optuna.Study, FrozenTrial]]:
+    """The stale trials of this host in all studies of a journal file. Raises `UserError` if it is no journal."""
+    storage = storages.connect(journal)
+    names = optuna.get_all_study_names(storage)
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in names]
+    return [(study, trial) for study in studies for trial in study.trials if _is_stale(trial)]
+
+
+def requeue_stale_trial(root: Path, journal: str, study: optuna.Study, trial: FrozenTrial) -> None:
+    """Requeue one of `stale_trials_in_journal`, unless another process has dealt with it since.
+
+    Args:
+        root: Folder of the tracking store.
+        journal: The journal file.
+        study: The study.
+        trial: The trial.
+    """
+    with storages.study_lock(root, journal, study.study_name):
+        current = study.get_trials(deepcopy=False)[trial.number]
+        if _is_stale(current):
+            fail_lost_trial(study, current)
+
+
+def _is_stale(trial: FrozenTrial) -> bool:
+    owner = owner_of(trial)
+    return trial.state == TrialState.RUNNING and not (owner and owner.alive)
+
+
+def _age(trial: FrozenTrial) -> float:
+    """Seconds since a trial was started."""
+    return (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
+
+
+def _silence(storage: str) -> float:
+    """Seconds since the file of a local storage was written to."""
+    path = Path(storage.removeprefix("sqlite:///")).expanduser()
+    return time.time() - path.stat().st_mtime if path.exists() else 0.0
