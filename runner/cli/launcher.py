@@ -125,11 +125,8 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
 
 
 def _describe_death(name: str) -> str:
-    cause = (
-        "by the system, which had no memory left, or by somebody"
-        if name == "SIGKILL"
-        else "by a library fault"
-    )
+    out_of_memory = "by the system, which had no memory left, or by somebody"
+    cause = out_of_memory if name == "SIGKILL" else "by a library fault"
     return (
         f"A process of this launch was ended by {name}, {cause}. Its results so far are saved: the same command with"
         " --resume auto continues (lower train.batch_size, features.batch_size or features.memory to use less memory)."

@@ -10,6 +10,7 @@ from io import TextIOWrapper
 
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
+from runner.utils.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,9 @@ def _run(words: list[str]) -> int:
         print(runner.__version__)
         return 0
     if name not in VERBS:
-        from runner.utils.text import did_you_mean
-
-        raise UserError(f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them.")
+        raise UserError(
+            f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them."
+        )
     module, _, function = VERBS[name].target.partition(":")
     status: int = getattr(import_module(module), function)(rest)
     return status

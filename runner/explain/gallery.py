@@ -130,10 +130,8 @@ class Gallery:
     def _log(self, key: str, step: int, image: Tensor, heatmap: np.ndarray, title: str, label: str) -> None:
         """Log a picture as a PNG file and a small WebP file, named as `MlflowClient.log_image` names them."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
-        if self.tracker.has_logged(
-            "artifact", f"images/{name}+step+{step}+", ".webp"
-        ):  # before an interruption
-            return
+        if self.tracker.has_logged("artifact", f"images/{name}+step+{step}+", ".webp"):
+            return  # before an interruption
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
         full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (".png", "+compressed.webp"))

@@ -60,9 +60,8 @@ class ServedClassifier(mlflow.pyfunc.PythonModel):
     def _decode(self, index: int, text: str) -> Tensor:
         """The transformed image. Raises `RequestError` that names the image by its index."""
         try:
-            encoded = "".join(
-                (text.partition("base64,")[2] or text).split()
-            )  # data URLs and line breaks are fine
+            # Data URLs and line breaks are fine.
+            encoded = "".join((text.partition("base64,")[2] or text).split())
             content = base64.b64decode(encoded, validate=True)
             image: Tensor = self.classifier.load_image(io.BytesIO(content))
             return image

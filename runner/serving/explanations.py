@@ -88,9 +88,8 @@ def _draw_batch(
     ]
     heatmaps = cam.explain(model.module, images, targets, settings.layer, settings.method)
     for row, (path, prediction, target) in enumerate(zip(paths, predicted, targets, strict=True)):
-        title = overlay.title(
-            model.classes[prediction], float(probabilities[row, prediction]), _class_of_folder(model, path)
-        )
+        probability, true = float(probabilities[row, prediction]), _class_of_folder(model, path)
+        title = overlay.title(model.classes[prediction], probability, true)
         label = f"{METHODS[settings.method].title} for {model.classes[target]}"
         name = _unique_name(f"{path.stem}.{settings.method}", names)
         overlay.draw(batch.images[row], heatmaps[row], title, label, folder / name)
@@ -127,9 +126,8 @@ def _class_of_folder(model: LoadedModel, path: Path) -> str | None:
 
 def _unique_name(stem: str, names: set[str]) -> str:
     """A picture's file name that is not in `names`, which it joins: several folders may hold images of one name."""
-    stem = (
-        re.sub(r"[/\x00]", "_", stem).encode(errors="surrogateescape")[-LONGEST_STEM:].decode(errors="ignore")
-    )
+    encoded = re.sub(r"[/\x00]", "_", stem).encode(errors="surrogateescape")
+    stem = encoded[-LONGEST_STEM:].decode(errors="ignore")
     name, number = f"{stem}.png", 2
     while name in names:
         name, number = f"{stem}.{number}.png", number + 1

@@ -70,9 +70,9 @@ def _open_checkpoint(location: ModelLocation, device: torch.device | str | None)
     from runner.serving.predictor import LoadedModel
 
     loaded = checkpoint.load(location.path)
-    inference = (
-        packaging.inference_settings(read(location.experiment)) if location.experiment else loaded.inference
-    )
+    inference = loaded.inference
+    if location.experiment:
+        inference = packaging.inference_settings(read(location.experiment))
     if not {"name", "transform", "precision"} <= set(inference):
         raise UserError(
             f"{location.path} was written by a version that did not store the transform; give its run (--model RUN),"

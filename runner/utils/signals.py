@@ -86,8 +86,7 @@ class DeferredSignals:
     def deliver(self, number: int) -> None:
         """Act on a signal now, whether this process or a peer received it. Raises what its handler raises."""
         self._restore()
-        handler = self._handlers.get(number)
-        if handler is not None:
+        if handler := self._handlers.get(number):
             handler(number, None)
         raise Interrupted(number)
 
@@ -95,10 +94,10 @@ class DeferredSignals:
         self.received = number
 
     def _install(self) -> None:
-        for stop_signal in stop_signals():
-            if callable(handler := signal.getsignal(stop_signal)):
-                self._handlers[stop_signal] = handler
-                signal.signal(stop_signal, self._note)
+        handlers = {number: signal.getsignal(number) for number in stop_signals()}
+        self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+        for number in self._handlers:
+            signal.signal(number, self._note)
 
     def _restore(self) -> None:
         for number, handler in self._handlers.items():
