@@ -47,7 +47,7 @@ from runner.features.cache import FeatureCache
 from runner.features.shard_store import ShardStore
 from runner.models.transfer_model import TransferModel
 from runner.training import devices
-from runner.training.loop import LabeledFeatures
+from runner.training.fit_data import LabeledFeatures
 from runner.training.setup import Setup
 from runner.utils.console import Terminal
 

@@ -27,7 +27,7 @@ from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
 from runner.evaluation.inference import Inference
 from runner.features.cache import FeatureCache
 from runner.training import devices
-from runner.training.loop import LabeledFeatures
+from runner.training.fit_data import LabeledFeatures
 from runner.training.setup import Setup
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError

@@ -181,7 +181,9 @@ def trained_run(shared_folder: Path, mlflow_template: Path, accelerator: Acceler
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
         if (run := read_run(folder)) is None:
-            patch.setattr("runner.training.curves.draw_curves", lambda *args: [file.touch() for file in args[2:]])
+            patch.setattr(
+                "runner.training.curves.draw_curves", lambda *args: [file.touch() for file in args[2:]]
+            )
             copy_store(mlflow_template, folder / "mlruns")
             run = train_run(folder, accelerator)
     return run

@@ -15,8 +15,9 @@ from runner.config.schema import Experiment
 from runner.evaluation.metrics import Scores
 from runner.models.transfer_model import TransferModel
 from runner.training.callbacks.base import Callback
+from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
-from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.loop import fit
 from runner.training.results import EpochResult
 
 

@@ -18,8 +18,9 @@ from runner.config.schema import CheckpointsConfig, Experiment
 from runner.models.transfer_model import TransferModel
 from runner.training.callbacks.base import Callback
 from runner.training.callbacks.snapshot import SnapshotCallback
+from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
-from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.loop import fit
 from runner.training.results import EpochResult
 from runner.training.snapshot import load_newest
 from runner.utils.errors import UserError

@@ -12,7 +12,8 @@ from runner.config.schema import Experiment
 from runner.data.manifest import Entry, Manifest
 from runner.features.cache import FeatureCache
 from runner.models.transfer_model import TransferModel
-from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.fit_data import FitData, LabeledFeatures
+from runner.training.loop import fit
 from runner.training.results import EpochResult
 from runner.training.setup import Setup, prepare
 from runner.utils.console import Terminal

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -21,6 +20,7 @@ from runner.models.transfer_model import TransferModel
 from runner.training.batches import epoch_batches, micro_batches
 from runner.training.callbacks.base import Callback
 from runner.training.callbacks.snapshot import SnapshotCallback
+from runner.training.fit_data import FitData
 from runner.training.fit_state import FitState
 from runner.training.results import EpochResult
 from runner.training.sync import StepSync
@@ -30,28 +30,6 @@ from runner.utils.signals import defer_signals
 
 AfterStep = Callable[[int], None]
 """Called after each optimizer step with its number of images."""
-
-
-@dataclass(frozen=True)
-class LabeledFeatures:
-    """A split to train or validate on.
-
-    Args:
-        load: Features for an epoch (from 0).
-        labels: Class indices, in the order of the split.
-    """
-
-    load: Callable[[int], SplitFeatures]
-    labels: Sequence[int]
-
-
-@dataclass(frozen=True)
-class FitData:
-    """What a model is trained on; `batch_size` is the inference batch size of validation."""
-
-    train: LabeledFeatures
-    val: LabeledFeatures
-    batch_size: int
 
 
 def fit(

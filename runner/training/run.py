@@ -23,7 +23,8 @@ from runner.training.callbacks.run_record import RunRecordCallback
 from runner.training.callbacks.snapshot import SnapshotCallback
 from runner.training.callbacks.tracking import TrackingCallback
 from runner.training.error_translation import translate_errors
-from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.fit_data import FitData, LabeledFeatures
+from runner.training.loop import fit
 from runner.training.results import EpochResult, RunResult
 from runner.training.resume import ResumePoint, check_same_data, data_identity
 from runner.training.setup import Setup, prepare, required_views

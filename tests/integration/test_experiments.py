@@ -19,7 +19,10 @@ from runner.utils.paths import EXPERIMENTS
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     line.split("#")[0].strip()
-    for page in ("README.md", *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")))
+    for page in (
+        "README.md",
+        *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")),
+    )
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     for line in block.replace("\\\n", " ").splitlines()
 ]

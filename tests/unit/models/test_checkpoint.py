@@ -113,7 +113,7 @@ def test_a_file_of_another_program_is_refused(
 def test_a_checkpoint_of_an_earlier_version_is_refused(saved: tuple[TransferModel, Path]) -> None:
     path = saved[1]
     save_file(load_file(path), path, {"format": "vgg-runner-checkpoint-1", "about": "{}"})
-    with pytest.raises(UserError, match="not a checkpoint of this version .*checkpoint-1"):
+    with pytest.raises(UserError, match=r"not a checkpoint of this version .*checkpoint-1"):
         checkpoint.load(path)
 
 

@@ -8,8 +8,9 @@ from fits import TensorFeatures, script_validation, separable_features, train_he
 from helpers import Make, small_model
 
 from runner.training.callbacks.base import Callback
+from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
-from runner.training.loop import FitData, LabeledFeatures, fit
+from runner.training.loop import fit
 from runner.training.results import EpochResult, best_epoch
 from runner.utils.errors import DivergedError
 
