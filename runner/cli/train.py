@@ -11,6 +11,11 @@ from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_res
 from runner.training.preflight import check
 from runner.utils.console import Terminal
 
+DESCRIPTION = """\
+Train an experiment and log the run to MLflow. Flags override the experiment file (--config, default: the quickstart).
+The defaults below are those of settings that the file does not give. -n N sets the number of processes.
+"""
+
 
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says: the exit status of the launched processes.
@@ -18,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for what can be refused before anything is launched.
     """
     processes, rest = take_processes(argv)
-    experiment, options = parse(with_experiment_of_resumed_run(rest))
+    experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
     place = tracking_server(experiment.tracking.root)
     if not options.dry_run:
         check_reachable(place.uri)

@@ -17,7 +17,7 @@ from runner.training.snapshot import Snapshot
 class Callback:
     """Hooks of the training loop. Every process calls them, in the order of the list; by default they do nothing.
 
-    There is no hook for steps: on cached features a step takes microseconds.
+    There is no hook for steps: on cached features a step takes about a millisecond.
     """
 
     def on_fit_start(self, state: FitState) -> None:
