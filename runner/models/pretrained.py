@@ -26,6 +26,8 @@ from runner.utils.text import one_line
 
 NORMALIZATION_KEY = "normalization"
 """Metadata key of a .safetensors file: the normalization that its weights expect, {"mean": […], "std": […]} as JSON."""
+FORMER_NORMALIZATION_KEY = "normalisation"
+"""Its spelling in files that were written for earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _from_safetensors(path: Path) -> PretrainedWeights:
     try:
         tensors = load_file(path)
         with safetensors.safe_open(path, "pt") as file:
-            stated = (file.metadata() or {}).get(NORMALIZATION_KEY)
+            metadata = file.metadata() or {}
+        stated = metadata.get(NORMALIZATION_KEY, metadata.get(FORMER_NORMALIZATION_KEY))
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path} is not a complete .safetensors file ({one_line(str(error), 300)})."

@@ -53,8 +53,12 @@ def fit(
     Raises `DivergedError` if the loss is not finite, and what the callbacks raise.
     """
     state = FitState(experiment, model, data.train.labels, accelerator)
-    for callback in callbacks:
-        callback.on_fit_start(state)
+    try:
+        for callback in callbacks:
+            callback.on_fit_start(state)
+    except BaseException:  # there is nothing to save: a snapshot may be half restored
+        _close(state, callbacks)
+        raise
     sync = StepSync(state, next((each for each in callbacks if isinstance(each, SnapshotCallback)), None))
     images, epochs = len(data.train.labels), experiment.train.epochs
     try:
@@ -70,10 +74,14 @@ def fit(
             callback.on_exception(state, error)
         raise
     finally:
-        state.train_step.close()
-        for callback in callbacks:
-            callback.teardown(state)
+        _close(state, callbacks)
     return state.history
+
+
+def _close(state: FitState, callbacks: Sequence[Callback]) -> None:
+    state.train_step.close()
+    for callback in callbacks:
+        callback.teardown(state)
 
 
 def _run_epoch(

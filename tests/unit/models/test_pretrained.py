@@ -346,6 +346,15 @@ class TestNormalization:
         assert path in notes[0]
         assert "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}" in notes[0]
 
+    @pytest.mark.parametrize("key", ["normalization", "normalisation"])
+    def test_files_of_earlier_versions_state_it_under_their_own_spelling(
+        self, tmp_path: Path, key: str
+    ) -> None:
+        path = tmp_path / "weights.safetensors"
+        stated = '{"mean": [0.5, 0.25, 0.125], "std": [0.5, 1, 2]}'
+        save_file({"features.0.bias": torch.zeros(64)}, path, {key: stated})
+        assert read(path).normalization == Normalization((0.5, 0.25, 0.125), (0.5, 1, 2))
+
     @pytest.mark.parametrize(
         "stated",
         [
