@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,16 @@ def check_complete(client: Any, run_id: str, epochs: int, database: Path) -> Non
             (run_id,),
         ).fetchall()
     assert doubled == []
+
+
+def test_the_proxy_answers_in_a_process_with_many_open_files(mlflow_server: MlflowServer) -> None:
+    """After hundreds of tests a process has more than the 1,024 files that select() can wait for."""
+    with ExitStack() as stack:
+        for _ in range(1100):
+            stack.enter_context(Path(os.devnull).open())
+        proxy = FaultyProxy(mlflow_server.port)
+        stack.callback(proxy.close)
+        assert urllib.request.urlopen(f"{proxy.address}/health", timeout=60).status == 200
 
 
 def test_the_server_starts_no_job_processes(mlflow_server: MlflowServer) -> None:
