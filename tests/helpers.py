@@ -121,20 +121,20 @@ def checkpoint_content(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextmanager
 def listening(
-    words: Sequence[str], path: str, said: Path, environment: dict[str, str] | None = None
+    words: Sequence[str], path: str, log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
     """A server as a process of its own, on a free port that `{port}` stands for in its words: its address.
 
     Args:
         words: The command.
         path: What answers when the server is ready.
-        said: Takes what it says.
+        log: Takes its output.
         environment: Of the process; None: this one's.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with said.open("w") as output:
+    with log.open("w") as output:
         process = subprocess.Popen(
             [word.replace("{port}", str(port)) for word in words],
             env=environment,
@@ -150,8 +150,8 @@ def listening(
                 urllib.request.urlopen(f"{address}{path}", timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None, said.read_text()
-                assert time.monotonic() < until, said.read_text()
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
                 time.sleep(0.3)
         yield address
     finally:

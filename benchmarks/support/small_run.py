@@ -19,7 +19,7 @@ MACHINE_METRICS = ("system/", "features/", "checkpoints/", "epoch_seconds", "ima
 TRAIN_COMMAND = (sys.executable, "-m", "runner.cli.main", "train")
 SETTINGS = {
     "data.kind": "digits",
-    "data.workers": "0",  # children of a fork server would have to start loader workers anew
+    "data.workers": "0",  # saves each run the start of loader workers
     "augment.resize": "36",
     "augment.crop": "32",
     "augment.views": "2",

@@ -17,7 +17,7 @@ from runner.utils import hashing
 
 
 class SeededSampler(BaseSampler):
-    """Builds the sampler of an algorithm anew for each trial, seeded by the trial's number.
+    """Builds a new sampler of an algorithm for each trial, seeded by the trial's number.
 
     So an interrupted study continues as if it had not been interrupted, and two workers never draw the same numbers.
 

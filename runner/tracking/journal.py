@@ -130,7 +130,7 @@ class Journal:
 
     @property
     def alive(self) -> bool:
-        """Whether the owner still runs; a process of another host is judged by its last heartbeat."""
+        """Whether the owner still runs; for a process of another host, whether its last heartbeat is recent."""
         if self.owner.host == this_host():
             return self.owner.alive
         probe = self.folder / ".now"
@@ -261,7 +261,7 @@ EVENT_FIELDS: dict[str, dict[str, type]] = {
     "tags": {"values": dict},
     "artifact": {"file": str, "folder": str},
     "input": {"name": str, "digest": str, "source": str, "profile": str},
-    "model": {"folder": str, "told": dict},
+    "model": {"folder": str, "info": dict},
     "begin": {},
     "end": {"status": str, "time": int},
 }
@@ -272,6 +272,8 @@ def _parse(line: bytes) -> Event | None:
     """The event on a line; None if the line is damaged or has been edited."""
     try:
         event = json.loads(line)
+        if "told" in event:  # `info` in journals of earlier versions
+            event["info"] = event.pop("told")
         fields = EVENT_FIELDS[event["kind"]]
         valid = all(isinstance(event[name], kind) for name, kind in fields.items())
         kind = (int, float) if event["kind"] == "metrics" else str

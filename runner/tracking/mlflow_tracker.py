@@ -136,7 +136,7 @@ class MlflowTracker(Tracker):
 
     def log_model(self, folder: Path, info: ModelInfo) -> None:
         content = {**info.to_dict(), "time": self.journal.now_ms()}
-        self._log({"kind": "model", "folder": folder.name, "told": content})
+        self._log({"kind": "model", "folder": folder.name, "info": content})
 
     def end(self, status: str, reason: str, terminal: Terminal, hint: str = "") -> bool:
         """Log how the run ended and wait until that is uploaded. Returns whether it was.

@@ -86,7 +86,7 @@ def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
         return
     lock = journal.folder.parent / ".champion.lock"
     try:
-        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["told"]), lock)
+        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
     except Exception as error:
         if not _is_refusal(error):
             raise

@@ -72,9 +72,9 @@ def test_the_quickstart_learns_the_digits(tmp_path: Path) -> None:
             timeout=280,
         ).stdout
 
-    said = run("train", *words)
-    assert "RANDOM" in said
-    assert "./launch.sh ui" in said
-    judged = json.loads(run("evaluate", "latest", "--json", *words[2:]))
-    assert judged["images"] == 454
-    assert judged["checkpoints"]["best"]["top1"] > 0.85
+    output = run("train", *words)
+    assert "RANDOM" in output
+    assert "./launch.sh ui" in output
+    report = json.loads(run("evaluate", "latest", "--json", *words[2:]))
+    assert report["images"] == 454
+    assert report["checkpoints"]["best"]["top1"] > 0.85

@@ -193,7 +193,7 @@ def test_a_repeated_delivery_registers_once(
 def append_model(journal: Journal, model: Path, info: ModelInfo) -> None:
     """Put a model into a journal, as a run does."""
     shutil.copytree(model, journal.folder / "model")
-    journal.append({"kind": "model", "folder": "model", "told": info.to_dict()})
+    journal.append({"kind": "model", "folder": "model", "info": info.to_dict()})
 
 
 def journal_of(store: Store) -> Journal:

@@ -114,7 +114,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[in
 
 @pytest.fixture(scope="module")
 def evaluated(trained: dict[int, Trained]) -> dict[int, dict[str, Any]]:
-    """The run of two processes, judged again on one, two and three."""
+    """The run of two processes, evaluated again on one, two and three."""
     on_two = trained[2]
     words = (
         "-m",

@@ -38,7 +38,7 @@ CURVES = (
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["trian"], "did you mean 'train'"),
         (["train", "--train.epoch", "3"], "did you mean 'train.epochs'"),
@@ -66,8 +66,8 @@ CURVES = (
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
-def test_bad_words_are_refused(refused: Callable[..., str], words: list[str], said: str) -> None:
-    assert said in refused(words)
+def test_bad_words_are_refused(refused: Callable[..., str], words: list[str], message: str) -> None:
+    assert message in refused(words)
 
 
 def test_one_class_is_refused(refused: Callable[..., str], pictures: Path, words: list[str]) -> None:
@@ -161,7 +161,7 @@ def incomplete(path: Path, tensors: dict[str, torch.Tensor]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (malicious, "was not loaded"),
         (not_a_number, "features.0.bias holds NaN"),
@@ -176,12 +176,12 @@ def test_bad_weights_are_refused(
     convolutions: dict[str, torch.Tensor],
     capfd: pytest.CaptureFixture[str],
     make: Callable[[Path, dict[str, torch.Tensor]], str],
-    said: str,
+    message: str,
 ) -> None:
     weights = make(tmp_path / "weights", convolutions)
     assert run_main(lambda: train.main([*small, "--model.weights", weights])) == 2
     sentence = one_sentence(capfd.readouterr().err)
-    assert said in sentence
+    assert message in sentence
     assert weights in sentence
     assert not (tmp_path / "harmed").exists()
     (run,) = runs_of(client_of(tmp_path))

@@ -116,10 +116,10 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
     table = Path(client.download_artifacts(run.info.run_id, "manifest.csv", str(tmp_path))).read_text()
     assert len(table.splitlines()) == 1 + 36
     about = Path(client.download_artifacts(run.info.run_id, "environment.json", str(tmp_path))).read_text()
-    told = json.loads(about)
-    assert torch.__version__.startswith(told["packages"]["torch"])
-    assert told["processes"] == 1
-    assert "train.py" in told["command"]
+    about_run = json.loads(about)
+    assert torch.__version__.startswith(about_run["packages"]["torch"])
+    assert about_run["processes"] == 1
+    assert "train.py" in about_run["command"]
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "pictures"
     assert used.dataset.source == str(images)
@@ -164,7 +164,7 @@ def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path:
     assert old.data.tags["runner.reason"] == "the process exited unexpectedly"
     steps = [each.step for each in client.get_metric_history(old.info.run_id, "train/loss")]
     assert len(steps) >= 3
-    assert steps == list(range(1, len(steps) + 1)), "every epoch that it told of, once"
+    assert steps == list(range(1, len(steps) + 1)), "every printed epoch, once"
     assert new.info.status == "FINISHED"
 
 
@@ -192,11 +192,11 @@ def test_a_dry_run_trains_and_records_nothing(
 ) -> None:
     words = [*place(tmp_path), "--dry-run", "--tracking.root", str(tmp_path / "nowhere")]
     assert run_main(lambda: train.main([*words, "--cache", str(tmp_path / "cache")])) == 0
-    told = capfd.readouterr().out
-    assert "nothing was run" in told
-    assert re.search(r"images +18 train, 9 val, 9 test", told)
-    assert "54 images and views to compute" in told, "two views of 18 images, one of 9 and 9"
-    assert "epoch   1" not in told
+    printed = capfd.readouterr().out
+    assert "nothing was run" in printed
+    assert re.search(r"images +18 train, 9 val, 9 test", printed)
+    assert "54 images and views to compute" in printed, "two views of 18 images, one of 9 and 9"
+    assert "epoch   1" not in printed
     assert not (tmp_path / "nowhere").exists()
     assert [path for path in (tmp_path / "cache" / "features").rglob("*") if path.suffix == ".npy"] == []
     assert runs_of(client_of(tmp_path)) == []

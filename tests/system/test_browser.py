@@ -95,7 +95,7 @@ def pages(place: Path) -> Iterator[str]:
     """`runner ui` on a free port: its address."""
     words = ["ui", "--tracking.root", str(place / "mlruns"), "--port", "{port}"]
     with listening(
-        [sys.executable, "-m", "runner.cli.main", *words], "/health", place / "said.txt"
+        [sys.executable, "-m", "runner.cli.main", *words], "/health", place / "log.txt"
     ) as address:
         yield address
 

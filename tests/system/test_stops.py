@@ -1,4 +1,4 @@
-"""Runs that are told to stop, or whose launcher is killed."""
+"""Runs that are asked to stop by a signal, or whose launcher is killed."""
 
 from __future__ import annotations
 
