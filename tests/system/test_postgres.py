@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from postgres import PASSWORD, postgres_database
 from studies import LR, make_plan, numbers_of, start_worker, states, work
 
 from runner.study import storage
@@ -24,66 +19,16 @@ from runner.study.trials import is_baseline, is_lost
 from runner.utils.errors import UserError
 
 SPACE = Space((LR,))
-SECRET = "hush-hush"
 REMOTE_OWNER = ["elsewhere/1234", 17, 1.0]
 """A process of another host."""
 Make = Callable[..., Plan]
 
 
-def programs() -> Path | None:
-    """The folder of initdb and pg_ctl."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
-    on_path = shutil.which("pg_ctl")
-    places = [*found[::-1], *([Path(on_path).parent] if on_path else [])]
-    return next((each for each in places if (each / "initdb").exists() and (each / "pg_ctl").exists()), None)
-
-
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The address of an empty database, with the password SECRET."""
-    pytest.importorskip("psycopg")
-    bin_ = programs()
-    if bin_ is None:
-        pytest.skip("PostgreSQL is not installed")
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        import pwd
-
-        try:
-            pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="runner-pg-", dir="/tmp"))  # a socket's path must be short
-    secret = folder / "secret"
-    secret.write_text(f"{SECRET}\n")
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-        shutil.chown(secret, "postgres", "postgres")
-
-    def call(*command: str) -> None:
-        done = subprocess.run(
-            command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **user
-        )
-        assert done.returncode == 0, done.stderr
-
-    data = str(folder / "data")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    try:
-        call(
-            *(str(bin_ / "initdb"), "-D", data, "-U", "me", "-A", "scram-sha-256", "--no-sync"),
-            *("--pwfile", str(secret), "-E", "UTF8", "--locale", "C"),
-        )
-        call(*(str(bin_ / "pg_ctl"), "-D", data, "-l", str(folder / "log"), "-w", "-o", options, "start"))
-        try:
-            yield f"postgresql://me:{SECRET}@127.0.0.1:{port}/postgres"
-        finally:
-            call(str(bin_ / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """The address of an empty database, with `PASSWORD`."""
+    with postgres_database() as address:
+        yield address
 
 
 @pytest.fixture
@@ -144,7 +89,7 @@ def test_a_database_is_a_storage(plan: Make, tmp_path: Path) -> None:
     assert study.trials()[0].intermediate_values == {1: 0.5}
     with pytest.raises(UserError, match="exists with other settings") as caught:
         Study(plan(objective="balanced_accuracy"), tmp_path)
-    assert SECRET not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
 
 
 def test_a_user_who_stops_loses_nothing(plan: Make, tmp_path: Path) -> None:
@@ -256,8 +201,8 @@ def test_a_dead_worker_of_this_host_is_found_at_once(plan: Make, tmp_path: Path)
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        (SECRET, "wrong-word", "password authentication failed"),
-        (f"me:{SECRET}", "you:wrong-word", "authentication failed"),
+        (PASSWORD, "wrong-word", "password authentication failed"),
+        (f"me:{PASSWORD}", "you:wrong-word", "authentication failed"),
         ("/postgres", "/nosuch", "nosuch"),
     ],
 )
@@ -268,11 +213,11 @@ def test_what_the_database_refuses_is_an_error_without_passwords(
     with pytest.raises(UserError) as caught:
         Study(plan(f"{scheme}://{rest.replace(old, new)}"), tmp_path)
     assert problem in str(caught.value)
-    assert not {SECRET, "wrong-word"} & set(str(caught.value).replace("@", ":").split(":"))
+    assert not {PASSWORD, "wrong-word"} & set(str(caught.value).replace("@", ":").split(":"))
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_port_is_an_error(plan: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be reached") as caught:
-        Study(plan(f"postgresql://me:{SECRET}@127.0.0.1:1/postgres"), tmp_path)
-    assert SECRET not in str(caught.value)
+        Study(plan(f"postgresql://me:{PASSWORD}@127.0.0.1:1/postgres"), tmp_path)
+    assert PASSWORD not in str(caught.value)
