@@ -26,7 +26,7 @@ import killed_runs
 from accelerate import Accelerator
 from commands import one_sentence
 from filelock import FileLock
-from helpers import QUIET, Recorder
+from helpers import QUIET, Place, Recorder
 from hypothesis import settings
 from killed_runs import Kill, WholeRun, Workspace
 from pictures import COLORS as COLORS
@@ -151,9 +151,7 @@ def mlflow_store(mlflow_template: Path, tmp_path: Path, no_tracking_uri: None) -
 
 
 @pytest.fixture(scope="session")
-def place(
-    tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path
-) -> Callable[[Path], list[str]]:
+def place(tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path) -> Place:
     """`place(folder)`: the words of the small experiment, with an empty store in `folder`/mlruns."""
     cache = tmp_path_factory.mktemp("cache")
 
@@ -165,7 +163,7 @@ def place(
 
 
 @pytest.fixture
-def small(place: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
+def small(place: Place, tmp_path: Path) -> list[str]:
     """The words of the small experiment, with an empty store in `tmp_path`/mlruns."""
     return place(tmp_path)
 

@@ -29,6 +29,8 @@ from runner.training.results import EpochResult
 from runner.utils.console import Terminal
 
 Make = Callable[..., Experiment]
+Place = Callable[[Path], list[str]]
+"""The words of the small experiment, with an empty store in a folder."""
 NUMBERS = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CLASSES = ("blue", "green", "red")
 QUIET = Terminal(enabled=False)

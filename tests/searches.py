@@ -12,6 +12,9 @@ import pytest
 from commands import ROOT, client_of, environment, runner, runs_of
 from optuna.trial import FrozenTrial, TrialState
 
+from runner.config.parser import parse
+from runner.config.schema import Experiment
+from runner.study import options
 from runner.study.storage import JOURNAL
 from runner.study.trials import is_baseline, state_name
 
@@ -30,6 +33,11 @@ def study_words(experiment: list[str], space: Path) -> list[str]:
         *("--study", "some", "--space", str(space)),
         *("--train.epochs", "2", "--augment.views", "none", "--optim.lr", "0.0001"),
     ]
+
+
+def baseline_of(words: list[str]) -> Experiment:
+    """The experiment that the words of a study describe."""
+    return parse(options.parse(words)[1])[0]
 
 
 def start_search(words: list[str], folder: Path) -> subprocess.Popen[bytes]:

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ import pytest
 from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, write_record
 from runner.tracking.journal import Event, Journal, Owner, now_ms
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.utils.console import Terminal
 
 EXPERIMENT = "tracking"
 Store = tuple[TrackingServer, Any]
 """A tracking server and its client."""
+Track = Callable[..., AbstractContextManager[MlflowTracker]]
+"""Starts a run in a store, given its name."""
 DEAD = ProcessIdentity(this_host(), (1 << 22) + 1, 1.0)
 """A process of this host that does not run: Linux gives no process so high an id."""
 
@@ -109,6 +112,10 @@ def end(status: str = "FINISHED") -> Event:
 
 
 # Stand-ins
+
+
+UPLOADS = ("log_batch", "log_inputs", "log_artifact", "set_terminated")
+"""Methods of an MLflow client that change a run."""
 
 
 class FailingClient:

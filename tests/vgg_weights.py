@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torchvision
 from torch import Tensor, nn
+
+from runner.config.schema import ModelConfig
+from runner.models import pretrained
+from runner.models.pretrained import PretrainedWeights
 
 
 def torchvision_model(arch: str) -> nn.Module:
@@ -33,3 +39,10 @@ def drawn_weights(arch: str, classifier: bool = True) -> dict[str, Tensor]:
         else:
             tensors[name] = torch.empty(value.shape).uniform_(0.5, 1.5, generator=generator)
     return tensors
+
+
+def read_vgg11(path: Path) -> PretrainedWeights:
+    """The weights in a file of vgg11."""
+    weights = pretrained.read_weights(ModelConfig(arch="vgg11", weights=str(path), head="pooled"))
+    assert weights is not None
+    return weights

@@ -27,7 +27,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add_image_arguments(parser)
     add_model_options(parser)
     parser.add_argument("--method", choices=tuple(METHODS), default="gradcam", help="default: gradcam")
-    parser.add_argument("--layer", default="", help="layer to explain; default: the last convolution")
+    parser.add_argument(
+        "--layer", default="", help="layer to explain; default: the last one whose outputs have positions"
+    )
     parser.add_argument(
         "--target",
         default=PREDICTED,

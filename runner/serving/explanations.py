@@ -28,7 +28,7 @@ class ExplanationSettings:
     method: str = "gradcam"
     """One of `METHODS`."""
     layer: str = ""
-    """Name of the layer; empty means the last convolution."""
+    """Name of the layer; empty means the `cam_layer` of the backbone."""
     target: str = PREDICTED
     """The class to explain: `predicted`, `true` (the name of the file's folder), or the name of a class."""
 

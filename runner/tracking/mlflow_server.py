@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
-from runner.utils.redaction import redact, without_credentials
+from runner.utils.redaction import error_line, redact, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -97,7 +97,7 @@ class TrackingServer:
                     found = client.get_experiment_by_name(name)
                     if found is None:
                         raise UserError(
-                            f"The MLflow experiment {name!r} cannot be created ({redact(str(error))[:300]})."
+                            f"The MLflow experiment {name!r} cannot be created ({error_line(error)})."
                         ) from None
         if found.lifecycle_stage != "active":
             try:
@@ -145,7 +145,7 @@ def check_reachable(uri: str) -> None:
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = redact(str(getattr(error, "reason", error)))
+        reason = error_line(getattr(error, "reason", error))
         raise UserError(
             f"The tracking server {redact(uri)} does not answer ({reason}); start it, or correct or unset"
             " MLFLOW_TRACKING_URI."
@@ -202,14 +202,17 @@ def _connect_to_server(uri: str) -> MlflowClient:
     from mlflow.store.db.db_types import DATABASE_ENGINES
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
 
     try:
         if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
-            create_engine(uri).connect().close()  # MLflow itself would retry for minutes
+            # MLflow itself would retry for minutes.
+            engine = create_engine(uri, poolclass=NullPool)  # closes the connection, does not keep it
+            engine.connect().close()
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, ImportError, ValueError) as error:
-        reason = redact(" ".join(str(getattr(error, "orig", None) or error).split()))[:300]
+        reason = error_line(getattr(error, "orig", None) or error)
         raise UserError(
             f"The tracking store {redact(uri)} cannot be used ({reason}); repair it, or correct its login or"
             " MLFLOW_TRACKING_URI."

@@ -29,9 +29,8 @@ def recover_runs(server: TrackingServer, client: MlflowClient, terminal: Termina
             continue
         try:
             with Journal.locked(listed.folder) as journal:
-                if (
-                    journal is not None and not journal.alive
-                ):  # it may have been taken over since it was listed
+                # It may have been taken over since it was listed.
+                if journal is not None and not journal.alive:
                     _close(journal, client, terminal)
         except Timeout:
             continue  # another process delivers it

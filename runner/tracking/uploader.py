@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from runner.tracking.journal import Event, Journal
 from runner.tracking.model_registry import ModelInfo, register_model
 from runner.utils.atomic_files import sync_tree
-from runner.utils.redaction import redact
+from runner.utils.redaction import error_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,7 +90,7 @@ def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
     except Exception as error:
         if not _is_refusal(error):
             raise
-        reason = redact(" ".join(str(error).split()))[:300]
+        reason = error_line(error)
         message = f"the model was not logged: the server refuses it ({reason})"
         client.set_tag(run_id, "runner.refused", message)
     else:
@@ -209,9 +209,8 @@ class Uploader(threading.Thread):
         while True:
             self._pending.wait()
             self._pending.clear()
-            closing = (
-                self._closing.is_set()
-            )  # read before uploading: what was logged earlier is then included
+            # Read before uploading: what was logged earlier is then included.
+            closing = self._closing.is_set()
             try:
                 deliver(self.journal, self.client)
                 self.error, wait = None, FIRST_RETRY

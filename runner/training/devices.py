@@ -21,6 +21,7 @@ from accelerate.utils import (
 
 from runner.config.schema import Experiment
 from runner.features.extractor import can_compile, worth_compiling
+from runner.portable.model import supported_precision
 from runner.utils.errors import UserError
 from runner.utils.launch_environment import PROCESS_COUNT
 from runner.utils.processes import cpu_count, parent_command
@@ -101,8 +102,7 @@ def resolve_precision(setting: str, device: torch.device) -> str:
         return setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "no"
+    return supported_precision("bf16", device)
 
 
 def resolve_auto_settings(experiment: Experiment, images: int, accelerator: Accelerator) -> Experiment:

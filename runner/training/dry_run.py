@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS
 from runner.models.dropout import set_dropout_batch
 from runner.training.setup import Setup, required_views
@@ -72,7 +71,7 @@ def _time(setup: Setup, seeds: int, missing_images: int) -> str:
         return f"about {format_duration(step_seconds)}, without validation: all layers train"
     if not setup.features.stored:
         missing_images = rounds * (images["train"] + images["val"]) + seeds * images["test"]
-    rate = _backbone_rate(setup, experiment) * setup.accelerator.num_processes
+    rate = _backbone_rate(setup) * setup.accelerator.num_processes
     backbone = missing_images / rate
     return (
         f"about {format_duration(backbone + step_seconds)}, of which {format_duration(backbone)} for the frozen"
@@ -92,9 +91,9 @@ def _disk(setup: Setup, seeds: int) -> str:
     return f"{checkpoints} of checkpoints; {free} free"
 
 
-def _backbone_rate(setup: Setup, experiment: Experiment) -> float:
+def _backbone_rate(setup: Setup) -> float:
     """Images/s of one process through the frozen backbone."""
-    crop = experiment.augment.crop
+    crop = setup.experiment.augment.crop
     images = torch.zeros(setup.batch_size, 3, crop, crop, dtype=torch.uint8)
     return setup.batch_size / _seconds(lambda: setup.features.extractor(images).sum().item())
 

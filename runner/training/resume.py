@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from runner.config.parser import Options
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, check_setting
+from runner.config.tree import as_tree, check_setting, override
 from runner.tracking.interrupted_runs import InterruptedRun, why_not_resumable
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
@@ -109,10 +109,7 @@ def apply_resume_point(experiment: Experiment, found: ResumePoint | None) -> tup
         return experiment, dataclasses.replace(found, requested=as_tree(experiment))
     for name, value in found.resolved.items():
         check_setting(f"{name} of the interrupted run", experiment, name, value)
-        group, _, setting = name.partition(".")
-        changed = dataclasses.replace(getattr(experiment, group), **{setting: value})
-        experiment = dataclasses.replace(experiment, **{group: changed})
-    return experiment, found
+    return override(experiment, found.resolved), found
 
 
 def _take_over_first(

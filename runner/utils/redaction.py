@@ -47,6 +47,12 @@ def redact(text: str) -> str:
     return _LOGIN_HEADER.sub(rf"\g<1>{HIDDEN}", text)
 
 
+def error_line(error: object) -> str:
+    """An error's message on one line of at most 300 characters, without secrets."""
+    text = str(error)[:10_000]  # servers answer with whole pages
+    return redact(" ".join(text.split()))[:300]
+
+
 def _without_secret(match: re.Match[str]) -> str:
     scheme, user = match["scheme"], match["user"]
     if match["secret"] is not None:

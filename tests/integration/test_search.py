@@ -7,16 +7,15 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from accelerate import Accelerator
 from commands import ROOT, client_of, command, one_sentence, runner
+from helpers import Place
 from PIL import Image
 from searches import (
     artifacts_of,
+    baseline_of,
     best_of,
     confirmed_sides,
     runs_of_study,
@@ -26,27 +25,11 @@ from searches import (
     trials_of,
 )
 
-from runner.cli import main
 from runner.config import parser
-from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
-from runner.features.cache import FeatureCache
-from runner.study import options, storage, worker
-from runner.study.options import Role
-from runner.study.plan import Plan
-from runner.study.report import write_report
-from runner.study.session import open_session
-from runner.study.space import Dimension, Space
-from runner.study.study import Study
-from runner.study.worker import Worker
-from runner.training.setup import Setup
+from runner.study import storage
 
-Place = Callable[[Path], list[str]]
 pytestmark = pytest.mark.usefixtures("plain_environment")
-
-
-def baseline_of(words: list[str]) -> Experiment:
-    return parser.parse(options.parse(words)[1])[0]
 
 
 # A whole study
@@ -190,169 +173,7 @@ def test_a_finished_study_does_nothing_more(finished: Finished) -> None:
 # A worker from within
 
 
-def random_plan(words: list[str], **changes: Any) -> Plan:
-    baseline = baseline_of(words)
-    space = Space((Dimension("optim.lr", 1e-4, 0.1, log=True),))
-    return Plan(
-        "some",
-        baseline,
-        space,
-        storage.default_storage(Path(baseline.tracking.root)),
-        sampler="random",
-        **changes,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Watched:
-    """A study of four trials: its folder, the splits whose features were read, and what was set up."""
-
-    folder: Path
-    splits: list[str]
-    setups: list[Setup]
-
-
-@pytest.fixture(scope="module")
-def watched(place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator: Accelerator) -> Watched:
-    """A study whose trial 2 is pruned after its first epoch."""
-    folder = tmp_path_factory.mktemp("watched")
-    watched = Watched(folder, [], [])
-    get, report, prepare = FeatureCache.get, Study.report, worker.prepare
-
-    def watch_splits(self: FeatureCache, split: str, view: int) -> Any:
-        watched.splits.append(split)
-        return get(self, split, view)
-
-    def prune_trial_2(self: Study, step: int, value: float) -> bool:
-        report(self, step, value)
-        return self._trial is not None and self._trial.number == 2
-
-    def watch_setups(*args: Any) -> Setup:
-        watched.setups.append(prepare(*args))
-        return watched.setups[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.setattr(FeatureCache, "get", watch_splits)
-        patch.setattr(Study, "report", prune_trial_2)
-        patch.setattr(worker, "prepare", watch_setups)
-        plan = random_plan(study_words(place(folder), folder / "space.yaml"), trials=4)
-        with open_session(plan, accelerator, Role()) as session:
-            assert Worker(session, stop_requested=lambda: False).run() == 4
-    return watched
-
-
-def test_no_trial_sees_the_test_split(watched: Watched) -> None:
-    assert set(watched.splits) == {"train", "val"}
-    assert len(watched.setups) == 4
-    for setup in watched.setups:
-        assert not setup.manifest.select("test")
-        assert not setup.features.manifest.select("test")
-        assert {entry.split for entry in setup.manifest.entries} == {"train", "val"}
-        assert len(setup.manifest.select("val")) == 9
-
-
-def test_a_pruned_trial_has_a_reason(watched: Watched) -> None:
-    assert states(watched.folder) == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
-    parent, _ = runs_of_study(watched.folder)
-    assert parent.info.status == "FINISHED"
-    runs = trial_runs(watched.folder)
-    pruned, trial = runs.pop(2), trials_of(watched.folder)[2]
-    assert pruned.info.status == "KILLED"
-    assert pruned.data.tags["runner.reason"] == trial.user_attrs["reason"]
-    assert trial.user_attrs["reason"].startswith("pruned at epoch 1, at 0.")
-    assert not any("checkpoints" in path for path in artifacts_of(watched.folder, pruned))
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-
-
-def test_a_trial_may_have_several_training_seeds(
-    place: Place, tmp_path: Path, accelerator: Accelerator
-) -> None:
-    """Its value is their mean."""
-    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1, seeds=2)
-    with open_session(plan, accelerator, Role()) as session:
-        assert Worker(session, stop_requested=lambda: False).run() == 1
-    run, client = trial_runs(tmp_path)[0], client_of(tmp_path)
-    best = [
-        max(point.value for point in client.get_metric_history(run.info.run_id, name))
-        for name in ("val/top1", "seed1/val/top1")
-    ]
-    assert run.data.metrics["objective"] == trials_of(tmp_path)[0].value == pytest.approx(sum(best) / 2)
-    assert "objective_sd" in run.data.metrics
-    assert list(trials_of(tmp_path)[0].intermediate_values.values()) == best
-
-
-def test_a_report_can_be_written_again(place: Place, tmp_path: Path, accelerator: Accelerator) -> None:
-    """A study that was continued with more trials has another best one."""
-    one = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1)
-    for number, plan in enumerate((one, dataclasses.replace(one, trials=2))):
-        with open_session(plan, accelerator, Role()) as session:
-            assert session.study is not None
-            assert session.study.ask() is not None
-            session.study.complete(0.5 + number / 10)
-            write_report(session, seeds=0)
-        run, _ = runs_of_study(tmp_path)
-        assert run.data.metrics["objective"] == 0.5 + number / 10
-        assert "runner.refused" not in run.data.tags
-        assert run.data.tags["runner.best_trial"] == str(number)
-
-
 # What is refused
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """`refused(words)`: the sentence with which `runner search` refuses them; no worker may be started."""
-
-    def spawn(*_: object, **__: object) -> None:
-        pytest.fail("a worker was started")
-
-    monkeypatch.setattr("runner.study.worker_pool.WorkerPool._spawn", spawn)
-
-    def run(words: list[str]) -> str:
-        capfd.readouterr()
-        status = main.main(["search", *words])
-        errors = capfd.readouterr().err
-        assert status == 2, errors
-        sentence = one_sentence(errors)
-        assert errors == f"runner: {sentence}\n"
-        return sentence
-
-    return run
-
-
-@pytest.mark.parametrize(
-    ("words", "hint"),
-    [
-        (["--space", "around-basline"], "did you mean 'around-baseline'"),
-        (["--space", "/no/such.yaml"], "/no/such.yaml"),
-        (["--trials", "many"], "--trials"),
-        (["--trails", "3"], "trails"),
-        (["--optim.lrr", "1"], "did you mean 'optim.lr'"),
-        (["--optim.lr", "5"], "the baseline's optim.lr is 5"),
-        (["--train.epochs", "none"], "train.epochs"),
-        (["--repeat", "2"], "--repeat"),
-        (["--data.root", "/no/such/folder"], "/no/such/folder"),
-        (["--storage", "nosuch://host/db"], "nosuch"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_a_wrong_command_line_is_refused(
-    refused: Callable[..., str], place: Place, tmp_path: Path, words: list[str], hint: str
-) -> None:
-    assert hint in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), *words])
-
-
-def test_a_study_needs_a_name(refused: Callable[..., str]) -> None:
-    assert "--study" in refused([])
-
-
-def test_more_workers_than_gpus_are_refused_before_anything_is_created(
-    refused: Callable[..., str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("runner.study.coordinator.gpu_count", lambda: 1)
-    assert "GPU" in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), "--workers", "2"])
-    assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
 
 
 # Without a coordinator, as under `accelerate launch`

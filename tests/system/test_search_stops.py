@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import command, runner
+from helpers import Place
 from optuna.trial import TrialState
 from searches import (
     LONG,
@@ -27,7 +27,6 @@ from searches import (
 
 from runner.study.trials import is_baseline
 
-Place = Callable[[Path], list[str]]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("plain_environment")]
 
 

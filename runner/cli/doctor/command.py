@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from runner.cli.doctor.file_checks import check_feature_stores, check_journal_folder, check_partial_files
-from runner.cli.doctor.findings import Check, Examination, Finding, reason
+from runner.cli.doctor.findings import Check, Examination, Finding
 from runner.cli.doctor.record_checks import check_database, check_journals, check_runs
 from runner.cli.doctor.state_checks import check_saved_states, check_trials
+from runner.cli.options import JSON_HELP, add_tracking_root
 from runner.config.schema import Experiment
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.redaction import redact
+from runner.utils.redaction import error_line, redact
 
 CHECKS: tuple[Check, ...] = (
     check_database,
@@ -42,10 +43,15 @@ def main(argv: Sequence[str]) -> int:
         " were not delivered, and files that are incomplete, damaged or left over. Exit status 0: no problem is left;"
         " 1: some are.",
     )
-    parser.add_argument("--tracking.root", dest="tracking", default="mlruns", help="default: mlruns")
-    parser.add_argument("--cache", default=Experiment.cache, help=f"default: {Experiment.cache}")
+    add_tracking_root(parser)
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        default=Experiment.cache,
+        help=f"folder of cached features; default: {Experiment.cache}",
+    )
     parser.add_argument("--check", action="store_true", help="only report; change nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     options = parser.parse_args(argv)
     terminal = Terminal(stderr=options.json)
     server, cache = tracking_server(options.tracking), Path(options.cache).expanduser()
@@ -73,7 +79,7 @@ def examine(server: TrackingServer, cache: Path, repair: bool, terminal: Termina
         except UserError as error:
             findings.append(Finding(redact(server.uri), str(error)))
         except Exception as error:  # a damaged database: each library involved raises its own
-            findings.append(Finding(redact(server.uri), f"cannot be opened: {reason(error)}"))
+            findings.append(Finding(redact(server.uri), f"cannot be opened: {error_line(error)}"))
     examination = Examination(server, client, cache, repair, terminal)
     for check in CHECKS:
         findings += check(examination)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from runner.tracking.mlflow_server import TrackingServer
 from runner.utils.console import Terminal
-from runner.utils.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,11 +56,6 @@ class Examination:
 
 
 Check = Callable[[Examination], Iterator[Finding]]
-
-
-def reason(error: Exception) -> str:
-    """An error's message on one line, without passwords."""
-    return redact(" ".join(str(error).split()))[:300]
 
 
 def age(path: Path) -> float:

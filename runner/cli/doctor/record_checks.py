@@ -8,14 +8,14 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from runner.cli.doctor.findings import Examination, Finding, reason
+from runner.cli.doctor.findings import Examination, Finding
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.process_identity import this_host
 from runner.tracking.recovery import dead_runs, mark_killed, recover_runs
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.redaction import redact
+from runner.utils.redaction import error_line, redact
 
 
 def check_database(examination: Examination) -> Iterator[Finding]:
@@ -41,7 +41,7 @@ def check_runs(examination: Examination) -> Iterator[Finding]:
     try:
         dead = dead_runs(examination.server, examination.client)
     except MlflowException as error:  # a damaged table, or the server has gone away since it was connected to
-        yield Finding(redact(examination.server.uri), f"cannot be read: {reason(error)}")
+        yield Finding(redact(examination.server.uri), f"cannot be read: {error_line(error)}")
         return
     for run in dead:
         run_id = run.info.run_id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +10,19 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
-from accelerate import Accelerator
-from helpers import NUMBERS, Make, small_model
+from helpers import NUMBERS, small_model
 from safetensors.torch import save_file
 from torch import Tensor
-from vgg_weights import drawn_weights
+from vgg_weights import drawn_weights, read_vgg11
 
-from runner.config.schema import Experiment, ModelConfig, Normalization
+from runner.config.schema import ModelConfig
 from runner.config.validation import check_weights
 from runner.models import pretrained
 from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import TransferModel
-from runner.training import setup
-from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
-IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 VGG11 = "VGG11_Weights.IMAGENET1K_V1"
-
-
-@pytest.fixture(scope="module")
-def features11() -> dict[str, Tensor]:
-    """Weights of vgg11 without a classifier."""
-    return drawn_weights("vgg11", classifier=False)
 
 
 @pytest.fixture
@@ -106,13 +95,6 @@ class TestByName:
         assert pretrained.read_weights(ModelConfig(weights=None)) is None
 
 
-def read(path: Path) -> PretrainedWeights:
-    """The weights in a file."""
-    weights = pretrained.read_weights(ModelConfig(arch="vgg11", weights=str(path), head="pooled"))
-    assert weights is not None
-    return weights
-
-
 def has(model: TransferModel, tensors: dict[str, Tensor]) -> bool:
     return all(torch.equal(model.state_dict()[name], value) for name, value in tensors.items())
 
@@ -124,7 +106,7 @@ class TestFiles:
         path = tmp_path / "vgg11.safetensors"
         save_file(features11, path)
         head = model.classifier[1].weight.clone()
-        pretrained.load_weights(model, read(path))
+        pretrained.load_weights(model, read_vgg11(path))
         assert has(model, features11)
         assert torch.equal(model.classifier[1].weight, head)
         assert model.normalize.mean.flatten().tolist() == pytest.approx(NUMBERS.mean)
@@ -140,7 +122,7 @@ class TestFiles:
         elif wrap != "plain":
             content = {wrap: content, "epoch": 3}
         torch.save(content, path)
-        pretrained.load_weights(model, read(path))
+        pretrained.load_weights(model, read_vgg11(path))
         assert has(model, features11)
 
     def test_half_precision_becomes_float32(
@@ -154,12 +136,12 @@ class TestFiles:
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"There is no weights file .*gone\.safetensors"):
-            read(tmp_path / "gone.safetensors")
+            read_vgg11(tmp_path / "gone.safetensors")
 
     def test_another_kind_of_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "vgg11.onnx").write_bytes(b"onnx")
         with pytest.raises(UserError, match=r"neither \.safetensors nor \.pth"):
-            read(tmp_path / "vgg11.onnx")
+            read_vgg11(tmp_path / "vgg11.onnx")
 
     def test_a_malicious_pickle_is_refused_and_not_run(self, tmp_path: Path) -> None:
         trace = tmp_path / "it ran"
@@ -174,7 +156,7 @@ class TestFiles:
         bare.write_bytes(pickle.dumps(Malicious()))
         for path in (modern, old, bare):
             with pytest.raises(UserError, match="was not loaded"):
-                read(path)
+                read_vgg11(path)
         assert not trace.exists()
         pickle.loads(bare.read_bytes())
         assert trace.exists()
@@ -190,7 +172,7 @@ class TestFiles:
             torch.save(tensors, path, _use_new_zipfile_serialization=name != "old.pth")
         path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
         with pytest.raises(UserError) as failure:
-            read(path)
+            read_vgg11(path)
         assert str(path) in str(failure.value)
 
     @pytest.mark.parametrize(
@@ -201,7 +183,7 @@ class TestFiles:
         path = tmp_path / f"else.{suffix}"
         path.write_bytes(content)
         with pytest.raises(UserError) as failure:
-            read(path)
+            read_vgg11(path)
         assert str(path) in str(failure.value)
 
     @pytest.mark.parametrize(
@@ -213,7 +195,7 @@ class TestFiles:
         path = tmp_path / "odd.pth"
         torch.save(content, path)
         with pytest.raises(UserError) as failure:
-            pretrained.load_weights(model, read(path))
+            pretrained.load_weights(model, read_vgg11(path))
         assert str(path) in str(failure.value)
 
 
@@ -278,116 +260,3 @@ class TestMismatches:
         pretrained.load_weights(model, PretrainedWeights("old.pth", old, None))
         counts = {n: v.item() for n, v in model.state_dict().items() if n.endswith("num_batches_tracked")}
         assert set(counts.values()) == {0}, counts
-
-
-class TestNormalization:
-    @pytest.fixture
-    def normalization(
-        self, accelerator: Accelerator, silent: Terminal
-    ) -> Callable[[Experiment], Normalization]:
-        """The normalization of an experiment's model."""
-
-        def of(experiment: Experiment) -> Normalization:
-            return setup.prepare(experiment, accelerator, silent).features.extractor.model.spec.normalization
-
-        return of
-
-    def file(self, folder: Path, tensors: dict[str, Tensor], stated: str | None) -> str:
-        """A weights file that states a normalization."""
-        path = folder / "vgg11.safetensors"
-        save_file(tensors, path, {"normalization": stated} if stated is not None else None)
-        return str(path)
-
-    def test_by_numbers(self, make: Make, normalization: Callable[[Experiment], Normalization]) -> None:
-        numbers = json.dumps({"mean": IMAGENET.mean, "std": IMAGENET.std})
-        assert normalization(make("--model.normalize", numbers)) == IMAGENET
-
-    def test_by_enum(self, make: Make, normalization: Callable[[Experiment], Normalization]) -> None:
-        assert normalization(make("--model.normalize", "VGG16_Weights.IMAGENET1K_V1")) == IMAGENET
-
-    def test_by_statistics_of_the_training_images(
-        self, make: Make, accelerator: Accelerator, silent: Terminal
-    ) -> None:
-        features = setup.prepare(make("--model.normalize", "statistics"), accelerator, silent).features
-        images = features.loader.batches(features.manifest.select("train"), -1, [range(18)])
-        values = next(images).double() / 255
-        spec = features.extractor.model.spec
-        assert spec.normalization.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), abs=1e-5)
-        std = values.std((2, 3), correction=0).mean(0)
-        assert spec.normalization.std == pytest.approx(std.tolist(), abs=1e-5)
-
-    def test_as_the_weights_file_states(
-        self,
-        make: Make,
-        normalization: Callable[[Experiment], Normalization],
-        tmp_path: Path,
-        features11: dict[str, Tensor],
-    ) -> None:
-        path = self.file(tmp_path, features11, json.dumps({"mean": NUMBERS.mean, "std": NUMBERS.std}))
-        assert normalization(make("--model.weights", path, "--model.normalize", "weights")) == NUMBERS
-        another = make("--model.weights", path, "--model.normalize", "VGG11_Weights.DEFAULT")
-        assert normalization(another) == IMAGENET
-
-    def test_weights_that_state_none_fall_back_to_statistics(
-        self,
-        make: Make,
-        normalization: Callable[[Experiment], Normalization],
-        silent: Terminal,
-        tmp_path: Path,
-        features11: dict[str, Tensor],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        notes: list[str] = []
-        monkeypatch.setattr(silent, "warn", notes.append)
-        path = self.file(tmp_path, features11, None)
-        found = normalization(make("--model.weights", path, "--model.normalize", "weights"))
-        assert found == normalization(make("--model.normalize", "statistics"))
-        assert len(notes) == 1
-        assert path in notes[0]
-        assert "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}" in notes[0]
-
-    @pytest.mark.parametrize("key", ["normalization", "normalisation"])
-    def test_files_of_earlier_versions_state_it_under_their_own_spelling(
-        self, tmp_path: Path, key: str
-    ) -> None:
-        path = tmp_path / "weights.safetensors"
-        stated = '{"mean": [0.5, 0.25, 0.125], "std": [0.5, 1, 2]}'
-        save_file({"features.0.bias": torch.zeros(64)}, path, {key: stated})
-        assert read(path).normalization == Normalization((0.5, 0.25, 0.125), (0.5, 1, 2))
-
-    @pytest.mark.parametrize(
-        "stated",
-        [
-            "nonsense",
-            "[1, 2]",
-            "{}",
-            '{"mean": 1, "std": 2}',
-            '{"mean": [0.5, 0.5], "std": [1, 1]}',
-            '{"mean": ["a", "b", "c"], "std": [1, 1, 1]}',
-            '{"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0]}',
-            '{"mean": [0.5, 0.5, NaN], "std": [0.2, 0.2, 0.2]}',
-        ],
-    )
-    def test_metadata_that_is_no_normalization_is_refused(self, tmp_path: Path, stated: str) -> None:
-        path = self.file(tmp_path, {"features.0.bias": torch.zeros(64)}, stated)
-        with pytest.raises(UserError, match="normalization") as failure:
-            read(Path(path))
-        assert path in str(failure.value)
-
-    @pytest.mark.parametrize(
-        "enum", ["VGG16_Weights.NONSENSE", "nonsense", "vgg16.IMAGENET1K_V1", "vgg.x", "a.b.c"]
-    )
-    def test_an_unknown_enum_is_refused(self, enum: str) -> None:
-        with pytest.raises(UserError, match="torchvision has no weights"):
-            pretrained.weights_normalization(enum)
-
-    def test_an_enum_without_normalization_is_refused(self) -> None:
-        with pytest.raises(UserError, match="states no mean and std"):
-            pretrained.weights_normalization("FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
-
-    @pytest.mark.parametrize(
-        "values", [{"mean": NUMBERS.mean, "std": (0.2, 0.2, 0.0)}, {"mean": NUMBERS.mean}], ids=repr
-    )
-    def test_numbers_out_of_range_are_refused(self, make: Make, values: dict[str, object]) -> None:
-        with pytest.raises(UserError):
-            make("--model.normalize", json.dumps(values))

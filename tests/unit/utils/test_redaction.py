@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.utils.redaction import redact, without_credentials
+from runner.utils.redaction import error_line, redact, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,11 @@ def test_any_password_in_an_address_is_hidden(scheme: str, user: str, word: str,
 def test_credentials_are_removed_from_an_address() -> None:
     assert without_credentials("http://user:p@ss@[::1]:5000/x?y=1") == "http://[::1]:5000/x?y=1"
     assert without_credentials("https://host") == "https://host"
+
+
+def test_the_line_of_an_error_is_short_and_has_no_secret() -> None:
+    error = ValueError("refused\n  for postgresql://me:secret@host/db " + "because " * 1000)
+    line = error_line(error)
+    assert line.startswith("refused for postgresql://me:…@host/db because")
+    assert "\n" not in line
+    assert len(line) == 300

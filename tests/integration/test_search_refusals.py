@@ -1,0 +1,71 @@
+"""What `runner search` refuses, before it starts anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from commands import one_sentence
+from helpers import Place
+from searches import study_words
+
+from runner.cli import main
+from runner.study import storage
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`refused(words)`: the sentence with which `runner search` refuses them; no worker may be started."""
+
+    def spawn(*_: object, **__: object) -> None:
+        pytest.fail("a worker was started")
+
+    monkeypatch.setattr("runner.study.worker_pool.WorkerPool._spawn", spawn)
+
+    def run(words: list[str]) -> str:
+        capfd.readouterr()
+        status = main.main(["search", *words])
+        errors = capfd.readouterr().err
+        assert status == 2, errors
+        sentence = one_sentence(errors)
+        assert errors == f"runner: {sentence}\n"
+        return sentence
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--space", "around-basline"], "did you mean 'around-baseline'"),
+        (["--space", "/no/such.yaml"], "/no/such.yaml"),
+        (["--trials", "many"], "--trials"),
+        (["--trails", "3"], "trails"),
+        (["--optim.lrr", "1"], "did you mean 'optim.lr'"),
+        (["--optim.lr", "5"], "the baseline's optim.lr is 5"),
+        (["--train.epochs", "none"], "train.epochs"),
+        (["--repeat", "2"], "--repeat"),
+        (["--data.root", "/no/such/folder"], "/no/such/folder"),
+        (["--storage", "nosuch://host/db"], "nosuch"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_command_line_is_refused(
+    refused: Callable[..., str], place: Place, tmp_path: Path, words: list[str], hint: str
+) -> None:
+    assert hint in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), *words])
+
+
+def test_a_study_needs_a_name(refused: Callable[..., str]) -> None:
+    assert "--study" in refused([])
+
+
+def test_more_workers_than_gpus_are_refused_before_anything_is_created(
+    refused: Callable[..., str], place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.study.coordinator.gpu_count", lambda: 1)
+    assert "GPU" in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), "--workers", "2"])
+    assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
