@@ -47,7 +47,7 @@ def check_faithfulness(evaluation: CheckpointEvaluation, count: int, terminal: T
     return CheckResult(
         f"Does Grad-CAM show what the prediction depends on? ROAD on {measured.images} images",
         [
-            ("Grad-CAM, last convolution, predicted class", f"{measured.score:+.4f}"),
+            ("Grad-CAM of the predicted class", f"{measured.score:+.4f}"),
             ("random maps of the same resolution", f"{measured.random:+.4f}"),
             (f"gain ({CONFIDENCE:.0%} interval)", f"{gain.mean:+.4f} ({gain.low:+.4f} to {gain.high:+.4f})"),
             ("outcome", "better than chance" if gain.low > 0 else "not significantly better than chance"),

@@ -304,6 +304,7 @@ for run_id, info in models:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(store: Store, tiny: Path) -> None:
     server, client = store
     processes = []

@@ -202,6 +202,7 @@ class TestEvaluation:
                 assert scores["loss"] == pytest.approx(recorded[f"test/{which}/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 class TestFewerThanAskedFor:
     def test_is_refused_with_a_sentence(self, pictures: Path, tmp_path: Path) -> None:
         launcher = accelerate("--cpu", "--num_processes", "2", TRAIN, *settings(pictures, tmp_path))

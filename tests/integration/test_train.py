@@ -130,6 +130,7 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
     assert profile["train"] + profile["val"] + profile["test"] == 36
 
 
+@pytest.mark.slow
 def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -> None:
     folder, _, _, run = finished
     words = ["evaluate", run.info.run_id[:8], "--json", "--tracking.root", str(folder / "mlruns")]

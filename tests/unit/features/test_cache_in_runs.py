@@ -76,6 +76,7 @@ def test_without_a_store_every_epoch_computes(
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 def test_another_head_uses_the_stored_convolutions(
     make: Make, train: Train, computed_images: list[int]
 ) -> None:

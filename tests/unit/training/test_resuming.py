@@ -84,6 +84,7 @@ def test_continues_from_every_place(new_training: NewTraining, tmp_path: Path, k
     assert reached >= (3 if kind == "stops early" else len(PLACES))
 
 
+@pytest.mark.slow
 def test_a_model_that_trains_as_a_whole_continues(new_training: NewTraining, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator)
