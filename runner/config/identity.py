@@ -1,0 +1,114 @@
+"""The identity of an experiment: what two runs must have in common to be comparable, or one and the same.
+
+It has three parts: the settings that can change results, the images with their split, and the pretrained weights. The
+last two are compared by content. Studies, resumed runs, branches, reproductions, comparisons of runs and the choice of
+a champion all use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runner.config.metadata import changes_results
+from runner.config.tree import flatten
+from runner.config.validation import is_file
+from runner.utils.text import one_line
+
+MANIFEST_TAG = "runner.manifest"
+"""Tag of a run or a model version: `Identity.manifest`."""
+WEIGHTS_TAG = "runner.weights"
+"""Tag of a run: `Identity.weights`."""
+WEIGHTS = "model.weights"
+NOT_SET = "not set"
+"""Stands for a setting that one of two identities lacks."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What determines the results of an experiment."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that can change results, by dotted name. `model.weights` is the name of a file, without folder."""
+    manifest: str = ""
+    """`Manifest.digest`: of the images and their split; empty if it is not known."""
+    weights: str = ""
+    """`weights_digest` of the pretrained weights; empty if there is no file, or its digest is not known."""
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any], manifest: str = "", weights: str = "") -> Identity:
+        """Of an experiment as nested settings (`as_tree`), or of a run's parameters by dotted name."""
+        settings = {name: value for name, value in flatten(tree).items() if changes_results(name)}
+        file = settings.get(WEIGHTS)
+        if isinstance(file, str) and is_file(file):
+            settings[WEIGHTS] = Path(file).name
+        return cls(settings, manifest, weights)
+
+    @classmethod
+    def of_run(cls, params: Mapping[str, Any], tags: Mapping[str, str]) -> Identity:
+        """Of a run in MLflow, from its parameters and tags."""
+        return cls.of(params, tags.get(MANIFEST_TAG, ""), tags.get(WEIGHTS_TAG, ""))
+
+    def tags(self) -> dict[str, str]:
+        """The tags by which a run in MLflow shows what images and weights it has."""
+        known = {MANIFEST_TAG: self.manifest, WEIGHTS_TAG: self.weights}
+        return {name: value for name, value in known.items() if value}
+
+    def has_same_images(self, other: Identity) -> bool:
+        """Whether both are known to have the same images in the same split: only then are their scores comparable."""
+        return bool(self.manifest) and self.manifest == other.manifest
+
+    def changes(self, now: Identity) -> list[str]:
+        """How the experiment `now` differs from this one, a clause each; empty if it is the same experiment.
+
+        Digests that one of the two lacks are not compared.
+        """
+        then_settings, now_settings = dict(self.settings), dict(now.settings)
+        if self.weights and now.weights:  # then the name of the file does not matter
+            for settings in (then_settings, now_settings):
+                settings.pop(WEIGHTS, None)
+        clauses = describe_changes(then_settings, now_settings)
+        if _differ(self.manifest, now.manifest):
+            clauses.append("the images or their split have changed")
+        if _differ(self.weights, now.weights):
+            clauses.append("the pretrained weights have changed")
+        return clauses
+
+
+def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How two tables of values differ, a clause for each name: `train.epochs was 5 and is 6 now`."""
+    one, other = flatten(then), flatten(now)
+    return [
+        f"{one_line(name, 60)} was {_shown(one, name)} and is {_shown(other, name)} now"
+        for name in {**one, **other}
+        if one.get(name, NOT_SET) != other.get(name, NOT_SET)
+    ]
+
+
+def weights_digest(weights: str | None) -> str:
+    """SHA-256 of the file that `model.weights` names; empty if it names no file, or one that does not exist."""
+    if weights is None or not is_file(weights):
+        return ""
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        return ""
+    stat = path.stat()
+    return _file_digest(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: Path, _size: int, _modified: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differ(one: str, other: str) -> bool:
+    return bool(one) and bool(other) and one != other
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return one_line(str(values.get(name, NOT_SET)), 80)
