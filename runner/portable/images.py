@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
+
+from .metadata import without_metadata
 
 MAX_ASPECT_RATIO = 256
 """A thinner image would take gigabytes once its shorter side is resized to the model's input size."""
@@ -16,6 +20,19 @@ PIXELS_PER_STRIP = 2**20
 
 # Pillow warns above its pixel limit and refuses above twice the limit; large photographs lie between the two.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# It also warns of damaged metadata.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.\w+ImagePlugin")
+
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 
 def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
@@ -28,11 +45,46 @@ def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: As Pillow does for a file that is not a
             complete image.
     """
+    return _to_rgb(_decode(file))
+
+
+def _decode(file: Path | str | BinaryIO) -> Image.Image:
+    """The image, upright. If metadata are the reason why it cannot be decoded, it is decoded without them."""
+    try:
+        return _decode_with_metadata(file)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:  # Pillow's plugins raise almost anything
+        pixels = without_metadata(_content(file))
+        if pixels is None:
+            raise
+        with suppress(Exception):  # the first error tells more
+            return _decode_with_metadata(io.BytesIO(pixels))
+        raise
+
+
+def _decode_with_metadata(file: Path | str | BinaryIO) -> Image.Image:
     with Image.open(file) as image:
         if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
             raise ValueError(f"it is {image.width} × {image.height} pixels, too thin")
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        transposition = TRANSPOSITIONS.get(_orientation(image))
+        return image if transposition is None else image.transpose(transposition)
+
+
+def _content(file: Path | str | BinaryIO) -> bytes:
+    if isinstance(file, Path | str):
+        return Path(file).read_bytes()
+    file.seek(0)
+    return file.read()
+
+
+def _orientation(image: Image.Image) -> Any:
+    """The EXIF orientation: 1 to 8, or anything if the metadata are damaged."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as viewers do: an image with damaged metadata is taken as it is stored
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
