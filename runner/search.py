@@ -18,9 +18,8 @@ from collections.abc import Sequence
 
 from runner.study.options import STOP_SIGNAL, Role, make_plan, parse
 from runner.utils.errors import UserError
-from runner.utils.exit_status import is_rank_0, run_main
+from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
-from runner.utils.signals import interrupt_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,16 +38,20 @@ def main(argv: Sequence[str]) -> int:
     from runner.study.report import write_report
     from runner.study.session import open_session
     from runner.study.worker import Worker
-    from runner.training import devices
+    from runner.training import devices, preflight
+    from runner.training.setup import SharedSetup
+    from runner.utils.console import Terminal
 
     stop_requests: list[int] = []
     signal.signal(STOP_SIGNAL, lambda number, _: stop_requests.append(number))
     accelerator = devices.create_accelerator(plan.baseline)
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
-    with open_session(plan, accelerator, role) as session:
+    with accelerator.local_main_process_first():
+        manifest = preflight.check(plan.baseline, Terminal(enabled=accelerator.is_main_process))
+    with open_session(plan.on_images(manifest.digest), accelerator, role) as session:
         if role.runs_trials:
-            Worker(session, stop_requested=lambda: bool(stop_requests)).run()
+            Worker(session, lambda: bool(stop_requests), SharedSetup(manifest)).run()
         if role.writes_report:
             write_report(session, options.confirm)
     accelerator.end_training()
@@ -56,5 +59,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))
+    sys.exit(run_script(main))

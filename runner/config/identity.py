@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.config.metadata import changes_results
-from runner.config.tree import flatten
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, flatten
 from runner.config.validation import is_file
 from runner.utils.text import one_line
 
@@ -47,6 +48,11 @@ class Identity:
         if isinstance(file, str) and is_file(file):
             settings[WEIGHTS] = Path(file).name
         return cls(settings, manifest, weights)
+
+    @classmethod
+    def on_images(cls, experiment: Experiment, manifest: str) -> Identity:
+        """Of an experiment with the images of a manifest's digest and with its weights file as it is now."""
+        return cls.of(as_tree(experiment), manifest, weights_digest(experiment.model.weights))
 
     @classmethod
     def of_run(cls, params: Mapping[str, Any], tags: Mapping[str, str]) -> Identity:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from runner.config.identity import Identity
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, override
 from runner.evaluation.metrics import METRICS
@@ -130,7 +130,7 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
 def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:
     """Results of one training as a child run, which is resumed if it was interrupted."""
     seeded = override(experiment, {"seed.train": seed})
-    key = f"confirmed {digest(session.plan.identity(), dataclasses.asdict(seeded))}"
+    key = f"confirmed {digest(session.plan.identity(), Identity.of(as_tree(seeded)).settings)}"
     known: Results | None = session.on_rank_0(lambda study: study.optuna.user_attrs.get(key))
     if known is not None:
         return known

@@ -8,6 +8,7 @@ from runner.study.algorithms import check_sampler
 from runner.study.options import make_plan, parse
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.output import outlive_readers
 from runner.utils.processes import gpu_count
 from runner.utils.signals import Interrupted
 
@@ -18,6 +19,7 @@ def search(argv: Sequence[str]) -> int:
     Raises `UserError` for what its user can fix, and `Interrupted` if it was asked to stop.
     """
     options, rest = parse(argv)
+    outlive_readers()
     check_sampler(options.sampler)
     plan = make_plan(options, rest, checked=False)
     gpus = gpu_count()
@@ -36,7 +38,7 @@ def search(argv: Sequence[str]) -> int:
 
     check_reachable(tracking_server(plan.baseline.tracking.root).uri)
     terminal = Terminal()
-    check(plan.baseline, terminal)
+    plan = plan.on_images(check(plan.baseline, terminal).digest)
     tracking = TrackingSession(plan.baseline, None, terminal)
     study = Study(plan, tracking.server.root)
     with study.lock:

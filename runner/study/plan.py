@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from runner.config.metadata import changes_results
+from runner.config.identity import WEIGHTS, Identity, describe_changes, weights_digest
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree
 from runner.evaluation.metrics import METRICS, Metric
 from runner.study.space import Space
-from runner.utils.text import one_line
-
-ABSENT = "not there"
-"""Stands for a setting that one of two plans lacks."""
+from runner.utils.hashing import digest
 
 
 @dataclass(frozen=True)
@@ -35,6 +31,10 @@ class Plan:
     sampler: str = "tpe"
     pruner: str = "auto"
     sampler_seed: int = 0
+    manifest: str = ""
+    """Digest of the images and their split; empty before they were scanned."""
+    weights: str = ""
+    """Digest of all pretrained weights that trials may start from."""
 
     @property
     def metric(self) -> Metric:
@@ -43,23 +43,31 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers and commands that share the study, as JSON-like values."""
-        settings = flatten(as_tree(self.baseline))
-        compared = {name: value for name, value in settings.items() if changes_results(name)}
-        if compared.get("model.weights"):
-            compared["model.weights"] = Path(str(compared["model.weights"])).name
         return {
             "objective": self.objective,
             "seeds": self.seeds,
             "space": self.space.as_plain(),
-            "baseline": compared,
+            "baseline": dict(Identity.of(as_tree(self.baseline)).settings),
+            "manifest": self.manifest,
+            "weights": self.weights,
         }
+
+    def on_images(self, manifest: str) -> Plan:
+        """The plan with the digest of its images and of the weights files as they are now."""
+        searched = (each.choices for each in self.space.dimensions if each.setting == WEIGHTS)
+        files = {self.baseline.model.weights, *next(searched, ())}
+        digests = sorted(filter(None, (weights_digest(file) for file in files if isinstance(file, str))))
+        return replace(
+            self, manifest=manifest, weights=digest(digests) if len(digests) > 1 else "".join(digests)
+        )
 
 
 def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """How two identities of plans differ, a clause for each: `seeds was 1 and is 3 now`."""
-    one, other = flatten(stored), flatten(wanted)
-    return [
-        one_line(f"{name} was {one.get(name, ABSENT)!r} and is {other.get(name, ABSENT)!r} now", 300)
-        for name in sorted({*one, *other})
-        if one.get(name, ABSENT) != other.get(name, ABSENT)
-    ]
+    then, now = (
+        Identity(plan.get("baseline", {}), plan.get("manifest", ""), plan.get("weights", ""))
+        for plan in (stored, wanted)
+    )
+    names = ("objective", "seeds", "space")
+    how = [{name: plan[name] for name in names if name in plan} for plan in (stored, wanted)]
+    return [*describe_changes(*how), *then.changes(now)]

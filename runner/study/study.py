@@ -239,14 +239,14 @@ class Study:
                 f"The study {self.plan.name!r} in {redact(self.plan.storage)} was not created by this runner; choose"
                 " another --study."
             )
-        if stored is None:
-            self.optuna.set_user_attr("plan", wanted)
-        elif differences := describe_differences(stored, wanted):
+        if differences := describe_differences(stored, wanted) if stored else []:
             rest = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
             raise UserError(
-                f"The study {self.plan.name!r} exists with other settings: {'; '.join(differences[:3])}{rest}; choose"
-                " another --study, or use its settings."
+                f"The study {self.plan.name!r} exists with other settings or data: {'; '.join(differences[:3])}{rest};"
+                " choose another --study, or use what it had."
             )
+        if stored != wanted:  # it is new, or earlier versions did not store digests
+            self.optuna.set_user_attr("plan", wanted)
 
     def _check_trials(self) -> None:
         """Raises `UserError` if the stored study is damaged, but can still be read."""

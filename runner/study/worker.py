@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from runner.config.identity import Identity
 from runner.config.tree import as_tree, as_yaml, flatten, override
 from runner.models import checkpoint
 from runner.serving.packaging import inference_settings
@@ -192,7 +193,9 @@ class Worker:
         try:
             with session.tracking.start_run(trial.name, session.study_run, system_metrics=False) as tracker:
                 tracker.log_params(flatten(as_tree(trial.experiment)))
-                tracker.set_tags({"runner.trial": str(trial.number), "runner.study": session.plan.name})
+                tags = {"runner.trial": str(trial.number), "runner.study": session.plan.name}
+                identity = Identity.on_images(trial.experiment, session.plan.manifest)
+                tracker.set_tags({**tags, **identity.tags()})
                 if study is not None:
                     study.annotate(run=tracker.run_id)
                 value = training.run(tracker)

@@ -80,6 +80,7 @@ def test_a_study_is_a_parent_run_with_its_trials_as_children(finished: Finished)
     sides = confirmed_sides(finished.folder)
     assert others == [f"confirm {side}, seed {seed}" for side in sides for seed in (1, 2)]
     assert {run.data.tags["runner.study"] for run in (parent, *children)} == {"some"}
+    assert len({run.data.tags["runner.manifest"] for run in (parent, *children)}) == 1
 
 
 def test_a_trials_run_agrees_with_the_study(finished: Finished) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import one_sentence
-from helpers import Place
+from helpers import QUIET, Place
+from pictures import draw
 from searches import study_words
 
 from runner.cli import main
-from runner.study import storage
+from runner.data.manifest import build_manifest
+from runner.study import options, storage
+from runner.study.study import Study
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
@@ -57,6 +61,20 @@ def test_a_wrong_command_line_is_refused(
     refused: Callable[..., str], place: Place, tmp_path: Path, words: list[str], hint: str
 ) -> None:
     assert hint in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), *words])
+
+
+def test_images_that_changed_since_are_refused(
+    refused: Callable[..., str], place: Place, images: Path, tmp_path: Path
+) -> None:
+    words = study_words(place(tmp_path), tmp_path / "space.yaml")
+    plan = options.make_plan(*options.parse(words), checked=True)
+    Study(plan.on_images(build_manifest(plan.baseline, QUIET).digest), tmp_path / "mlruns")
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    changed = next(moved.rglob("*.png"))
+    draw("red", 99).save(changed)
+    sentence = refused([*words, "--data.root", str(moved)])
+    assert "the images or their split have changed; choose another --study" in sentence
 
 
 def test_a_study_needs_a_name(refused: Callable[..., str]) -> None:

@@ -289,18 +289,30 @@ def test_a_combination_that_cannot_work_is_a_failed_trial(plan: Make, tmp_path: 
         ({"space": Space(SPACE.dimensions[:1])}, "space.model.dropout"),
         ({"objective": "balanced_accuracy"}, "objective"),
         ({"seeds": 3}, "seeds"),
-        ({"baseline": quickstart("--seed.split", "1")}, "baseline.seed.split"),
+        ({"baseline": quickstart("--seed.split", "1")}, "seed.split was 0 and is 1 now"),
+        ({"manifest": "b"}, "the images or their split have changed"),
+        ({"weights": "b"}, "the pretrained weights have changed"),
     ],
 )
 def test_another_study_of_the_same_name_is_refused(
     plan: Make, tmp_path: Path, changes: dict[str, Any], named: str
 ) -> None:
-    Study(plan(), tmp_path)
+    data = {"manifest": "a", "weights": "a"}
+    Study(plan(**data), tmp_path)
     with pytest.raises(UserError, match="'some' exists with other settings") as caught:
-        Study(plan(**changes), tmp_path)
+        Study(plan(**{**data, **changes}), tmp_path)
     assert named in str(caught.value)
-    assert Study(plan(), tmp_path).ask() is not None, "the first one is undamaged"
+    assert Study(plan(**data), tmp_path).ask() is not None, "the first one is undamaged"
     assert Study(plan(name="other", **changes), tmp_path).ask() is not None
+
+
+def test_a_study_of_an_earlier_version_remembers_the_data_it_is_continued_with(
+    plan: Make, tmp_path: Path
+) -> None:
+    Study(plan(), tmp_path)
+    Study(plan(manifest="a"), tmp_path)
+    with pytest.raises(UserError, match="the images"):
+        Study(plan(manifest="b"), tmp_path)
 
 
 def test_a_worker_may_differ_in_what_changes_no_result(plan: Make, tmp_path: Path) -> None:

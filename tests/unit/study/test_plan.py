@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import CONDITIONAL, DROPOUT, LR, Space, make_plan, quickstart
+from studies import CONDITIONAL, DROPOUT, LR, Dimension, Space, make_plan, quickstart
 
 from runner.config.parser import parse
 from runner.study.plan import describe_differences
@@ -34,11 +35,11 @@ def test_an_identity_is_plain_values() -> None:
             {"space": Space((dataclasses.replace(LR, high=0.2), DROPOUT))},
             "space.optim.lr.high was 0.1 and is 0.2 now",
         ),
-        ({"objective": "loss"}, "objective was 'top1' and is 'loss' now"),
+        ({"objective": "loss"}, "objective was top1 and is loss now"),
         ({"seeds": 3}, "seeds was 1 and is 3 now"),
-        ({"baseline": quickstart("--train.epochs", "6")}, "baseline.train.epochs was 5 and is 6 now"),
-        ({"baseline": quickstart("--optim.lr", "0.004")}, "baseline.optim.lr was 0.003 and is 0.004 now"),
-        ({"baseline": quickstart("--seed.split", "1")}, "baseline.seed.split was 0 and is 1 now"),
+        ({"baseline": quickstart("--train.epochs", "6")}, "train.epochs was 5 and is 6 now"),
+        ({"baseline": quickstart("--optim.lr", "0.004")}, "optim.lr was 0.003 and is 0.004 now"),
+        ({"baseline": quickstart("--seed.split", "1")}, "seed.split was 0 and is 1 now"),
     ],
 )
 def test_a_difference_is_described(changes: dict[str, Any], difference: str) -> None:
@@ -57,14 +58,40 @@ def test_workers_may_differ_in_what_changes_no_result() -> None:
     assert describe_differences(*identities) == []
 
 
-def test_weights_are_compared_by_the_name_of_their_file(tmp_path: Any) -> None:
-    plans = []
-    for folder in ("one", "other"):
+def test_images_and_weights_are_compared_by_content(tmp_path: Path) -> None:
+    identities = []
+    for folder, content in (("one", b"1"), ("copy", b"1"), ("onward", b"2")):
         path = tmp_path / folder / "vgg16-397923af.pth"
         path.parent.mkdir()
-        path.touch()
-        plans.append(make_plan("", baseline=quickstart("--model.weights", str(path))))
-    assert plans[0].identity() == plans[1].identity()
+        path.write_bytes(content)
+        plan = make_plan("", baseline=quickstart("--model.weights", str(path))).on_images(folder[:1])
+        identities.append(plan.identity())
+    one, copy, other = identities
+    assert describe_differences(one, other) == [
+        "the pretrained weights have changed",
+    ]
+    assert describe_differences(one, copy) == ["the images or their split have changed"]
+    assert describe_differences(one, one) == []
+
+
+def test_searched_weights_count(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.pth", "b.pth")]
+    for file in files:
+        file.write_bytes(b"before")
+    space = Space((Dimension("model.weights", choices=tuple(map(str, files))),))
+    plan = make_plan("", baseline=quickstart("--model.weights", str(files[0])), space=space)
+    before = plan.on_images("images").identity()
+    files[1].write_bytes(b"after")
+    assert describe_differences(before, plan.on_images("images").identity()) == [
+        "the pretrained weights have changed"
+    ]
+
+
+def test_a_plan_stored_without_digests_is_the_same() -> None:
+    plan = make_plan("")
+    stored = plan.identity()
+    del stored["manifest"], stored["weights"]
+    assert describe_differences(stored, plan.on_images("images").identity()) == []
 
 
 def test_other_ways_to_search_make_no_other_study() -> None:
