@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class EpochSums:
-    """Three sums of an epoch: loss, correct predictions, and number of images whose loss was counted.
+    """Three sums of an epoch: loss, correct predictions, and number of images, without those of skipped steps.
 
     Each process adds up its own images. A snapshot needs the sums of all processes, but collecting them is a collective
     operation; so `all_processes` holds them only after `gather` or `reduce`, and None after the next step.

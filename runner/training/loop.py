@@ -125,7 +125,10 @@ def _run_epoch(
 
 
 def _train(state: FitState, features: SplitFeatures | None, after_step: AfterStep) -> tuple[float, float]:
-    """Take the steps that are left of the epoch. Returns its mean loss and accuracy, over all processes."""
+    """Take the steps that are left of the epoch.
+
+    Returns its mean loss and accuracy over the images of all processes whose step was not skipped.
+    """
     settings, step, accelerator = state.experiment.train, state.train_step, state.accelerator
     seed = state.experiment.seed.train
     batches = epoch_batches(state.labels, settings.batch_size, settings.sampling, seed, state.epoch)
@@ -149,7 +152,7 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
             f"Every step of epoch {state.epoch + 1} was skipped (train.nonfinite=skip): training diverged; lower"
             f" optim.lr ({state.experiment.optim.lr:g}) or set train.clip."
         )
-    return loss / images, hits / len(state.labels)
+    return loss / images, hits / images
 
 
 def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tensor]:

@@ -53,6 +53,8 @@ class TrainStep:
         self._initial_scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         self._wrapped_model, self._wrapped_optimizer = accelerator.prepare(model, self.optimizer)
         self.sums = EpochSums(accelerator)
+        self._pending: list[tuple[Tensor, int]] = []
+        """Summed loss and correct predictions, and number of images, of the micro-batches of the current batch."""
         self.steps_taken = 0
         """Number of optimizer steps taken."""
         self.skipped = 0
@@ -67,7 +69,7 @@ class TrainStep:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def forward_backward(self, features: Tensor, micro_batch: MicroBatch) -> None:
-        """Add the gradient of a micro-batch, and its loss and correct predictions to `sums`.
+        """Add the gradient of a micro-batch; `update` adds its loss and correct predictions to `sums`.
 
         Args:
             features: Of its n images: n × feature shape.
@@ -90,7 +92,8 @@ class TrainStep:
             # The wrapper averages gradients over processes, but their sum is needed.
             self.accelerator.backward(loss * self.accelerator.num_processes)
         hits = (logits.detach().argmax(1) == target).sum()
-        self._add_to_sums(loss.detach(), hits, batch_size, len(target))
+        self._pending.append((torch.stack([loss.detach() * batch_size, hits]), len(target)))
+        self._note_failure(loss.detach())
 
     def update(self) -> None:
         """Take an optimizer step with the gradient of the whole batch, and step the schedule."""
@@ -107,6 +110,9 @@ class TrainStep:
                 self._wrapped_optimizer.step()
         else:
             self._wrapped_optimizer.step()
+            for sums, images in self._pending:
+                self.sums.add(sums, images)
+        self._pending.clear()
         self._wrapped_optimizer.zero_grad()
         self.schedule.step()
         self.steps_taken += 1
@@ -132,15 +138,13 @@ class TrainStep:
             self.accelerator.scaler.load_state_dict(self._initial_scaler)
         self.accelerator.free_memory()
 
-    def _add_to_sums(self, loss: Tensor, hits: Tensor, batch_size: int, images: int) -> None:
-        sums = torch.stack([loss * batch_size, hits])
-        skip = self.settings.nonfinite == "skip"
-        if skip or loss.device.type == "cpu":  # on a GPU, looking at the value would wait for the device
-            if math.isfinite(loss.item()):
-                self.sums.add(sums, images)
-            elif not skip:
+    def _note_failure(self, loss: Tensor) -> None:
+        """Remember this step if its loss is not finite and training is to stop."""
+        if self.settings.nonfinite == "skip":
+            return
+        if loss.device.type == "cpu":
+            if not math.isfinite(loss.item()):
                 self._first_failure.clamp_(max=self.steps_taken)
-        else:
-            self.sums.add(sums, images)
+        else:  # looking at the value would wait for the device
             failure = torch.where(torch.isfinite(loss), NO_FAILURE, self.steps_taken)
             self._first_failure = torch.minimum(self._first_failure, failure)

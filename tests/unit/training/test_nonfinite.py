@@ -57,6 +57,9 @@ def test_steps_that_are_not_finite_can_be_skipped(new_training: NewTraining, tmp
     assert [epoch.metrics().get("train/skipped") for epoch in whole.history] == [None, 1, 1]
     assert all(bool(torch.isfinite(value).all()) for value in whole.weights.values())
     assert all(math.isfinite(epoch.train_loss) for epoch in whole.history)
+    # The bad image is in a batch of eight; the other twelve were counted.
+    correct = whole.history[1].train_top1 * 12
+    assert correct == pytest.approx(round(correct), abs=1e-9)
     for number in range(4, 8):
         folder = tmp_path / str(number)
         training.run(folder, Stop("train", number))
