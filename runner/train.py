@@ -20,9 +20,8 @@ from collections.abc import Sequence
 
 from runner.config.parser import parse
 from runner.tracking.resume_lookup import with_experiment_of_resumed_run
-from runner.utils.exit_status import is_rank_0, run_main
+from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
-from runner.utils.signals import interrupt_on_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,5 +45,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))
+    sys.exit(run_script(main))

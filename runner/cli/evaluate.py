@@ -20,9 +20,8 @@ from runner.evaluation.metrics import METRICS
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
-from runner.utils.exit_status import is_rank_0, run_main
+from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
-from runner.utils.signals import interrupt_on_signals
 
 if TYPE_CHECKING:
     from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
@@ -145,5 +144,4 @@ def _print_scores(
 
 
 if __name__ == "__main__":
-    interrupt_on_signals()
-    sys.exit(run_main(lambda: main(sys.argv[1:]), is_rank_0))
+    sys.exit(run_script(main))

@@ -1,7 +1,7 @@
 """Runs a script of the runner under `accelerate launch`, on as many processes as asked for.
 
-`accelerate launch` replaces a script's exit status by 1 and adds a traceback. So each process writes its status to a
-file (`runner.utils.exit_status`), and this module returns that status and prints one sentence in place of tracebacks.
+`accelerate launch` replaces a script's exit status by 1 and adds a traceback. So the first process that fails writes
+how to a file (`runner.utils.exit_status`). This module prints that, once, and returns its status.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,9 @@ import psutil
 from runner.cli.options import positive_integer
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
-from runner.utils.exit_status import read_status
+from runner.utils.exit_status import read_failure
 from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
+from runner.utils.output import outlive_readers
 from runner.utils.paths import PACKAGE
 from runner.utils.processes import cpu_count, exit_with_parent, gpu_count
 from runner.utils.redaction import redact
@@ -60,6 +61,7 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
 
     Raises `UserError` for more processes than GPUs.
     """
+    outlive_readers()
     gpus = gpu_count()
     count = processes or max(1, gpus)
     if gpus and count > gpus:
@@ -79,9 +81,7 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
         command = [*_accelerate_launch(count, gpus), str(PACKAGE / script), *argv]
-        status = _supervise(command, environment, status_file)
-        own = read_status(status_file)
-        return status if own is None or status > 128 else own
+        return _supervise(command, environment, status_file)
 
 
 def _accelerate_launch(count: int, gpus: int) -> list[str]:
@@ -98,29 +98,33 @@ def _accelerate_launch(count: int, gpus: int) -> list[str]:
 
 
 def _supervise(command: list[str], environment: dict[str, str], status_file: Path) -> int:
-    """Run a launch command to its end: its exit status, or 128 + the signal that ended it."""
+    """Run a launch command to its end, and print how it failed: its exit status, or 128 + the signal that ended it."""
     launcher = subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
         command,
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
         preexec_fn=partial(exit_with_parent, os.getpid()),
-        text=True,
-        errors="replace",
+        encoding=getattr(sys.stderr, "encoding", None) or "utf-8",
+        errors="surrogateescape",
     )
     forwarded: list[int] = []
-    relay = _StderrRelay(launcher.stderr, status_file, forwarded)
+    relay = _StderrRelay(launcher.stderr, lambda: bool(forwarded) or status_file.exists())
     relay.start()
     with _forward_signals(launcher, forwarded, status_file):
         status = launcher.wait()
     relay.join(5)
-    if forwarded:
-        if not relay.reason_printed:  # the signal came before a process could react
-            print(f"runner: stopped by {signal.Signals(forwarded[0]).name}", file=sys.stderr)
-        return 128 + forwarded[0]
-    if relay.fatal_signal and not status_file.exists():
+    failure = read_failure(status_file)
+    if failure is not None:
+        failure.print()
+        status = failure.status
+    elif forwarded:  # the signal came before a process could react
+        print(f"runner: stopped by {signal.Signals(forwarded[0]).name}", file=sys.stderr)
+    elif relay.fatal_signal:
         print(f"runner: {_describe_death(relay.fatal_signal)}", file=sys.stderr)
-        return 128 + signal.Signals[relay.fatal_signal]
+        status = 128 + signal.Signals[relay.fatal_signal]
+    if forwarded:
+        return 128 + forwarded[0]
     return status if status >= 0 else 128 - status
 
 
@@ -134,50 +138,43 @@ def _describe_death(name: str) -> str:
 
 
 class _StderrRelay(threading.Thread):
-    """Copies a launcher's standard error to ours, without tracebacks that only repeat a reason already printed.
+    """Copies a launcher's standard error to ours, without reports that only repeat how a process failed.
 
     Args:
         stream: The launcher's standard error.
-        status_file: Exists once a process has written its status and printed its reason.
-        forwarded: The signals that were forwarded so far.
+        is_over: Tells whether a process has failed or was asked to stop: what follows are consequences.
     """
 
-    def __init__(self, stream: IO[str] | None, status_file: Path, forwarded: list[int]) -> None:
+    def __init__(self, stream: IO[str] | None, is_over: Callable[[], bool]) -> None:
         super().__init__(daemon=True)
         self.stream = stream
-        self.status_file = status_file
-        self.forwarded = forwarded
+        self.is_over = is_over
         self.fatal_signal = ""
         """Name of the signal that ended a launched process."""
-        self.reason_printed = False
-        """A launched process has printed why it ends."""
 
     def run(self) -> None:
         """Copy until the launcher ends. Its final report is held back until it is known whether it is needed."""
         report: list[str] = []
         traceback_start = ""  # the second line of a traceback tells whose it is
+        has_traceback = False
         for line in self.stream or ():
             if (death := DEATH_REPORT.search(line)) and not self.fatal_signal:
                 self.fatal_signal = death[1] or death[2]
-            if line.startswith("runner: "):
-                self.reason_printed = True
-                self._write([line])
-            elif report or ELASTIC_LOG_LINE.match(line) or (traceback_start and "<frozen runpy>" in line):
+            if report or ELASTIC_LOG_LINE.match(line) or (traceback_start and "<frozen runpy>" in line):
                 report += [traceback_start, line]
                 traceback_start = ""
             elif line.startswith("Traceback"):
                 traceback_start = line
             else:
+                has_traceback = has_traceback or bool(traceback_start)
                 self._write([traceback_start, line])
                 traceback_start = ""
-        self._write([traceback_start, *([] if self.fatal_signal else report)])
+        self._write([traceback_start, *([] if self.fatal_signal or has_traceback else report)])
 
     def _write(self, lines: Sequence[str]) -> None:
-        reason_known = self.forwarded or self.status_file.exists()
-        sys.stderr.writelines(
-            redact(line) for line in lines if line.startswith("runner: ") or not reason_known
-        )
-        sys.stderr.flush()
+        if not self.is_over():
+            sys.stderr.writelines(map(redact, lines))
+            sys.stderr.flush()
 
 
 @contextmanager

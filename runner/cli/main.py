@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from io import TextIOWrapper
 
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
@@ -76,8 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns its exit status; 2, after one sentence on standard error, for a failure that the user can fix.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name need not be valid UTF-8
     return run_main(lambda: _run(words))
 
 

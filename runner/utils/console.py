@@ -48,6 +48,11 @@ class RateColumn(ProgressColumn):
         return Text(f"{speed:,.1f} {self.unit}/s" if speed else "", style="progress.data.speed")
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich would exit with status 1, even from a training
+
+
 class Terminal:
     """Prints what a command does.
 
@@ -57,7 +62,7 @@ class Terminal:
     """
 
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
-        self.console = Console(stderr=stderr, quiet=not enabled, highlight=False)
+        self.console = _Console(stderr=stderr, quiet=not enabled, highlight=False)
         if not self.console.is_terminal:
             self.console.width = 120
 

@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.utils.errors import user_message
 from runner.utils.launch_environment import STATUS_FILE
+from runner.utils.output import discard, outlive_readers, prepare_output
 from runner.utils.redaction import redact
-from runner.utils.signals import Interrupted
+from runner.utils.signals import Interrupted, interrupt_on_signals
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a process failed."""
+
+    status: int
+    """Its exit status: 1 for a bug, 2 for an error that the user can fix, 128 + signal if it was interrupted."""
+    reason: str
+    traceback: str = ""
+    """Of a bug."""
+    pid: int = 0
+
+    def print(self) -> None:
+        """Print a bug's traceback, or the reason in one line."""
+        print(self.traceback.rstrip() or f"runner: {self.reason}", file=sys.stderr, flush=True)
+
+
+def run_script(main: Callable[[Sequence[str]], int]) -> int:
+    """Run `main` of a script with the command line; returns the exit status. For scripts that are launched.
+
+    Stop signals raise `Interrupted`, and the process outlives what reads its output.
+    """
+    interrupt_on_signals()
+    outlive_readers()
+    return run_main(lambda: main(sys.argv[1:]), is_rank_0)
 
 
 def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool] = lambda: True) -> int:
     """Run `main` and return the exit status.
 
     0: success. 1: a bug, with its traceback. 2: an error that the user can fix, in one sentence on standard error.
-    128 + signal: interrupted. Of several processes only one prints the sentence: under our launcher the first to
-    fail, otherwise the one whose `is_main_process()` is true.
+    128 + signal: interrupted. Under our launcher the first process to fail says why, through a file: what several
+    processes print at their end mixes. Otherwise the one whose `is_main_process()` is true prints the sentence, and
+    each process its traceback.
     """
-    message: str | None = None
+    prepare_output()
     try:
         status = main() or 0
-    except Interrupted as interruption:
-        status = 2 if interruption.peer_exited else 128 + interruption.signal
-        message = str(interruption)
-    except KeyboardInterrupt:
-        status, message = 128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}"
-    except BrokenPipeError:  # `runner … | head`: the reader has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 128 + signal.SIGPIPE
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            print(redact(traceback.format_exc()), end="", file=sys.stderr)
-            _report_failure(1, redact(f"{type(error).__name__}: {error}"))
-            return 1
-        status = 2
-    if status and message:
-        is_first = _report_failure(status, message)
-        if is_first or (is_first is None and is_main_process()):
-            print(f"runner: {message}", file=sys.stderr)
-    return status
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError as error:
+        if _output_is_closed():  # `runner … | head`: the reader has closed the pipe
+            return 128 + signal.SIGPIPE
+        failure = _describe(error)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        failure = _describe(error)
+    if not _report(failure) and (failure.traceback or is_main_process()):
+        failure.print()
+    return failure.status
 
 
 def is_rank_0() -> bool:
@@ -52,33 +74,57 @@ def is_rank_0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _report_failure(status: int, reason: str) -> bool | None:
-    """Write status and reason for the launcher. Only the first failure counts: the others are its consequences.
+def _describe(error: BaseException) -> Failure:
+    pid = os.getpid()
+    if isinstance(error, Interrupted):
+        return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
+    if (message := user_message(error)) is not None:
+        return Failure(2, message, pid=pid)
+    reason = redact(f"{type(error).__name__}: {error}")
+    return Failure(1, reason, redact("".join(traceback.format_exception(error))), pid)
 
-    Returns whether this process was the first to fail; None without a launcher of ours.
-    """
-    if not (file := os.environ.get(STATUS_FILE)):
-        return None
+
+def _output_is_closed() -> bool:
+    """Whether nothing reads standard output any more; what it holds is discarded then."""
     try:
-        with Path(file).open("x") as status_file:
-            status_file.write(f"{status}\n{os.getpid()}\n{reason}")
-    except OSError:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        return True
+    return False
+
+
+def _report(failure: Failure) -> bool:
+    """Tell our launcher of a failure, unless a process has failed before: later failures are its consequences.
+
+    Returns False if there is no launcher of ours, or if it cannot be told (the disk is full).
+    """
+    if not (name := os.environ.get(STATUS_FILE)):
         return False
+    file, own = Path(name), Path(f"{name}.{failure.pid}")
+    try:
+        own.write_text(json.dumps(asdict(failure)))
+        os.link(own, file)  # complete, and only if there is none
+    except OSError:
+        return file.exists()
+    finally:
+        own.unlink(missing_ok=True)
     return True
 
 
-def read_status(file: Path) -> int | None:
-    """The exit status that a launched process reported; None if none failed."""
+def read_failure(file: Path) -> Failure | None:
+    """The first failure of a launched process; None if none was reported."""
     try:
-        return int(file.read_text().split("\n", 1)[0])
-    except (OSError, ValueError):
+        return Failure(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError):
         return None
 
 
 def peer_failure() -> str | None:
     """Why another process of this launch failed; None if none did. This process ends as a consequence."""
-    try:
-        _status, pid, reason = Path(os.environ.get(STATUS_FILE, "")).read_text().split("\n", 2)
-    except (OSError, ValueError):
+    failure = read_failure(Path(os.environ.get(STATUS_FILE, "")))
+    if failure is None or failure.pid == os.getpid() or failure.reason.startswith("stopped by "):
         return None
-    return reason if pid != str(os.getpid()) and not reason.startswith("stopped by ") else None
+    return failure.reason

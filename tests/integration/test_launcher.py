@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from runner.training import setup
 from runner.utils import atomic_files, processes
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.exit_status import peer_failure, read_status, run_main
+from runner.utils.exit_status import peer_failure, read_failure, run_main
 from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
 from runner.utils.signals import Interrupted, handle_signals
 
@@ -48,25 +49,79 @@ def test_the_first_process_to_fail_tells_the_reason(
 ) -> None:
     assert run_main(fail(UserError("the disk is gone")), is_main_process=lambda: False) == 2
     assert run_main(fail(UserError("a consequence")), is_main_process=lambda: True) == 2
+    failure = read_failure(status_file)
+    assert failure is not None
+    assert (failure.status, failure.reason) == (2, "the disk is gone")
+    assert capsys.readouterr().err == "", "the launcher prints it"
+    failure.print()
     assert capsys.readouterr().err == "runner: the disk is gone\n"
-    assert read_status(status_file) == 2
 
 
-def test_a_fault_of_ours_is_claimed_with_its_traceback(
-    status_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bug_is_reported_with_its_traceback(status_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_main(fail(ZeroDivisionError("ours"))) == 1
-    assert "Traceback" in capsys.readouterr().err
-    assert read_status(status_file) == 1
+    failure = read_failure(status_file)
+    assert failure is not None
+    assert (failure.status, failure.reason) == (1, "ZeroDivisionError: ours")
+    failure.print()
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
+def test_a_reason_that_no_file_can_take_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(STATUS_FILE, str(tmp_path / "missing" / "status"))
+    assert run_main(fail(UserError("the disk is full"))) == 2
+    assert capsys.readouterr().err == "runner: the disk is full\n"
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("a server is gone"), ConnectionResetError("gone")])
+def test_a_lost_connection_is_not_taken_for_a_closed_output(
+    error: OSError, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(fail(error)) == 1
+    assert "gone" in capsys.readouterr().err
+
+
+BUG = (
+    "import sys; from runner.utils.exit_status import run_script; sys.exit(run_script(lambda words: 1 // 0))"
+)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        BUG,
+        f"import sys; print('Traceback?', file=sys.stderr, flush=True); {BUG}",
+        "import runner.no_such_module",
+    ],
+)
+def test_what_ends_a_launch_is_said_once(
+    program: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Under Accelerate, which adds a traceback of its own."""
+    (tmp_path / "script.py").write_text(program)
+    words = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    plain = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    status_file = tmp_path / "status"
+    environment = {**os.environ, STATUS_FILE: str(status_file), LAUNCHER_PID: str(os.getpid())}
+    status = launcher._supervise([*words, *plain, str(tmp_path / "script.py")], environment, status_file)
+    errors = capfd.readouterr().err
+    assert status == 1
+    assert errors.count("Traceback (most") == 1, errors
+    assert errors.count("Error: ") == 1, errors
+
+
+def report(status_file: Path, pid: int, status: int, reason: str) -> None:
+    status_file.write_text(json.dumps({"status": status, "pid": pid, "reason": reason}))
 
 
 def test_the_end_that_another_process_caused_is_a_failure_with_its_reason(status_file: Path) -> None:
-    status_file.write_text(f"2\n{os.getpid() + 1}\nan image has changed")
+    report(status_file, os.getpid() + 1, 2, "an image has changed")
     assert peer_failure() == "an image has changed"
     assert how_it_ended(Interrupted(signal.SIGTERM)) == ("FAILED", "an image has changed")
-    status_file.write_text(f"143\n{os.getpid() + 1}\nstopped by SIGTERM")
+    report(status_file, os.getpid() + 1, 143, "stopped by SIGTERM")
     assert how_it_ended(Interrupted(signal.SIGTERM)) == ("KILLED", "stopped by SIGTERM")
-    status_file.write_text(f"2\n{os.getpid()}\nmine")
+    report(status_file, os.getpid(), 2, "mine")
     assert peer_failure() is None
 
 
