@@ -41,7 +41,7 @@ def write_objects(root: Path) -> dict[str, Corners]:
 def objects_words(root: Path, folder: Path) -> list[str]:
     """Command-line words of an experiment on them: vgg11, of which the last two convolutions train."""
     return [
-        *("--name", "objects", "--data.kind", "folder", "--data.root", str(root)),
+        *("--config", "quickstart", "--name", "objects", "--data.kind", "folder", "--data.root", str(root)),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
         *("--tracking.system_metrics", "false", "--tracking.model", "false", "--tracking.gallery", "2"),
         *("--model.arch", "vgg11", "--model.trainable", "features.16", "--model.pool", "1"),

@@ -31,7 +31,7 @@ def write_pictures(root: Path) -> Path:
 def small_experiment(images: Path, cache: Path, tracking: Path) -> list[str]:
     """Command-line words of an experiment that runs in seconds: vgg11 at random weights on 32 px, three epochs."""
     return [
-        *("--name", "small", "--data.kind", "folder", "--data.root", str(images)),
+        *("--config", "quickstart", "--name", "small", "--data.kind", "folder", "--data.root", str(images)),
         *("--cache", str(cache), "--tracking.root", str(tracking)),
         *("--tracking.system_metrics", "false", "--tracking.model", "false", "--tracking.gallery", "0"),
         *("--model.arch", "vgg11", "--model.pool", "1", "--model.width", "16"),

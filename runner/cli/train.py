@@ -12,8 +12,7 @@ from runner.training.preflight import check
 from runner.utils.console import Terminal
 
 DESCRIPTION = """\
-Train an experiment and log the run to MLflow. Flags override the experiment file (--config, default: the quickstart).
-The defaults below are those of settings that the file does not give. -n N sets the number of processes.
+Train an experiment and log the run to MLflow. Flags override the experiment file. -n N sets the number of processes.
 """
 
 

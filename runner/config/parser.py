@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.metadata import Setting, groups, table
 from runner.config.reference import commented_yaml, help_text
 from runner.config.schema import Experiment
-from runner.config.tree import from_tree, put, unknown, validated
+from runner.config.tree import from_tree, put, setting_in, unknown, validated
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 from runner.utils.paths import EXPERIMENTS
-from runner.utils.safe_yaml import parse_yaml, read_yaml
+from runner.utils.safe_yaml import dump_yaml, parse_yaml, read_yaml
 from runner.utils.text import did_you_mean
 
 QUICKSTART = EXPERIMENTS / "quickstart.yaml"
+"""The experiment without --config. Its images come with scikit-learn, its weights are random."""
+OWN_IMAGES = EXPERIMENTS / "folder.yaml"
+"""The experiment without --config where the command line names images: pretrained weights, photographs of 224 px."""
 SHORT = {
     "lr": "optim.lr",
     "epochs": "train.epochs",
@@ -61,8 +64,9 @@ def parse(
     """The experiment and the options of a command line.
 
     Args:
-        argv: `--config FILE|NAME` (default: the quickstart), flags of settings and options. A flag may be written
-            with `-` or `_`, and overrides the file wherever it stands.
+        argv: `--config FILE|NAME`, flags of settings and options. Without a file it is `OWN_IMAGES` if data.root or
+            another data.kind than digits is given, else `QUICKSTART`. A flag may be written with `-` or `_`, and
+            overrides the file wherever it stands.
         prog: The command, for help and messages.
         description: Text of the help before the list of settings.
 
@@ -71,15 +75,19 @@ def parse(
             together, no such file.
         SystemExit: after `--help` and `--print_config`.
     """
-    wants_help = not {"-h", "--help"}.isdisjoint(argv)
-    parser = _build_parser(prog, description, wants_help)
+    parser = _build_parser(prog, description)
     given, rest = parser.parse_known_args([_canonical(word) for word in argv])
+    words = vars(given)
+    name, wants_help, print_config = (words.pop(each) for each in ("config", "help", "print_config"))
+    path = _default_experiment(words) if name is None else find_experiment(name)
+    tree = _read_tree(path)
+    if wants_help:
+        _build_parser(
+            prog, f"{description or ''}\nThe defaults below are those of {path.name}.", tree
+        ).print_help()
+        raise SystemExit
     if rest:
         raise UserError(_stray(rest[0]))
-    words = vars(given)
-    path = words.pop("config")
-    print_config = words.pop("print_config")
-    tree = _read_tree(QUICKSTART if path is None else find_experiment(path))
     options = {}
     for name, word in words.items():
         if name in table():
@@ -91,6 +99,12 @@ def parse(
         sys.stdout.write(commented_yaml(experiment))
         raise SystemExit
     return experiment, validated(Options, options)
+
+
+def _default_experiment(words: Mapping[str, str]) -> Path:
+    """The experiment file of a command line without --config, given its flags by setting."""
+    kind = words.get("data.kind", "folder" if "data.root" in words else "digits")
+    return QUICKSTART if kind == "digits" else OWN_IMAGES
 
 
 def read(path: Path) -> Experiment:
@@ -147,7 +161,10 @@ def _stray(word: str) -> str:
     return f"{unknown(word.lstrip('-').partition('=')[0], names)}."
 
 
-def _build_parser(prog: str, description: str | None, wants_help: bool) -> CommandLineParser:
+def _build_parser(
+    prog: str, description: str | None, tree: Mapping[str, Any] | None = None
+) -> CommandLineParser:
+    """The parser of a training command. Only with the settings of a file it has help, which takes time to write."""
     parser = CommandLineParser(
         prog=prog,
         usage=f"{prog} [--config FILE|NAME] [--SETTING VALUE …]",
@@ -156,12 +173,21 @@ def _build_parser(prog: str, description: str | None, wants_help: bool) -> Comma
         epilog="In flags, - and _ are the same. Values are YAML, as --augment.scale '[0.8, 1]'.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        default=False,
+        help="Show this help. With --config, the defaults are those of that file.",
     )
     parser.add_argument(
         "--config",
         metavar="FILE|NAME",
         default=None,
-        help="Experiment file, or the name of one in experiments/ (default: quickstart).",
+        help="Experiment file, or the name of one in experiments/ (default: folder if the flags name images with"
+        " --data.root or --data.kind, else quickstart).",
     )
     parser.add_argument(
         "--print_config",
@@ -180,6 +206,12 @@ def _build_parser(prog: str, description: str | None, wants_help: bool) -> Comma
             dest=each.name,
             metavar="VALUE",
             nargs="?" if each.name in BARE else None,
-            help=help_text(each).replace("%", "%%") if wants_help else None,
+            help=None if tree is None else _help(each, tree).replace("%", "%%"),
         )
     return parser
+
+
+def _help(setting: Setting, tree: Mapping[str, Any]) -> str:
+    """The help of a flag; `tree` are the settings of the file that it overrides."""
+    default = dump_yaml(setting_in(tree, setting.name, setting.default), flow=True)
+    return help_text(setting, f"default: {default}")

@@ -24,14 +24,16 @@ A setting is given in an experiment file (`optim: {lr: 0.001}`) or as a flag (`-
 file. Short flags: `--name`, `--lr`, `--epochs`, `--batch-size`, `--seed` (of `seed.train`). `--print_config` prints all
 settings of an experiment.
 
+- **Default**: the value if neither the experiment file nor a flag gives one. Without `--config` the file is
+  `experiments/folder.yaml` if flags name images (`--data.root`, `--data.kind`), else `experiments/quickstart.yaml`.
 - **Changes results**: no means that a run may be resumed, and the workers of a study may differ, with another value.
 - **Searchable**: whether a study may vary the setting (`runner search --space FILE`).
 """
 
 
-def help_text(setting: Setting) -> str:
-    """Meaning, values, unit and default in a paragraph."""
-    return f"{setting.help} ({setting.takes}; default: {dump_yaml(setting.default, flow=True)})"
+def help_text(setting: Setting, *notes: str) -> str:
+    """Meaning, values and unit in a paragraph, and notes behind them."""
+    return f"{setting.help} ({'; '.join([setting.takes, *notes])})"
 
 
 def commented_yaml(experiment: Experiment) -> str:

@@ -74,6 +74,16 @@ def put(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[last] = value
 
 
+def setting_in(tree: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The value of a setting, given by dotted name, in a tree; `default` if the tree lacks it."""
+    value: Any = tree
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
 def check_setting(where: str, experiment: Experiment, name: str, value: object) -> None:
     """Check that an experiment takes a value of a setting, without converting it.
 

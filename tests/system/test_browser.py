@@ -56,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
         for number in range(12):
             draw(label, number).save(folder / "pictures" / label / f"{number:02}.png")
     words = [
-        *("--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
+        *("--config", "quickstart", "--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
         *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
         *(

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runner.config.metadata import table
 from runner.config.parser import EXPERIMENTS, QUICKSTART, SHORT, Options, find_experiment, parse, read
 from runner.config.schema import AugmentConfig, DataConfig, Experiment, Normalization, TrainConfig
-from runner.config.tree import as_tree, as_yaml, flatten
+from runner.config.tree import as_tree, as_yaml, flatten, setting_in
 from runner.utils.safe_yaml import parse_yaml
 
 Write = Callable[[str], str]
 SHIPPED = sorted(EXPERIMENTS.glob("*.yaml"))
 DIGITS = DataConfig(kind="digits")
 NUMBERS = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+
+
+def flatten_settings(experiment: Experiment) -> dict[str, Any]:
+    """The values of an experiment by setting."""
+    return {name: setting_in(as_tree(experiment), name, None) for name in table()}
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -36,15 +42,32 @@ def test_the_quickstart_is_the_default() -> None:
     assert parse([])[0].data.kind == "digits"
 
 
+@pytest.mark.parametrize("words", [("--data.kind", "folder", "--data.root", "x"), ("--data.root=x",)])
+def test_a_folder_of_images_is_trained_with_the_recipe_for_folders(words: tuple[str, ...]) -> None:
+    experiment = parse(words)[0]
+    assert experiment == parse(["--config", "folder", *words])[0]
+    assert experiment.model.weights == "VGG16_Weights.IMAGENET1K_V1"
+    assert (experiment.augment.crop, experiment.data.kind) == (224, "folder")
+
+
+def test_random_weights_for_a_folder_must_be_asked_for() -> None:
+    folder = ("--data.kind", "folder", "--data.root", "x")
+    assert parse(["--config", "quickstart", *folder])[0].model.weights is None
+    weights = ("--model.weights", "null", "--model.normalize", "statistics")
+    assert parse([*folder, *weights])[0].model.weights is None
+    assert parse(["--data.kind", "digits"])[0] == read(QUICKSTART)
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_experiment_parses(path: Path) -> None:
-    experiment = read(path)
+    root = ["--data.root", "x"] if path.stem == "folder" else []
+    experiment = parse(["--config", str(path), *root])[0]
     assert experiment.name == path.stem
-    assert experiment.data.kind in ("digits", "caltech101")
+    assert experiment.data.kind in ("digits", "caltech101", "folder")
 
 
 def test_experiments_are_shipped() -> None:
-    assert {"quickstart", "caltech101", "caltech101-pooled"} <= {path.stem for path in SHIPPED}
+    assert {"quickstart", "folder", "caltech101", "caltech101-pooled"} <= {path.stem for path in SHIPPED}
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(write: Write) -> None:
@@ -167,6 +190,21 @@ def test_help_lists_every_setting_with_its_help(capsys: pytest.CaptureFixture[st
         assert setting.help.endswith(".")
     assert all(f"--{flag} " in text for flag in SHORT)
     assert "anumber>0,inGiB;default:4.0" in squeezed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["--data.root", "x"], ["--data.kind=caltech101", "--data.root=x"], ["--config", "caltech101"]],
+)
+def test_help_shows_the_values_that_a_command_uses(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no flag gives a setting: the flags of `words` do not change what the help calls a default."""
+    used = flatten_settings(parse(words)[0])
+    squeezed = "".join(printed(capsys, *words, "--help").split())
+    for name in table().keys() - {"data.kind", "data.root"}:
+        shown = squeezed.partition(f"--{name}VALUE")[2].partition("default:")[2].partition(")")[0]
+        assert parse_yaml(shown) == used[name], name
 
 
 @pytest.mark.parametrize("flag", ["--print_config", "--print-config"])

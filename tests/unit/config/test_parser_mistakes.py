@@ -151,7 +151,7 @@ def test_the_bounds_of_ranges(name: str, inside: str, outside: str, refusal: Ref
         (("--train.accumulate", "65"), ("train.accumulate", "train.batch_size")),
         (("--data.kind", "folder"), ("data.root",)),
         (("--data.kind", "caltech101"), ("data.root",)),
-        (("--data.root", "x"), ("data.root", "data.kind=digits", "folder")),
+        (("--data.kind", "digits", "--data.root", "x"), ("data.root", "data.kind=digits", "folder")),
         (("--data.download", "true"), ("data.download", "caltech101")),
         (("--name", "a/b"), ("name", "a/b")),
         (("--name", " "), ("name",)),
