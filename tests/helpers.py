@@ -46,6 +46,10 @@ class Recorder(Tracker):
     points: list[tuple[str, int, float]] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
     models: list[ModelInfo] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def set_tags(self, values: dict[str, str]) -> None:
+        self.tags |= values
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
         self.points += [(name, step, value) for name, value in values.items()]

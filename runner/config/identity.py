@@ -68,6 +68,14 @@ class Identity:
         """Whether both are known to have the same images in the same split: only then are their scores comparable."""
         return bool(self.manifest) and self.manifest == other.manifest
 
+    def has_other_images(self, other: Identity) -> bool:
+        """Whether both are known to have other images, or another split of them."""
+        return _differ(self.manifest, other.manifest)
+
+    def has_other_weights(self, other: Identity) -> bool:
+        """Whether both are known to start from other pretrained weights."""
+        return _differ(self.weights, other.weights)
+
     def changes(self, now: Identity) -> list[str]:
         """How the experiment `now` differs from this one, a clause each; empty if it is the same experiment.
 
@@ -78,9 +86,9 @@ class Identity:
             for settings in (then_settings, now_settings):
                 settings.pop(WEIGHTS, None)
         clauses = describe_changes(then_settings, now_settings)
-        if _differ(self.manifest, now.manifest):
+        if self.has_other_images(now):
             clauses.append("the images or their split have changed")
-        if _differ(self.weights, now.weights):
+        if self.has_other_weights(now):
             clauses.append("the pretrained weights have changed")
         return clauses
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.identity import Identity
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.tracking.journal import Journal
@@ -39,6 +40,8 @@ class RunRecord:
         parent_id: Id of the run that it is a child of; empty if of none.
         repeat: Number of training seeds that it trains as its children; 1: it is trained itself.
         diverged: Its training diverged.
+        manifest: Digest of its images and their split; empty before they were scanned.
+        weights: Digest of its pretrained weights, likewise.
     """
 
     name: str
@@ -47,6 +50,13 @@ class RunRecord:
     parent_id: str = ""
     repeat: int = 1
     diverged: bool = False
+    manifest: str = ""
+    weights: str = ""
+
+    @property
+    def identity(self) -> Identity:
+        """Settings, images and weights of the run."""
+        return Identity.of(self.requested, self.manifest, self.weights)
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunRecord:
@@ -59,6 +69,8 @@ class RunRecord:
             "parent_id": str,
             "repeat": int,
             "diverged": bool,
+            "manifest": str,
+            "weights": str,
         }
         valid = all(type(getattr(record, name)) is kind for name, kind in kinds.items())
         if not (valid and all(_is_resolved(name, value) for name, value in record.resolved.items())):

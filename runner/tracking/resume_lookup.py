@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from runner.config.metadata import changes_results
+from runner.config.identity import Identity
 from runner.config.parser import Options
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree
 from runner.tracking import run_lookup
 from runner.tracking.interrupted_runs import STATE_FOLDER, InterruptedRun, list_interrupted_runs
 from runner.tracking.journal import Journal
@@ -104,16 +104,13 @@ def resume_candidates(
 
 
 def changed_settings(run: InterruptedRun, requested: dict[str, Any]) -> list[str]:
-    """The settings that can change results and differ from those of a run, each as a clause of a message."""
-    then, now = flatten(run.record.requested), flatten(requested)
-    differing = [
-        name for name in {**then, **now} if changes_results(name) and then.get(name) != now.get(name)
-    ]
-    clauses = [
-        f"{one_line(name, 60)} is {now.get(name, 'not set')}, was {one_line(str(then.get(name, 'not set')), 80)}"
-        for name in differing[:MOST_SHOWN]
-    ]
-    return [*clauses, f"and {len(differing) - MOST_SHOWN} more"] if len(differing) > MOST_SHOWN else clauses
+    """The settings that can change results and differ from those of a run, each as a clause of a message.
+
+    Images and weights are compared when the run continues.
+    """
+    clauses = run.record.identity.changes(Identity.of(requested))
+    more = len(clauses) - MOST_SHOWN
+    return [*clauses[:MOST_SHOWN], f"and {more} more"] if more > 0 else clauses
 
 
 def runs_to_resume(server: TrackingServer, experiment: Experiment, options: Options) -> list[InterruptedRun]:

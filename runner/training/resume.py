@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
+from runner.config.identity import Identity, weights_digest
 from runner.config.parser import Options
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, check_setting, override
@@ -35,6 +36,7 @@ class ResumePoint:
         snapshot: To continue from; None: from the beginning.
         branch_of: Id of the run that the snapshot is from, if this run branches from it.
         resolved: What "auto" was resolved to in the interrupted run, by dotted name.
+        identity: Images and weights that the run must have, as far as they are known.
     """
 
     requested: dict[str, Any]
@@ -43,6 +45,7 @@ class ResumePoint:
     snapshot: Snapshot | None = None
     branch_of: str = ""
     resolved: dict[str, Any] = dataclasses.field(default_factory=dict)
+    identity: Identity = dataclasses.field(default_factory=Identity)
 
     @property
     def position(self) -> str:
@@ -158,13 +161,20 @@ def _resume_point(run: InterruptedRun, is_branch: bool, terminal: Terminal) -> R
     record = run.record
     if is_branch:
         return ResumePoint(record.requested, snapshot=snapshot, branch_of=run.run_id)
-    return ResumePoint(record.requested, run.run_id, record.name, snapshot, resolved=record.resolved)
+    start = ResumePoint(record.requested, run.run_id, record.name, snapshot, resolved=record.resolved)
+    return dataclasses.replace(start, identity=record.identity)
 
 
 def data_identity(setup: Setup, frozen_digest: str) -> dict[str, Any]:
-    """What a resumed run compares with its snapshot; `frozen_digest` is that of the frozen layers, on rank 0."""
+    """What a resumed run compares with its snapshot.
+
+    Args:
+        setup: The run.
+        frozen_digest: Of the frozen layers; empty on ranks other than 0, which compare nothing.
+    """
     return {
         "manifest": setup.manifest.digest,
+        "weights": weights_digest(setup.experiment.model.weights) if frozen_digest else "",
         "frozen": frozen_digest,
         "processes": setup.accelerator.num_processes,
         "threads": torch.get_num_threads(),
@@ -172,7 +182,7 @@ def data_identity(setup: Setup, frozen_digest: str) -> dict[str, Any]:
 
 
 def check_same_data(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal: Terminal) -> None:
-    """Check that images, split and frozen weights are those that the snapshot to continue from was made with.
+    """Check that images, split and weights are those of the run that is continued.
 
     Args:
         start: Where the run starts.
@@ -190,20 +200,24 @@ def check_same_data(start: ResumePoint, setup: Setup, now: dict[str, Any], termi
 
 def _difference(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal: Terminal) -> str:
     """Why the run cannot continue from its snapshot, in a sentence; empty if it can."""
-    if start.snapshot is None:
-        return ""
-    then, run = start.snapshot.values, f"run {(start.branch_of or start.run_id)[:8]}"
-    if then.get("manifest") != now["manifest"]:
+    known, run = start.identity, f"run {(start.branch_of or start.run_id)[:8]}"
+    then = start.snapshot.values if start.snapshot else {}
+    if start.snapshot:  # it holds the trained weights, so that of their file only the frozen ones matter
+        known = Identity(manifest=str(then.get("manifest", "unknown")))
+    if known.has_other_images(Identity(manifest=now["manifest"])):
         # This holds for a branch too: it would be evaluated on images that it was trained on.
         return (
             f"The images in {setup.manifest.root}, or their split, are not those of {run}; restore the folder, set"
             " --data.root to the original one, or start a new run."
         )
-    if then.get("frozen") != now["frozen"]:
+    other_frozen = start.snapshot is not None and then.get("frozen") != now["frozen"]
+    if other_frozen or known.has_other_weights(Identity(weights=now["weights"])):
         return (
-            f"The frozen weights are not those of {run}: model.weights is another file, or the file has changed;"
-            " restore it, or start a new run."
+            f"The {'frozen' if other_frozen else 'pretrained'} weights are not those of {run}: model.weights is another"
+            " file, or the file has changed; restore it, or start a new run."
         )
+    if start.snapshot is None:
+        return ""
     epochs = setup.experiment.train.epochs
     if start.branch_of and start.snapshot.epoch >= epochs:
         return (

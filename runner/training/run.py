@@ -69,7 +69,7 @@ def train(
         tracking = TrackingCallback(setup, tracker)
         tracking.log_start(start)
         print_start(setup, setup.features.reserve_space(required_views(experiment)), terminal)
-        record.resolve(setup.experiment)
+        record.resolve(setup.experiment, identity["manifest"], identity["weights"])
 
         checkpoints = CheckpointCallback(setup, tracker, frozen)
         callbacks: list[Callback] = [checkpoints, tracking, ConsoleCallback(terminal)]

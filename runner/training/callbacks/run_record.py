@@ -42,9 +42,10 @@ class RunRecordCallback(Callback):
                 (self.folder / "run.json").unlink(missing_ok=True)
             raise
 
-    def resolve(self, experiment: Experiment) -> None:
-        """Record what "auto" was resolved to in an experiment."""
-        self.record = replace(self.record, resolved=resolved_settings(experiment))
+    def resolve(self, experiment: Experiment, manifest: str, weights: str) -> None:
+        """Record what "auto" was resolved to in an experiment, and the digests of its images and weights."""
+        resolved = resolved_settings(experiment)
+        self.record = replace(self.record, resolved=resolved, manifest=manifest, weights=weights)
         self._write()
 
     def on_exception(self, state: FitState, error: BaseException) -> None:

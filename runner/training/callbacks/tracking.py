@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runner.config.identity import Identity
 from runner.config.tree import as_tree, as_yaml, flatten
 from runner.evaluation.predictions import Predictions
 from runner.features.stages import CacheStats
@@ -90,7 +91,7 @@ class TrackingCallback(Callback):
 
     def _tags(self, start: ResumePoint, environment: dict[str, Any]) -> dict[str, str]:
         tags = {
-            "runner.manifest": self.setup.manifest.digest,
+            **Identity.on_images(self.setup.experiment, self.setup.manifest.digest).tags(),
             "runner.device": devices.describe_device(self.setup.accelerator),
             "mlflow.user": environment["user"],
             "mlflow.source.name": environment["command"].split()[0],

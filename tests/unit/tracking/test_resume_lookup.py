@@ -97,9 +97,9 @@ def test_settings_that_change_no_result_do_not_count(server: TrackingServer) -> 
     assert changed_settings(run, as_tree(override(EXPERIMENT, harmless))) == []
     other = override(EXPERIMENT, {**harmless, "optim.lr": 0.5, "train.epochs": 7, "seed.split": 3})
     assert sorted(changed_settings(run, as_tree(other))) == [
-        f"optim.lr is 0.5, was {EXPERIMENT.optim.lr}",
-        f"seed.split is 3, was {EXPERIMENT.seed.split}",
-        f"train.epochs is 7, was {EXPERIMENT.train.epochs}",
+        f"optim.lr was {EXPERIMENT.optim.lr} and is 0.5 now",
+        f"seed.split was {EXPERIMENT.seed.split} and is 3 now",
+        f"train.epochs was {EXPERIMENT.train.epochs} and is 7 now",
     ]
 
 
@@ -136,7 +136,7 @@ def test_refusals_say_what_to_do(server: TrackingServer) -> None:
     assert "cannot be combined with --repeat" in refusal(
         server, Options(resume=run_id, repeat=2, branch=True)
     )
-    assert "optim.lr is 0.5" in refusal(server, Options(resume=run_id), other)
+    assert "optim.lr was 0.01 and is 0.5 now" in refusal(server, Options(resume=run_id), other)
     (run,) = runs_to_resume(server, other, Options(resume=run_id, branch=True))
     assert run.run_id == run_id
     elsewhere = dataclasses.replace(server, uri="http://user:secret@host")

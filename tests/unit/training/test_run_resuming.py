@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
-from helpers import QUIET, Make, Recorder
+from helpers import QUIET, Make, Recorder, small_model
 from interrupted_fits import without_times
+from safetensors.torch import save_file
 
+from runner.config.identity import Identity
 from runner.config.tree import as_tree
 from runner.tracking.interrupted_runs import RunRecord
 from runner.training import run
 from runner.training.resume import ResumePoint
 from runner.training.snapshot import load_newest
 from runner.training.sync import StepSync
-from runner.utils.errors import DivergedError
+from runner.utils.errors import DivergedError, NotResumableError
 from runner.utils.signals import Interrupted
 
 DURATIONS = ("epoch_seconds", "images_per_second", "features/", "checkpoints/")
@@ -68,6 +70,36 @@ def test_a_run_continues_to_the_same_result(
     assert without_times(result.history) == without_times(whole.history)
     assert (result.best, result.last) == (whole.best, whole.last)
     assert points(records) == points(first)
+
+
+@pytest.mark.parametrize(
+    ("known", "sentence"),
+    [
+        (Identity(manifest="a"), "The images in .* are not those of run 01234567"),
+        (Identity(weights="a"), "The pretrained weights are not those of run 01234567"),
+    ],
+)
+def test_a_run_without_a_snapshot_needs_its_images_and_weights_too(
+    make: Make, accelerator: Accelerator, tmp_path: Path, known: Identity, sentence: str
+) -> None:
+    weights = tmp_path / "vgg11.safetensors"
+    tensors = small_model().state_dict()
+    features = {name: value.contiguous() for name, value in tensors.items() if name.startswith("features.")}
+    save_file(features, weights)
+    experiment = make("--model.weights", str(weights), "--model.normalize", "statistics")
+    start = ResumePoint(as_tree(experiment), "0123456789", "small", identity=known)
+    with pytest.raises(NotResumableError, match=sentence):
+        run.train(experiment, accelerator, Recorder(tmp_path / "records"), QUIET, start)
+
+
+def test_the_record_says_what_images_and_weights_it_has(
+    make: Make, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    records = Recorder(tmp_path / "records")
+    run.train(make("--train.epochs", "1"), accelerator, records, QUIET)
+    identity = record(records).identity
+    assert identity.manifest == records.tags["runner.manifest"] != ""
+    assert identity.settings["train.epochs"] == 1
 
 
 def test_the_record_says_that_training_diverged(make: Make, accelerator: Accelerator, tmp_path: Path) -> None:
