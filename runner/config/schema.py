@@ -152,8 +152,8 @@ class ModelConfig:
     arch: str = setting("vgg16", choices=ARCHITECTURES)
     """Architecture of the backbone."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
-    """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names, or null for random
-    weights."""
+    """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names (also a checkpoint
+    that holds them as state_dict or model_state_dict), or null for random weights."""
     head: Literal["classifier", "pooled"] = "classifier"
     """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head on the pooled
     convolutions."""
@@ -164,8 +164,9 @@ class ModelConfig:
     dropout: BelowOne = 0.4
     """Dropout probability in the head."""
     normalize: str | Normalization = "statistics"
-    """statistics: mean and standard deviation of the training images; weights: as the weights expect; a torchvision
-    weights enum; or numbers, as {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}."""
+    """statistics: mean and standard deviation of the training images; weights: as the weights expect, which
+    a .safetensors file may say in its metadata; a torchvision weights enum; or numbers, as
+    {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}."""
     trainable: str = "head"
     """Layers to train: head, all, or the name of the first trainable module, as features.24."""
 

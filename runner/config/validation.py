@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
 from runner.utils.errors import UserError
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+NORMALIZATION_KEYS = ("normalization", "normalisation")
+"""Metadata keys of a .safetensors file for the normalization that its weights expect, {"mean": […], "std": […]} as
+JSON. The second is the spelling in files that were written for earlier versions."""
 
 
 def is_file(name: str) -> bool:
@@ -22,7 +27,14 @@ def check_weights(settings: ModelConfig) -> None:
         return
     backbone = ARCHITECTURES.find(settings.arch).implementation
     if is_file(settings.weights):
-        _check_file(Path(settings.weights).expanduser(), backbone.weights_enum)
+        path = Path(settings.weights).expanduser()
+        _check_file(path, backbone.weights_enum)
+        if settings.normalize == "weights" and not _states_normalization(path):
+            raise UserError(
+                f"{path} does not say which normalization its weights expect; give the numbers (torchvision's ImageNet"
+                f" weights expect --model.normalize '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or"
+                " --model.normalize statistics for those of the training images."
+            )
         return
     enum, _, member = settings.weights.partition(".")
     if enum.lower() != backbone.weights_enum.lower():
@@ -35,6 +47,17 @@ def check_weights(settings: ModelConfig) -> None:
             f"{settings.weights} has no usable classifier, which model.head=classifier needs;"
             f" set model.head=pooled, or model.weights={backbone.weights_enum}.IMAGENET1K_V1."
         )
+
+
+def _states_normalization(path: Path) -> bool:
+    """Whether a weights file says which normalization it expects. True for a damaged file, which is refused as such."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "np") as file:
+            return not (file.metadata() or {}).keys().isdisjoint(NORMALIZATION_KEYS)
+    except (SafetensorError, OSError):
+        return True
 
 
 def _check_file(path: Path, enum: str) -> None:

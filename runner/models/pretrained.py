@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.config.schema import ModelConfig, Normalization
-from runner.config.validation import check_weights, is_file
+from runner.config.validation import NORMALIZATION_KEYS, check_weights, is_file
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import is_within
 from runner.utils.downloads import download_timeout
 from runner.utils.errors import UserError
 from runner.utils.text import one_line
 
-NORMALIZATION_KEY = "normalization"
-"""Metadata key of a .safetensors file: the normalization that its weights expect, {"mean": […], "std": […]} as JSON."""
-FORMER_NORMALIZATION_KEY = "normalisation"
-"""Its spelling in files that were written for earlier versions."""
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which checkpoints of training programs hold the weights."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class PretrainedWeights:
 def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
     """The weights that `model.weights` names, downloaded if necessary; None for random weights.
 
-    Raises `UserError` for a missing, damaged or malicious file, or a failed download.
+    Raises `UserError` for a missing, damaged or malicious file, a failed download, and a file that does not say which
+    normalization it expects if `model.normalize` asks for that.
     """
     check_weights(settings)
     name = settings.weights
@@ -148,7 +148,7 @@ def _from_safetensors(path: Path) -> PretrainedWeights:
         tensors = load_file(path)
         with safetensors.safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-        stated = metadata.get(NORMALIZATION_KEY, metadata.get(FORMER_NORMALIZATION_KEY))
+        stated = next((metadata[key] for key in NORMALIZATION_KEYS if key in metadata), None)
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path} is not a complete .safetensors file ({one_line(str(error), 300)})."
@@ -159,10 +159,10 @@ def _from_safetensors(path: Path) -> PretrainedWeights:
             normalization = _parse_normalization(json.loads(stated))
         except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
             raise UserError(
-                f"{path}: its metadata {NORMALIZATION_KEY!r} must be JSON {{mean: …, std: …}}"
+                f"{path}: its metadata {NORMALIZATION_KEYS[0]!r} must be JSON {{mean: …, std: …}}"
                 " with three numbers each, std above 0."
             ) from None
-    return PretrainedWeights(str(path), tensors, normalization)
+    return PretrainedWeights(str(path), _without_wrappers(path, tensors), normalization)
 
 
 def _parse_normalization(stated: Any) -> Normalization:
@@ -174,7 +174,8 @@ def _parse_normalization(stated: Any) -> Normalization:
 
 def _from_pickle(path: Path) -> PretrainedWeights:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what the refusal says, in torch's words
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is no PyTorch file, or holds more than tensors (code or other objects), and was not loaded;"
@@ -183,14 +184,23 @@ def _from_pickle(path: Path) -> PretrainedWeights:
     except Exception as error:  # a damaged or forged file can raise nearly anything
         reason = one_line(str(error), 300) or type(error).__name__
         raise UserError(f"{path} is not a complete PyTorch file ({reason}).") from None
-    for wrapper in ("state_dict", "model"):
+    for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     pairs = content.items() if isinstance(content, dict) else [(None, content)]
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in pairs):
         raise UserError(f"{path} holds no state_dict (tensors by name).")
-    tensors = {name.removeprefix("module."): value for name, value in content.items()}
-    return PretrainedWeights(str(path), tensors, None)
+    return PretrainedWeights(str(path), _without_wrappers(path, content), None)
+
+
+def _without_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what DistributedDataParallel (module.) and torch.compile (_orig_mod.) add to their names."""
+    plain = {name.replace("_orig_mod.", "").removeprefix("module."): tensors[name] for name in tensors}
+    if len(plain) < len(tensors):
+        raise UserError(
+            f"{path} holds some tensors twice, with and without module. or _orig_mod.; save one state_dict."
+        )
+    return plain
 
 
 def _listed(names: Collection[str]) -> str:

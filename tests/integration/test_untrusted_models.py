@@ -59,7 +59,7 @@ def test_code_in_weights_does_not_run(
 ) -> None:
     marker = tmp_path / "it ran"
     path = weights_file(tmp_path, kind, marker)
-    experiment = make("--model.weights", str(path), "--model.normalize", "weights")
+    experiment = make("--model.weights", str(path))
     assert run_main(lambda: read_weights(experiment.model) and None) == 2
     errors = capfd.readouterr().err
     assert errors.startswith(f"runner: {path} ")

@@ -111,19 +111,48 @@ class TestFiles:
         assert torch.equal(model.classifier[1].weight, head)
         assert model.normalize.mean.flatten().tolist() == pytest.approx(NUMBERS.mean)
 
-    @pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module"])
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            *("plain", "state_dict", "model", "model_state_dict"),
+            *("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."),
+        ],
+    )
     def test_pth_fills_the_backbone(
         self, tmp_path: Path, features11: dict[str, Tensor], wrap: str, model: TransferModel
     ) -> None:
         path = tmp_path / "vgg11.pth"
         content: dict[str, object] = dict(features11)
-        if wrap == "module":  # as DataParallel names them
-            content = {f"module.{name}": value for name, value in features11.items()}
+        if wrap.endswith("."):  # as DistributedDataParallel and torch.compile name them
+            content = {"state_dict": {f"{wrap}{name}": value for name, value in features11.items()}}
         elif wrap != "plain":
-            content = {wrap: content, "epoch": 3}
+            content = {
+                "epoch": 3,
+                wrap: content,
+                "optimizer_state_dict": {"state": {}, "param_groups": [{"lr": 1}]},
+            }
         torch.save(content, path)
         pretrained.load_weights(model, read_vgg11(path))
         assert has(model, features11)
+
+    def test_names_of_a_compiled_layer_and_in_safetensors(
+        self, tmp_path: Path, features11: dict[str, Tensor], model: TransferModel
+    ) -> None:
+        path = tmp_path / "vgg11.safetensors"
+        save_file(
+            {name.replace("features.", "features._orig_mod."): value for name, value in features11.items()},
+            path,
+        )
+        pretrained.load_weights(model, read_vgg11(path))
+        assert has(model, features11)
+
+    def test_tensors_that_a_file_holds_twice_are_refused(
+        self, tmp_path: Path, features11: dict[str, Tensor]
+    ) -> None:
+        path = tmp_path / "twice.pth"
+        torch.save({**features11, "module.features.0.bias": torch.zeros(64)}, path)
+        with pytest.raises(UserError, match=r"twice\.pth holds some tensors twice"):
+            read_vgg11(path)
 
     def test_half_precision_becomes_float32(
         self, features11: dict[str, Tensor], model: TransferModel

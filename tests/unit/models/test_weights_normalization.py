@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from vgg_weights import read_vgg11
 
 from runner.config.schema import Experiment, Normalization
+from runner.config.validation import check_weights
 from runner.models import pretrained
 from runner.training import setup
 from runner.utils.console import Terminal
@@ -71,23 +73,31 @@ class TestNormalization:
         another = make("--model.weights", path, "--model.normalize", "VGG11_Weights.DEFAULT")
         assert normalization(another) == IMAGENET
 
-    def test_weights_that_state_none_fall_back_to_statistics(
+    @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+    def test_weights_that_state_none_are_refused_where_it_is_asked_for(
         self,
         make: Make,
         normalization: Callable[[Experiment], Normalization],
-        silent: Terminal,
         tmp_path: Path,
         features11: dict[str, Tensor],
-        monkeypatch: pytest.MonkeyPatch,
+        suffix: str,
     ) -> None:
-        notes: list[str] = []
-        monkeypatch.setattr(silent, "warn", notes.append)
         path = self.file(tmp_path, features11, None)
-        found = normalization(make("--model.weights", path, "--model.normalize", "weights"))
-        assert found == normalization(make("--model.normalize", "statistics"))
-        assert len(notes) == 1
-        assert path in notes[0]
-        assert "{mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}" in notes[0]
+        if suffix == ".pth":
+            path = str(tmp_path / "vgg11.pth")
+            torch.save(features11, path)
+        experiment = make("--model.weights", path, "--model.normalize", "weights")
+        refusals = (lambda: check_weights(experiment.model), lambda: normalization(experiment))
+        for refusal in refusals:
+            with pytest.raises(UserError, match="does not say which normalization") as refused:
+                refusal()
+        sentence = str(refused.value)
+        assert path in sentence
+        offered = re.search(r"--model.normalize '(.*?)'", sentence)
+        assert offered is not None
+        assert normalization(make("--model.weights", path, "--model.normalize", offered[1])) == IMAGENET
+        statistics = make("--model.weights", path, "--model.normalize", "statistics")
+        assert normalization(statistics) == normalization(make("--model.normalize", "statistics"))
 
     @pytest.mark.parametrize("key", ["normalization", "normalisation"])
     def test_files_of_earlier_versions_state_it_under_their_own_spelling(
