@@ -39,6 +39,9 @@ DEATH_REPORT = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)
 ELASTIC_LOG_LINE = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
 """How torch's launcher begins its report of a failure."""
 
+ACCELERATE_CONFIG = "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\n"
+"""Read in place of the user's configuration, which may choose GPUs, plugins or another host."""
+
 
 def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
     """Split `-n N` (or `--processes N`) from the other words of a command line.
@@ -80,14 +83,16 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         }
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
-        command = [*_accelerate_launch(count, gpus), str(PACKAGE / script), *argv]
+        config = Path(folder) / "accelerate.yaml"
+        config.write_text(ACCELERATE_CONFIG)
+        command = [*_accelerate_launch(count, gpus, config), str(PACKAGE / script), *argv]
         return _supervise(command, environment, status_file)
 
 
-def _accelerate_launch(count: int, gpus: int) -> list[str]:
+def _accelerate_launch(count: int, gpus: int, config: Path) -> list[str]:
     """The launch command. Every option is spelled out: a user's Accelerate configuration must not change it."""
     words = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_processes", str(count)),
         *("--num_cpu_threads_per_process", str(max(1, cpu_count() // count))),

@@ -9,6 +9,7 @@ from importlib import import_module
 
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
+from runner.utils.launch_environment import forget_other_launches
 from runner.utils.text import did_you_mean
 
 
@@ -20,20 +21,24 @@ class Verb:
         target: `module:function`. The function takes the words after the verb and returns an exit status.
         summary: What the verb does, for the usage.
         usage: Its words, for the usage.
+        launches: Whether it starts processes that compute together.
     """
 
     target: str
     summary: str
     usage: str
+    launches: bool = False
 
 
 VERBS = {
-    "train": Verb("runner.cli.train:main", "train a model", "--config NAME --data.root DIR [--resume auto]"),
+    "train": Verb(
+        "runner.cli.train:main", "train a model", "--config NAME --data.root DIR [--resume auto]", True
+    ),
     "search": Verb(
-        "runner.study.coordinator:search", "search settings", "--config NAME --space NAME --study NAME"
+        "runner.study.coordinator:search", "search settings", "--config NAME --space NAME --study NAME", True
     ),
     "evaluate": Verb(
-        "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]"
+        "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True
     ),
     "predict": Verb("runner.cli.predict:main", "classify images", "IMAGE|DIR|GLOB… [--model MODEL]"),
     "explain": Verb(
@@ -41,7 +46,7 @@ VERBS = {
     ),
     "compare": Verb("runner.cli.compare:main", "compare runs", "RUN RUN… | --study NAME [--json]"),
     "export": Verb("runner.cli.export:main", "export a model to ONNX", "[--model MODEL] --onnx FILE"),
-    "reproduce": Verb("runner.cli.reproduce:main", "repeat a run and compare", "RUN [--json]"),
+    "reproduce": Verb("runner.cli.reproduce:main", "repeat a run and compare", "RUN [--json]", True),
     "ui": Verb("runner.cli.ui:main", "open the MLflow UI", "[--port 5000]"),
     "sync": Verb("runner.cli.sync:main", "upload pending run records", ""),
     "doctor": Verb("runner.cli.doctor.command:main", "check and repair run records", "[--check]"),
@@ -91,6 +96,12 @@ def _run(words: list[str]) -> int:
     if name not in VERBS:
         raise UserError(
             f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them."
+        )
+    if (ignored := forget_other_launches()) and VERBS[name].launches:
+        print(
+            f"note: the environment has the ranks or plugins of another launch ({', '.join(ignored)}); they are"
+            " ignored, because this command starts its own processes (several hosts need accelerate launch)",
+            file=sys.stderr,
         )
     module, _, function = VERBS[name].target.partition(":")
     status: int = getattr(import_module(module), function)(rest)

@@ -24,7 +24,7 @@ def cpu_count() -> int:
 def gpu_count() -> int:
     """GPUs that this process may use. It does not load CUDA."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on"):
         return 0
     try:
         import pynvml
