@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -64,8 +66,10 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
         failure = _describe(error)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         failure = _describe(error)
-    if not _report(failure) and (failure.traceback or is_main_process()):
-        failure.print()
+    if not _report(failure):
+        _report_to_torch(failure)
+        if failure.traceback or is_main_process():
+            failure.print()
     return failure.status
 
 
@@ -112,6 +116,13 @@ def _report(failure: Failure) -> bool:
     finally:
         own.unlink(missing_ok=True)
     return True
+
+
+def _report_to_torch(failure: Failure) -> None:
+    """Let torchrun and `accelerate launch` name the reason at the end of their own report."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": failure.reason, "timestamp": int(time.time())}))
 
 
 def read_failure(file: Path) -> Failure | None:

@@ -111,6 +111,17 @@ def test_what_ends_a_launch_is_said_once(
     assert errors.count("Error: ") == 1, errors
 
 
+def test_torch_ends_its_own_report_with_the_reason(tmp_path: Path) -> None:
+    """Without our launcher. What Accelerate adds for a single process cannot be avoided."""
+    (tmp_path / "script.py").write_text(BUG.replace("1 // 0", "int('seven')"))
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--master-port", "0"]
+    outcome = subprocess.run(
+        [*words, str(tmp_path / "script.py")], capture_output=True, text=True, timeout=120
+    )
+    root_cause = outcome.stderr.partition("Root Cause")[2]
+    assert "traceback : ValueError: invalid literal for int() with base 10: 'seven'" in root_cause
+
+
 def report(status_file: Path, pid: int, status: int, reason: str) -> None:
     status_file.write_text(json.dumps({"status": status, "pid": pid, "reason": reason}))
 
