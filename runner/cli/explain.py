@@ -46,10 +46,10 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for mistakes in the command line, and if no file is a readable image.
     """
     options = parse(argv)
-    paths = find_images(options.images)
+    terminal = Terminal()
+    paths = find_images(options.images, terminal.warn)
     folder = output_folder(options.out)
 
-    terminal = Terminal()
     model = load_model_concurrently(options.model, options.tracking)
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     settings = ExplanationSettings(options.method, options.layer, options.target)

@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> int:
     Raises `UserError` for mistakes in the command line, and if no file is a readable image.
     """
     options = parse(argv)
-    paths = find_images(options.images)
+    terminal = Terminal(stderr=options.json or options.csv)
+    paths = find_images(options.images, terminal.warn)
     folder = output_folder(options.explain) if options.explain else None
 
-    terminal = Terminal(stderr=options.json or options.csv)
     model = load_model_concurrently(options.model, options.tracking)
     names = class_names.translations(options.lang, model.classes) if options.lang else {}
     terminal.line(f"{model.source}, {len(model.classes)} classes")

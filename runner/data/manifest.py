@@ -16,18 +16,20 @@ from math import ceil
 from pathlib import Path
 
 from runner.config.schema import Experiment, SplitConfig
-from runner.data.datasets import ImageFolder, locate
-from runner.data.scan import ImageFile, class_folders, scan_images
+from runner.data.datasets import locate
+from runner.data.remarks import class_size_remark, conflict_remark, unused_remarks
+from runner.data.scan import ImageFile, Scan, scan_images
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
+from runner.utils.text import named, valid_unicode
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "class", "split", "size", "digest")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An image: `path` relative to the manifest's root, class name, split, size in bytes, digest of the file."""
 
@@ -47,6 +49,8 @@ class Manifest:
     rejected: tuple[ImageFile, ...] = ()
     unused: int = 0
     """Images that split.by=count assigns to no split."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know about the folder: each one a sentence without its end."""
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
@@ -113,7 +117,7 @@ def _row_problem(row: Sequence[str]) -> str | None:
         return f"{len(row)} cells"
     path, label, split, size, content = row
     parts = path.split("/")
-    if parts[0] != label or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\0" in path:
+    if valid_unicode(parts[0]) != label or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\0" in path:
         return "a path outside its class folder"
     if split not in SPLITS:
         return "an unknown split"
@@ -130,32 +134,47 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     """
     cache = Path(experiment.cache).expanduser()
     folder = locate(experiment.data, cache, terminal)
-    files = scan_images(folder, cache, experiment.data.follow_links, terminal)
-    rejected = tuple(file for file in files if file.error)
+    scan = scan_images(folder, cache, experiment.data.follow_links, terminal)
+    rejected = tuple(file for file in scan.files if file.error)
     if rejected and experiment.data.unreadable == "stop":
-        named = "; ".join(f"{folder.root / file.path} {file.error}" for file in rejected[:5])
-        more = f" and {len(rejected) - 5} more" if len(rejected) > 5 else ""
+        reasons = [f"{folder.root / file.path} {file.error}" for file in rejected[:5]]
+        more = f" and {len(rejected) - 5:,} more" if len(rejected) > 5 else ""
         raise UserError(
-            f"{len(rejected)} of {len(files)} files cannot be used: {named}{more};"
+            f"{len(rejected):,} of {len(scan.files):,} files cannot be used: {'; '.join(reasons)}{more};"
             " repair or remove them, or set data.unreadable=skip to leave them out."
         )
-    images = [file for file in files if not file.error]
-    _check_folders(folder, experiment.data.follow_links, images)
+    images = [file for file in scan.files if not file.error] if rejected else scan.files
+    _check_folders(scan, images)
     splits = assign_splits(images, experiment.split, experiment.seed.split)
     entries = tuple(
         Entry(file.path, file.label, splits[file.path], file.size, file.digest)
         for file in images
         if file.path in splits
     )
-    return Manifest(folder.root, entries, rejected, len(images) - len(entries))
+    remarks = (*unused_remarks(scan.listing), *conflict_remark(images), *class_size_remark(images))
+    return Manifest(folder.root, entries, rejected, len(images) - len(entries), remarks)
 
 
-def _check_folders(folder: ImageFolder, follow_links: bool, images: Sequence[ImageFile]) -> None:
-    """Raises `UserError` for a class folder without images."""
+def _check_folders(scan: Scan, images: Sequence[ImageFile]) -> None:
+    """Raises `UserError` for class folders without images."""
     labels = {file.label for file in images}
-    for entry in sorted(class_folders(folder, follow_links), key=lambda entry: entry.name):
-        if entry.name not in labels:
-            raise UserError(f"The class folder {entry.path} holds no image; fill or remove it.")
+    empty = [name for name in scan.listing.classes if valid_unicode(name) not in labels]
+    if not empty:
+        return
+    paths = named([str(scan.listing.root / name) for name in empty])
+    links = [path for path in scan.listing.links if path.split("/", 1)[0] in empty]
+    broken = [path for path in scan.listing.broken_links if path.split("/", 1)[0] in empty]
+    plural = len(empty) > 1
+    problem = f"The class folder{'s' * plural} {paths} hold{'s' * (not plural)} no image"
+    if links:
+        raise UserError(
+            f"{problem} but {len(links):,} links ({named(links)}), which are not followed; set data.follow_links=true."
+        )
+    if broken:
+        raise UserError(
+            f"{problem} but {len(broken):,} links that lead nowhere ({named(broken)}); fetch their files."
+        )
+    raise UserError(f"{problem}; fill or remove {'them' if plural else 'it'}.")
 
 
 def assign_splits(files: Sequence[ImageFile], split: SplitConfig, seed: int) -> dict[str, str]:
@@ -166,7 +185,7 @@ def assign_splits(files: Sequence[ImageFile], split: SplitConfig, seed: int) -> 
     together where the first of them by path goes. Sizes are rounded up for test, then for validation, as scikit-learn's
     `train_test_split` does when applied twice.
 
-    Raises `UserError` naming the class that has too few images for its splits.
+    Raises `UserError` naming the classes that have too few images for their splits.
     """
     duplicates: dict[str, list[ImageFile]] = defaultdict(list)
     for file in sorted(files, key=lambda file: file.path):
@@ -217,17 +236,20 @@ def _share(total: int, part: float, whole: float) -> int:
 
 def _check_classes(files: Sequence[ImageFile], splits: dict[str, str]) -> None:
     """Raises `UserError` unless there are two classes and each has images in every split."""
+    totals = Counter(file.label for file in files)
     counts = Counter((file.label, splits[file.path]) for file in files if file.path in splits)
-    labels = sorted({file.label for file in files})
-    for label in labels:
-        for name in SPLITS:
-            if not counts[label, name]:
-                total = sum(file.label == label for file in files)
-                raise UserError(
-                    f"Class {label!r} has {total} image{'s' * (total != 1)}, too few for its splits ({name} gets none);"
-                    " add images, change split.*, or remove the class."
-                )
-    if len(labels) < 2:
+    problems = []
+    for label, total in sorted(totals.items()):
+        if missing := [name for name in SPLITS if not counts[label, name]]:
+            empty = f"{' and '.join(missing)} get{'s' * (len(missing) == 1)} none"
+            problems.append(
+                f"Class {label!r} has {total} image{'s' * (total != 1)}, too few for its splits ({empty})"
+            )
+    if problems:
+        more = f"; {len(problems) - 10} more classes are too small" if len(problems) > 10 else ""
         raise UserError(
-            f"There is only one class ({labels[0] if labels else 'none'}); at least two are needed."
+            f"{'; '.join(problems[:10])}{more}; add images, change split.*, or remove"
+            f" {'the class' if len(problems) == 1 else 'these classes'}."
         )
+    if len(totals) < 2:
+        raise UserError(f"There is only one class ({next(iter(totals), 'none')}); at least two are needed.")

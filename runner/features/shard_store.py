@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import time
 import uuid
 import zlib
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.features.store_lock import UseLock
+from runner.tracking.process_identity import this_boot
 from runner.utils.atomic_files import atomic_write
 from runner.utils.hashing import digest
 from runner.utils.tensors import save_tensors
@@ -139,7 +139,7 @@ class ShardStore:
         features = features.contiguous()
         metadata = {
             "keys": json.dumps(list(keys)),
-            "seconds": repr(seconds),
+            "seconds": f"{seconds:.9e}",  # always as long: equal runs have stores of equal size
             "checksum": checksum(keys, features),
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
@@ -153,7 +153,7 @@ class ShardStore:
         The lock is one per host: the hosts of one run may share the folder, and they wait for each other elsewhere.
         """
         self._use_lock.acquire(create=True)
-        lock = FileLock(self.folder / f"{socket.gethostname()}.lock")
+        lock = FileLock(self.folder / f"{this_boot()}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.config.identity import Identity, weights_digest
 from runner.config.schema import Experiment
-from runner.data.manifest import Manifest, build_manifest, parse_manifest
+from runner.data.manifest import Manifest, build_manifest
 from runner.evaluation.reproduction import is_environment
 from runner.tracking.run_lookup import RunInfo, download_artifact, search_runs
 from runner.utils.console import Terminal
@@ -59,6 +60,20 @@ class OriginalRun:
         if "test/best/loss" not in data.metrics:
             raise UserError(f"Run {label(run)} has no test metrics to compare; choose a run of runner train.")
 
+    def check_weights(self, experiment: Experiment) -> None:
+        """Check that the file of the pretrained weights is the run's. Raises `UserError`."""
+        then, now = self.identity(), Identity(weights=weights_digest(experiment.model.weights))
+        if then.has_other_weights(now):
+            raise UserError(
+                f"{experiment.model.weights} does not hold the weights that run {label(self.run)} started from; set"
+                " --model.weights to their file."
+            )
+
+    def identity(self, run: RunInfo | None = None) -> Identity:
+        """Settings, images and weights of this or another run."""
+        data = self.client.get_run((run or self.run).run_id).data
+        return Identity.of_run(data.params, data.tags)
+
     def check_images(self, experiment: Experiment, terminal: Terminal) -> None:
         """Check that images and split are those of the run.
 
@@ -72,12 +87,11 @@ class OriginalRun:
         from runner.training.restore import restore_manifest  # imports torch, which `check` does not need
 
         table = self.download("manifest.csv").read_bytes().decode("utf-8", "surrogateescape")
-        tag = self.client.get_run(self.run.run_id).data.tags.get("runner.manifest")
-        if tag != parse_manifest(table, Path()).digest:
+        then = restore_manifest(experiment, table, terminal)
+        if not self.identity().has_same_images(Identity(manifest=then.digest)):
             raise UserError(
                 f"The manifest.csv of run {label(self.run)} is not the one that it was trained with."
             )
-        then = restore_manifest(experiment, table, terminal)
         now = build_manifest(experiment, terminal)
         if now.digest != then.digest:
             raise UserError(
@@ -132,8 +146,7 @@ class OriginalRun:
                 f"Run {label(self.run)} was trained again, but not all of its records have reached MLflow; run"
                 " runner sync, then compare both runs with runner compare."
             )
-        tags = [self.client.get_run(run.run_id).data.tags for run in (self.run, new)]
-        if tags[0].get("runner.manifest") != tags[1].get("runner.manifest"):
+        if not self.identity().has_same_images(self.identity(new)):
             raise UserError(
                 f"The images changed while {label(new)} was trained, so it does not reproduce {label(self.run)}; start"
                 " again."

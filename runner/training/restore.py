@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from runner.training import devices
 from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,15 +44,18 @@ def restore_manifest(experiment: Experiment, table: str, terminal: Terminal) -> 
     cache = Path(experiment.cache).expanduser()
     source = locate(experiment.data, cache, terminal)
     manifest = parse_manifest(table, source.root)
-    files = scan_images(source, cache, experiment.data.follow_links, terminal)
-    present = {file.path: file.digest for file in files}
+    files = scan_images(source, cache, experiment.data.follow_links, terminal).files
+    present = {valid_unicode(file.path): file for file in files}  # as the table writes them
+    entries = []
     for entry in manifest.entries:
-        if present.get(entry.path) != entry.digest:
-            problem = "has changed" if entry.path in present else "is missing"
+        file = present.get(valid_unicode(entry.path))
+        if file is None or file.digest != entry.digest:
             raise UserError(
-                f"{source.root / entry.path} {problem} since the run; restore it, or set --data.root to its folder."
+                f"{source.root / entry.path} {'has changed' if file else 'is missing'} since the run; restore it, or"
+                " set --data.root to its folder."
             )
-    return manifest
+        entries.append(dataclasses.replace(entry, path=file.path))
+    return dataclasses.replace(manifest, entries=tuple(entries))
 
 
 @dataclass(frozen=True)

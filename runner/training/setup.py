@@ -10,7 +10,6 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from runner.config.choices import ARCHITECTURES
 from runner.config.schema import Experiment, Normalization
 from runner.data.channel_stats import channel_statistics
 from runner.data.loader import ImageLoader
@@ -27,6 +26,7 @@ from runner.training import devices
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
+from runner.utils.text import printable
 
 GIB = 2**30
 
@@ -97,9 +97,7 @@ def prepare(
     Raises `UserError` if data, weights or settings cannot work.
     """
     with accelerator.local_main_process_first():
-        manifest = shared.manifest if shared and shared.manifest else build_manifest(experiment, terminal)
-        for file in manifest.rejected:
-            terminal.warn(f"left out {file.path}, which {file.error}")
+        manifest = shared.manifest if shared and shared.manifest else _manifest(experiment, terminal)
         weights = pretrained.read_weights(experiment.model)
         loader = _loader(experiment, manifest, accelerator)
         normalization = _normalization(experiment, weights, manifest, loader, terminal)
@@ -150,6 +148,15 @@ def assemble(
         manifest, extractor, loader, accelerator, storage if settings.store else None, terminal
     )
     return Setup(experiment, manifest, model, features, loader, accelerator)
+
+
+def _manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
+    manifest = build_manifest(experiment, terminal)
+    for file in manifest.rejected:
+        terminal.warn(f"left out {printable(file.path)}, which {file.error}")
+    for remark in manifest.remarks:
+        terminal.warn(remark)
+    return manifest
 
 
 def required_views(experiment: Experiment) -> list[tuple[str, int]]:
@@ -204,14 +211,9 @@ def _normalization(
     if isinstance(setting, Normalization):
         return setting
     if setting == "weights":
-        if weights is not None and weights.normalization is not None:
-            return weights.normalization
-        usual = ARCHITECTURES.find(experiment.model.arch).implementation
-        terminal.warn(
-            f"{experiment.model.weights} does not contain its normalization; using the statistics of the images"
-            f" (ImageNet weights expect model.normalize={{mean: {[*usual.mean]}, std: {[*usual.std]}}})"
-        )
-    elif setting != "statistics":
+        assert weights is not None and weights.normalization is not None  # noqa: S101, PT018 (checked when read)
+        return weights.normalization
+    if setting != "statistics":
         return pretrained.weights_normalization(setting)
     cache = Path(experiment.cache).expanduser()
     return channel_statistics(manifest.select("train"), loader, cache, terminal)

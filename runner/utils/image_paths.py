@@ -8,36 +8,83 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.utils.errors import UserError
-from runner.utils.text import printable
+from runner.utils.text import named, printable
 
 SUFFIXES = frozenset((
-    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg",
-    ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo",
+    ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
-"""Suffixes of image files in folders. A file that is named itself may have any name."""
+"""Suffixes of image files, which need not be opened to know what they are."""
+SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
+"""Files that desktops create in folders."""
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
+def is_image(path: Path) -> bool:
+    """Whether a file is an image, by its suffix or else by its content: training and prediction take the same files."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if not path.is_file():
+        return False
+    from PIL import Image, ImageFile
+
+    from runner.portable.metadata import JPEG, PNG
+
+    try:
+        with path.open("rb") as file:
+            if file.read(8).startswith((JPEG, PNG)):  # perhaps with metadata that Pillow refuses
+                return True
+            with Image.open(file) as image:
+                return not isinstance(image, ImageFile.StubImageFile) and image.format != "MPEG"
+    except OSError:
+        return False
+    except Exception:  # Pillow's plugins raise almost anything on images that they refuse
+        return True
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that desktops create in folders."""
+    return name.startswith(".") or name in SYSTEM_FILES
+
+
+def find_images(arguments: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[Path]:
     """The image files that arguments name, in their order and without repetition.
 
-    A folder stands for all images in it and below. Raises `UserError` for a name without a file, and for a folder or
-    pattern without images.
+    A folder stands for all images in it and below. `warn` is called with a sentence about what else is there.
+
+    Raises `UserError` for a name without a file, and for a folder or pattern without images.
     """
+    found = _Found()
     images: dict[Path, None] = {}
     for argument in arguments:
-        images.update(dict.fromkeys(_images_named(argument)))
+        images.update(dict.fromkeys(_images_named(argument, found)))
+    if found.others:
+        warn(f"{len(found.others):,} files are not images and were passed over ({named(found.others)})")
+    if found.links:
+        warn(
+            f"{len(found.links):,} linked folders were not followed ({named(found.links)}); name them to include them"
+        )
     return list(images)
 
 
-def _images_named(argument: str) -> list[Path]:
+@dataclass
+class _Found:
+    """What folders hold besides images."""
+
+    others: dict[str, None] = field(default_factory=dict)
+    links: dict[str, None] = field(default_factory=dict)
+
+
+def _images_named(argument: str, found: _Found) -> list[Path]:
     path = expand_user(argument)
     if argument and os.path.isdir(path):  # unlike Path.is_dir, False for names that no file can have
-        if not (images := _images_below(path)):
-            raise UserError(f"The folder {path} holds no images ({', '.join(sorted(SUFFIXES))}).")
+        if not (images := _images_below(path, found)):
+            links = f" ({named(found.links)} are links, which are not followed)" if found.links else ""
+            raise UserError(f"The folder {path} holds no images that Pillow can read{links}.")
         return images
     if argument and os.path.exists(path):
         return [path]
@@ -46,7 +93,9 @@ def _images_named(argument: str) -> list[Path]:
             f"There is no {printable(argument) or 'image without a name'}; give an image, a folder or a pattern."
         )
     matches = [Path(match) for match in sorted(_matches(path))]
-    files = [file for match in matches for file in (_images_below(match) if match.is_dir() else [match])]
+    files = [
+        file for match in matches for file in (_images_below(match, found) if match.is_dir() else [match])
+    ]
     if not files:
         raise UserError(f"The pattern {printable(argument)!r} matches no image.")
     return files
@@ -73,12 +122,18 @@ def _is_behind_link(root: Path, path: Path) -> bool:
     return any(folder.is_symlink() for folder in folders) or (path.is_symlink() and path.is_dir())
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not _is_hidden(path.relative_to(folder)) and path.is_file()
-    ]
+def _images_below(folder: Path, found: _Found) -> list[Path]:
+    images = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not is_system_file(name)]
+        paths = [Path(parent, name) for name in files if not is_system_file(name)]
+        found.links.update((str(path), None) for name in folders if (path := Path(parent, name)).is_symlink())
+        for path in paths:
+            if is_image(path) and path.is_file():
+                images.append(path)
+            else:
+                found.others[str(path)] = None
+    return sorted(images)
 
 
 def expand_user(argument: str) -> Path:

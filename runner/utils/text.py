@@ -15,9 +15,24 @@ def one_line(text: str, max_length: int = MAX_LENGTH) -> str:
     return line if len(line) <= max_length else f"{line[: max_length - 1]}…"
 
 
+def valid_unicode(text: str) -> str:
+    """`text` with the bytes of a file name that is not valid UTF-8 written as `\\xe9`: databases take no others."""
+    if text.isascii():
+        return text
+    shown = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in text)
+    return "".join(shown).encode("utf-8", "replace").decode()
+
+
 def printable(text: str) -> str:
     """`text` with line breaks and other unprintable characters escaped, for file names."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    valid = valid_unicode(text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in valid)
+
+
+def named(names: Collection[str], most: int = 5) -> str:
+    """The first names, printable, and how many more there are: `a, b and 3 more`."""
+    shown = ", ".join(printable(name) for name in list(names)[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -19,7 +19,7 @@ from fuzz.damage import damaged, mutated, mutated_json
 from fuzz.target import Target, check
 from runner.cli import store as store_command
 from runner.config.schema import Normalization
-from runner.data import channel_stats
+from runner.data import channel_stats, listing
 from runner.data import scan as scans
 from runner.data.datasets import ImageFolder
 from runner.features import eviction, store_lock
@@ -156,22 +156,23 @@ class Scan(Target):
                     self.root / label / f"{number}.png"
                 )
         (self.root / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n")
-        scans._stamp = lambda path: (path.stat().st_size, 10**18, 10**18, 77)  # the same in every run
+        listing._stamp = lambda entry: (entry.stat().st_size, 10**18, 10**18, 77)  # the same in every run
         self.found = self._scan()
         (self.memory,) = (folder / "cache" / "scans").iterdir()
         self.seed = self.memory.read_bytes()
 
-    def _scan(self) -> list[scans.ImageFile]:
-        return scans.scan_images(ImageFolder(self.root), self.folder / "cache", False, QUIET)
+    def _scan(self) -> tuple[scans.ImageFile, ...]:
+        return scans.scan_images(ImageFolder(self.root), self.folder / "cache", False, QUIET).files
 
     def make(self, random: Random) -> bytes:
         kind = random.random()
         if kind < 0.5:
             return b"0" + damaged(random, self.seed, self.seed)
-        content = json.loads(self.seed)
+        rows = json.loads(self.seed.partition(b"\n")[2])
+        table = mutated_json(random, rows).encode("utf-8", "surrogatepass")
         if kind < 0.75:
-            return b"0" + mutated_json(random, content).encode("utf-8", "surrogatepass")
-        return b"1" + scans.scan_to_json(mutated(random, content["files"])).encode("utf-8", "surrogatepass")
+            return b"0" + self.seed[:41] + table
+        return b"1" + digest_bytes(table).encode() + b"\n" + table
 
     def read(self, content: bytes) -> None:
         self.memory.write_bytes(content[1:])

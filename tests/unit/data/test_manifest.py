@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import COLORS, draw
 
-import runner.data.scan
+import runner.data.listing
 from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS, Entry, Manifest, build_manifest, parse_manifest
 from runner.utils.console import Terminal
@@ -46,10 +46,10 @@ def test_the_manifest_does_not_depend_on_the_order_of_directory_entries(
     make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = build_manifest(make(), silent)
-    entries = runner.data.scan._entries
-    monkeypatch.setattr(runner.data.scan, "_entries", lambda *given: sorted(entries(*given), key=hash))
+    entries = runner.data.listing._entries
+    monkeypatch.setattr(runner.data.listing, "_entries", lambda *given: sorted(entries(*given), key=hash))
     assert build_manifest(make(), silent).entries == before.entries
-    monkeypatch.setattr(runner.data.scan, "_entries", lambda *given: entries(*given)[::-1])
+    monkeypatch.setattr(runner.data.listing, "_entries", lambda *given: entries(*given)[::-1])
     assert build_manifest(make(), silent).entries == before.entries
 
 
@@ -100,6 +100,51 @@ def test_a_class_with_too_few_images_is_named(make: Make, pictures: Path, silent
     draw("red", 99).save(pictures / "lonely" / "a.png")
     with pytest.raises(UserError, match=r"Class 'lonely' has 1 image,"):
         build_manifest(make(), silent)
+
+
+def test_all_classes_with_too_few_images_are_named(make: Make, pictures: Path, silent: Terminal) -> None:
+    for number, name in enumerate(("lonely", "single")):
+        (pictures / name).mkdir()
+        draw("red", 90 + number).save(pictures / name / "a.png")
+    with pytest.raises(UserError) as refused:
+        build_manifest(make(), silent)
+    assert str(refused.value).startswith(
+        "Class 'lonely' has 1 image, too few for its splits (train and val get none); Class 'single' has 1 image,"
+    ), str(refused.value)
+
+
+# Remarks
+
+
+def test_small_classes_are_remarked(make: Make, pictures: Path, silent: Terminal) -> None:
+    assert build_manifest(make(), silent).remarks == ()
+    for label in ("red", "green"):
+        for number in range(3, 12):
+            (pictures / label / f"{number:02}.png").unlink()
+    (remark,) = build_manifest(make(), silent).remarks
+    assert remark.startswith("2 of 3 classes have fewer than 10 images (green: 3, red: 3)")
+
+
+def test_images_beside_the_class_folders_are_remarked(make: Make, pictures: Path, silent: Terminal) -> None:
+    draw("red", 1).save(pictures / "loose.png")
+    draw("red", 1).save(pictures / "no suffix", "PNG")
+    (pictures / "labels.csv").write_text("path,label")
+    (remark,) = build_manifest(make(), silent).remarks
+    assert remark.startswith("2 images beside the class folders are not used (loose.png, no suffix);")
+
+
+def test_the_same_image_in_two_classes_is_remarked(make: Make, pictures: Path, silent: Terminal) -> None:
+    for number in range(2):
+        content = (pictures / "red" / f"{number:02}.png").read_bytes()
+        (pictures / "green" / f"copy{number}.png").write_bytes(content)
+    (pictures / "red" / "copy.png").write_bytes((pictures / "red" / "05.png").read_bytes())
+    manifest = build_manifest(make(), silent)
+    assert manifest.duplicates == 3
+    (remark,) = manifest.remarks
+    assert remark == (
+        "2 images are in more than one class, so that their labels contradict each other (green/copy0.png = red/00.png,"
+        " green/copy1.png = red/01.png); leave each in one class"
+    )
 
 
 def test_duplicates_are_counted_and_share_a_split(make: Make, pictures: Path, silent: Terminal) -> None:

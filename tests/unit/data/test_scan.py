@@ -1,16 +1,19 @@
-"""Listing and decoding an image folder: the cache, broken files, links, unusable folders."""
+"""Decoding an image folder: the cache, broken files, files that come and go."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pictures import draw
 
+import runner.data.listing
 import runner.data.scan
 from runner.config.schema import Experiment
+from runner.data.listing import Listing
 from runner.data.manifest import Manifest, build_manifest
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -105,7 +108,7 @@ def test_an_interrupted_scan_continues_where_it_stopped(
     assert len(decoded_before) == 12
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"red/00.png": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"0" * 40 + b"\n[]"])
 def test_a_damaged_cache_file_is_replaced(
     make: Make, silent: Terminal, decoded: list[str], content: bytes
 ) -> None:
@@ -214,124 +217,31 @@ def test_file_names_may_hold_any_characters(make: Make, pictures: Path, silent: 
     assert build_manifest(make(), silent) == first
 
 
-# Links
+# Files that come and go
 
 
-def test_the_root_may_be_a_link(make: Make, pictures: Path, silent: Terminal, tmp_path: Path) -> None:
-    direct = build_manifest(make(), silent)
-    (tmp_path / "link").symlink_to(pictures)
-    assert build_manifest(make("--data.root", str(tmp_path / "link")), silent).entries == direct.entries
-
-
-@pytest.fixture
-def linked(pictures: Path, tmp_path: Path) -> Path:
-    """A linked class folder, a linked folder in a class, a linked file and a link to nowhere."""
-    outside = tmp_path / "outside"
-    for name in ("violet", "crimson"):
-        (outside / name).mkdir(parents=True)
-        for number in range(4):
-            draw("red", 70 + number + 10 * (name == "violet")).save(outside / name / f"{number}.png")
-    (pictures / "violet").symlink_to(outside / "violet")
-    (pictures / "red" / "crimson").symlink_to(outside / "crimson")
-    draw("red", 99).save(outside / "single.png")
-    (pictures / "red" / "single.png").symlink_to(outside / "single.png")
-    (pictures / "red" / "nowhere.png").symlink_to(outside / "nowhere.png")
-    return pictures
-
-
-def test_links_below_the_root_are_not_followed(linked: Path, make: Make, silent: Terminal) -> None:
-    manifest = build_manifest(make(), silent)
-    assert (linked / "violet" / "0.png").is_file()
-    assert manifest.classes == ("blue", "green", "red")
-    assert len(manifest.entries) == 36
-
-
-def test_links_below_the_root_are_followed_by_setting(linked: Path, make: Make, silent: Terminal) -> None:
-    manifest = build_manifest(make("--data.follow_links", "true"), silent)
-    added = {path for path in paths(manifest) if not (linked / path).resolve().is_relative_to(linked)}
-    assert added == {
-        "red/single.png",
-        *(f"{folder}/{number}.png" for folder in ("red/crimson", "violet") for number in range(4)),
-    }
-    assert manifest.classes == ("blue", "green", "red", "violet")
-
-
-@pytest.mark.timeout(20)
-def test_cycles_of_links_end(make: Make, pictures: Path, silent: Terminal) -> None:
-    (pictures / "red" / "up").symlink_to(pictures)
-    (pictures / "red" / "again").symlink_to(pictures / "red")
-    (pictures / "blue" / "other").symlink_to(pictures / "green")
-    (pictures / "green" / "other").symlink_to(pictures / "blue")
-    found = paths(build_manifest(make("--data.follow_links", "true"), silent))
-    assert len(found) == 36 + 12 + 12
-    assert "blue/other/00.png" in found
-    assert not any("again" in path or "up" in path or path.count("other") > 1 for path in found)
-
-
-@pytest.mark.timeout(20)
-def test_a_link_to_itself_is_ignored(make: Make, pictures: Path, silent: Terminal) -> None:
-    (pictures / "red" / "self.png").symlink_to("self.png")
-    assert len(build_manifest(make("--data.follow_links", "false"), silent).entries) == 36
-    assert len(build_manifest(make("--data.follow_links", "true"), silent).entries) == 36
-
-
-# Unusable folders
-
-
-def test_an_empty_class_folder_is_named(make: Make, pictures: Path, silent: Terminal) -> None:
-    (pictures / "amber").mkdir()
-    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
-        build_manifest(make(), silent)
-
-
-def test_a_class_folder_with_broken_files_only_is_named(make: Make, pictures: Path, silent: Terminal) -> None:
-    (pictures / "amber").mkdir()
-    (pictures / "amber" / "words.png").write_text("no picture")
-    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
-        build_manifest(make("--data.unreadable", "skip"), silent)
-
-
-def test_an_empty_linked_class_folder_is_named_if_links_are_followed(
-    make: Make, pictures: Path, silent: Terminal, tmp_path: Path
-) -> None:
-    (tmp_path / "hollow").mkdir()
-    (pictures / "amber").symlink_to(tmp_path / "hollow")
-    assert build_manifest(make(), silent).classes == ("blue", "green", "red")
-    with pytest.raises(UserError, match=f"class folder {pictures / 'amber'} holds no image"):
-        build_manifest(make("--data.follow_links", "true"), silent)
-
-
-def test_a_root_without_class_folders_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
-    flat = tmp_path / "flat"
-    flat.mkdir()
-    draw("red", 0).save(flat / "a.png")
-    with pytest.raises(UserError, match=f"{flat} holds no class folders"):
-        build_manifest(make("--data.root", str(flat)), silent)
-
-
-def test_a_missing_root_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"no folder {tmp_path / 'nowhere'}; set data\.root"):
-        build_manifest(make("--data.root", str(tmp_path / "nowhere")), silent)
-
-
-def test_a_root_that_is_a_file_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
-    (tmp_path / "archive.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"archive\.zip is a file; data\.root must be the folder"):
-        build_manifest(make("--data.root", str(tmp_path / "archive.zip")), silent)
-
-
-def test_a_folder_that_cannot_be_read_is_named(
+def test_files_that_disappear_while_they_are_read_are_named(
     make: Make, pictures: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scandir = os.scandir
+    listed = runner.data.scan.list_images
 
-    def closed(folder: str | Path = ".") -> object:
-        if Path(folder).name == "green":
-            raise PermissionError(13, "Permission denied", str(folder))
-        return scandir(folder)
+    def list_then_delete(*given: Any) -> Listing:
+        found = listed(*given)
+        (pictures / "red" / "05.png").unlink(missing_ok=True)
+        return found
 
-    with monkeypatch.context() as locked:
-        locked.setattr(os, "scandir", closed)
-        with pytest.raises(UserError, match=f"folder {pictures / 'green'} cannot be read"):
-            build_manifest(make(), silent)
-    assert len(build_manifest(make(), silent).entries) == 36
+    monkeypatch.setattr(runner.data.scan, "list_images", list_then_delete)
+    with pytest.raises(
+        UserError, match=r"1 of 36 files .*red/05\.png disappeared while the images were read"
+    ):
+        build_manifest(make(), silent)
+    assert len(build_manifest(make(), silent).entries) == 35
+
+
+def test_a_file_that_another_pillow_may_read_is_tried_again(
+    broken: Path, make: Make, silent: Terminal, decoded: list[str]
+) -> None:
+    for _ in range(2):
+        decoded.clear()
+        build_manifest(make("--data.unreadable", "skip"), silent)
+    assert sorted(decoded) == ["empty.png", "truncated.png", "words.png"]

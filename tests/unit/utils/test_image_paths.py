@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pictures import draw
 
+from runner.data.scan import _verify_file
 from runner.utils.errors import UserError
 from runner.utils.image_paths import find_images
 
@@ -44,7 +46,7 @@ def test_patterns_and_folders(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("nothing.png", "There is no nothing.png;"),
         ("nothing/*.png", "The pattern 'nothing/*.png' matches no image."),
         ("**/*.gif", "The pattern '**/*.gif' matches no image."),
-        ("empty", "The folder empty holds no images ("),
+        ("empty", "The folder empty holds no images"),
         ("a\0b", "There is no a"),
         ("a" * 300, "There is no aaa"),
         ("~nobody-at-all/x.png", "~nobody"),
@@ -65,6 +67,40 @@ def test_a_pattern_may_name_folders(tree: Path, monkeypatch: pytest.MonkeyPatch)
     """As if a shell had expanded it."""
     monkeypatch.chdir(tree)
     assert [each.as_posix() for each in find_images(["dee*"])] == ["deep/c.png", "deep/er/d.webp"]
+
+
+# Images by any name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("002.png?w=640", "PNG"), ("photo", "JPEG"), ("a.jp2", "JPEG2000"), ("b.tga", "TGA")),
+        *(("c.mpo", "MPO"), ("d.ppm.bak", "PPM"), ("e.webp!large", "WEBP")),
+    ],
+)
+def test_a_folder_holds_what_training_takes_by_any_name(tree: Path, name: str, kind: str) -> None:
+    draw("red", 1).save(tree / "empty" / name, kind)
+    assert find_images([str(tree / "empty")]) == [tree / "empty" / name]
+    assert _verify_file(tree / "empty" / name).error is None
+
+
+def test_what_is_passed_over_is_said(tree: Path) -> None:
+    (tree / "table.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    (tree / "more").symlink_to(tree / "deep")
+    said: list[str] = []
+    assert len(find_images([str(tree)], said.append)) == 4
+    others, links = said
+    assert others.startswith("2 files are not images and were passed over (")
+    assert "table.h5" in others
+    assert "notes.txt" in others
+    assert links == f"1 linked folders were not followed ({tree}/more); name them to include them"
+
+
+def test_a_damaged_file_with_the_name_of_an_image_is_reported_later(tree: Path) -> None:
+    (tree / "empty" / "torn").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    (tree / "empty" / "torn.jp2").write_bytes(b"torn")
+    assert len(find_images([str(tree / "empty")])) == 2
 
 
 # Links
