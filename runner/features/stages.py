@@ -5,11 +5,11 @@ Features that a store lacks are computed by all processes of a host together.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore, ShardWriter
+from runner.tracking.process_identity import this_boot
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
@@ -107,20 +108,18 @@ class StoredStages:
         )
 
     def _compute_missing(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
-        """The main process of each host finds out what is missing; its processes share the batches."""
-        host, is_main = socket.gethostname(), self.extractor.accelerator.is_local_main_process
+        """The first process of each host finds out what is missing; its processes share the batches."""
         store, keys = self.open(stage, view), feature_keys(entries, view)
         with ExitStack() as stack:
-            found = self._claim_missing(store, keys, stack) if is_main else None
-            gathered = gather_object([(host, found)])
-            on_this_host = [indices for name, indices in gathered if name == host]
-            missing = next(indices for indices in on_this_host if indices is not None)
-            if any(indices for _, indices in gathered):
+            found = self._claim_missing(store, keys, stack) if self._host_ranks[0] == self._rank else None
+            gathered = gather_object([found])
+            missing = gathered[self._host_ranks[0]]
+            if any(gathered):
                 start = time.monotonic()
                 missing_entries = [entries[index] for index in missing]
                 if stage:
                     self.ensure(stage - 1, missing_entries, view, stats)
-                self._compute(stage, missing_entries, view, len(on_this_host))
+                self._compute(stage, missing_entries, view)
                 self.extractor.accelerator.wait_for_everyone()
                 if stage == 0:
                     stats.misses += len(missing)
@@ -143,12 +142,23 @@ class StoredStages:
             missing = store.missing(keys)
         return missing
 
-    def _compute(self, stage: int, entries: Sequence[Entry], view: int, processes: int) -> None:
-        """Compute this process's share of the features: every `processes`-th batch."""
+    @property
+    def _rank(self) -> int:
+        return int(self.extractor.accelerator.process_index)
+
+    @cached_property
+    def _host_ranks(self) -> list[int]:
+        """The ranks on this process's host, sorted. The first access is a collective operation."""
+        hosts = gather_object([this_boot()])
+        return [rank for rank, host in enumerate(hosts) if host == hosts[self._rank]]
+
+    def _compute(self, stage: int, entries: Sequence[Entry], view: int) -> None:
+        """Compute this process's share of the features: every n-th batch, for n processes on this host."""
+        processes = len(self._host_ranks)
         store, keys = self.open(stage, view), feature_keys(entries, view)
         size = self.extractor.batch_size
         batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
-        own = batches[self.extractor.accelerator.local_process_index :: processes]
+        own = batches[self._host_ranks.index(self._rank) :: processes]
         title = f"compute features of {self.extractor.layer_name(stage)}" if stage else "compute features"
         with self.terminal.progress(title, len(keys)) as advance, ShardWriter(store, 1 / processes) as writer:
             for indices, (inputs, seconds) in zip(own, self._inputs(stage, entries, view, own), strict=True):

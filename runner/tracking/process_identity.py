@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from runner.utils.hashing import digest
+
 START_TOLERANCE = 1.0
 """Seconds by which two readings of one process's start time may differ."""
 
@@ -56,6 +58,13 @@ def this_host() -> str:
     with suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
     return "/".join(parts)
+
+
+def this_boot() -> str:
+    """A digest of `this_host()` and of its boot: two hosts of one launch may have one name and one machine id."""
+    with suppress(OSError):
+        return digest(this_host(), Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return digest(this_host())
 
 
 def process_start_time(pid: int) -> float:
