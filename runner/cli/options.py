@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from runner.utils.errors import UserError
+from runner.utils.paths import nearest_records
 from runner.utils.text import printable
 
 SOME_UNREADABLE = 1
@@ -20,9 +21,9 @@ def add_tracking_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracking.root",
         dest="tracking",
-        default="mlruns",
+        default=nearest_records(),
         metavar="DIR",
-        help="folder of the run records; default: mlruns",
+        help="folder of the run records; default: mlruns in this folder or the nearest one above it that has records",
     )
 
 

@@ -85,7 +85,7 @@ def parse(
         _build_parser(
             prog, f"{description or ''}\nThe defaults below are those of {path.name}.", tree
         ).print_help()
-        raise SystemExit
+        raise SystemExit(0)
     if rest:
         raise UserError(_stray(rest[0]))
     options = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -82,8 +83,12 @@ class Classifier:
 
     def load_image(self, file: Path | str | BinaryIO) -> Tensor:
         """An image file, transformed: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
-        image: Tensor = self.transform(open_rgb(file))
-        return image
+        return self.transform_image(open_rgb(file))
+
+    def transform_image(self, image: Image.Image) -> Tensor:
+        """An upright RGB image, transformed: uint8, 3 × crop × crop."""
+        values: Tensor = self.transform(image)
+        return values
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (n × classes, float32, on the CPU) of transformed images (n × 3 × crop × crop, uint8)."""

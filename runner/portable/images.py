@@ -48,11 +48,17 @@ def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
     return _to_rgb(_decode(file))
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image in memory, as `open_rgb` gives it from a file. Raises ValueError if it is too thin."""
+    _check_shape(image)
+    return _to_rgb(_upright(image))
+
+
 def _decode(file: Path | str | BinaryIO) -> Image.Image:
     """The image, upright. If metadata are the reason why it cannot be decoded, it is decoded without them."""
     try:
         return _decode_with_metadata(file)
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, PermissionError):
         raise
     except Exception:  # Pillow's plugins raise almost anything
         pixels = without_metadata(_content(file))
@@ -65,11 +71,19 @@ def _decode(file: Path | str | BinaryIO) -> Image.Image:
 
 def _decode_with_metadata(file: Path | str | BinaryIO) -> Image.Image:
     with Image.open(file) as image:
-        if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-            raise ValueError(f"it is {image.width} × {image.height} pixels, too thin")
+        _check_shape(image)
         image.load()
-        transposition = TRANSPOSITIONS.get(_orientation(image))
-        return image if transposition is None else image.transpose(transposition)
+        return _upright(image)
+
+
+def _check_shape(image: Image.Image) -> None:
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise ValueError(f"it is {image.width} × {image.height} pixels, too thin")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    transposition = TRANSPOSITIONS.get(_orientation(image))
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _content(file: Path | str | BinaryIO) -> bytes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from runner.serving.locate import ModelLocation, locate_model
 from runner.utils.errors import UserError
+from runner.utils.paths import nearest_records
 
 if TYPE_CHECKING:
     import torch
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    reference: str | Path | None = None, tracking: str = "mlruns", device: torch.device | str | None = None
+    reference: str | Path | None = None, tracking: str | None = None, device: torch.device | str | None = None
 ) -> LoadedModel:
     """Load a model for inference.
 
     Args:
         reference: A run (its id, the first characters of its id, its name, or `latest`), a registered model as
             NAME@ALIAS or NAME@VERSION, or the path of a model folder or checkpoint. None means the newest finished run.
-        tracking: Folder of MLflow's database, unless MLFLOW_TRACKING_URI names a server.
+        tracking: Folder of MLflow's database, unless MLFLOW_TRACKING_URI names a server. None means mlruns/ in the
+            working folder or the nearest one above it that has records.
         device: Device to compute on; None uses a GPU if available.
 
     Raises `UserError` if there is no such model, or if it is damaged or of an unknown format version.
     """
-    return open_model(locate_model(reference, tracking), device)
+    return open_model(locate_model(reference, tracking or nearest_records()), device)
 
 
 def load_model_concurrently(reference: str | None, tracking: str) -> LoadedModel:

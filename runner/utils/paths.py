@@ -1,5 +1,7 @@
-"""Folders of the package, in a checkout or an installed wheel."""
+"""Folders of the package, in a checkout or an installed wheel, and of run records."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -9,3 +11,20 @@ EXPERIMENTS = next(
 )
 BENCHMARKS = PACKAGE.parent / "benchmarks"
 """Exists in a checkout only."""
+RECORDS = "mlruns"
+"""The usual folder of run records."""
+
+
+def nearest_records() -> str:
+    """mlruns/ in the working folder, or in the nearest folder above it where that has records, as git finds .git."""
+    with suppress(OSError):  # the working folder may be gone
+        here = Path.cwd()
+        for folder in here.parents if not _has_records(here) else ():
+            if _has_records(folder):
+                return str(folder / RECORDS)
+    return RECORDS
+
+
+def _has_records(folder: Path) -> bool:
+    root = folder / RECORDS
+    return any(os.path.exists(root / name) for name in ("mlflow.db", "journals"))

@@ -167,6 +167,19 @@ def test_a_model_is_found_by_every_kind_of_reference(
         assert rows(loaded, files) == rows(model, files), reference
 
 
+def test_a_model_is_found_from_any_folder(
+    trained_run: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_tracking_uri: None
+) -> None:
+    """The records are in the folder above, or where MLFLOW_TRACKING_URI says."""
+    monkeypatch.chdir(trained_run.pictures / "red")
+    assert load_model(device="cpu").source.startswith(f"run {trained_run.run_id[:8]} ")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no records"):
+        load_model(device="cpu")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained_run.tracking}/mlflow.db")
+    assert load_model("small@champion", device="cpu").classes == ("blue", "green", "red")
+
+
 def test_the_newest_finished_run_is_the_default_and_is_named(
     trained_run: TrainedRun, command: Command, files: list[Path]
 ) -> None:

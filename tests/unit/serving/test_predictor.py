@@ -9,7 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from image_kinds import KINDS, png, save_kind
 from pictures import draw
 from PIL import Image
@@ -123,6 +125,80 @@ def test_the_number_of_classes_can_be_chosen(
         "path": str(files[0]),
         "top": [{"class": name, "probability": value} for name, value in alone[files[0]][:count]],
     }
+
+
+# Images in memory
+
+
+def test_images_in_memory_are_classified_as_their_files(
+    model: LoadedModel, files: list[Path], alone: dict[Path, Row]
+) -> None:
+    opened, decoded = Image.open(files[0]), Image.open(files[1]).convert("RGB")
+    array = np.array(Image.open(files[2]).convert("RGB"))
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    predictions = model.predict([opened, files[3], decoded, array, tensor, opened], 9)
+    order = [files[0], files[3], files[1], files[2], files[2], files[0]]
+    assert [row(prediction) for prediction in predictions] == [alone[path] for path in order]
+    assert [prediction.path for prediction in predictions] == ["", str(files[3]), "", "", "", ""]
+    for image in (opened, array, tensor):
+        assert model.predict(image, 9) == model.predict([image], 9)
+    first, _ = model.predict(np.stack([array, array[::-1]]), 9)
+    assert row(first) == alone[files[2]]
+    assert [row(each) for each in model.predict(iter([tensor]), 9)] == [alone[files[2]]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pil_image_of_any_mode_is_classified_as_its_file(
+    model: LoadedModel, kind: str, tmp_path: Path
+) -> None:
+    path, _ = save_kind(kind, tmp_path)
+    with Image.open(path) as image:
+        assert row(model.predict(image, 9)[0]) == rows(model, [path])[0]
+
+
+def test_a_damaged_pil_image_gets_an_error(model: LoadedModel, files: list[Path], bad: Path) -> None:
+    bad.write_bytes(files[0].read_bytes()[:200])
+    with Image.open(bad) as image:
+        (prediction,) = model.predict(image)
+    assert "cannot be" in prediction.error
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (3, "int"),
+        (None, "NoneType"),
+        ([None], "NoneType"),
+        (b"bytes", "bytes"),
+        (io.BytesIO(b"bytes"), "bytes"),
+        ({"a.png": 1}, "dict"),
+        (np.zeros((5, 5), np.uint8), "ndarray of 5 × 5, uint8"),
+        (np.zeros((5, 5, 3)), "ndarray of 5 × 5 × 3, float64"),
+        (np.zeros((3, 5, 5), np.uint8), "ndarray of 3 × 5 × 5, uint8"),
+        (torch.zeros(3, 5, 5), "Tensor of 3 × 5 × 5, float32"),
+        (torch.zeros(5, 5, 3, dtype=torch.uint8), "Tensor of 5 × 5 × 3, uint8"),
+        (torch.tensor(1), "Tensor of one value, int64"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_anything_else_is_a_type_error(
+    model: LoadedModel, files: list[Path], given: Any, named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.classifier, "load_image", lambda _: pytest.fail("something was computed"))
+    with pytest.raises(TypeError, match=rf"An image is a path, .*, not {named}\.") as refused:
+        model.predict(given)
+    assert "\n" not in str(refused.value)
+    if not isinstance(given, (io.BytesIO, list)):
+        with pytest.raises(TypeError):
+            model.predict([files[0], given])
+
+
+def test_what_is_printed_of_models_and_predictions(model: LoadedModel, files: list[Path], bad: Path) -> None:
+    assert repr(model) == "<LoadedModel a test model: vgg11, 3 classes, on cpu>"
+    prediction, unreadable = model.predict([files[0], bad], 1)
+    (top,) = prediction.top
+    assert repr(prediction) == f"<Prediction {files[0]}: {top.name} {top.probability:.3f}>"
+    assert repr(unreadable) == f"<Prediction {bad}: is not an image that Pillow can read>"
 
 
 # Kinds of images
