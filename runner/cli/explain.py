@@ -8,14 +8,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from runner.cli.options import add_image_arguments, add_model_options, report_unreadable
+from runner.cli.options import add_image_arguments, add_model_options, given_images, report_unreadable
 from runner.explain.methods import METHODS
 from runner.serving.explanations import PREDICTED, ExplanationSettings, draw_explanations
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.image_paths import find_images
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -47,13 +46,13 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parse(argv)
     terminal = Terminal()
-    paths = find_images(options.images, terminal.warn)
+    paths = given_images(options.images, terminal)
     folder = output_folder(options.out)
 
     model = load_model_concurrently(options.model, options.tracking)
     terminal.line(f"{model.source}, {len(model.classes)} classes")
     settings = ExplanationSettings(options.method, options.layer, options.target)
-    unreadable = draw_explanations(model, paths, folder, terminal, settings)
-    status = report_unreadable(unreadable, len(paths))
-    terminal.line(f"pictures in {folder}: {len(paths) - len(unreadable)}")
+    done = draw_explanations(model, paths, folder, terminal, settings)
+    status = report_unreadable(done.unreadable, len(paths))
+    terminal.line(f"pictures in {folder}: {len(done.pictures)}")
     return status

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from runner.serving.explanations import is_picture
+from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.image_paths import expand_user, find_images
 from runner.utils.paths import nearest_records
 from runner.utils.text import printable
 
@@ -45,12 +49,27 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def report_unreadable(unreadable: Sequence[tuple[str, str]], count: int) -> int:
+def given_images(arguments: Sequence[str], terminal: Terminal) -> list[Path]:
+    """The image files that arguments name, without pictures that `explain` drew unless there is nothing else.
+
+    Raises `UserError` as `find_images` does.
+    """
+    found = find_images(arguments, terminal.warn)
+    named = {expand_user(argument) for argument in arguments}
+    images = [path for path in found if path in named or not is_picture(path)] or found
+    if passed_over := len(found) - len(images):
+        terminal.warn(
+            f"passed over {passed_over:,} pictures that runner explain drew; name them to include them"
+        )
+    return images
+
+
+def report_unreadable(unreadable: Mapping[str, str], count: int) -> int:
     """Print which of `count` files are not readable images, each with the reason; returns the exit status.
 
     Raises `UserError` if none is readable.
     """
-    for path, reason in unreadable:
+    for path, reason in unreadable.items():
         print(f"runner: {printable(path)} {reason}", file=sys.stderr)
     if len(unreadable) == count:
         raise UserError(f"None of {count} files is a readable image; check the paths.")

@@ -13,13 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.cli.options import add_image_arguments, add_model_options, positive_integer, report_unreadable
+from runner.cli.options import (
+    add_image_arguments,
+    add_model_options,
+    given_images,
+    positive_integer,
+    report_unreadable,
+)
 from runner.serving import class_names
+from runner.serving.explanations import draw_explanations
 from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.image_paths import find_images
 from runner.utils.text import printable
 
 if TYPE_CHECKING:
@@ -48,7 +54,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--csv", action="store_true", help="write a CSV table to standard output, and nothing else"
     )
     parser.add_argument(
-        "--explain", metavar="DIR", help="also draw the Grad-CAM of each image into this folder"
+        "--explain",
+        metavar="DIR",
+        help="also draw the Grad-CAM of each image into this folder; images of several folders keep their folders",
     )
     return parser.parse_args(argv)
 
@@ -60,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
     """
     options = parse(argv)
     terminal = Terminal(stderr=options.json or options.csv)
-    paths = find_images(options.images, terminal.warn)
+    paths = given_images(options.images, terminal)
     folder = output_folder(options.explain) if options.explain else None
 
     model = load_model_concurrently(options.model, options.tracking)
@@ -69,26 +77,32 @@ def main(argv: Sequence[str]) -> int:
     with terminal.progress("predict", len(paths)) as advance:
         predictions = model.predict(paths, options.top, advance)
     readable = [prediction for prediction in predictions if not prediction.error]
-    if options.json:
-        _print_json(readable, names)
-    elif options.csv:
+    if options.csv:
         _print_csv(readable, names)
-    else:
+    elif not options.json:
         _print_text(readable, names, terminal)
-    if folder and readable:
-        from runner.serving.explanations import draw_explanations
-
-        draw_explanations(model, [Path(prediction.path) for prediction in readable], folder, terminal)
-        terminal.line(f"pictures in {folder}: {len(readable)}")
-    unreadable = [(prediction.path, prediction.error) for prediction in predictions if prediction.error]
+    pictures: dict[str, Path] = {}
+    try:
+        if folder and readable:
+            images = [Path(prediction.path) for prediction in readable]
+            pictures = draw_explanations(model, images, folder, terminal).pictures
+            terminal.line(f"pictures in {folder}: {len(pictures)}")
+    finally:  # a full disk does not lose the predictions
+        if options.json:
+            _print_json(readable, names, pictures)
+    unreadable = {prediction.path: prediction.error for prediction in predictions if prediction.error}
     return report_unreadable(unreadable, len(predictions))
 
 
-def _print_json(predictions: Sequence[Prediction], names: dict[str, str]) -> None:
-    """A list of `Prediction.as_dict`; with `--lang` each class has its `name` in that language too."""
+def _print_json(predictions: Sequence[Prediction], names: dict[str, str], pictures: dict[str, Path]) -> None:
+    """A list of `Prediction.as_dict`. With `--lang` each class has its `name` in that language too, and with
+    `--explain` each image the path of its `picture`."""
     rows = [prediction.as_dict() for prediction in predictions]
-    for item in (item for row in rows for item in row["top"] if names):
-        item["name"] = names[item["class"]]
+    for row in rows:
+        for item in row["top"] if names else ():
+            item["name"] = names[item["class"]]
+        if row["path"] in pictures:
+            row["picture"] = str(pictures[row["path"]])
     print(json.dumps(rows, ensure_ascii=False))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 PREDICTED, TRUE = "predicted", "true"
 LONGEST_STEM = 200
 """Maximum bytes of a picture's name without the ending. File systems allow 255."""
+PICTURE_NAME = re.compile(rf"\.({'|'.join(map(re.escape, METHODS))})(\.\d+)?\.png$")
+"""How the name of a picture ends."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,32 @@ class ExplanationSettings:
     """The class to explain: `predicted`, `true` (the name of the file's folder), or the name of a class."""
 
 
+@dataclass
+class Explanations:
+    """What became of image files, by path."""
+
+    pictures: dict[str, Path] = field(default_factory=dict)
+    """Pictures of the readable ones."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Why the others are not readable images."""
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file has the name of a picture that `draw_explanations` drew."""
+    return PICTURE_NAME.search(path.name) is not None
+
+
 def draw_explanations(
     model: LoadedModel,
     paths: Sequence[Path],
     folder: Path,
     terminal: Terminal,
     settings: ExplanationSettings | None = None,
-) -> list[tuple[str, str]]:
+) -> Explanations:
     """Draw a picture of each image file: `folder`/NAME.METHOD.png.
+
+    Files of several folders keep their folders, below the one that has them all: a/x.jpg and b/x.jpg become
+    `folder`/a/x.gradcam.png and `folder`/b/x.gradcam.png.
 
     Args:
         model: Classifies the images. If a file's folder has the name of a class, the title shows it as the true class.
@@ -48,8 +69,6 @@ def draw_explanations(
         folder: Where to write to.
         terminal: Shows progress.
         settings: What to explain; None means Grad-CAM of the predicted class.
-
-    Returns the files that are not readable images, each with the reason.
 
     Raises `UserError` for an unknown layer or class, and if the true class of a file is needed but unknown.
     """
@@ -59,27 +78,28 @@ def draw_explanations(
     layer = settings.layer or model.module.cam_layer
     cam.layer_index(model.module, layer)  # refuse an unknown layer before reading images
     _check_target(model, settings.target, paths)
-    unreadable: list[tuple[str, str]] = []
-    names: set[str] = set()
+    places = _picture_paths(paths, folder, settings.method)
+    done = Explanations()
     with terminal.progress("explain", len(paths)) as advance:
         for batch in model.decoded_batches(paths):
-            unreadable += [item for item in zip(batch.paths, batch.errors, strict=True) if item[1]]
+            done.unreadable |= {p: error for p, error in zip(batch.paths, batch.errors, strict=True) if error}
             if batch.images:
-                _draw_batch(model, batch, folder, names, settings)
+                done.pictures |= _draw_batch(model, batch, places, settings)
             advance(len(batch.paths))
-    return unreadable
+    return done
 
 
 def _draw_batch(
-    model: LoadedModel, batch: DecodedBatch, folder: Path, names: set[str], settings: ExplanationSettings
-) -> None:
-    """Draw the images of a batch. `names` are the file names taken so far."""
+    model: LoadedModel, batch: DecodedBatch, places: dict[str, Path], settings: ExplanationSettings
+) -> dict[str, Path]:
+    """Draw the images of a batch to their `places`; returns those of its readable files."""
     import torch
 
     from runner.explain import cam, overlay
 
     images = torch.stack(batch.images)
-    paths = [Path(path) for path, error in zip(batch.paths, batch.errors, strict=True) if not error]
+    readable = [path for path, error in zip(batch.paths, batch.errors, strict=True) if not error]
+    paths = [Path(path) for path in readable]
     probabilities = model.classifier.logits(images).double().softmax(1)
     predicted = probabilities.argmax(1).tolist()
     targets = [
@@ -91,8 +111,10 @@ def _draw_batch(
         probability, true = float(probabilities[row, prediction]), _class_of_folder(model, path)
         title = overlay.title(model.classes[prediction], probability, true)
         label = f"{METHODS[settings.method].title} for {model.classes[target]}"
-        name = _unique_name(f"{path.stem}.{settings.method}", names)
-        overlay.draw(batch.images[row], heatmaps[row], title, label, folder / name)
+        place = places[readable[row]]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        overlay.draw(batch.images[row], heatmaps[row], title, label, place)
+    return {path: places[path] for path in readable}
 
 
 def _check_target(model: LoadedModel, target: str, paths: Sequence[Path]) -> None:
@@ -124,12 +146,19 @@ def _class_of_folder(model: LoadedModel, path: Path) -> str | None:
     return name if name in model.classes else None
 
 
-def _unique_name(stem: str, names: set[str]) -> str:
-    """A picture's file name that is not in `names`, which it joins: several folders may hold images of one name."""
-    encoded = re.sub(r"[/\x00]", "_", stem).encode(errors="surrogateescape")
-    stem = encoded[-LONGEST_STEM:].decode(errors="ignore")
-    name, number = f"{stem}.png", 2
-    while name in names:
-        name, number = f"{stem}.{number}.png", number + 1
-    names.add(name)
-    return name
+def _picture_paths(paths: Sequence[Path], folder: Path, method: str) -> dict[str, Path]:
+    """Where the picture of each file goes. Files may differ in their endings only: a.jpg and a.png."""
+    parents = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath(parents) if parents else ""
+    places: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for path, parent in zip(paths, parents, strict=True):
+        encoded = re.sub(r"[/\x00]", "_", f"{path.stem}.{method}").encode(errors="surrogateescape")
+        stem = encoded[-LONGEST_STEM:].decode(errors="ignore")
+        place = folder / os.path.relpath(parent, common)
+        name, number = f"{stem}.png", 2
+        while place / name in taken:
+            name, number = f"{stem}.{number}.png", number + 1
+        taken.add(place / name)
+        places[str(path)] = place / name
+    return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ def explain(
     """`explain("a.png", "--target", "red")`: status, standard output and standard error; nothing is drawn."""
 
     def draw(image: Any, found: Any, title: str, label: str, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
         path.write_text(f"{title}\n{label}")
 
     monkeypatch.setattr("runner.cli.explain.load_model_concurrently", lambda *_: model)
@@ -53,10 +53,37 @@ def test_each_image_gets_a_picture_in_the_output_folder(
     status, out, err = explain(images / "red" / "00.png", images / "blue" / "00.png")
     assert (status, err) == (0, "")
     assert out.splitlines() == ["a test model, 3 classes", "pictures in explained: 2"]
-    assert sorted(path.name for path in (tmp_path / "explained").iterdir()) == [
-        "00.gradcam.2.png",
-        "00.gradcam.png",
-    ]
+    assert drawn(tmp_path / "explained") == ["blue/00.gradcam.png", "red/00.gradcam.png"]
+
+
+def test_pictures_of_earlier_calls_are_not_explained(explain: Command, images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images / "red", tmp_path / "red")
+    shutil.copytree(images / "blue", tmp_path / "blue")
+    first = explain(".")
+    pictures = drawn(tmp_path / "explained")
+    assert len(pictures) == 24
+    for words in ((".",), ("**/*.png",), ("red", "blue", ".", "--out", "explained")):
+        status, out, err = explain(*words)
+        note = "note: passed over 24 pictures that runner explain drew; name them to include them\n"
+        assert (status, out, err) == (0, note + first[1], "")
+        assert drawn(tmp_path / "explained") == pictures
+
+
+def test_an_image_with_the_name_of_a_picture_is_explained_if_it_is_named(
+    explain: Command, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    shutil.copy(images / "red" / "00.png", tmp_path / "own" / "00.gradcam.png")
+    for words in (("own/00.gradcam.png", images / "red" / "01.png"), ("own",)):
+        status, out, err = explain(*words, "--out", "again")
+        assert (status, err) == (0, "")
+        assert "note" not in out
+    assert "00.gradcam.gradcam.png" in drawn(tmp_path / "again")
+
+
+def drawn(folder: Path) -> list[str]:
+    """The pictures in a folder and below."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.runs_images])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -137,8 +138,27 @@ def test_pictures_of_explanations_can_be_drawn_too(
     (tmp_path / "bad.png").write_bytes(b"")
     status, out, _ = predict(*files, tmp_path / "bad.png", "--explain", tmp_path / "out")
     assert status == 1
-    assert len(list((tmp_path / "out").glob("*.png"))) == 3, "the files have one name in three folders"
+    pictures = sorted(str(path) for path in (tmp_path / "out").rglob("*.png"))
+    assert len(pictures) == 3, "the files have one name in three folders"
     assert out.endswith(f"pictures in {tmp_path / 'out'}: 3\n")
+    status, out, _ = predict(*files, "--explain", tmp_path / "out", "--json")
+    assert status == 0
+    rows = json.loads(out)
+    assert sorted(row["picture"] for row in rows) == pictures
+    assert all(Path(row["picture"]).parent.name == Path(row["path"]).parent.name for row in rows)
+
+
+def test_a_disk_that_is_full_of_pictures_does_not_lose_the_predictions(
+    predict: Command, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("runner.explain.overlay.draw", full)
+    status, out, err = predict(*files, "--explain", tmp_path / "out", "--json")
+    assert status == 2
+    assert [row["path"] for row in json.loads(out)] == [str(path) for path in files]
+    assert "The disk is full" in err
 
 
 # Unreadable files

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from runner.explain import cam
-from runner.serving.explanations import ExplanationSettings, draw_explanations
+from runner.explain.methods import METHODS
+from runner.serving.explanations import Explanations, ExplanationSettings, draw_explanations, is_picture
 from runner.serving.predictor import LoadedModel
 from runner.utils.errors import UserError
 
@@ -25,23 +26,25 @@ Titles = dict[str, tuple[str, str]]
 
 @pytest.fixture
 def titles(monkeypatch: pytest.MonkeyPatch) -> Titles:
-    """The title and label of each picture by its file name. Nothing is drawn, which takes a quarter of a second."""
+    """The title and label of each picture by its path in out/. Nothing is drawn, which takes a quarter of a second."""
     drawn: Titles = {}
 
     def draw(image: Tensor, found: np.ndarray, title: str, label: str, path: Path) -> None:
         assert found.shape == image.shape[-2:]
-        assert path.name not in drawn
-        drawn[path.name] = (title, label)
+        name = str(path).rpartition("/out/")[2]
+        assert name not in drawn
+        assert path.parent.is_dir()
+        drawn[name] = (title, label)
 
     monkeypatch.setattr("runner.explain.overlay.draw", draw)
     return drawn
 
 
 @pytest.fixture
-def explain(model: LoadedModel, tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
-    """`explain([path, …], target="red")`: draws to `tmp_path`/out; returns the unreadable files."""
+def explain(model: LoadedModel, tmp_path: Path) -> Callable[..., Explanations]:
+    """`explain([path, …], target="red")`: draws to `tmp_path`/out."""
 
-    def start(paths: list[Path], **settings: Any) -> list[tuple[str, str]]:
+    def start(paths: list[Path], **settings: Any) -> Explanations:
         return draw_explanations(model, paths, tmp_path / "out", QUIET, ExplanationSettings(**settings))
 
     return start
@@ -50,10 +53,13 @@ def explain(model: LoadedModel, tmp_path: Path) -> Callable[..., list[tuple[str,
 def test_each_image_gets_a_picture_with_a_name_of_its_own(
     explain: Callable[..., Any], images: Path, tmp_path: Path
 ) -> None:
-    assert explain([images / "red" / "00.png", images / "blue" / "00.png"]) == []
-    pictures = sorted((tmp_path / "out").iterdir())
-    assert [path.name for path in pictures] == ["00.gradcam.2.png", "00.gradcam.png"]
-    for path in pictures:
+    paths = [images / "red" / "00.png", images / "blue" / "00.png"]
+    done = explain(paths)
+    out = tmp_path / "out"
+    places = [out / "red" / "00.gradcam.png", out / "blue" / "00.gradcam.png"]
+    assert done == Explanations(dict(zip(map(str, paths), places, strict=True)), {})
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(places)
+    for path in places:
         with Image.open(path) as picture:
             assert picture.format == "PNG"
             assert picture.size[0] > 1.5 * picture.size[1] > 300
@@ -63,7 +69,7 @@ def test_titles_show_the_prediction_and_the_class_of_the_folder(
     explain: Callable[..., Any], titles: Titles, model: LoadedModel, images: Path
 ) -> None:
     paths = sorted((images / "red").iterdir())
-    assert explain(paths) == []
+    assert explain(paths).unreadable == {}
     predictions = [prediction.top[0] for prediction in model.predict(paths, 1)]
     assert list(titles) == [f"{path.stem}.gradcam.png" for path in paths]
     for prediction, (title, label) in zip(predictions, titles.values(), strict=True):
@@ -139,10 +145,41 @@ def test_unreadable_files_are_returned_with_the_reason(
         ("text", b"no"),
     ):
         (tmp_path / f"{name}.png").write_bytes(part)
-    unreadable = explain(sorted(tmp_path.glob("*.png")))
-    assert [Path(path).name for path, _ in unreadable] == ["cut.png", "empty.png", "text.png"]
-    assert all(error and "\n" not in error for _, error in unreadable)
+    done = explain(sorted(tmp_path.glob("*.png")))
+    assert [Path(path).name for path in done.unreadable] == ["cut.png", "empty.png", "text.png"]
+    assert all(error and "\n" not in error for error in done.unreadable.values())
     assert set(titles) == {"good.gradcam.png"}
+    assert done.pictures == {str(tmp_path / "good.png"): tmp_path / "out" / "good.gradcam.png"}
+
+
+@pytest.mark.usefixtures("titles")
+def test_pictures_mirror_the_folders_below_the_common_one(
+    explain: Callable[..., Explanations], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.explain.overlay.draw", lambda *arguments: arguments[-1].touch())
+    names = ["x.png", "x.bmp", "a/x.png", "a/b/x.png", "a/b/x.jpg"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(images / "red" / "00.png").convert("RGB").save(tmp_path / "in" / name)
+    monkeypatch.chdir(tmp_path / "in" / "a")
+    done = explain([Path("..", name) for name in names[:2]] + [Path(name[2:]) for name in names[2:]])
+    out = tmp_path / "out"
+    assert list(done.pictures.values()) == [
+        *(out / "x.gradcam.png", out / "x.gradcam.2.png", out / "a" / "x.gradcam.png"),
+        *(out / "a" / "b" / "x.gradcam.png", out / "a" / "b" / "x.gradcam.2.png"),
+    ]
+    assert all(path.is_file() for path in done.pictures.values())
+    within = explain([Path("b/x.png"), Path("b/x.jpg")])
+    assert list(within.pictures.values()) == [out / "x.gradcam.png", out / "x.gradcam.2.png"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pictures_are_told_from_images_by_their_names(method: str) -> None:
+    for end in (".png", ".2.png", ".17.png"):
+        assert is_picture(Path(f"some/a.b.{method}{end}"))
+    assert not any(
+        is_picture(Path(f"{method}/{name}")) for name in ("a.png", f"{method}.png", f"a.{method}.jpg")
+    )
 
 
 @pytest.mark.parametrize("name", ["n" * 245, "a\nb", os.fsdecode(b"caf\xe9"), "猫" * 80])
@@ -151,7 +188,7 @@ def test_a_file_may_have_any_name(
 ) -> None:
     path = tmp_path / f"{name}.png"
     shutil.copy(images / "red" / "00.png", path)
-    assert explain([path]) == []
+    assert explain([path]).unreadable == {}
     ((picture, _),) = titles.items()
     (tmp_path / picture).touch()
     picture.encode()
