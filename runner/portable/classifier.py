@@ -81,9 +81,9 @@ class Classifier:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise ModelError(f"{folder} holds no model of this version ({_one_line(error)}).") from None
 
-    def load_image(self, file: Path | str | BinaryIO) -> Tensor:
-        """An image file, transformed: uint8, 3 × crop × crop. Raises as `open_rgb` does."""
-        return self.transform_image(open_rgb(file))
+    def load_image(self, file: Path | str | BinaryIO, max_pixels: int | None = None) -> Tensor:
+        """An image file, transformed: uint8, 3 × crop × crop. Arguments and errors are those of `open_rgb`."""
+        return self.transform_image(open_rgb(file, max_pixels))
 
     def transform_image(self, image: Image.Image) -> Tensor:
         """An upright RGB image, transformed: uint8, 3 × crop × crop."""

@@ -35,17 +35,21 @@ TRANSPOSITIONS = {
 """What makes an image upright, by its EXIF orientation."""
 
 
-def open_rgb(file: Path | str | BinaryIO) -> Image.Image:
+def open_rgb(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.Image:
     """Decode an image into 8-bit RGB and apply its EXIF orientation.
 
     Gray, palette and CMYK images are converted. Transparency is placed on white. 16-bit and floating-point values
     are scaled to 8 bits.
 
+    Args:
+        file: Its path or content.
+        max_pixels: A larger image is refused before it is decoded. Without a limit, Pillow's holds (179 million).
+
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: As Pillow does for a file that is not a
-            complete image.
+            complete image; ValueError for one that is too large or too thin.
     """
-    return _to_rgb(_decode(file))
+    return _to_rgb(_decode(file, max_pixels))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -54,10 +58,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return _to_rgb(_upright(image))
 
 
-def _decode(file: Path | str | BinaryIO) -> Image.Image:
+def _decode(file: Path | str | BinaryIO, max_pixels: int | None) -> Image.Image:
     """The image, upright. If metadata are the reason why it cannot be decoded, it is decoded without them."""
     try:
-        return _decode_with_metadata(file)
+        return _decode_with_metadata(file, max_pixels)
     except (Image.DecompressionBombError, PermissionError):
         raise
     except Exception:  # Pillow's plugins raise almost anything
@@ -65,13 +69,15 @@ def _decode(file: Path | str | BinaryIO) -> Image.Image:
         if pixels is None:
             raise
         with suppress(Exception):  # the first error tells more
-            return _decode_with_metadata(io.BytesIO(pixels))
+            return _decode_with_metadata(io.BytesIO(pixels), max_pixels)
         raise
 
 
-def _decode_with_metadata(file: Path | str | BinaryIO) -> Image.Image:
+def _decode_with_metadata(file: Path | str | BinaryIO, max_pixels: int | None) -> Image.Image:
     with Image.open(file) as image:
         _check_shape(image)
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            raise ValueError(f"it has {image.width * image.height:,} pixels, more than {max_pixels:,}")
         image.load()
         return _upright(image)
 

@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 from base64 import b64decode
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,6 +183,29 @@ def test_mlflow_loads_it_without_the_runner(packaged: Path, files: list[Path], a
 @pytest.mark.slow
 def test_it_takes_its_own_input_example(answers: Any) -> None:
     assert [set(row) for row in answers["example"]] == [{"top"}]
+
+
+def test_a_request_is_decoded_batch_by_batch() -> None:
+    from runner.portable.serve import ServedClassifier
+
+    events: list[object] = []
+
+    class Fake:
+        def load_image(self, _file: object, max_pixels: int) -> Tensor:
+            events.append(max_pixels)
+            return torch.zeros(3, 2, 2)
+
+        def top_k(self, images: Tensor, count: int) -> list[list[tuple[str, float]]]:
+            events.append((len(images), count))
+            return [[("red", 1.0)]] * len(images)
+
+    served = ServedClassifier()
+    served.classifier, served.decoding, served.batch_size = Fake(), threading.Lock(), 8
+    served.max_images, served.max_pixels = 19, 77
+    answer = served.predict(None, {"image": ["aaaa"] * 19}, {"top": 2})
+    assert answer == [{"top": [{"class": "red", "probability": 1.0}]}] * 19
+    assert events == [*[77] * 8, (8, 2), *[77] * 8, (8, 2), *[77] * 3, (3, 2)]
+    assert served.predict(None, {"image": []}) == []
 
 
 # Logging

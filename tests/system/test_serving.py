@@ -23,6 +23,9 @@ from trained import TrainedRun
 from runner import load_model
 from runner.serving.predictor import LoadedModel
 
+MOST_IMAGES, MOST_PIXELS = 20, 200 * 100
+"""Limits of the server here."""
+
 Rows = list[list[tuple[str, float]]]
 
 
@@ -40,6 +43,8 @@ def address(trained_run: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": f"sqlite:///{trained_run.folder / 'mlruns' / 'mlflow.db'}",
+        "RUNNER_SERVE_MAX_IMAGES": str(MOST_IMAGES),
+        "RUNNER_SERVE_MAX_PIXELS": str(MOST_PIXELS),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # as in an activated environment
     }
     words = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/small@champion"]
@@ -150,22 +155,40 @@ def bomb() -> str:
         ("ä", "Image 1 "),
         (b64encode(b"no image").decode(), "Image 1 is not an image"),
         ("bomb", "Image 1 cannot be decoded (Image size (400000000 pixels) exceeds limit"),
+        ("large", "Image 1 cannot be decoded (it has 20,200 pixels, more than 20,000)."),
         ("cut", "Image 1 cannot be decoded ("),
         ("", "Image 1 "),
     ],
-    ids=["no base64", "no ascii", "no image", "bomb", "cut", "nothing"],
+    ids=["no base64", "no ascii", "no image", "bomb", "large", "cut", "nothing"],
 )
 def test_the_sentence_names_the_image_and_nothing_else(
     address: str, files: list[Path], image: str, sentence: str
 ) -> None:
     """MLflow itself would put the whole request, megabytes of base64, in front of it."""
-    text = {"bomb": bomb, "cut": lambda: encoded(files[0])[:400]}.get(image, lambda: image)()
+    made = {"bomb": bomb, "large": lambda: blank(101), "cut": lambda: encoded(files[0])[:400]}
+    text = made.get(image, lambda: image)()
     status, answer = post(address, {"inputs": {"image": [encoded(files[0]), text]}})
     assert status == 400
     message = json.loads(answer)["message"]
     assert message.startswith(sentence)
     assert len(message) < 300
     assert "BytesIO" not in answer
+
+
+def blank(height: int) -> str:
+    """A white image of that height and 200 pixels' width."""
+    file = io.BytesIO()
+    Image.new("L", (200, height), "white").save(file, "png")
+    return b64encode(file.getvalue()).decode()
+
+
+def test_the_largest_request_is_answered_and_a_larger_one_refused(address: str, files: list[Path]) -> None:
+    texts = [blank(100)] * MOST_IMAGES
+    assert len(answered(post(address, {"inputs": {"image": texts}}))) == MOST_IMAGES
+    status, answer = post(address, {"inputs": {"image": [*texts, encoded(files[0])]}})
+    assert status == 400
+    message = json.loads(answer)["message"]
+    assert message == f"The request holds 21 images, more than {MOST_IMAGES}; send several requests."
 
 
 @pytest.mark.parametrize(
