@@ -83,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
         words = _settings(original, args)
         experiment, _ = parse_settings(words)
         check_weights(experiment.model)
+        original.check_weights(experiment)
         original.check_images(experiment, terminal)
         terminal.line(f"Reproducing run {label(run)} of {experiment.name}", style="bold")
         known_changes = environment_changes(then, _current_environment(then))

@@ -54,7 +54,7 @@ def predictions_csv(correct: set[int], images: range, classes: int = 4) -> str:
     writer.writerow(COLUMNS)
     for image in images:
         label = f"class {image % classes}"
-        predicted, rank = (label, 0) if image in correct else ("other", 3)
+        predicted, rank = (label, 1) if image in correct else ("other", 4)
         writer.writerow([f"{label}/{image}.png", f"{image:040x}", label, predicted, 0.9, 0.9, rank])
     return text.getvalue()
 
@@ -262,6 +262,11 @@ def test_notes_name_unfinished_runs_and_different_images(add: Add, command: Comm
     _, out, _ = command("known 1", "known 2")
     assert f"not finished: {failed[:8]} (failed)" in out
     assert "the runs differ in images or split" in out
+    assert "pretrained weights" not in out
+    for name in "ab":
+        add(f"weights {name}", tags={"runner.manifest": "a", "runner.weights": name})
+    _, out, _ = command("weights a", "weights b")
+    assert "the runs differ in the content of their pretrained weights" in out
 
 
 def test_names_on_the_page_are_escaped(add: Add, command: Command, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torchvision
 from commands import command, one_sentence, runner
 from pictures import draw
@@ -140,6 +141,16 @@ def test_other_weights_are_noted(
     out = capfd.readouterr().out
     assert "different: " in out
     assert "the frozen weights differ" in out
+
+
+def test_weights_that_are_known_to_be_others_are_refused(
+    original: Original, refused: Refused, tmp_path: Path
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file({"features.0.weight": torch.zeros(1)}, weights)
+    original.client.set_tag(original.run_id, "runner.weights", "0" * 64)
+    sentence = refused([*original.words, "--model.weights", str(weights)])
+    assert f"{weights} does not hold the weights that run {original.run_id[:8]}" in sentence
 
 
 def test_a_training_that_fails_gives_its_exit_status(

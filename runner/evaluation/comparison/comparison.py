@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.config.identity import Identity
 from runner.evaluation.metrics import metric_of
 from runner.evaluation.significance import ALPHA, McNemarResult
 from runner.utils.csv_text import to_csv
@@ -38,8 +39,8 @@ class ComparedRun:
     """Seconds since 1970."""
     seconds: float | None
     """Duration; None while it runs."""
-    manifest: str
-    """Digest of its images and their splits; empty if unknown."""
+    identity: Identity
+    """Of its experiment."""
     settings: dict[str, str]
     metrics: dict[str, float]
     """Latest value of each metric, by name."""
@@ -114,12 +115,13 @@ def differing_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None
     return {name: values for name, values in all_settings(runs).items() if len(set(values)) > 1}
 
 
-def runs_with_same_settings(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
-    """Groups of runs with the same settings, unless one group has all runs."""
-    groups: dict[tuple[tuple[str, str], ...], list[ComparedRun]] = {}
+def runs_of_same_experiment(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    """Groups of runs of the same experiment, unless one group has all runs."""
+    groups: list[list[ComparedRun]] = []
     for run in runs:
-        groups.setdefault(tuple(sorted(run.settings.items())), []).append(run)
-    return [group for group in groups.values() if 1 < len(group) < len(runs)]
+        group = next((group for group in groups if not group[0].identity.changes(run.identity)), None)
+        groups.append([run]) if group is None else group.append(run)
+    return [group for group in groups if 1 < len(group) < len(runs)]
 
 
 def metric_rows(runs: Sequence[ComparedRun], objective: Direction | None = None) -> list[MetricRow]:

@@ -7,16 +7,18 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.config.identity import Identity
 from runner.evaluation.comparison.comparison import (
     CURVES,
     ComparedRun,
     Direction,
     PairedTest,
     Point,
-    runs_with_same_settings,
+    runs_of_same_experiment,
 )
 from runner.evaluation.comparison.page import MOST_CURVES
 from runner.evaluation.metrics import METRICS
@@ -111,7 +113,7 @@ def read_run(client: MlflowClient, run: RunInfo) -> ComparedRun:
         status=info.status,
         began=began,
         seconds=info.end_time / 1000 - began if info.end_time else None,
-        manifest=data.tags.get("runner.manifest", ""),
+        identity=Identity.of_run(data.params, data.tags),
         settings=dict(data.params),
         metrics=dict(data.metrics),
         curves={name: read_curve(client, run.run_id, name) for name in CURVES if name in data.metrics},
@@ -160,10 +162,13 @@ def comparison_notes(runs: Sequence[ComparedRun], tests: Sequence[PairedTest]) -
     notes = []
     if unfinished := [f"{run.short_id} ({run.status.lower()})" for run in runs if run.status != "FINISHED"]:
         notes.append(f"not finished: {', '.join(unfinished)}")
-    if len({run.manifest for run in runs if run.manifest}) > 1:
+    pairs = list(combinations((run.identity for run in runs), 2))
+    if any(one.has_other_images(other) for one, other in pairs):
         notes.append("the runs differ in images or split, so their metrics are not of the same images")
-    for group in runs_with_same_settings(runs):
-        notes.append(f"identical settings: {', '.join(run.short_id for run in group)}")
+    if any(one.has_other_weights(other) for one, other in pairs):
+        notes.append("the runs differ in the content of their pretrained weights")
+    for group in runs_of_same_experiment(runs):
+        notes.append(f"the same experiment: {', '.join(run.short_id for run in group)}")
     if len(runs) > MOST_CURVES:
         notes.append(f"the plot shows the first {MOST_CURVES} of {len(runs)} runs")
     for test in tests:

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from compared_runs import compared_run
 
+from runner.config.identity import Identity
 from runner.evaluation.comparison.comparison import (
     Comparison,
     PairedTest,
     differing_settings,
     metric_rows,
-    runs_with_same_settings,
+    runs_of_same_experiment,
     to_json,
 )
 from runner.evaluation.comparison.tables import (
@@ -49,10 +50,13 @@ def test_numbers_are_rounded_unless_they_would_look_the_same() -> None:
     ]
 
 
-def test_runs_with_the_same_settings_are_grouped() -> None:
-    runs = [compared_run(name, settings={"x": value}) for name, value in (("a", "1"), ("b", "2"), ("c", "1"))]
-    assert [[run.run_id for run in group] for group in runs_with_same_settings(runs)] == [["a", "c"]]
-    assert runs_with_same_settings(runs[:1] + runs[2:]) == []
+def test_runs_of_the_same_experiment_are_grouped() -> None:
+    settings = ({"x": "1", "cache": "here"}, {"x": "2"}, {"x": "1", "cache": "elsewhere"})
+    runs = [compared_run(name, settings=each) for name, each in zip("abc", settings, strict=True)]
+    assert [[run.run_id for run in group] for group in runs_of_same_experiment(runs)] == [["a", "c"]]
+    assert runs_of_same_experiment(runs[:1] + runs[2:]) == []
+    on_images = [compared_run(digest, identity=Identity(manifest=digest)) for digest in ("a", "b")]
+    assert runs_of_same_experiment([*on_images, on_images[1]]) == [[on_images[1], on_images[1]]]
 
 
 def test_the_best_value_depends_on_the_direction() -> None:
