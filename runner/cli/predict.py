@@ -26,7 +26,7 @@ from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
-from runner.utils.text import printable
+from runner.utils.text import printable, valid_unicode
 
 if TYPE_CHECKING:
     from runner.serving.predictor import Prediction
@@ -102,7 +102,8 @@ def _print_json(predictions: Sequence[Prediction], names: dict[str, str], pictur
         for item in row["top"] if names else ():
             item["name"] = names[item["class"]]
         if row["path"] in pictures:
-            row["picture"] = str(pictures[row["path"]])
+            row["picture"] = valid_unicode(str(pictures[row["path"]]))
+        row["path"] = valid_unicode(row["path"])
     print(json.dumps(rows, ensure_ascii=False))
 
 
@@ -111,7 +112,7 @@ def _print_csv(predictions: Sequence[Prediction], names: dict[str, str]) -> None
     writer.writerow(["path", "rank", "class", "probability"])
     for prediction in predictions:
         writer.writerows(
-            [prediction.path, rank, names.get(item.name, item.name), f"{item.probability:.6f}"]
+            [valid_unicode(prediction.path), rank, names.get(item.name, item.name), f"{item.probability:.6f}"]
             for rank, item in enumerate(prediction.top, 1)
         )
 

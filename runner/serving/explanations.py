@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from runner.explain.methods import METHODS
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.text import did_you_mean
+from runner.utils.text import did_you_mean, valid_unicode
 
 if TYPE_CHECKING:
     from runner.serving.predictor import DecodedBatch, LoadedModel
@@ -142,7 +142,7 @@ def _target_index(model: LoadedModel, target: str, path: Path, predicted: int) -
 
 def _class_of_folder(model: LoadedModel, path: Path) -> str | None:
     """The name of a file's folder if it is a class. For a symbolic link it is the folder of the link."""
-    name = path.absolute().parent.name
+    name = valid_unicode(path.absolute().parent.name)
     return name if name in model.classes else None
 
 

@@ -67,6 +67,21 @@ def test_text_shows_the_model_and_the_most_probable_classes(
     assert out.splitlines() == ["a test model, 3 classes", "", str(files[0]), *classes]
 
 
+def test_names_that_are_not_utf8_are_valid_in_every_output(
+    predict: Command, files: list[Path], tmp_path: Path
+) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff.png")
+    odd.parent.mkdir()
+    shutil.copy(files[0], odd)
+    shown = str(tmp_path / r"caf\xe9" / r"\xff.png")
+    assert shown in predict(odd)[1]
+    assert json.loads(predict(odd, "--json")[1])[0]["path"] == shown
+    assert predict(odd, "--csv", "--top", "1")[1].splitlines()[1].startswith(f"{shown},1,")
+    status, out, err = predict(odd.parent / os.fsdecode(b"none\xe9.png"))
+    assert (status, out) == (2, "")
+    assert r"caf\xe9/none\xe9.png" in err
+
+
 def test_json_is_all_of_the_standard_output(predict: Command, model: LoadedModel, files: list[Path]) -> None:
     status, out, err = predict(*files, "--json", "--top", "2")
     assert status == 0
