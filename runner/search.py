@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
     with accelerator.local_main_process_first():
-        manifest = preflight.check(plan.baseline, Terminal(enabled=accelerator.is_main_process))
+        terminal = Terminal(enabled=accelerator.is_main_process)
+        manifest = preflight.check(plan.baseline, terminal, plan.objective)
     with open_session(plan.on_images(manifest.digest), accelerator, role) as session:
         if role.runs_trials:
             Worker(session, lambda: bool(stop_requests), SharedSetup(manifest)).run()

@@ -62,14 +62,17 @@ def train_head(
 
 
 def script_validation(
-    monkeypatch: pytest.MonkeyPatch, top1: Sequence[float], balanced_accuracy: Sequence[float] = ()
+    monkeypatch: pytest.MonkeyPatch,
+    top1: Sequence[float],
+    balanced_accuracy: Sequence[float] = (),
+    losses: Sequence[float] = (),
 ) -> None:
     """Let validation return these scores, one per epoch. There are no scores for further epochs."""
-    pairs = iter(zip(top1, balanced_accuracy or top1, strict=True))
+    scripted = iter(zip(top1, balanced_accuracy or top1, losses or [1.0] * len(top1), strict=True))
 
     def next_scores(*_: object) -> Scores:
-        first, balanced = next(pairs)
-        values = {"top1": first, "top5": 1.0, "balanced_accuracy": balanced, "loss": 1.0}
+        first, balanced, loss = next(scripted)
+        values = {"top1": first, "top5": 1.0, "balanced_accuracy": balanced, "loss": loss}
         return Scores(values, images=100, hits1=round(first * 100), hits5=100)
 
     monkeypatch.setattr(runner.training.loop, "compute_scores", next_scores)

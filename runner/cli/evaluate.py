@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
-from runner.evaluation.metrics import METRICS
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
@@ -132,13 +131,13 @@ def _print_scores(
         }
         print(json.dumps(result))
         return
-    labels = (metric.label for metric in METRICS.values())
-    header = ("checkpoint", "epoch", "images", "correct", "in top 5", *labels)
+    metrics = evaluations[0].predictions.scores.shown if evaluations else []
+    header = ("checkpoint", "epoch", "images", "correct", *(metric.label for metric in metrics))
     rows = []
     for evaluation in evaluations:
         scores = evaluation.predictions.scores
-        counts = (evaluation.epoch, scores.images, scores.hits1, scores.hits5)
-        values = (f"{value:.4f}" for value in scores.values.values())
+        counts = (evaluation.epoch, scores.images, scores.hits1)
+        values = (f"{scores[metric.name]:.4f}" for metric in metrics)
         rows.append((evaluation.checkpoint, *(f"{count:,}" for count in counts), *values))
     terminal.table(f"Run {run.run_id[:8]} ({run.name}) on its {args.split} split", header, rows)
 

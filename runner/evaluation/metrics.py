@@ -40,6 +40,8 @@ class Metric:
     resampled: Callable[[np.ndarray], np.ndarray] | None = None
     """Values of bootstrap resamples, from their images by class and rank: resamples × classes × 3, where the last axis
     counts rank 0, ranks 1 to 4, and the rest. None: reports give no interval."""
+    min_classes: int = 2
+    """With fewer classes it is the same for every model: it is recorded, but not shown."""
 
     @property
     def sign(self) -> int:
@@ -59,6 +61,7 @@ def _top_k(k: int, levels: int) -> Metric:
         direction="maximize",
         compute=lambda results, labels: int((results[:, RANK] < k).sum()) / len(results),
         resampled=lambda counts: counts[:, :, :levels].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
+        min_classes=k + 1,
     )
 
 
@@ -110,6 +113,11 @@ def metric_of(metric_key: str) -> Metric | None:
     return METRICS.get(metric_key.rpartition("/")[2])
 
 
+def shown_metrics(classes: int) -> list[Metric]:
+    """The metrics in which models of so many classes can differ; all if it is 0, not known."""
+    return [metric for metric in METRICS.values() if not classes or classes >= metric.min_classes]
+
+
 @dataclass(frozen=True)
 class Scores:
     """The metrics of a model on a split."""
@@ -121,6 +129,13 @@ class Scores:
     """Images whose true class ranks first."""
     hits5: int
     """Images whose true class is among the first five."""
+    classes: int = 0
+    """Classes of the model; 0: not known."""
+
+    @property
+    def shown(self) -> list[Metric]:
+        """The metrics in which models of so many classes can differ, in the order of `METRICS`."""
+        return shown_metrics(self.classes)
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]
@@ -131,13 +146,14 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """A flat dictionary for JSON."""
-        return {**self.values, "images": self.images, "hits1": self.hits1, "hits5": self.hits5}
+        counts = {"images": self.images, "hits1": self.hits1, "hits5": self.hits5, "classes": self.classes}
+        return {**self.values, **counts}
 
     @classmethod
     def from_dict(cls, flat: Mapping[str, Any]) -> Scores:
         """The inverse of `to_dict`. Raises KeyError if an entry is missing."""
         values = {name: flat[name] for name in METRICS}
-        return cls(values, flat["images"], flat["hits1"], flat["hits5"])
+        return cls(values, flat["images"], flat["hits1"], flat["hits5"], flat.get("classes", 0))
 
 
 def sample_results(logits: Tensor, labels: Tensor) -> Tensor:
@@ -190,12 +206,13 @@ def gather(indices: Sequence[int], rows: Tensor, total: int, accelerator: Accele
     return gathered[:, 1:]
 
 
-def compute_scores(results: Tensor, labels: Sequence[int]) -> Scores:
+def compute_scores(results: Tensor, labels: Sequence[int], classes: int) -> Scores:
     """All metrics of a split.
 
     Args:
         results: n × 3, as `sample_results` returns them, in the order of `labels`.
         labels: The n true class indices.
+        classes: Number of classes of the model.
     """
     import torch
 
@@ -206,6 +223,7 @@ def compute_scores(results: Tensor, labels: Sequence[int]) -> Scores:
         images=len(labels),
         hits1=int((rank == 0).sum()),
         hits5=int((rank < TOP_K).sum()),
+        classes=classes,
     )
 
 
@@ -213,4 +231,5 @@ def scores_from_logits(logits: Tensor, labels: Sequence[int]) -> Scores:
     """All metrics of a split, from its logits (n × classes) and n class indices."""
     import torch
 
-    return compute_scores(sample_results(logits, torch.tensor(labels, device=logits.device)), labels)
+    results = sample_results(logits, torch.tensor(labels, device=logits.device))
+    return compute_scores(results, labels, logits.shape[1])

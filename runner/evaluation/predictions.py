@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from runner.data.manifest import Manifest
 
-COLUMNS = ("path", "digest", "true", "predicted", "probability", "true_probability", "rank")
+COLUMNS = ("path", "digest", "true", "predicted", "probability", "true_probability", "true_rank")
+"""Header of predictions.csv. `true_rank` is the rank of the true class, from 1, as all ranks in tables are."""
+FIRST_RANK = {"true_rank": 1, "rank": 0}
+"""What the last column calls the first rank; earlier versions wrote `rank`, from 0."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -79,7 +82,7 @@ class Predictions:
     @cached_property
     def scores(self) -> Scores:
         """All metrics."""
-        return compute_scores(self.sample_results, self.labels.tolist())
+        return compute_scores(self.sample_results, self.labels.tolist(), len(self.classes))
 
     @cached_property
     def finite(self) -> np.ndarray:
@@ -98,7 +101,7 @@ class Predictions:
 
     @cached_property
     def ranks(self) -> np.ndarray:
-        """The rank of the true class, int64; 0 is correct.
+        """The rank of the true class from 0, int64; 0 is correct.
 
         An infinite rank becomes the number of classes, or 5 if that is more, so that it is in no top k.
         """
@@ -132,7 +135,7 @@ class Predictions:
                     self.classes[self.predicted[index]],
                     f"{self.confidence[index]:.6f}",
                     f"{self.true_probability[index]:.6f}",
-                    self.ranks[index],
+                    self.ranks[index] + FIRST_RANK[COLUMNS[-1]],
                 )
                 for index, (path, digest) in enumerate(zip(self.paths, self.digests, strict=True))
             ),
@@ -150,12 +153,12 @@ class PredictionRow:
     probability: float
     """Of the predicted class; NaN if the logits were not finite."""
     rank: int
-    """Of the true class."""
+    """Of the true class, from 1."""
 
     @property
     def correct(self) -> bool:
         """Whether the true class ranks first."""
-        return self.rank == 0
+        return self.rank == 1
 
 
 def read_predictions(text: str) -> list[PredictionRow]:
@@ -169,13 +172,14 @@ def read_predictions(text: str) -> list[PredictionRow]:
     """
     try:
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        if tuple(header) != COLUMNS:
+        if header[:-1] != [*COLUMNS[:-1]] or header[-1] not in FIRST_RANK:
             raise ValueError(header)
+        offset = 1 - FIRST_RANK[header[-1]]
         predictions = [
-            PredictionRow(path, digest, true, predicted, float(probability), int(rank))
+            PredictionRow(path, digest, true, predicted, float(probability), int(rank) + offset)
             for path, digest, true, predicted, probability, _, rank in rows
         ]
-        if any(row.rank < 0 or row.probability < 0 or row.probability > 1 for row in predictions):
+        if any(row.rank < 1 or row.probability < 0 or row.probability > 1 for row in predictions):
             raise ValueError("out of range")
     except (ValueError, csv.Error):
         raise UserError("The table of predictions was not written by the runner.") from None

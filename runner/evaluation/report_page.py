@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.evaluation import html, plots
 from runner.evaluation.explanation_checks import CheckResult
-from runner.evaluation.metrics import METRICS
+from runner.evaluation.metrics import shown_metrics
 from runner.evaluation.predictions import Predictions
 from runner.evaluation.statistics import TEMPERATURES, Analysis, topk_accuracy
 from runner.utils.atomic_files import write_text
@@ -59,7 +59,7 @@ def write_page(content: ReportContent, folder: Path) -> None:
         "report.html.jinja",
         **vars(content),
         folder=folder,
-        metrics=METRICS,
+        metrics=shown_metrics(len(predictions.classes)),
         most_pairs=MOST_PAIRS,
         invalid=int((~predictions.finite).sum()),
         classes_by_recall=plots.by_recall(analysis.classes),

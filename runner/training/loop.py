@@ -159,14 +159,19 @@ def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tenso
     """Scores and sample results of the validation split."""
     inference = Inference(state.model, state.accelerator, data.batch_size)
     sample_results = inference.sample_results(data.val.load(epoch), data.val.labels)
-    scores = compute_scores(sample_results, data.val.labels)
+    scores = compute_scores(sample_results, data.val.labels, len(state.model.spec.classes))
     _check_finite("validation", scores["loss"], state)
     return scores, sample_results
 
 
 def _is_best(scores: Scores, state: FitState) -> bool:
+    """Whether an epoch is better than all before, or as good with a lower loss."""
     metric = METRICS[state.experiment.train.best]
-    return all(metric.better(scores[metric.name], than=before.val[metric.name]) for before in state.history)
+
+    def quality(scores: Scores) -> tuple[float, float]:
+        return metric.sign * scores[metric.name], -scores["loss"]
+
+    return all(quality(scores) > quality(before.val) for before in state.history)
 
 
 def _check_finite(which: str, loss: float, state: FitState) -> None:

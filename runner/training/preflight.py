@@ -5,13 +5,35 @@ from __future__ import annotations
 from runner.config.schema import Experiment
 from runner.config.validation import check_weights
 from runner.data.manifest import Manifest, build_manifest
+from runner.evaluation.metrics import METRICS, shown_metrics
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 
 
-def check(experiment: Experiment, terminal: Terminal) -> Manifest:
-    """Check weights and images, and return the images. New ones are scanned, and the scan is saved.
+def check(experiment: Experiment, terminal: Terminal, objective: str = "") -> Manifest:
+    """Check weights, images and metrics, and return the images. New ones are scanned, and the scan is saved.
+
+    Args:
+        experiment: What to check.
+        terminal: Shows the progress of a scan.
+        objective: Metric that a study optimizes.
 
     Raises `UserError` for what cannot work.
     """
     check_weights(experiment.model)
-    return build_manifest(experiment, terminal)
+    manifest = build_manifest(experiment, terminal)
+    for setting, name in (("train.best", experiment.train.best), ("--objective", objective)):
+        if name:
+            check_metric(setting, name, len(manifest.classes))
+    return manifest
+
+
+def check_metric(setting: str, name: str, classes: int) -> None:
+    """Check that models of so many classes can differ in the metric that a setting names. Raises `UserError`."""
+    metric = METRICS[name]
+    if classes < metric.min_classes:
+        others = " or ".join(each.name for each in shown_metrics(classes) if each.sign > 0)
+        raise UserError(
+            f"{setting} is {name}, but {metric.label} is the same for every model of {classes} classes; choose"
+            f" {others}."
+        )

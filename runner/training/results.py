@@ -33,7 +33,7 @@ class EpochResult:
     images_per_second: float
     """Of training alone."""
     best: bool
-    """Better than all epochs before, by the validation metric that `train.best` names."""
+    """Better than all epochs before, by the validation metric that `train.best` names; ties go to the lower loss."""
     lr_reduced: bool
     """The schedule reduced the learning rate at the end of the epoch."""
     skipped_steps: int = 0

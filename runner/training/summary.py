@@ -9,15 +9,13 @@ from collections.abc import Sequence
 
 from runner.config.schema import Experiment
 from runner.data.manifest import SPLITS
-from runner.evaluation.metrics import METRICS, Scores
+from runner.evaluation.metrics import Scores
 from runner.features.cache import MissingFeatures
 from runner.tracking.tracker import Tracker
 from runner.training.devices import describe_device
 from runner.training.results import EpochResult, RunResult
 from runner.training.setup import Setup
 from runner.utils.console import Terminal, format_bytes, format_duration
-
-LABELS = tuple(metric.label for metric in METRICS.values())
 
 
 def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
@@ -67,16 +65,17 @@ def print_result(result: RunResult, terminal: Terminal) -> None:
         ("test, last checkpoint", last.number, result.last),
     ]
     cells = [(what, str(epoch), f"{scores.images:,}", *_values(scores)) for what, epoch, scores in rows]
-    terminal.table("Result", ("", "epoch", "images", *LABELS), cells)
+    terminal.table("Result", ("", "epoch", "images", *(metric.label for metric in best.val.shown)), cells)
 
 
 def print_seeds(results: Sequence[RunResult], terminal: Terminal) -> None:
     """Print mean and standard deviation of the test scores over several training seeds."""
-    rows = []
+    rows, metrics = [], results[0].best.shown
     for which in ("best", "last"):
-        spreads = [mean_and_sd([getattr(result, which)[metric] for result in results]) for metric in METRICS]
+        spreads = [mean_and_sd([getattr(result, which)[each.name] for result in results]) for each in metrics]
         rows.append((f"test, {which} checkpoint", *(f"{mean:.4f} ± {sd:.4f}" for mean, sd in spreads)))
-    terminal.table(f"Mean ± sd of {len(results)} training seeds", ("", *LABELS), rows)
+    header = ("", *(metric.label for metric in metrics))
+    terminal.table(f"Mean ± sd of {len(results)} training seeds", header, rows)
 
 
 def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
@@ -101,7 +100,7 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _values(scores: Scores) -> list[str]:
-    return [f"{scores[metric]:.4f}" for metric in METRICS]
+    return [f"{scores[metric.name]:.4f}" for metric in scores.shown]
 
 
 def _split(setup: Setup) -> str:

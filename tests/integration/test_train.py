@@ -85,10 +85,10 @@ def test_a_run_holds_its_test_scores(finished: tuple[Path, list[str], Any, Any])
         }
         assert figures[f"test/{which}/top5"] == 1, "there are three classes"
         assert 0 <= figures[f"test/{which}/top1"] <= 1
-    history = client.get_metric_history(run.info.run_id, "val/top1")
-    assert figures["val/best/top1"] == max(each.value for each in history)
-    first_best = max(history, key=lambda each: (each.value, -each.step))
-    assert figures["best_epoch"] == first_best.step
+    top1, loss = (client.get_metric_history(run.info.run_id, f"val/{name}") for name in ("top1", "loss"))
+    best = max(zip(top1, loss, strict=True), key=lambda epoch: (epoch[0].value, -epoch[1].value))
+    assert [figures[name] for name in ("val/best/top1", "val/best/loss")] == [each.value for each in best]
+    assert figures["best_epoch"] == best[0].step
 
 
 def test_a_run_holds_its_files(finished: tuple[Path, list[str], Any, Any]) -> None:

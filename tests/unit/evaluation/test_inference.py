@@ -46,7 +46,8 @@ def test_scores_are_the_same_for_one_image_at_a_time(accelerator: Accelerator) -
     inference = Inference(network, accelerator, 8)
 
     def scores(values: Tensor, labels: list[int]) -> Scores:
-        return compute_scores(inference.sample_results(TensorFeatures(values), labels), labels)
+        results = inference.sample_results(TensorFeatures(values), labels)
+        return compute_scores(results, labels, len(network.spec.classes))
 
     values, labels = separable_features()
     whole = scores(values, labels)

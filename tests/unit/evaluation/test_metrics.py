@@ -153,6 +153,14 @@ class TestScores:
         with pytest.raises(KeyError):
             Scores.from_dict({"top1": 1.0, "images": 4})
 
+    @pytest.mark.parametrize(("classes", "top5"), [(3, False), (5, False), (6, True)])
+    def test_top5_is_not_shown_where_it_is_1_for_every_model(self, classes: int, top5: bool) -> None:
+        scores = scores_of(torch.eye(classes), [*range(classes)])
+        assert ("top5" in [metric.name for metric in scores.shown]) is top5
+        assert scores["top5"] == 1, "it is recorded"
+        earlier = {name: value for name, value in scores.to_dict().items() if name != "classes"}
+        assert len(Scores.from_dict(earlier).shown) == 4, "records of earlier versions have no classes"
+
     def test_half_precision_logits_are_evaluated_in_double_precision(self) -> None:
         results = sample_results(torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16), torch.tensor([1]))
         assert results.dtype == torch.float64

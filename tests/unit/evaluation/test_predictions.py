@@ -20,6 +20,7 @@ from runner.evaluation.predictions import COLUMNS, PredictionRow, Predictions, r
 from runner.utils.errors import UserError
 
 HEADER = ",".join(COLUMNS) + "\r\n"
+FORMER_HEADER = HEADER.replace("true_rank", "rank")
 
 
 class TestPredictions:
@@ -86,9 +87,9 @@ class TestTable:
     def test_rows(self) -> None:
         case = predictions_of([[0, math.log(3)], [0, math.log(4)]], [0, 1], ("no", "yes"))
         header, first, second, end = case.to_csv().split("\r\n")
-        assert header == "path,digest,true,predicted,probability,true_probability,rank"
-        assert first == f"0000.png,{0:064x},no,yes,0.750000,0.250000,1"
-        assert second == f"0001.png,{1:064x},yes,yes,0.800000,0.800000,0"
+        assert header == "path,digest,true,predicted,probability,true_probability,true_rank"
+        assert first == f"0000.png,{0:064x},no,yes,0.750000,0.250000,2"
+        assert second == f"0001.png,{1:064x},yes,yes,0.800000,0.800000,1"
         assert end == ""
 
     def test_odd_names_survive(self, tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ class TestTable:
             assert row.true == named.classes[named.labels[index]]
             assert row.predicted == named.classes[named.predicted[index]]
             assert row.probability == pytest.approx(named.confidence[index], abs=1e-6, nan_ok=True)
-            assert (row.rank, row.correct) == (named.ranks[index], named.correct[index])
+            assert (row.rank, row.correct) == (named.ranks[index] + 1, named.correct[index])
 
     @pytest.mark.parametrize(
         "text",
@@ -125,10 +126,11 @@ class TestTable:
             "",
             "path,class,split,size,digest\r\n",
             HEADER + "a,b,c\r\n",
-            HEADER + "a,b,c,d,much,0.1,0\r\n",
+            HEADER + "a,b,c,d,much,0.1,1\r\n",
             HEADER + "a,b,c,d,0.9,0.1,first\r\n",
-            HEADER + "a,b,c,d,1.5,0.1,0\r\n",
-            HEADER + "a,b,c,d,0.5,0.1,-1\r\n",
+            HEADER + "a,b,c,d,1.5,0.1,1\r\n",
+            HEADER + "a,b,c,d,0.5,0.1,0\r\n",
+            FORMER_HEADER + "a,b,c,d,0.5,0.1,-1\r\n",
             HEADER + '"a,b,c,d,0.5,0.1,1\r\n',
         ],
     )
@@ -140,3 +142,4 @@ class TestTable:
         assert read_predictions(HEADER) == []
         row = PredictionRow("a", "b", "c", "d", 0.5, 2)
         assert read_predictions(HEADER + "a,b,c,d,0.5,0.1,2\r\n") == [row]
+        assert read_predictions(FORMER_HEADER + "a,b,c,d,0.5,0.1,1\r\n") == [row], "its ranks began at 0"

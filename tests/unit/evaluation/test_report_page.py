@@ -110,6 +110,12 @@ def test_metrics_of_a_report() -> None:
     assert metrics["top1_low"] < predictions.correct.mean() < metrics["top1_high"]
 
 
+@pytest.mark.parametrize(("classes", "top5"), [(5, False), (6, True)])
+def test_top5_of_few_classes_is_not_on_the_page(tmp_path: Path, classes: int, top5: bool) -> None:
+    text = page_of(random_predictions(60, classes), random_predictions(60, classes, seed=1), tmp_path)
+    assert ("<td>top-5</td>" in text) is top5
+
+
 def test_a_temperature_fitted_on_the_same_images_is_noted(tmp_path: Path) -> None:
     case = random_predictions(60, 3)
     text = page_of(case, case, tmp_path)

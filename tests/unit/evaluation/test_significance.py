@@ -14,7 +14,7 @@ from runner.evaluation.significance import exact_p, holm_correction, mcnemar, wa
 
 
 def prediction(path: str, correct: bool, label: str = "a", content: str = "0") -> PredictionRow:
-    return PredictionRow(path, content, label, label if correct else "z", 0.9, 0 if correct else 1)
+    return PredictionRow(path, content, label, label if correct else "z", 0.9, 1 if correct else 2)
 
 
 @pytest.mark.parametrize(

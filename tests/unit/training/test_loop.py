@@ -41,6 +41,16 @@ def test_the_best_epoch_is_the_first_with_the_highest_score(
     assert best_epoch(history).number == (2 if best == "top1" else 4)
 
 
+def test_of_equally_accurate_epochs_the_one_with_the_lowest_loss_is_best(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.7, 1.0, 1.0, 1.0, 0.9], losses=[0.1, 0.9, 0.5, 0.5, 0.2])
+    experiment = make("--train.epochs", "5", "--schedule.kind", "constant")
+    history, _ = train_head(experiment, small_model(), accelerator)
+    assert [epoch.number for epoch in history if epoch.best] == [1, 2, 3]
+    assert best_epoch(history).number == 3
+
+
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_divergence_is_an_error_that_names_the_learning_rate(
     make: Make, accelerator: Accelerator, epochs: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from fits import separable_features
+from fits import script_validation, separable_features
 from interrupted_fits import (
     BATCHES,
     EPOCHS,
@@ -129,6 +129,17 @@ def test_continues_after_a_callback_failed(training: Training, tmp_path: Path, h
 
 def test_writing_snapshots_changes_nothing(training: Training, tmp_path: Path) -> None:
     training.run(tmp_path, settings=EVERY_STEP).assert_equal(training.run())
+
+
+def test_a_tie_is_broken_by_the_loss_of_an_epoch_before_the_interruption(
+    new_training: NewTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = new_training("--schedule.kind", "constant")
+    script_validation(monkeypatch, [0.9, 0.9, 0.9], losses=[0.5, 0.7, 0.4])
+    training.run(tmp_path, Stop("epoch", 1))
+    resumed = training.run(tmp_path)
+    assert resumed.error is None
+    assert [epoch.best for epoch in resumed.history] == [True, False, True]
 
 
 def test_a_finished_training_stays_finished(training: Training, tmp_path: Path) -> None:
