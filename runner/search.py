@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     accelerator = devices.create_accelerator(plan.baseline)
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
-    with accelerator.local_main_process_first():
+    from runner.utils.long_wait import long_wait
+    with long_wait(), accelerator.local_main_process_first():
         terminal = Terminal(enabled=accelerator.is_main_process)
         manifest = preflight.check(plan.baseline, terminal, plan.objective)
     with open_session(plan.on_images(manifest.digest), accelerator, role) as session:

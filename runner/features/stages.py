@@ -28,6 +28,7 @@ from runner.tracking.process_identity import this_boot
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
+from runner.utils.long_wait import long_wait
 
 FEATURES_VERSION = 3
 """Part of every recipe. Increase it if decoding, transforms or normalization change their results."""
@@ -88,6 +89,7 @@ class StoredStages:
         """Folders of the stores that were opened."""
         return {store.folder for store in self._stores.values()}
 
+    @long_wait()
     def ensure(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
         """Compute what a stage's store lacks for these images. Every process calls this with the same arguments.
 

@@ -34,6 +34,7 @@ from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError, user_message
 from runner.utils.redaction import redact
+from runner.utils.long_wait import long_wait
 
 
 @dataclass
@@ -172,7 +173,7 @@ class Worker:
         if study is not None:
             threading.Thread(target=_send_heartbeats, args=(study, ended), daemon=True).start()
         try:
-            while (trial := self.session.on_rank_0(self._next_trial)) is not None:
+            while (trial := self._ask()) is not None:
                 self._run_trial(trial)
                 trials += 1
         except BaseException as error:
@@ -184,6 +185,10 @@ class Worker:
         return trials
 
     def _next_trial(self, study: Study) -> RunningTrial | None:
+    def _ask(self) -> RunningTrial | None:
+        with long_wait():  # rank 0 may still upload the trial before
+            return self.session.on_rank_0(self._next_trial)
+
         return None if self.stop_requested() else study.ask()
 
     def _run_trial(self, trial: RunningTrial) -> None:

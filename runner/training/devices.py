@@ -22,12 +22,11 @@ from accelerate.utils import (
 from runner.config.schema import Experiment
 from runner.features.extractor import can_compile, worth_compiling
 from runner.portable.model import supported_precision
+from runner.utils import long_wait
 from runner.utils.errors import UserError
 from runner.utils.launch_environment import PROCESS_COUNT
 from runner.utils.processes import cpu_count, parent_command
-
-TIMEOUT = timedelta(hours=6)
-"""How long processes wait for each other: rank 0 may scan or download a large dataset."""
+from runner.utils.redaction import error_line
 
 
 def create_accelerator(experiment: Experiment) -> Accelerator:
@@ -36,6 +35,7 @@ def create_accelerator(experiment: Experiment) -> Accelerator:
     Raises `UserError` as `init_processes` and `resolve_precision` do.
     """
     state = init_processes()
+    long_wait.set_timeout(timedelta(minutes=experiment.train.timeout))
     precision = broadcast_object_list([resolve_precision(experiment.train.precision, state.device)])[0]
     # Without plugins, Accelerate would take these settings from environment variables.
     return Accelerator(
@@ -47,11 +47,17 @@ def create_accelerator(experiment: Experiment) -> Accelerator:
 
 
 def init_processes() -> PartialState:
-    """Join the processes of this launch. Raises `UserError` if fewer were started than requested."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Join the processes of this launch. Raises `UserError` if that fails, or if fewer were started than requested."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     # Without this, Accelerate takes several processes without GPUs for as many separate runs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
-    state = PartialState(cpu=cpu, timeout=TIMEOUT)
+    try:
+        state = PartialState(cpu=cpu, timeout=long_wait.DEFAULT)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"The processes of this launch cannot be joined ({error_line(error)}); check or unset RANK, LOCAL_RANK,"
+            " WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment, which ./launch.sh would ignore."
+        ) from error
     requested = requested_processes()
     if requested is not None and requested != state.num_processes:
         raise UserError(

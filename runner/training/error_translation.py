@@ -1,4 +1,4 @@
-"""Translates errors of libraries into user-facing messages: memory that ran out, and other processes that are gone."""
+"""Translates errors of libraries into messages for users: memory that ran out, processes that are gone or hang."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ CONNECTION_LOST = (
 )
 """Parts of the text when gloo or NCCL has lost another process."""
 
+TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")
+"""Parts of the text when gloo or NCCL has waited too long for another process."""
+
 
 @contextmanager
 def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterator[None]:
-    """Raise `UserError` where memory runs out or another process is gone; other errors pass unchanged."""
+    """Raise `UserError` where memory runs out or another process is gone or hangs; other errors pass unchanged."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -35,6 +38,12 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
         lost = isinstance(error, torch.distributed.DistError) or _contains(text, CONNECTION_LOST)
         if accelerator.num_processes > 1 and lost:
             raise UserError(PEER_EXITED) from error
+        if accelerator.num_processes > 1 and _contains(text, TIMED_OUT):
+            raise UserError(
+                f"Another process of this launch has not answered for {experiment.train.timeout:g} minutes"
+                " (train.timeout), so all stop; see what holds it up, such as a disk that does not answer, and run the"
+                " same command with --resume auto to continue."
+            ) from error
         raise
 
 

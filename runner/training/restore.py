@@ -24,6 +24,7 @@ from runner.training import devices
 from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.long_wait import long_wait
 from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def restore_checkpoints(
     table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
     checkpoints = download_artifact(client, run, "checkpoints", folder)
     accelerator = devices.create_accelerator(experiment)
-    with accelerator.local_main_process_first():
+    with long_wait(), accelerator.local_main_process_first():
         manifest = restore_manifest(experiment, table.decode("utf-8", "surrogateescape"), terminal)
     in_memory: InMemoryFeatures = OrderedDict()  # both checkpoints read the same features
     restored = []

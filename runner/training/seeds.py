@@ -25,6 +25,7 @@ from runner.training.resume import ResumePoint, resolve_child
 from runner.training.summary import mean_and_sd
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
+from runner.utils.long_wait import long_wait
 
 CHECKPOINTS = ("best", "last")
 
@@ -103,9 +104,10 @@ class _SeededTraining:
         seed, terminal = experiment.seed.train, self.terminal
         name = f"seed {seed} of {self.parent.name}"
         terminal.line(f"training seed {seed}", style="bold")
-        experiment, start = resolve_child(
-            experiment, self.start.requested, self.parent.run_id, self.accelerator, terminal
-        )
+        with long_wait():  # rank 0 may still upload the seed before
+            experiment, start = resolve_child(
+                experiment, self.start.requested, self.parent.run_id, self.accelerator, terminal
+            )
         path = state / f"seed-{seed}.json" if state is not None else None
         finished = broadcast_object_list([_read_finished(path) if path is not None else None])[0]
         if finished is not None and not start.run_id:

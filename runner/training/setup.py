@@ -26,6 +26,7 @@ from runner.training import devices
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
+from runner.utils.long_wait import long_wait
 from runner.utils.text import printable
 
 GIB = 2**30
@@ -79,6 +80,7 @@ class SharedSetup:
         return dataclasses.replace(setup, features=self.features.setdefault(key, setup.features))
 
 
+@long_wait()
 def prepare(
     experiment: Experiment,
     accelerator: Accelerator,

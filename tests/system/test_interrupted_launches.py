@@ -193,6 +193,18 @@ def descendants(process: Process) -> dict[psutil.Process, str]:
     return found
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_ends_the_launch(workspace: Workspace, start: Start, rank: int) -> None:
+    words = runner("train", *workspace.words, *FORTY_EPOCHS, *EVERY_STEP, "-n", "2", "--train.timeout", "0.1")
+    process = start(words, workspace.folder)
+    wait_for_snapshot(workspace, process)
+    training = ranks(process)
+    training[rank].suspend()
+    assert process.wait(90) == 2, output(workspace)
+    assert "has not answered for 0.1 minutes" in one_sentence(output(workspace))
+    assert_all_end(training, 10)
+
+
 SLOW_RANK = """
 import os, sys, time
 from runner import train

@@ -30,9 +30,10 @@ HARMLESS = {
         "tracking.gallery_every",
     ),
     "cache",
+    "train.timeout",
 }
 FIXED_GROUPS = ("data.", "split.", "seed.", "tracking.", "features.", "checkpoints.")
-FIXED = {"name", "cache", "train.precision", "train.best"}
+FIXED = {"name", "cache", "train.precision", "train.best", "train.timeout"}
 
 
 def test_the_table_holds_every_setting() -> None:

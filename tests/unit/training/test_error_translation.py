@@ -38,6 +38,21 @@ def test_too_little_memory_names_the_settings_to_change(
     assert "train.accumulate (1)" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("Timed out waiting 5000ms for send operation to complete", "has not answered for 30 minutes"),
+        ("Connection closed by peer [127.0.0.1]:30094", "exited unexpectedly"),
+    ],
+)
+def test_a_process_that_hangs_is_told_from_one_that_is_gone(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, text: str, sentence: str
+) -> None:
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    with pytest.raises(UserError, match=sentence), translate_errors(make(), accelerator):
+        raise RuntimeError(f"[unbound_buffer.cc:129] {text}")
+
+
 def test_other_errors_pass_unchanged(make: Make, accelerator: Accelerator) -> None:
     with pytest.raises(RuntimeError, match="shapes do not fit"), translate_errors(make(), accelerator):
         raise RuntimeError("shapes do not fit")
