@@ -16,6 +16,7 @@ from runner.study import storage as storages
 from runner.study.trials import owner_of
 from runner.tracking.process_identity import this_host
 from runner.utils.errors import UserError
+from runner.utils.file_systems import sqlite_path
 from runner.utils.redaction import redact
 
 WORKER_DIED = "its worker died"
@@ -114,5 +115,5 @@ def _age(trial: FrozenTrial) -> float:
 
 def _silence(storage: str) -> float:
     """Seconds since the file of a local storage was written to."""
-    path = Path(storage.removeprefix("sqlite:///")).expanduser()
+    path = sqlite_path(storage).expanduser()
     return time.time() - path.stat().st_mtime if path.exists() else 0.0

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
 from runner.utils.errors import UserError
+from runner.utils.file_systems import network_file_system, sqlite_path
 from runner.utils.hashing import digest
 from runner.utils.redaction import redact
 from runner.utils.text import one_line
@@ -32,9 +32,6 @@ HEARTBEAT_GRACE = 120
 """Seconds without a heartbeat after which a trial counts as dead."""
 MAX_LINE = 1 << 20
 """Bytes at the end of a journal in which its last line is looked for."""
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "ceph", "beegfs", "fuse.sshfs"}
-)
 
 
 def default_storage(root: Path) -> str:
@@ -50,14 +47,6 @@ def is_file(storage: str) -> bool:
 def is_local(storage: str) -> bool:
     """Whether only processes of one host can share a storage."""
     return is_file(storage) or storage.startswith("sqlite")
-
-
-def network_file_system(path: Path) -> str | None:
-    """The type of the network file system that holds `path`; None on a local disk."""
-    path = path.absolute()
-    mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
-    deepest = max(mounts, key=lambda mount: len(mount.mountpoint), default=None)
-    return deepest.fstype if deepest and deepest.fstype in NETWORK_FILE_SYSTEMS else None
 
 
 def study_lock(root: Path, storage: str, study: str) -> FileLock:
@@ -134,7 +123,7 @@ def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int 
     options: dict[str, Any] = {"pool_pre_ping": True}
     lock: Any = nullcontext()
     if address.startswith("sqlite"):
-        path = Path(address.removeprefix("sqlite:///"))
+        path = sqlite_path(address)
         if kind := network_file_system(path):
             raise UserError(f"{path} lies on a network file system ({kind}); several hosts need PostgreSQL.")
         options = {"connect_args": {"timeout": 60}}

@@ -29,10 +29,14 @@ HEARTBEAT_INTERVAL = 10.0
 """Seconds between two heartbeats, by which other hosts see that a run's process lives."""
 HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat after which a process of another host counts as dead."""
+LAST_LINES = 1 << 14
+"""Bytes at the end of the events in which the last one is looked for first."""
 LOCK_NAME = ".lock"
 """Lock file in a journal's folder; held while the journal of a dead process is delivered or taken over."""
 TAKEOVER_TIMEOUT = 60.0
 """Seconds that a takeover waits for another process that delivers the same journal."""
+RELEASED = "released"
+"""File in a journal's folder: its owner is done with it, although it may still run."""
 REMOVED_SUFFIX = ".gone"
 """Ends the name of a journal's folder that is being removed."""
 
@@ -65,6 +69,8 @@ class Journal:
         self.owner = owner
         self.messages: list[str] = []
         """What the delivery has to tell the user, as which model became the champion."""
+        self.run_deleted = False
+        """Whether the delivery found that the run was deleted in MLflow: then its records go nowhere."""
         self._lock = threading.Lock()
         self._time = 0
 
@@ -74,6 +80,7 @@ class Journal:
         folder = root / owner.run_id
         make_folder(folder / "files")
         write_text(folder / "owner.json", json.dumps(asdict(owner)), 0o600)  # the address may hold a password
+        (folder / RELEASED).unlink(missing_ok=True)
         return cls(folder, owner)
 
     @classmethod
@@ -130,7 +137,12 @@ class Journal:
 
     @property
     def alive(self) -> bool:
-        """Whether the owner still runs; for a process of another host, whether its last heartbeat is recent."""
+        """Whether the owner still runs; for a process of another host, whether its last heartbeat is recent.
+
+        False from when the owner has released the journal.
+        """
+        if (self.folder / RELEASED).exists():
+            return False
         if self.owner.host == this_host():
             return self.owner.alive
         probe = self.folder / ".now"
@@ -142,6 +154,11 @@ class Journal:
             return True
         return age < HEARTBEAT_TIMEOUT
 
+    def release(self) -> None:
+        """Let others take the journal over at once, on any host: its owner will not write to it again."""
+        with suppress(OSError):
+            write_text(self.folder / RELEASED, "")
+
     def heartbeat(self) -> None:
         """Show other hosts that the owner is alive."""
         with suppress(OSError):
@@ -150,15 +167,15 @@ class Journal:
     @property
     def resumable(self) -> bool:
         """Whether the run was interrupted and has saved what resuming needs."""
-        events = self.events()
-        finished = bool(events) and events[-1]["kind"] == "end" and events[-1]["status"] == "FINISHED"
+        last = self._last_event()
+        finished = last is not None and last["kind"] == "end" and last["status"] == "FINISHED"
         return not finished and (self.folder / "state" / "run.json").exists()
 
     @property
     def ended(self) -> bool:
         """Whether the last event is the run's end, delivered or not."""
-        events = self.events()
-        return bool(events) and events[-1]["kind"] == "end"
+        last = self._last_event()
+        return last is not None and last["kind"] == "end"
 
     def now_ms(self) -> int:
         """The time in ms since 1970, as MLflow counts it; it never goes back, whatever the clock does."""
@@ -194,11 +211,28 @@ class Journal:
         lines = path.read_bytes().splitlines() if path.exists() else []
         return [event for event in map(_parse, lines) if event is not None]
 
+    def _last_event(self) -> Event | None:
+        """The last event; None if there is none. A long run has many, so that only the last lines are read."""
+        path = self.folder / "events.jsonl"
+        if not path.exists():
+            return None
+        with path.open("rb") as file:
+            size, read = file.seek(0, os.SEEK_END), LAST_LINES
+            while True:
+                file.seek(max(0, size - read))
+                lines = file.read().splitlines()[read < size :]  # the first may be the end of a line
+                events = [event for event in map(_parse, lines) if event is not None]
+                if events or read >= size:
+                    return events[-1] if events else None
+                read *= 16
+
     def pending(self) -> list[tuple[int, Event]]:
         """The events to deliver, each with the byte position after it. A partial last line is not an event."""
         sent = self._sent()
         try:
-            content = (self.folder / "events.jsonl").read_bytes()[sent:]
+            with (self.folder / "events.jsonl").open("rb") as file:
+                file.seek(sent)
+                content = file.read()
         except FileNotFoundError:
             return []
         events = []

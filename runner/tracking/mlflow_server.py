@@ -8,7 +8,7 @@ import os
 import sqlite3
 import urllib.error
 import urllib.request
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,10 @@ from filelock import FileLock
 
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
+from runner.utils.file_systems import is_sqlite, network_file_system, sqlite_path, sqlite_uri
+from runner.utils.hashing import digest
 from runner.utils.redaction import error_line, redact, without_credentials
+from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +36,8 @@ MLFLOW_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_
 """Shorter than MLflow's minutes; used unless the environment says otherwise."""
 CONNECT_TIMEOUT = 10.0
 """Seconds that a tracking server has for its first answer."""
+LONGEST_FOLDER_NAME = 200
+"""Bytes of an experiment's name that name the folder of its artifacts; file systems allow 255."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class TrackingServer:
     def embedded(self) -> bool:
         """Whether it is the database under `root`, rather than a store that MLFLOW_TRACKING_URI names."""
         return self.uri == _database_uri(self.root)
+
+    @property
+    def warning(self) -> str:
+        """What speaks against the place of the database; empty if nothing does."""
+        if not is_sqlite(self.uri) or not (kind := network_file_system(sqlite_path(self.uri))):
+            return ""
+        return (
+            f"{sqlite_path(self.uri)} lies on a network file system ({kind}), where a database is slow and processes of"
+            " several hosts can damage it; set --tracking.root to a local disk, or MLFLOW_TRACKING_URI to a server"
+        )
 
     @property
     def journals(self) -> Path:
@@ -73,7 +88,7 @@ class TrackingServer:
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs the traceback of every error that it also raises, as of a full disk.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        if self.uri.startswith("sqlite:///"):
+        if is_sqlite(self.uri):
             return _connect_to_sqlite(self.uri)
         return _connect_to_server(self.uri)
 
@@ -84,11 +99,13 @@ class TrackingServer:
         """
         from mlflow.exceptions import MlflowException
 
+        name = valid_unicode(name)
         self.root.mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / ".lock"):
             found = client.get_experiment_by_name(name)
             if found is None:
-                location = (self.root / "artifacts" / name).as_uri() if self.embedded else None
+                folder = self.root / "artifacts" / _folder_name(name)
+                location = folder.as_uri() if self.embedded else None
                 kind = {"mlflow.experimentKind": "custom_model_development"}  # selects the view in the UI
                 try:
                     return str(client.create_experiment(name, artifact_location=location, tags=kind))
@@ -112,7 +129,7 @@ class TrackingServer:
 def tracking_server(root: str) -> TrackingServer:
     """The store that MLFLOW_TRACKING_URI names, or else the one embedded under `root`.
 
-    Raises `UserError` if the variable names a folder.
+    Raises `UserError` if the variable names a folder, or if MLflow cannot store the path of the embedded one.
     """
     folder = Path(root).expanduser().resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _database_uri(folder)
@@ -122,7 +139,15 @@ def tracking_server(root: str) -> TrackingServer:
             f"MLFLOW_TRACKING_URI is {shown!r}, a folder; MLflow stores runs in a database now:"
             " use sqlite:////path/mlflow.db or a server's http:// address, or unset it."
         )
-    return TrackingServer(uri.rstrip("/"), folder)
+    if is_sqlite(uri) and not sqlite_path(uri).is_absolute():
+        uri = f"{sqlite_uri(Path.cwd())}/{uri.partition(':///')[2]}"
+    server = TrackingServer(uri.rstrip("/"), folder)
+    if server.embedded and valid_unicode(str(folder)) != str(folder):
+        raise UserError(
+            f"{valid_unicode(str(folder))} cannot hold the run records: MLflow stores only paths that are valid UTF-8;"
+            " set --tracking.root to another folder."
+        )
+    return server
 
 
 def configure_mlflow() -> None:
@@ -153,7 +178,16 @@ def check_reachable(uri: str) -> None:
 
 
 def _database_uri(root: Path) -> str:
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return sqlite_uri(root / "mlflow.db")
+
+
+def _folder_name(experiment: str) -> str:
+    """A name for the folder of an experiment's artifacts: its own, unless that is no name of a folder."""
+    name = experiment.replace("/", "-")
+    if len(name.encode()) <= LONGEST_FOLDER_NAME and name.strip("."):
+        return name
+    start = name.encode()[:LONGEST_FOLDER_NAME].decode(errors="ignore")
+    return f"{start}-{digest(experiment)[:12]}"
 
 
 def _connect_to_sqlite(uri: str) -> MlflowClient:
@@ -162,17 +196,16 @@ def _connect_to_sqlite(uri: str) -> MlflowClient:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    path = Path(uri.removeprefix("sqlite:///"))
+    path = sqlite_path(uri)
     make_folder(path.parent)
     try:
         # Processes that create one database at the same time corrupt it, whatever roots they have.
         with FileLock(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 _create_database(path)
+            _set_journal_mode(path)  # before the client, which keeps connections open
             client = MlflowClient(uri)
             client.search_experiments(max_results=1)
-            with closing(sqlite3.connect(path)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")  # without it readers block writers
     except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
         reason = str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0][:300]
         raise UserError(
@@ -182,13 +215,23 @@ def _connect_to_sqlite(uri: str) -> MlflowClient:
     return client
 
 
+def _set_journal_mode(path: Path) -> None:
+    """With a write-ahead log readers do not block writers; it needs memory that all processes share, so one host."""
+    with closing(sqlite3.connect(path)) as connection:
+        if not network_file_system(path):
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        with suppress(sqlite3.OperationalError):  # another process has it open, in its present mode
+            connection.execute("PRAGMA journal_mode=DELETE")
+
+
 def _create_database(path: Path) -> None:
     """Create a database whole or not at all: MLflow cannot use one in which only some tables were created."""
     from mlflow.store.db.utils import _initialize_tables
     from sqlalchemy import create_engine
 
     with atomic_write(path) as partial:
-        engine = create_engine(f"sqlite:///{partial}")
+        engine = create_engine(sqlite_uri(partial))
         try:
             _initialize_tables(engine)
         finally:

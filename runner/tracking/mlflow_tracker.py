@@ -161,15 +161,22 @@ class MlflowTracker(Tracker):
         for message in self.journal.messages:
             terminal.line(message)
         resumable = self.journal.resumable
-        if delivered and not resumable:
+        if delivered and resumable:
+            self.journal.release()
+        elif delivered:
             self.journal.remove()
-        if not delivered:
+        else:
             why = short_reason(self.uploader.error) if self.uploader.error else "it takes too long"
             terminal.warn(
                 f"not all records could be delivered ({why}); they wait in"
                 f" {self.journal.folder} until ./launch.sh sync, or the next run, delivers them"
             )
-        if resumable and hint:
+        self.deleted = self.journal.run_deleted
+        if self.deleted:
+            terminal.warn(
+                f"run {self.run_id[:8]} was deleted in MLflow while it ran; its records are not there"
+            )
+        elif resumable and hint:
             terminal.warn(hint)
         return delivered
 

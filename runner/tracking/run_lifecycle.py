@@ -17,6 +17,7 @@ from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError, NotResumableError, UserError, user_message
 from runner.utils.exit_status import peer_failure
 from runner.utils.signals import Interrupted, handle_signals
+from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -63,7 +64,8 @@ def track_run(
     run_id = request.run_id
     if not run_id:
         experiment = server.get_or_create_experiment(client, request.experiment)
-        run_id = str(client.create_run(experiment, tags=tags, run_name=request.name).info.run_id)
+        name = valid_unicode(request.name)
+        run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
     tracker = _take_over(server, client, request, terminal) if request.resume else None
     sampler: SystemMetricsSampler | None = None
     status, reason, hint = "FAILED", "", ""
@@ -91,7 +93,7 @@ def track_run(
                 if tracker is None:
                     raise OSError("there is no journal")
                 delivered = tracker.end(status, reason, terminal, hint)
-                if delivered and status != "FINISHED":
+                if delivered and status != "FINISHED" and not tracker.deleted:
                     terminal.warn(f"run {run_id[:8]} is {status} in MLflow; partial results are kept there")
             except OSError:  # the disk of the journal is full; that of MLflow may not be
                 with suppress(Exception):

@@ -47,6 +47,8 @@ class TrackingSession:
         self.client = self.server.connect() if accelerator is None or accelerator.is_main_process else None
         """None on ranks other than 0."""
         if self.client is not None:
+            if warning := self.server.warning:
+                terminal.warn(warning)
             recover_runs(self.server, self.client, terminal)
 
     @contextmanager

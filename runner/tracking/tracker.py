@@ -26,6 +26,8 @@ class Tracker:
     name = ""
     delivered = True
     """Whether everything that was logged has reached the service."""
+    deleted = False
+    """Whether the run was deleted in the service while it ran."""
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
         """Log a point of each named curve. Values may be infinite or NaN."""

@@ -12,8 +12,11 @@ from urllib.parse import unquote, urlsplit
 
 from runner.tracking.journal import Event, Journal
 from runner.tracking.model_registry import ModelInfo, register_model
+from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside
 from runner.utils.atomic_files import sync_tree
-from runner.utils.redaction import error_line, redact
+from runner.utils.file_systems import is_sqlite
+from runner.utils.redaction import redact
+from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,10 +33,8 @@ FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 """Seconds between two attempts; doubled after each."""
 EXITED_UNEXPECTEDLY = "the process exited unexpectedly"
 """The reason of a run that was KILLED and could not log one."""
-PERMANENT = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"})
-"""MLflow's error codes that a retry does not change."""
-UNREACHABLE = ("Max retries exceeded", "Connection aborted", "Connection refused", "timed out")
-"""Texts in the errors of a library whose server does not answer."""
+ATTEMPTS = 3
+"""How often a record is sent that the store answers with an error of unknown meaning, before it is set aside."""
 LONGEST_REASON = 200
 """Characters of an error message that are shown."""
 
@@ -61,49 +62,49 @@ def deliver(journal: Journal, client: MlflowClient) -> bool:
 
 
 def _send(events: list[Event], journal: Journal, client: MlflowClient) -> None:
-    """Upload a batch; what MLflow refuses for good is noted in a tag of the run."""
-    from mlflow.exceptions import MlflowException
+    """Upload a batch; what the store can never take is set aside.
 
-    try:
-        if events[0]["kind"] == "model":
-            _send_model(events[0], journal, client)
-        else:
+    Raises whatever MLflow raises when the server does not answer.
+    """
+    error = _attempt(events, journal, client)
+    if error is None:
+        return
+    if len(events) > 1:  # one of them is refused, not all
+        for event in events:
+            _send([event], journal, client)
+    elif _is_deleted(journal.owner.run_id, client):
+        journal.run_deleted = True
+    else:
+        set_aside(events[0], error, journal, client)
+
+
+def _attempt(events: list[Event], journal: Journal, client: MlflowClient) -> Exception | None:
+    """Upload a batch. Returns the error of one that can never be uploaded; raises that of one that is to wait."""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(FIRST_RETRY * attempt)
+        try:
             _request(events, journal, client)
-    except MlflowException as error:
-        if error.error_code not in PERMANENT:
-            raise
-        if len(events) > 1:  # one of them is refused, not all
-            for event in events:
-                _send([event], journal, client)
-        elif not _is_deleted(journal.owner.run_id, client):
-            client.set_tag(journal.owner.run_id, "runner.refused", redact(str(error))[:5000])
+            return None
+        except Exception as error:
+            permanent, failure = is_permanent(error), error
+            if permanent is False:
+                raise
+            if permanent:
+                break
+    return failure
 
 
 def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
-    """Log and register a model. A server that accepts no models must not keep the run from ending."""
+    """Log and register a model."""
     run_id, folder = journal.owner.run_id, journal.folder / event["folder"]
     if not folder.exists():  # it is removed after delivery only
         return
     lock = journal.folder.parent / ".champion.lock"
-    try:
-        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
-    except Exception as error:
-        if not _is_refusal(error):
-            raise
-        reason = error_line(error)
-        message = f"the model was not logged: the server refuses it ({reason})"
-        client.set_tag(run_id, "runner.refused", message)
-    else:
-        client.set_tag(run_id, "runner.champion", message)
+    message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
+    client.set_tag(run_id, "runner.champion", message)
     journal.messages.append(message)
     shutil.rmtree(folder)
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether a retry is pointless. Artifact stores answer with HTTP status codes, MLflow with its own."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    code = getattr(error, "error_code", None)
-    return code in {*PERMANENT, "ENDPOINT_NOT_FOUND"} or (status is not None and 400 <= status < 500)
 
 
 def _is_deleted(run_id: str, client: MlflowClient) -> bool:
@@ -121,7 +122,7 @@ def _is_deleted(run_id: str, client: MlflowClient) -> bool:
 def short_reason(error: Exception) -> str:
     """The first line of a library's error, or a plain sentence if it says that the server is away."""
     text = redact(str(error).strip().split("\n", 1)[0])
-    if "error responses" in text:
+    if SERVER_ERRORS in text:
         return "the tracking server answers with errors"
     if any(each in text for each in UNREACHABLE):
         return "the tracking server does not answer"
@@ -129,7 +130,7 @@ def short_reason(error: Exception) -> str:
 
 
 def _request(events: list[Event], journal: Journal, client: MlflowClient) -> None:
-    """Upload a batch of events other than a model."""
+    """Upload a batch of events."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     run_id, event = journal.owner.run_id, events[0]
@@ -138,10 +139,11 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
             path = journal.artifact_path(event["file"])
             if path.exists():  # it is removed after delivery only
                 _send_file(path, event["folder"], journal, client)
+        case "model":
+            _send_model(event, journal, client)
         case "input":
-            dataset = Dataset(
-                event["name"], event["digest"], "local", event["source"], profile=event["profile"]
-            )
+            name, source, profile = (valid_unicode(event[field]) for field in ("name", "source", "profile"))
+            dataset = Dataset(name, event["digest"], "local", source, profile=profile)
             client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
         case "begin":
             _begin_again(run_id, client)
@@ -161,9 +163,9 @@ def _send_values(events: list[Event], run_id: str, client: MlflowClient) -> None
         if event["kind"] == "metrics":
             metrics += [Metric(name, value, event["time"], event["step"]) for name, value in values]
         elif event["kind"] == "params":
-            params += [Param(name, value) for name, value in values]
+            params += [Param(name, valid_unicode(value)) for name, value in values]
         else:
-            tags += [RunTag(name, value) for name, value in values]
+            tags += [RunTag(name, valid_unicode(value)) for name, value in values]
     client.log_batch(run_id, metrics, params, tags)
 
 
@@ -172,7 +174,7 @@ def _send_file(path: Path, folder: str, journal: Journal, client: MlflowClient) 
     sent, run_id = path.stat().st_ino, journal.owner.run_id
     client.log_artifact(run_id, str(path), folder or None)
     with suppress(FileNotFoundError):
-        if journal.owner.uri.startswith("sqlite:"):  # MLflow has copied it, but not flushed the copy
+        if is_sqlite(journal.owner.uri):  # MLflow has copied it, but not flushed the copy
             place = urlsplit(client.get_run(run_id).info.artifact_uri)
             if place.scheme == "file":
                 sync_tree(Path(unquote(place.path)) / folder / path.name)

@@ -262,3 +262,15 @@ def test_a_damaged_database_is_reported(
     assert status == 1, printed.out
     assert "mlflow.db" in printed.out
     assert "Traceback" not in printed.err
+
+
+def test_records_that_were_set_aside_are_named(records: Records, examine: Examine) -> None:
+    folder = records.server.root / "refused" / "some-run"
+    folder.mkdir(parents=True)
+    entry = {"kind": "artifact", "file": "figures/a.png", "folder": "figures", "reason": "name too long"}
+    (folder / "events.jsonl").write_text(f"{json.dumps(entry)}\n")
+    status, report = report_of(examine)
+    assert status == 1
+    (finding,) = report["findings"]
+    assert finding["where"] == str(folder)
+    assert "figures/a.png (name too long)" in finding["what"]

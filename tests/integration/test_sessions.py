@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,13 @@ from stores import DEAD, Store, copy_store, new_run, open_store, points, status
 
 from runner.config.schema import Experiment
 from runner.config.tree import from_tree
+from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, list_interrupted_runs, write_record
 from runner.tracking.model_registry import MODEL_TAG
 from runner.tracking.run_lookup import download_artifact, find_run, newest_run_with_model
 from runner.tracking.sessions import REPRODUCED_RUN, TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
 from runner.utils.errors import UserError
+from runner.utils.signals import Interrupted
 
 
 @pytest.fixture
@@ -52,6 +56,18 @@ def test_a_session_closes_runs_of_dead_processes(experiment: Experiment, store: 
     run_id = new_run(store, **DEAD.tags())
     TrackingSession(experiment, None, QUIET)
     assert status(store[1], run_id) == "KILLED"
+
+
+def test_a_run_that_was_told_to_stop_is_free_for_another_host(
+    session: TrackingSession, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with suppress(Interrupted), session.start_run("a run") as tracker:
+        write_record(tracker.local_folder(STATE_FOLDER), RunRecord("a run", {}))
+        assert list_interrupted_runs(store[0])[0].journal.alive
+        raise Interrupted(signal.SIGTERM)
+    monkeypatch.setattr("runner.tracking.journal.this_host", lambda: "pod-b")
+    (run,) = list_interrupted_runs(store[0])
+    assert (run.run_id, run.journal.alive) == (tracker.run_id, False)
 
 
 def test_a_finished_run_is_reopened(session: TrackingSession, store: Store) -> None:

@@ -25,6 +25,7 @@ from stores import (
 )
 
 from runner.tracking import uploader
+from runner.tracking.model_registry import MODEL_TAG, ModelInfo
 from runner.tracking.recovery import recover_runs
 from runner.tracking.uploader import deliver
 
@@ -98,6 +99,43 @@ def test_a_refused_event_is_noted_and_does_not_stop_the_others(store: Store) -> 
     assert "not allowed" in run.data.tags["runner.refused"]
     assert points(client, run_id, "loss") == [(1, 2.0), (2, 1.0)], "those of the same request arrive"
     journal.remove()
+
+
+def test_a_registry_that_wants_a_login_does_not_keep_the_run_running(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks-uc")
+    monkeypatch.setattr(uploader, "FIRST_RETRY", 0.0)
+    server, run_id = store[0], new_run(store)
+    client = server.connect()
+    journal = journal_of_dead_process(store, run_id)
+    (journal.folder / "model").mkdir()
+    (journal.folder / "model" / "MLmodel").write_text("flavors: {}")
+    info = ModelInfo("mine", {"val/top1": 0.5}, "val/top1", "digest", step=1)
+    journal.append({"kind": "model", "folder": "model", "info": info.to_dict()})
+    journal.append(metric("loss", 1.0, 1))
+    journal.append(end())
+    terminal = RecordingTerminal()
+    recover_runs(server, client, terminal)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["loss"] == 1.0
+    assert "the model" in run.data.tags["runner.refused"]
+    assert run.data.tags[MODEL_TAG].startswith("m-"), "its files are in MLflow"
+    assert run_id not in journals(server)
+    assert "the model of run" in terminal.lines[0]
+
+
+def test_a_run_that_is_deleted_while_it_runs_is_not_said_to_be_in_mlflow(store: Store, track: Track) -> None:
+    server, client = store
+    terminal = RecordingTerminal()
+    with track("deleted", terminal=terminal) as tracker:
+        client.delete_run(tracker.run_id)
+        tracker.log_metrics({"loss": 0.5}, 1)
+    assert tracker.deleted
+    (warning,) = terminal.warnings
+    assert "was deleted in MLflow while it ran" in warning
+    assert tracker.run_id not in journals(server)
 
 
 def test_a_file_that_is_replaced_during_its_upload_stays(

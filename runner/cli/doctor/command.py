@@ -12,7 +12,7 @@ from pathlib import Path
 
 from runner.cli.doctor.file_checks import check_feature_stores, check_journal_folder, check_partial_files
 from runner.cli.doctor.findings import Check, Examination, Finding
-from runner.cli.doctor.record_checks import check_database, check_journals, check_runs
+from runner.cli.doctor.record_checks import check_database, check_journals, check_refused, check_runs
 from runner.cli.doctor.state_checks import check_saved_states, check_trials
 from runner.cli.options import JSON_HELP, add_tracking_root
 from runner.config.schema import Experiment
@@ -26,6 +26,7 @@ CHECKS: tuple[Check, ...] = (
     check_database,
     check_runs,  # before the journals, whose delivery closes these runs without reporting them
     check_journals,
+    check_refused,
     check_saved_states,
     check_trials,
     check_partial_files,

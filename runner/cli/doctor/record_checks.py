@@ -6,15 +6,16 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
 from runner.cli.doctor.findings import Examination, Finding
+from runner.tracking import refused
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.process_identity import this_host
 from runner.tracking.recovery import dead_runs, mark_killed, recover_runs
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.file_systems import is_sqlite, sqlite_path
 from runner.utils.redaction import error_line, redact
 
 
@@ -69,6 +70,17 @@ def check_journals(examination: Examination) -> Iterator[Finding]:
             )
 
 
+def check_refused(examination: Examination) -> Iterator[Finding]:
+    """Records were set aside because their store can never take them."""
+    for folder in sorted((examination.server.root / refused.FOLDER).glob("*")):
+        if entries := refused.read_refused(folder):
+            what = "; ".join(f"{refused.describe(entry)} ({entry['reason']})" for entry in entries)
+            yield Finding(
+                str(folder),
+                f"holds what MLflow does not take: {what}; remove the folder if you do not need it",
+            )
+
+
 def _undelivered(examination: Examination, journal: Journal, pending: int, ended: bool) -> Finding:
     folder, run_id = journal.folder, journal.owner.run_id[:8]
     what = f"{pending} records of run {run_id} wait"
@@ -88,8 +100,8 @@ def _undelivered(examination: Examination, journal: Journal, pending: int, ended
 
 def _database_is_gone(journal: Journal, server: TrackingServer) -> bool:
     """Whether the sqlite database of an interrupted run is missing, as after its folder was moved."""
-    kind, found, path = journal.owner.uri.partition("sqlite:///")
-    return bool(found) and not kind and journal.owner.uri != server.uri and not Path(path).exists()
+    uri = journal.owner.uri
+    return is_sqlite(uri) and uri != server.uri and not sqlite_path(uri).exists()
 
 
 def remove_journal(journal: Journal) -> None:

@@ -156,6 +156,29 @@ def test_a_folder_with_a_damaged_owner_is_not_a_journal(journal: Journal, conten
     assert Journal.find_all(journal.folder.parent) == []
 
 
+def test_a_journal_that_was_released_is_taken_over_at_once_on_any_host(tmp_path: Path) -> None:
+    """As by the successor of a container, under another host name seconds later."""
+    elsewhere = dataclasses.replace(dead_owner("nowhere", "run"), host="pod-a")
+    journal = resumable(Journal.create(tmp_path, elsewhere))
+    mine = Owner.this_process("nowhere", "run")
+    with pytest.raises(FileExistsError):
+        Journal.take_over(tmp_path, mine)
+    journal.release()
+    assert not journal.alive
+    assert Journal.take_over(tmp_path, mine).alive, "it belongs to this process now"
+    assert not (journal.folder / "released").exists()
+
+
+def test_the_last_event_of_a_long_journal_is_found(journal: Journal) -> None:
+    for step in range(500):
+        journal.append(metric("loss", 1.0, step))
+    assert not journal.ended
+    journal.append(end())
+    with (journal.folder / "events.jsonl").open("a") as file:
+        file.write("damaged\n" * 5000)
+    assert journal.ended
+
+
 def test_a_process_of_another_host_is_dead_without_heartbeats(tmp_path: Path) -> None:
     owner = dataclasses.replace(dead_owner("nowhere", "run"), host="another-host")
     journal = Journal.create(tmp_path, owner)
