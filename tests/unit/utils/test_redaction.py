@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +33,10 @@ from runner.utils.redaction import error_line, redact, without_credentials
         ("api-key=s3cret-token", "api-key=…"),
         ("runner train --tracking-token s3cret-token --a b", "runner train --tracking-token … --a b"),
         ("There is no http:/user:s3cret-token@host; give one", "There is no http:/user:…@host; give one"),
+        ("-http://user:s3cret-token@host", "-http://user:…@host"),
+        ("url=http://host/?a=1&token=s3cret-token&b=2", "url=http://host/?a=1&token=…&b=2"),
+        ("--storage-password=s3cret-token", "--storage-password=…"),
+        ("aws_access_key_id=s3cret-token", "aws_access_key_id=…"),
         ("a http://u:s3cret-token@h b http://v:s3cret-token@i", "a http://u:…@h b http://v:…@i"),
     ],
 )
@@ -70,6 +76,48 @@ def test_any_password_in_an_address_is_hidden(scheme: str, user: str, word: str,
     assert password not in redacted
     assert "q7" not in redacted
     assert "host/db" in redacted
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(
+            "a:/",
+            "a:/b",
+            "a.",
+            "a-",
+            "1+",
+            ":/",
+            "http://u",
+            "a:/b:c",
+            "@",
+            "a@",
+            "a:/@",
+            "token",
+            "token-",
+            "token=",
+        ),
+        *(
+            "token='",
+            "'",
+            '"',
+            'token"  ',
+            "--a-",
+            "--",
+            "--token ",
+            "Bearer ",
+            "Authorization: ",
+            "Authorization:x",
+        ),
+        *("key", "api-key", "_", " ", "…", "…=", "sig", "é"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "@", "x", "=", " "])
+def test_long_text_takes_linear_time(part: str, end: str) -> None:
+    text = part * (100_000 // len(part)) + end
+    start = time.process_time()
+    redact(text)
+    assert time.process_time() - start < 1  # quadratic time would be minutes
 
 
 def test_credentials_are_removed_from_an_address() -> None:
