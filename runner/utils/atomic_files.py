@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runner.utils.errors import UserError
 
-_umask = os.umask(0)  # it can only be read by setting it, for all threads: so once, at import
-os.umask(_umask)
-DEFAULT_MODE = 0o666 & ~_umask
-"""Permissions of a new file."""
+DEFAULT_MODE = 0o666
+"""Permissions of a new file, before the system applies the umask: to read that, one must set it, for all threads."""
 
 
 @contextmanager
 def atomic_write(path: Path, mode: int = DEFAULT_MODE) -> Iterator[Path]:
     """Yield a temporary path to write to. It replaces `path` at the end of the block; after an error `path` stays."""
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     try:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(mode)
         temporary.replace(path)
         sync_folder(path.parent)
     except OSError as error:

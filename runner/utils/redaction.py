@@ -75,7 +75,8 @@ def _without_secret(match: re.Match[str]) -> str:
     scheme, user = match["scheme"], match["user"]
     if match["secret"] is not None:
         return f"{scheme}{user}:{HIDDEN}@"
-    return f"{scheme}{HIDDEN}@" if user and scheme.lower().lstrip("0123456789+.-").startswith("http") else match[0]
+    is_http = scheme.lower().lstrip("0123456789+.-").startswith("http")
+    return f"{scheme}{HIDDEN}@" if user and is_http else match[0]
 
 
 def without_credentials(address: str) -> str:

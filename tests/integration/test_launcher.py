@@ -261,6 +261,16 @@ def test_overrides_count_wherever_they_stand() -> None:
 
 def test_batch_normalization_trains_on_one_process_only(
     make: Callable[..., Experiment],
+def test_loading_a_model_leaves_the_umask_alone() -> None:
+    """Other threads of the program may write files meanwhile."""
+    code = (
+        "import os; calls = []; umask = os.umask; os.umask = lambda mask: calls.append(mask) or umask(mask);"
+        "from runner.serving import load; print(calls)"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "[]\n"
+
+
     accelerator: Accelerator,
     silent: Terminal,
     monkeypatch: pytest.MonkeyPatch,
