@@ -19,14 +19,20 @@ from collections.abc import Sequence
 from runner.study.options import STOP_SIGNAL, Role, make_plan, parse
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_script
-from runner.utils.processes import exit_with_launcher
+from runner.utils.processes import exit_with_launcher, exit_with_parent
 
 
 def main(argv: Sequence[str]) -> int:
     """Do this process's part in the study that the command line describes. Raises `UserError`."""
-    exit_with_launcher()
-    options, rest = parse(argv)
     role = Role.from_environment()
+    if role.coordinator:
+        exit_with_parent(role.coordinator)
+    else:
+        exit_with_launcher()
+    stop_requests: list[int] = []
+    signal.signal(STOP_SIGNAL, lambda number, _: stop_requests.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [STOP_SIGNAL])  # one that came before the handler arrives now
+    options, rest = parse(argv)
     if options.workers > 1 and not role.has_coordinator:
         raise UserError(
             "--workers is for ./launch.sh search; under accelerate launch all processes work on each trial together,"
@@ -41,13 +47,11 @@ def main(argv: Sequence[str]) -> int:
     from runner.training import devices, preflight
     from runner.training.setup import SharedSetup
     from runner.utils.console import Terminal
+    from runner.utils.long_wait import long_wait
 
-    stop_requests: list[int] = []
-    signal.signal(STOP_SIGNAL, lambda number, _: stop_requests.append(number))
     accelerator = devices.create_accelerator(plan.baseline)
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
-    from runner.utils.long_wait import long_wait
     with long_wait(), accelerator.local_main_process_first():
         terminal = Terminal(enabled=accelerator.is_main_process)
         manifest = preflight.check(plan.baseline, terminal, plan.objective)

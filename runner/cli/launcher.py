@@ -16,7 +16,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -30,7 +29,7 @@ from runner.utils.exit_status import read_failure
 from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
 from runner.utils.output import outlive_readers
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import cpu_count, exit_with_parent, gpu_count
+from runner.utils.processes import cpu_count, gpu_count
 from runner.utils.redaction import redact
 from runner.utils.signals import handle_signals
 
@@ -92,7 +91,8 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
 def _accelerate_launch(count: int, gpus: int, config: Path) -> list[str]:
     """The launch command. Every option is spelled out: a user's Accelerate configuration must not change it."""
     words = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)),
+        *(sys.executable, "-m", "runner.utils.child", str(os.getpid())),
+        *("accelerate.commands.launch", "--config_file", str(config)),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_processes", str(count)),
         *("--num_cpu_threads_per_process", str(max(1, cpu_count() // count))),
@@ -109,7 +109,6 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
         env=environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=partial(exit_with_parent, os.getpid()),
         encoding=getattr(sys.stderr, "encoding", None) or "utf-8",
         errors="surrogateescape",
     )

@@ -36,6 +36,8 @@ class Role:
     worker: int = 0
     """Index of the worker among the workers of its coordinator."""
     workers: int = 1
+    coordinator: int = 0
+    """Process id of the `runner search` that started this process; 0: none did."""
 
     @classmethod
     def from_environment(cls) -> Role:

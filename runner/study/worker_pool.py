@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from types import FrameType
 from typing import IO
 
@@ -22,7 +21,6 @@ from runner.study.study import Study
 from runner.utils.console import Terminal
 from runner.utils.launch_environment import COMMAND, STATUS_FILE
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import exit_with_parent
 from runner.utils.redaction import redact
 from runner.utils.signals import Interrupted, handle_signals
 
@@ -51,7 +49,12 @@ class WorkerPool:
         """Signals that asked this command to stop."""
         self.error = ""
         """The message of the first worker that failed with a user error."""
-        self._output: queue.Queue[str] = queue.Queue()
+        self._graceful = False
+        """Whether one Ctrl-C lets the processes finish their trials."""
+        self._stopping = False
+        """Whether the workers were asked to stop because one of them failed."""
+        self._output: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """What workers and signal handlers print. Its `put` takes no lock that the interrupted thread may hold."""
         self._readers: list[threading.Thread] = []
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._restarts = dict.fromkeys(range(count), 0)
@@ -79,16 +82,25 @@ class WorkerPool:
     def write_report(self) -> int:
         """Write the study's report in a process that may use the whole machine. Returns its exit status."""
         with self._forward_signals(graceful=False):
-            reporter = self._spawn(Role(runs_trials=False), capture=False)
+            reporter = self._spawn(Role(runs_trials=False, coordinator=os.getpid()), capture=False)
             self._processes = {0: reporter}
+            self._stop_if_asked(reporter)
             status = reporter.wait()
         if self.stop_signals:
             raise Interrupted(self.stop_signals[0])
         return _exit_status(status)
 
     def _start_worker(self, index: int) -> None:
-        role = Role(writes_report=False, worker=index, workers=self.count)
-        self._processes[index] = worker = self._spawn(role, capture=True)
+        if self.stop_signals:
+            return
+        role = Role(writes_report=False, worker=index, workers=self.count, coordinator=os.getpid())
+        # The worker inherits that the signal is blocked: one that comes before it has a handler waits for that.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
+        try:
+            self._processes[index] = worker = self._spawn(role, capture=True)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [STOP_SIGNAL])
+        self._stop_if_asked(worker)
         for stream in (worker.stdout, worker.stderr):
             assert stream is not None  # noqa: S101 (for types: both are captured)
             reader = threading.Thread(target=self._read, args=(index, stream), daemon=True)
@@ -113,7 +125,6 @@ class WorkerPool:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=partial(exit_with_parent, os.getpid()),
         )
 
     def _read(self, index: int, stream: IO[str]) -> None:
@@ -131,7 +142,7 @@ class WorkerPool:
     def _handle_end(self, index: int, process: subprocess.Popen[str], study: Study) -> int:
         """Restart a worker that was killed; stop the others after one that failed, and return its exit status."""
         status = process.returncode
-        if status == 0 or self.stop_signals:
+        if status == 0 or self.stop_signals or self._stopping:
             return 0
         if status < 0 and self._restarts[index] < MAX_RESTARTS:
             self._restarts[index] += 1
@@ -142,6 +153,7 @@ class WorkerPool:
             self.terminal.warn(f"worker {index + 1} was killed by {signal.Signals(-status).name}{trial}")
             self._start_worker(index)
             return 0
+        self._stopping = True
         for worker in self._processes.values():
             worker.send_signal(STOP_SIGNAL)
         return _exit_status(status)
@@ -153,17 +165,26 @@ class WorkerPool:
         With `graceful` the first Ctrl-C lets workers finish their trials; any other signal stops them at once.
         """
 
+        self._graceful = graceful
+
         def forward(number: int, _frame: FrameType | None) -> None:
-            finish_trials = graceful and number == signal.SIGINT and not self.stop_signals
             self.stop_signals.append(number)
             for process in list(self._processes.values()):
-                if process.poll() is None:
-                    process.send_signal(STOP_SIGNAL if finish_trials else signal.SIGTERM)
-            if finish_trials:
+                self._stop_if_asked(process)
+            if self._finishes_trials:
                 self._output.put("finishing the running trials; press Ctrl-C again to stop at once")
 
         with handle_signals(forward):
             yield
+
+    @property
+    def _finishes_trials(self) -> bool:
+        return self._graceful and self.stop_signals == [signal.SIGINT]
+
+    def _stop_if_asked(self, process: subprocess.Popen[str]) -> None:
+        """Stop a process if this command was asked to stop, perhaps while it started the process."""
+        if self.stop_signals:
+            process.send_signal(STOP_SIGNAL if self._finishes_trials else signal.SIGTERM)
 
 
 def _exit_status(returncode: int) -> int:

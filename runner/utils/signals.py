@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 
@@ -24,24 +25,35 @@ LAUNCHER_GRACE = 0.5
 class Interrupted(BaseException):
     """The process was asked to stop. Not an `Exception`, so that ordinary handlers do not swallow it.
 
+    It is raised in signal handlers, which may interrupt a thread that holds a lock: creating it waits for nothing.
+
     Attributes:
         signal: The signal that asked.
-        peer_exited: Nobody asked: torch's launcher stops this process because another one has exited.
     """
 
     def __init__(self, number: int) -> None:
+        super().__init__(number)
         self.signal = signal.Signals(number)
-        self.peer_exited = number == signal.SIGTERM and _is_stopped_for_a_peer()
-        super().__init__(PEER_EXITED if self.peer_exited else f"stopped by {self.signal.name}")
+        self._deadline = time.monotonic() + LAUNCHER_GRACE
+
+    @cached_property
+    def peer_exited(self) -> bool:
+        """Whether nobody asked: torch's launcher stops this process because another one has exited."""
+        return self.signal == signal.SIGTERM and _is_stopped_for_a_peer(self._deadline)
+
+    def __str__(self) -> str:
+        return PEER_EXITED if self.peer_exited else f"stopped by {self.signal.name}"
 
 
-def _is_stopped_for_a_peer() -> bool:
-    """Whether torch's launcher stops this process because of another one. Our launcher reports what it forwards."""
+def _is_stopped_for_a_peer(deadline: float) -> bool:
+    """Whether torch's launcher stops this process because of another one. Our launcher reports what it forwards.
+
+    A cluster's scheduler signals all processes of a job at once, so the launcher's report may come later: this waits
+    for it until `deadline`, in seconds of the monotonic clock.
+    """
     status_file = os.environ.get(STATUS_FILE)
     if not status_file or int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         return False
-    # A cluster's scheduler signals all processes of a job at once, so the launcher's report may come later.
-    deadline = time.monotonic() + LAUNCHER_GRACE
     while os.getppid() != 1 and not Path(f"{status_file}{STOPPED_SUFFIX}").exists() and _launcher_is_alive():
         if time.monotonic() > deadline:
             return True

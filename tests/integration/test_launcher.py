@@ -185,16 +185,22 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
     assert (tmp_path / "heard").read_text() == "SIGINT"
 
 
-def test_what_was_launched_dies_with_a_killed_launcher() -> None:
+def test_what_was_launched_dies_with_a_killed_launcher(tmp_path: Path) -> None:
     program = (
-        "import functools, os, subprocess, sys; from runner.utils.processes import exit_with_parent;"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
-        " preexec_fn=functools.partial(exit_with_parent, os.getpid()));"
-        "print(child.pid, flush=True); child.wait()"
+        "import os, subprocess, sys;"
+        "words = ['-m', 'runner.utils.child', str(os.getpid()), 'sleeper', 'word'];"
+        "child = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True);"
+        "print(child.pid, child.stdout.readline(), flush=True); child.wait()"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    (tmp_path / "sleeper.py").write_text("import sys, time; print(sys.argv, flush=True); time.sleep(60)")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
+    pid, argv = parent.stdout.readline().split(" ", 1)
+    assert argv == f"[{str(tmp_path / 'sleeper.py')!r}, 'word']\n"
+    child = psutil.Process(int(pid))
     parent.kill()
     parent.wait()
     gone, _ = psutil.wait_procs([child], timeout=10)
@@ -255,12 +261,6 @@ def test_files_of_several_threads_leave_the_umask_alone(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~before}
 
 
-def test_overrides_count_wherever_they_stand() -> None:
-    assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
-
-
-def test_batch_normalization_trains_on_one_process_only(
-    make: Callable[..., Experiment],
 def test_loading_a_model_leaves_the_umask_alone() -> None:
     """Other threads of the program may write files meanwhile."""
     code = (
@@ -271,6 +271,12 @@ def test_loading_a_model_leaves_the_umask_alone() -> None:
     assert outcome.stdout == "[]\n"
 
 
+def test_overrides_count_wherever_they_stand() -> None:
+    assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
+
+
+def test_batch_normalization_trains_on_one_process_only(
+    make: Callable[..., Experiment],
     accelerator: Accelerator,
     silent: Terminal,
     monkeypatch: pytest.MonkeyPatch,

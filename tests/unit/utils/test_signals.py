@@ -98,6 +98,10 @@ def test_a_peer_has_exited_if_the_launcher_forwarded_no_signal(
     monkeypatch.setattr("runner.utils.signals.LAUNCHER_GRACE", 0.05)
     if forwarded:
         open(f"{status_file}.stopped", "w").close()
-    interrupted = Interrupted(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "runner.utils.signals.time.sleep", lambda _: pytest.fail("it waits in a signal handler")
+        )
+        interrupted = Interrupted(signal.SIGTERM)
     assert interrupted.peer_exited is not forwarded
     assert ("exited unexpectedly" in str(interrupted)) is not forwarded
