@@ -12,7 +12,7 @@ from torch import Tensor
 from runner.evaluation.metrics import gather, sample_results
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
-from runner.utils.tensors import pad_rows
+from runner.utils.tensors import float64_device, pad_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Inference:
     def logits(self, features: SplitFeatures, count: int) -> Tensor:
         """Logits of the `count` images of a split: count × classes, float64, on the CPU."""
         classes = len(self.network.spec.classes)
-        return self._run(features, count, classes, lambda _, logits: logits.double())
+        return self._run(features, count, classes, self._to_float64)
 
     def sample_results(self, features: SplitFeatures, labels: Sequence[int]) -> Tensor:
         """Results of single images, as `metrics.sample_results` returns them: n × 3, float64, on the CPU.
@@ -44,7 +44,7 @@ class Inference:
         true = torch.tensor(labels)
 
         def results(indices: Sequence[int], logits: Tensor) -> Tensor:
-            return sample_results(logits, true[list(indices)].to(logits.device))
+            return sample_results(logits, true[list(indices)])
 
         return self._run(features, len(labels), 3, results)
 
@@ -54,6 +54,10 @@ class Inference:
         with torch.no_grad(), self.accelerator.autocast():
             padded = pad_rows(features, self.batch_size)
             return network.run(padded, network.split_index, network.depth)[: len(features)]
+
+    @staticmethod
+    def _to_float64(_: Sequence[int], logits: Tensor) -> Tensor:
+        return logits.to(float64_device(logits.device)).double()
 
     def _run(
         self,
@@ -66,7 +70,7 @@ class Inference:
         size, accelerator = self.batch_size, self.accelerator
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         own = batches[accelerator.process_index :: accelerator.num_processes]
-        rows = [torch.zeros(0, columns, dtype=torch.float64, device=accelerator.device)]
+        rows = [torch.zeros(0, columns, dtype=torch.float64, device=float64_device(accelerator.device))]
         self.network.eval()
         for indices, batch in zip(own, features.batches(own), strict=True):
             rows.append(convert(indices, self.batch(batch)))

@@ -170,7 +170,10 @@ def sample_results(logits: Tensor, labels: Tensor) -> Tensor:
     import torch
     from torch.nn.functional import cross_entropy
 
-    logits = logits.double()
+    from runner.utils.tensors import float64_device
+
+    logits = logits.to(float64_device(logits.device)).double()
+    labels = labels.to(logits.device)
     loss = cross_entropy(logits, labels, reduction="none")
     true = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -25,7 +25,7 @@ def pin_to_share(worker: int, workers: int, threads: int | None) -> None:
     _ALL_CORES.update(os.sched_getaffinity(0))
     cores = sorted(_ALL_CORES)
     share = threads or max(1, len(cores) // workers)
-    os.sched_setaffinity(0, {cores[(worker * share + index) % len(cores)] for index in range(share)})
+    _bind({cores[(worker * share + index) % len(cores)] for index in range(share)})
     torch.set_num_threads(share)
 
 
@@ -36,10 +36,17 @@ def all_cores() -> Iterator[None]:
         yield
         return
     share, threads = os.sched_getaffinity(0), torch.get_num_threads()
-    os.sched_setaffinity(0, _ALL_CORES)
+    _bind(_ALL_CORES)
     torch.set_num_threads(len(_ALL_CORES))
     try:
         yield
     finally:
-        os.sched_setaffinity(0, share)
+        _bind(share)
         torch.set_num_threads(threads)
+
+
+def _bind(cores: set[int]) -> None:
+    """Restrict all threads of this process to these cores; `os.sched_setaffinity(0, …)` does so for one thread only."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has just ended
+            os.sched_setaffinity(int(thread), cores)

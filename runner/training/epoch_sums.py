@@ -9,6 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from runner.utils.tensors import float64_device
+
 
 class EpochSums:
     """Three sums of an epoch: loss, correct predictions, and number of images, without those of skipped steps.
@@ -22,17 +24,18 @@ class EpochSums:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
+        self._device = float64_device(accelerator.device)
         self.reset()
 
     def reset(self) -> None:
         """Start a new epoch."""
-        self._loss_and_hits = torch.zeros(2, dtype=torch.float64, device=self._accelerator.device)
+        self._loss_and_hits = torch.zeros(2, dtype=torch.float64, device=self._device)
         self._images = 0.0
         self.all_processes: list[list[float]] | None = [[0.0] * 3] * self._accelerator.num_processes
 
     def add(self, loss_and_hits: Tensor, images: int) -> None:
         """Add summed loss and correct predictions (2 values) of some images, without waiting for the device."""
-        self._loss_and_hits += loss_and_hits
+        self._loss_and_hits += loss_and_hits.to(self._device)
         self._images += images
 
     def gather(self) -> None:
@@ -41,7 +44,7 @@ class EpochSums:
 
     def reduce(self) -> tuple[float, float, float]:
         """The three sums over all processes. Collective: all processes call it together."""
-        own = torch.tensor(self._own(), dtype=torch.float64, device=self._accelerator.device)
+        own = torch.tensor(self._own(), dtype=torch.float64, device=self._device)
         loss, hits, images = self._accelerator.reduce(own, "sum").tolist()
         self.all_processes = [
             [loss, hits, images],
@@ -63,7 +66,7 @@ class EpochSums:
             totals = [math.fsum(values) for values in zip(*state, strict=True)]
             own = totals if accelerator.process_index == 0 else [0.0] * 3
         *loss_and_hits, self._images = own
-        self._loss_and_hits = torch.tensor(loss_and_hits, dtype=torch.float64, device=accelerator.device)
+        self._loss_and_hits = torch.tensor(loss_and_hits, dtype=torch.float64, device=self._device)
         self.all_processes = state if same else None
 
     def _own(self) -> list[float]:

@@ -21,6 +21,11 @@ def pad_rows(values: Tensor, count: int) -> Tensor:
     return torch.cat([values, values.new_zeros(count - len(values), *values.shape[1:])])
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 values from a device are computed: on it, or on the CPU if it has no float64, as Apple's MPS."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def tensor_digest(tensor: Tensor) -> str:
     """40 hexadecimal digits for a tensor's values."""
     return digest_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from runner.utils import tensors
-from runner.utils.tensors import pad_rows, save_tensors, tensor_digest
+from runner.utils.tensors import float64_device, pad_rows, save_tensors, tensor_digest
 
 
 def test_rows_are_padded_with_zeros() -> None:
@@ -20,6 +20,11 @@ def test_rows_are_padded_with_zeros() -> None:
     assert padded.tolist() == [[1] * 3, [1] * 3, [0] * 3, [0] * 3]
     assert padded.dtype == torch.uint8
     assert pad_rows(values, 2) is values
+
+
+@pytest.mark.parametrize(("device", "computes_on"), [("mps", "cpu"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_device_without_float64_leaves_it_to_the_cpu(device: str, computes_on: str) -> None:
+    assert float64_device(torch.device(device)) == torch.device(computes_on)
 
 
 def test_the_digest_depends_on_values_and_not_on_memory_layout() -> None:
