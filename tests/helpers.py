@@ -100,7 +100,8 @@ def comparable(epochs: Sequence[EpochResult]) -> list[dict[str, Any]]:
     plain = [
         {**dataclasses.asdict(epoch), "sample_results": epoch.sample_results.tolist()} for epoch in epochs
     ]
-    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in plain]
+    times = ("seconds", "feature_seconds", "images_per_second")
+    return [{k: v for k, v in epoch.items() if k not in times} for epoch in plain]
 
 
 class InBfloat16:

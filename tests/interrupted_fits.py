@@ -137,7 +137,7 @@ class Outcome:
 
 def without_times(history: Sequence[EpochResult]) -> list[dict[str, Any]]:
     """The values of epochs, without how long they took."""
-    times = ("seconds", "images_per_second")
+    times = ("seconds", "feature_seconds", "images_per_second")
     return [{k: v for k, v in result.to_dict().items() if k not in times} for result in history]
 
 

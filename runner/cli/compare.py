@@ -112,12 +112,13 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
         "Runs",
         [(run_id, f"{name} ({', '.join(cells)} epochs)") for name, run_id, *cells in rows],
     )
-    _print_wide("Settings that differ", *tables.settings_table(runs), terminal)
+    if differing := tables.settings_table(runs)[1]:
+        terminal.table("Settings that differ", tables.settings_table(runs)[0], differing)
     terminal.line(tables.same_settings(runs))
-    _print_wide("Metrics (last values; * is the best)", *tables.metrics_table(comparison), terminal)
+    terminal.table("Metrics (last values; * is the best)", *tables.metrics_table(comparison))
     if any(test.result for test in tests):
         title = f"Same test images: comparison with {reference.short_id}"
-        _print_wide(title, *tables.mcnemar_table(tests), terminal)
+        terminal.table(title, *tables.mcnemar_table(tests))
         class_header, classes = tables.class_table(reference, tests[0])
         if classes and len(tests) == 1:
             terminal.table("Classes with the largest differences (images)", class_header, classes)
@@ -126,18 +127,3 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
         terminal.warn(note)
     if sentence := tables.summary(comparison):
         terminal.line(sentence, style="bold")
-
-
-def _print_wide(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal) -> None:
-    """Print a table in as many pieces as its columns need; a terminal would cut off the others."""
-    if not rows:
-        return
-    widths = [max(len(row[column]) for row in (header, *rows)) + 3 for column in range(len(header))]
-    start = 1
-    while start < len(header):
-        end, room = start + 1, terminal.console.width - 1 - widths[0] - widths[start]
-        while end < len(header) and widths[end] <= room:
-            room -= widths[end]
-            end += 1
-        terminal.table(title, (header[0], *header[start:end]), [(row[0], *row[start:end]) for row in rows])
-        start, title = end, ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -59,19 +61,20 @@ VERBS = {
 def usage() -> str:
     """What `runner --help` prints."""
     lines = [
-        f"  {name:<11}{verb.summary:<30}runner {name} {verb.usage}".rstrip() for name, verb in VERBS.items()
+        "usage: runner VERB …",
+        "",
+        *(f"  {name:<11}{verb.summary:<30}{verb.usage}" for name, verb in VERBS.items()),
+        "",
+        "train and evaluate take -n N: the number of processes. Default: one per GPU, or one on the CPU.",
+        "runner VERB --help explains a verb; runner --version prints the version.",
     ]
-    return "\n".join(
-        [
-            "usage: runner VERB …",
-            "",
-            *lines,
-            "",
-            "train and evaluate take -n N: the number of processes. Default: one per GPU, or one on the CPU.",
-            "runner VERB --help explains a verb; runner --version prints the version.",
-            "",
-        ]
-    )
+    width = shutil.get_terminal_size().columns - 1
+    indents = [" " * 43 if line.startswith(" ") else "" for line in lines]
+    wrapped = [
+        textwrap.fill(line, width, subsequent_indent=indent)
+        for line, indent in zip(lines, indents, strict=True)
+    ]
+    return "\n".join([*wrapped, ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,8 @@ from runner.utils.console import Terminal, format_duration
 
 LAST_TRIALS = 5
 """Finished trials in the table."""
+MAX_PROGRESS = 30
+"""Columns for a trial's value, or why it has none: a long reason is cut, so that the settings have room."""
 
 
 class LiveView:
@@ -91,7 +93,7 @@ class LiveView:
         plan = self.study.plan
         table = Table(title=Text(f"study {plan.name}"), title_justify="left", title_style="bold", expand=True)
         table.add_column("trial", justify="right")
-        table.add_column(f"validation {plan.metric.label}", no_wrap=True)
+        table.add_column(f"validation {plan.metric.label}", no_wrap=True, max_width=MAX_PROGRESS)
         table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
         for trial in [trial for trial in trials if trial.state.is_finished()][-LAST_TRIALS:]:
             table.add_row(str(trial.number), self._progress(trial), _values(trial), style="dim")

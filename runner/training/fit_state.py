@@ -14,7 +14,9 @@ from torch import Tensor
 
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import Scores
+from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
+from runner.training.fit_data import LabeledFeatures
 from runner.training.results import EpochResult, best_epoch
 from runner.training.snapshot import Snapshot, restoring
 from runner.training.step import TrainStep
@@ -45,6 +47,8 @@ class FitState:
         """Learning rate at its start."""
         self.history: list[EpochResult] = []
         self.stopped_early = False
+        self.feature_seconds = 0.0
+        """Time that the features of the current epoch took so far."""
         self._seconds_before = 0.0
         """Time that the current epoch took before an interruption."""
         self._resumed_at = time.monotonic()
@@ -69,6 +73,13 @@ class FitState:
         """Time that the current epoch has taken so far."""
         return self._seconds_before + time.monotonic() - self._resumed_at
 
+    def load(self, features: LabeledFeatures, epoch: int) -> SplitFeatures:
+        """Features for an epoch; the time that they take is measured."""
+        start = time.monotonic()
+        loaded = features.load(epoch)
+        self.feature_seconds += time.monotonic() - start
+        return loaded
+
     def start_timer(self) -> None:
         """Start or continue to measure `epoch_seconds`."""
         self._resumed_at = time.monotonic()
@@ -88,7 +99,7 @@ class FitState:
     def record(self, result: EpochResult) -> None:
         """Add a finished epoch to the history."""
         self.history.append(result)
-        self._seconds_before = 0.0
+        self._seconds_before = self.feature_seconds = 0.0
         self.start_timer()
 
     def capture(self) -> Snapshot | None:
@@ -115,6 +126,7 @@ class FitState:
             "history": [epoch.to_dict() for epoch in self.history],
             "stopped_early": self.stopped_early,
             "epoch_seconds": self.epoch_seconds,
+            "feature_seconds": self.feature_seconds,
         }
         snapshot = Snapshot(self.epoch, self.batch, step.steps_taken, tensors, values)
         return snapshot if snapshot.is_finite else None
@@ -145,6 +157,7 @@ class FitState:
             self.train_step.sums.restore(values["sums"])
             self.stopped_early = bool(values["stopped_early"])
             self._seconds_before = float(values["epoch_seconds"])
+            self.feature_seconds = float(values.get("feature_seconds", 0))
 
     def _restore_weights(self, saved: dict[str, Tensor]) -> None:
         current = self.model.trainable_state()

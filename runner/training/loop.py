@@ -90,7 +90,7 @@ def _run_epoch(
     """Train for an epoch, or for what is left of it, and validate."""
     state.start_timer()
     epoch, lr, images = state.epoch, state.epoch_lr, len(state.labels) - state.images_done
-    features = data.train.load(epoch) if images else None
+    features = state.load(data.train, epoch) if images else None
     loaded = time.monotonic()
     with defer_signals() as signals:
 
@@ -114,6 +114,7 @@ def _run_epoch(
             images_per_second=images / (trained - loaded),
             best=_is_best(scores, state),
             lr_reduced=lr_reduced,
+            feature_seconds=state.feature_seconds,
             skipped_steps=state.train_step.skipped,
             sample_results=sample_results,
         )
@@ -158,7 +159,7 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
 def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tensor]:
     """Scores and sample results of the validation split."""
     inference = Inference(state.model, state.accelerator, data.batch_size)
-    sample_results = inference.sample_results(data.val.load(epoch), data.val.labels)
+    sample_results = inference.sample_results(state.load(data.val, epoch), data.val.labels)
     scores = compute_scores(sample_results, data.val.labels, len(state.model.spec.classes))
     _check_finite("validation", scores["loss"], state)
     return scores, sample_results

@@ -36,6 +36,8 @@ class EpochResult:
     """Better than all epochs before, by the validation metric that `train.best` names; ties go to the lower loss."""
     lr_reduced: bool
     """The schedule reduced the learning rate at the end of the epoch."""
+    feature_seconds: float = 0.0
+    """Of `seconds`: loading features, or computing those that were not cached yet."""
     skipped_steps: int = 0
     """Steps that were skipped since training began (`train.nonfinite=skip`)."""
     sample_results: Tensor = field(default_factory=_no_samples, repr=False, compare=False)

@@ -1,4 +1,4 @@
-"""What training prints: a summary at the start, a line per epoch, the results at the end."""
+"""What training prints at its start and at its end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from runner.evaluation.metrics import Scores
 from runner.features.cache import MissingFeatures
 from runner.tracking.tracker import Tracker
 from runner.training.devices import describe_device
-from runner.training.results import EpochResult, RunResult
+from runner.training.results import RunResult
 from runner.training.setup import Setup
-from runner.utils.console import Terminal, format_bytes, format_duration
+from runner.utils.console import Terminal, format_bytes
 
 
 def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
@@ -41,18 +41,6 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
             ("to compute", _missing(setup, missing)),
             ("device", f"{describe_device(setup.accelerator)}, precision {experiment.train.precision}"),
         ],
-    )
-
-
-def epoch_line(result: EpochResult) -> str:
-    """An epoch in one line."""
-    marks = ("  best" if result.best else "") + ("  lr reduced" if result.lr_reduced else "")
-    seconds = result.seconds
-    duration = format_duration(seconds) if seconds >= 60 else f"{seconds:.1f} s"
-    return (
-        f"epoch {result.number:3}  train loss {result.train_loss:.4f} top-1 {result.train_top1:.4f}"
-        f"  val loss {result.val['loss']:.4f} top-1 {result.val['top1']:.4f} top-5 {result.val['top5']:.4f}"
-        f"  lr {result.lr:.2g}  {duration}{marks}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,11 +10,14 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from runner.utils.redaction import redact
+from runner.utils.tables import fit_table
 
+LOG_WIDTH = 120
+"""Columns where there is no terminal, and COLUMNS does not say how many."""
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when there is no terminal."""
 RATE_WINDOW = 50
@@ -40,7 +44,7 @@ class RateColumn(ProgressColumn):
     """Units per second since the task began."""
 
     def __init__(self, unit: str) -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True))
         self.unit = unit
 
     def render(self, task: Task) -> Text:
@@ -63,8 +67,8 @@ class Terminal:
 
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
         self.console = _Console(stderr=stderr, quiet=not enabled, highlight=False)
-        if not self.console.is_terminal:
-            self.console.width = 120
+        if not (self.console.is_terminal or os.environ.get("COLUMNS", "").isdigit()):
+            self.console.width = LOG_WIDTH
 
     def line(self, text: str = "", style: str | None = None) -> None:
         """Print one line without wrapping it. Markup is not interpreted; passwords are hidden."""
@@ -86,13 +90,10 @@ class Terminal:
         self.console.print(table)
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table whose first column is text and whose others are numbers."""
-        table = Table(title=Text(title), title_justify="left", title_style="bold")
-        for index, name in enumerate(header):
-            table.add_column(Text(name), justify="right" if index else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*map(Text, row))
-        self.console.print(table)
+        """Print a table whose first column is text and whose others are numbers, in parts if it is too wide."""
+        self.console.print(Text(f"\n{title}", style="bold"))
+        for table in fit_table(header, rows, self.console.width):
+            self.console.print(table)
 
     @contextmanager
     def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
@@ -102,10 +103,10 @@ class Terminal:
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
             RateColumn(unit),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(description, total=total)

@@ -44,7 +44,7 @@ def test_usage_names_every_verb(capfd: pytest.CaptureFixture[str]) -> None:
     assert main.main([]) == 0
     usage = capfd.readouterr().out
     for verb in main.VERBS:
-        assert f"runner {verb}" in usage
+        assert f"\n  {verb} " in usage
     assert main.main(["--version"]) == 0
     assert capfd.readouterr().out.strip()[0].isdigit()
 

@@ -96,7 +96,7 @@ def test_a_run_is_reproduced_to_the_last_bit(original: Original) -> None:
     run = client.get_run(original.run_id)
     outcome = command(runner("reproduce", *original.words, "--json"))
     assert outcome.returncode == 0, outcome.stderr
-    assert "epoch   3" in outcome.stderr
+    assert "\n    3 " in outcome.stderr
     result = json.loads(outcome.stdout)
     assert outcome.stdout.count("\n") == 1
     assert result["run"] == original.run_id

@@ -152,7 +152,7 @@ def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -
 
 
 def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path: Path) -> None:
-    process = started([sys.executable, str(RUNNER / "train.py"), *small, *LONG], "epoch   3", tmp_path)
+    process = started([sys.executable, str(RUNNER / "train.py"), *small, *LONG], "\n    3 ", tmp_path)
     process.kill()
     process.wait(10)
     client = client_of(tmp_path)
@@ -197,7 +197,7 @@ def test_a_dry_run_trains_and_records_nothing(
     assert "nothing was run" in printed
     assert re.search(r"images +18 train, 9 val, 9 test", printed)
     assert "54 images and views to compute" in printed, "two views of 18 images, one of 9 and 9"
-    assert "epoch   1" not in printed
+    assert "\n    1 " not in printed
     assert not (tmp_path / "nowhere").exists()
     assert [path for path in (tmp_path / "cache" / "features").rglob("*") if path.suffix == ".npy"] == []
     assert runs_of(client_of(tmp_path)) == []

@@ -197,7 +197,7 @@ def test_a_database_is_created_once_whatever_the_roots(tmp_path: Path) -> None:
 
 def kill_after_snapshots(options: list[str], folder: Path) -> None:
     """Start a run and kill it when it has written a snapshot or two."""
-    process = started(training([*options, "--checkpoints.epochs", "1"]), "epoch   3", folder)
+    process = started(training([*options, "--checkpoints.epochs", "1"]), "\n    3 ", folder)
     process.kill()
     process.wait(10)
 
@@ -231,7 +231,7 @@ def test_a_run_in_progress_cannot_be_resumed(
     options: list[str], root: Path, cache: Path, tmp_path: Path
 ) -> None:
     options = [*options, *ENDLESS, "--checkpoints.epochs", "1"]
-    process = started(training(options), "epoch   3", tmp_path)
+    process = started(training(options), "\n    3 ", tmp_path)
     try:
         (run_id,) = [path.name for path in (root / "journals").iterdir() if path.is_dir()]
         ((status, _, errors),) = run_at_once(training([*options, "--resume", run_id[:8]]))

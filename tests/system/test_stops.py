@@ -27,7 +27,7 @@ CURVES = (
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_path: Path) -> None:
     process = started(
-        [sys.executable, "-m", "runner.cli.main", "train", *small, *LONG], "epoch   3", tmp_path
+        [sys.executable, "-m", "runner.cli.main", "train", *small, *LONG], "\n    3 ", tmp_path
     )
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -47,7 +47,7 @@ def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_
 
 @pytest.mark.slow
 def test_a_run_whose_launcher_is_killed_does_not_go_on(small: list[str], tmp_path: Path) -> None:
-    launcher = started(accelerate([*small, *LONG]), "epoch   2", tmp_path)
+    launcher = started(accelerate([*small, *LONG]), "\n    2 ", tmp_path)
     (child,) = psutil.Process(launcher.pid).children()
     launcher.kill()
     launcher.wait(10)

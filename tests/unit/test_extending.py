@@ -96,6 +96,7 @@ def test_a_run_uses_what_a_module_adds(
     assert [before / after for before, after in pairwise(steps)] == [2**3, 2**3], "3 steps an epoch"
     logged = {(name, step): value for name, step, value in tracker.points}
     values = [logged["val/first_class", epoch] for epoch in range(1, len(result.history) + 1)]
+    assert values == [epoch.val["first_class"] for epoch in result.history]
     best = max(result.history, key=lambda epoch: (epoch.val["first_class"], -epoch.val["loss"]))
     assert result.best_epoch.number == best.number
     assert ("test/best/first_class", 0) in logged

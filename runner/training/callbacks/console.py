@@ -1,16 +1,16 @@
-"""Prints one line per epoch."""
+"""Prints the epochs as rows of a table."""
 
 from __future__ import annotations
 
 from runner.training.callbacks.base import Callback
+from runner.training.epoch_table import EpochTable
 from runner.training.fit_state import FitState
 from runner.training.results import EpochResult
-from runner.training.summary import epoch_line
 from runner.utils.console import Terminal
 
 
 class ConsoleCallback(Callback):
-    """Prints one line per epoch.
+    """Prints a row per epoch, the first one under a header.
 
     Args:
         terminal: Prints on rank 0 only.
@@ -18,7 +18,12 @@ class ConsoleCallback(Callback):
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
+        self._table: EpochTable | None = None
 
     def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
         """Print the epoch's results."""
-        self.terminal.line(epoch_line(result))
+        if self._table is None:
+            self._table = EpochTable(result.val, state.experiment.train.best, self.terminal.console.width)
+            for line in self._table.header():
+                self.terminal.line(line, style="bold")
+        self.terminal.line(self._table.row(result))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from accelerate import Accelerator
 from fits import TensorFeatures, script_validation, separable_features, train_head
@@ -49,6 +51,20 @@ def test_of_equally_accurate_epochs_the_one_with_the_lowest_loss_is_best(
     history, _ = train_head(experiment, small_model(), accelerator)
     assert [epoch.number for epoch in history if epoch.best] == [1, 2, 3]
     assert best_epoch(history).number == 3
+
+
+def test_the_time_of_features_is_measured_apart(make: Make, accelerator: Accelerator) -> None:
+    values, labels = separable_features()
+
+    def load(epoch: int) -> TensorFeatures:
+        time.sleep(0.1 * (epoch == 0))
+        return TensorFeatures(values)
+
+    split = LabeledFeatures(load, labels)
+    experiment = make("--train.epochs", "2", "--schedule.kind", "constant")
+    first, second = fit(experiment, small_model(), FitData(split, split, 8), accelerator)
+    assert 0.2 <= first.feature_seconds < first.seconds
+    assert second.feature_seconds < 0.1
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
