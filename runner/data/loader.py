@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from runner.data.manifest import Entry
 from runner.data.transforms import ViewTransform
+from runner.data.workers import Loaded, load_in_processes
 from runner.portable.images import open_rgb
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
@@ -47,20 +47,26 @@ class ImageLoader:
     ) -> Iterator[Tensor]:
         """For each batch (indices into `entries`) a tensor n × 3 × crop × crop of uint8.
 
-        Raises `UserError` if a file has changed or disappeared since the scan.
+        Raises `UserError` if a file has changed or disappeared since the scan, or if a process dies or hangs.
         """
-        loader = DataLoader(
-            _ViewDataset(self, entries, view),
-            batch_sampler=batches,  # type: ignore[arg-type]  # any sized iterable of index lists
-            num_workers=self._worker_count(sum(map(len, batches))),
-            collate_fn=_collate,
-            pin_memory=self.pin,
-            worker_init_fn=_ignore_signals,
-        )
-        for batch in loader:
+        workers = self._worker_count(sum(map(len, batches)))
+        calls = (self._call(entries, view, batch) for batch in batches)
+        if workers:
+            size = max(map(len, batches)) * 3 * self.transform.augment.crop**2
+            loaded = load_in_processes(calls, workers, size, self._finish)
+        else:
+            loaded = (batch if isinstance(batch := call(), str) else self._finish(batch) for call in calls)
+        for batch in loaded:
             if isinstance(batch, str):
                 raise UserError(batch)
             yield batch
+
+    def _call(self, entries: Sequence[Entry], view: int, batch: Sequence[int]) -> Callable[[], Loaded]:
+        files = [(self.root / entries[index].path, entries[index].digest) for index in batch]
+        return partial(_load, self.transform, view, files)
+
+    def _finish(self, batch: Tensor) -> Tensor:
+        return batch.pin_memory() if self.pin else batch
 
     def _worker_count(self, images: int) -> int:
         if self.workers != "auto":
@@ -70,34 +76,16 @@ class ImageLoader:
         return max(1, min(MAX_WORKERS, cpu_count() // self.ranks))
 
 
-def _ignore_signals(_worker: int) -> None:
-    """A signal to the process group is handled by the parent, which stops its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-@dataclass(frozen=True)
-class _ViewDataset(Dataset[Tensor | str]):
-    """Views by index. An error is returned as its message: DataLoader would wrap an exception in a traceback."""
-
-    loader: ImageLoader
-    entries: Sequence[Entry]
-    view: int
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        entry = self.entries[index]
-        path = self.loader.root / entry.path
+def _load(transform: ViewTransform, view: int, files: Sequence[tuple[Path, str]]) -> Loaded:
+    """Views of files with the given digests as one tensor, or the message of the first error."""
+    views = []
+    for path, digest in files:
         try:
             content = path.read_bytes()
-            if digest_bytes(content) != entry.digest:
+            if digest_bytes(content) != digest:
                 return f"{path} has changed since it was verified; restore it or start again."
-            return self.loader.transform(open_rgb(io.BytesIO(content)), entry.digest, self.view)
+            views.append(transform(open_rgb(io.BytesIO(content)), digest, view))
         except Exception as error:
             reason = " ".join(str(error).split())
             return f"{path} was readable before and is not now ({reason}); restore it or start again."
-
-
-def _collate(views: list[Tensor | str]) -> Tensor | str:
-    """The batch, or the first error message in it."""
-    errors = (view for view in views if isinstance(view, str))
-    return next(errors, None) or torch.stack(views)  # type: ignore[arg-type]  # all are tensors
+    return torch.stack(views)

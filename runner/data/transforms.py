@@ -7,6 +7,7 @@ computed. So `augment.views=8` extends `augment.views=4`, and `fresh` is a new v
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -35,13 +36,16 @@ def evaluation_settings(augment: AugmentConfig) -> dict[str, Any]:
 
 
 class ViewTransform:
-    """Transforms images into views. Picklable, for loader processes."""
+    """Transforms images into views. Pickled as its arguments, for loader processes."""
 
     def __init__(self, augment: AugmentConfig, seed: int) -> None:
         self.augment = augment
         self.seed = seed
         self.evaluation = evaluation_transform(**evaluation_settings(augment))
         self.augmented = v2.Compose([*_augmentation(augment), v2.CenterCrop(augment.crop), v2.PILToTensor()])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _transform, (self.augment, self.seed)
 
     def __call__(self, image: Image.Image, content: str, view: int) -> Tensor:
         """A view of an RGB image: uint8, 3 × crop × crop.
@@ -64,6 +68,11 @@ class ViewTransform:
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
         random = {name: getattr(self.augment, name) for name in (*names, "rotation_interpolation")}
         return {**recipe, **random, "seed": self.seed}
+
+
+@cache
+def _transform(augment: AugmentConfig, seed: int) -> ViewTransform:
+    return ViewTransform(augment, seed)
 
 
 def _augmentation(augment: AugmentConfig) -> Iterator[v2.Transform]:

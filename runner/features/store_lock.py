@@ -60,6 +60,8 @@ class UseLock:
     def release(self) -> None:
         """Allow others to remove the store."""
         if self._descriptor is not None:
+            with suppress(OSError):  # processes that decode images hold copies of the descriptor
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 

@@ -1,0 +1,137 @@
+"""Processes that load batches of images. They are started once and serve all calls.
+
+Each process holds a copy of what the parent has open, so that locks have to be released, not only closed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Thread
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runner.utils.errors import UserError
+from runner.utils.threads import map_in_threads
+
+Loaded: TypeAlias = Tensor | str
+"""A batch, or why it cannot be loaded."""
+
+MAX_SECONDS = 600.0
+"""Longest wait for a batch."""
+BATCHES_AHEAD = 2
+"""Batches per process that are loaded before they are needed."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only its free space is read)
+MAX_SOCKET_PATH = 107
+"""Bytes of the path of a Unix socket."""
+SOCKET_NAME_LENGTH = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+"""torch passes shared memory through sockets with such names in the folder for temporary files."""
+
+_pools: dict[int, ProcessPoolExecutor] = {}
+"""By number of processes."""
+
+
+def load_in_processes(
+    calls: Iterable[Callable[[], Loaded]], workers: int, batch_bytes: int, finish: Callable[[Tensor], Tensor]
+) -> Iterator[Loaded]:
+    """The results of picklable calls, in order, from `workers` processes.
+
+    Args:
+        calls: Each returns a batch or an error message.
+        workers: Number of processes.
+        batch_bytes: Size of the largest batch.
+        finish: Applied to each batch in a thread of this process.
+
+    Raises `UserError` if a process dies, or if there is no result for `MAX_SECONDS`.
+    """
+    pool = _pool(workers)
+    ahead = BATCHES_AHEAD * workers
+    shared = has_shared_memory(2 * (ahead + workers) * batch_bytes)
+    pending: deque[Future[Loaded | np.ndarray]] = deque()
+
+    def submitted() -> Iterator[Future[Loaded | np.ndarray]]:
+        for call in calls:
+            pending.append(pool.submit(_run, call, shared))
+            yield pending[-1]
+
+    def result(future: Future[Loaded | np.ndarray]) -> Loaded:
+        loaded = future.result(MAX_SECONDS)
+        batch = torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
+        return batch if isinstance(batch, str) else finish(batch)
+
+    try:
+        for _, loaded in map_in_threads(result, submitted(), 1, ahead):
+            pending.popleft()
+            yield loaded
+    except BrokenProcessPool:
+        _stop(workers)
+        raise UserError(
+            "A process that decodes images has ended unexpectedly, perhaps for lack of memory; start again with a"
+            f" smaller data.workers than {workers}, or with data.workers=0."
+        ) from None
+    except TimeoutError:
+        _stop(workers)
+        raise UserError(
+            f"No batch of images was decoded for {MAX_SECONDS:.0f} s; check the disk that holds them, or set"
+            " data.workers=0."
+        ) from None
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def has_shared_memory(size: int) -> bool:
+    """Whether torch can pass `size` bytes through shared memory; if not, batches are copied through pipes."""
+    folder = os.fsencode(tempfile.gettempdir())
+    if len(folder) + SOCKET_NAME_LENGTH > MAX_SOCKET_PATH:
+        return False
+    return not SHARED_MEMORY.is_dir() or shutil.disk_usage(SHARED_MEMORY).free >= size
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    if workers not in _pools:
+        context = get_context("fork" if sys.platform == "linux" else "spawn")
+        _pools[workers] = ProcessPoolExecutor(workers, context, _start, (os.getpid(),))
+    return _pools[workers]
+
+
+def _stop(workers: int) -> None:
+    """End the processes, also those that do not answer: the interpreter would wait for them when it exits."""
+    pool = _pools.pop(workers, None)
+    if pool is not None:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start(parent: int) -> None:
+    """Begin a process. A signal to the process group is handled by the parent, which stops its workers itself."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+
+
+def _exit_with(parent: int) -> None:
+    """Wait for the parent to end, however it does, and end."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _run(call: Callable[[], Loaded], shared: bool) -> Loaded | np.ndarray:
+    loaded = call()
+    return loaded if shared or isinstance(loaded, str) else loaded.numpy()
