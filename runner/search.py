@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     with long_wait(), accelerator.local_main_process_first():
         terminal = Terminal(enabled=accelerator.is_main_process)
         manifest = preflight.check(plan.baseline, terminal, plan.objective)
-    with open_session(plan.on_images(manifest.digest), accelerator, role) as session:
+    plan = plan.on_images(manifest.digest, len(manifest.classes))
+    with open_session(plan, accelerator, role) as session:
         if role.runs_trials:
             Worker(session, lambda: bool(stop_requests), SharedSetup(manifest)).run()
         if role.writes_report:

@@ -80,8 +80,8 @@ def best_of(folder: Path) -> FrozenTrial:
 
 
 def confirmed_sides(folder: Path) -> list[str]:
-    """What is trained on new seeds: one experiment if the baseline is the best."""
-    return ["baseline"] if is_baseline(best_of(folder)) else ["baseline", "best"]
+    """What is trained on new seeds: nothing if the baseline is the best."""
+    return [] if is_baseline(best_of(folder)) else ["baseline", "best"]
 
 
 def wait_for_trial(process: subprocess.Popen[bytes], folder: Path, after: int = -1) -> FrozenTrial:

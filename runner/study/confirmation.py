@@ -11,22 +11,15 @@ from typing import TypeAlias
 from runner.config.identity import Identity
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, override
-from runner.evaluation.metrics import METRICS
+from runner.evaluation.metrics import METRICS, Metric, shown_metrics
 from runner.study.session import StudySession
 from runner.training import resume, run
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest
-from runner.utils.intervals import PairedDifference, paired_difference
+from runner.utils.intervals import CONFIDENCE, PairedDifference, paired_difference
 
 Results: TypeAlias = dict[str, float]
 """Metrics of one training: `val/top1`, `test/loss`, …"""
-DECIDING_METRIC = "test/top1"
-COMPARED = {
-    f"{split}/{name}": f"{label} {metric.label}"
-    for split, label in (("val", "validation"), ("test", "test"))
-    for name, metric in METRICS.items()
-}
-"""Logged name of what is compared → how people read it."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +28,10 @@ class Comparison:
 
     best: list[Results]
     baseline: list[Results]
-    is_same: bool
-    """Whether the best experiment is the baseline."""
+    objective: str = "top1"
+    """The study's objective: on the test images it decides which of them wins."""
+    classes: int = 0
+    """Classes of the images; 0: not known."""
 
     @property
     def seeds(self) -> int:
@@ -44,20 +39,43 @@ class Comparison:
         return len(self.best)
 
     @property
+    def best_wins(self) -> bool:
+        """Whether the best is significantly better by the objective, and not significantly worse by another metric."""
+        return self._gain(METRICS[self.objective]) > 0 and not self._worse()
+
+    @property
     def verdict(self) -> str:
-        """The conclusion, in one or two sentences."""
-        if self.is_same:
-            return "No gain: the baseline is the best experiment."
-        difference = self.difference(DECIDING_METRIC)
-        points = f"{_points(difference.mean)} pt test {METRICS['top1'].label}"
-        if self.seeds < 2:
-            return f"No significant gain: {points} (one seed, so no interval). Keep the baseline."
-        interval = f"95 % CI {_points(difference.low)} to {_points(difference.high)}"
-        if not difference.significant:
-            return f"No significant gain: {points} ({interval}). Keep the baseline."
-        if difference.mean > 0:
-            return f"Significant gain: {points} ({interval}). Use the best experiment."
-        return f"Significant loss: {points} ({interval}). Keep the baseline."
+        """The conclusion, in two sentences."""
+        objective = METRICS[self.objective]
+        gain, change = self._gain(objective), self._change(objective)
+        if not gain:
+            return f"No significant gain: {change}. Keep the baseline."
+        if gain < 0:
+            return f"Significant loss: {change}. Keep the baseline."
+        if worse := self._worse():
+            losses = " and ".join(map(self._change, worse))
+            return f"Significant gain: {change}, but a significant loss: {losses}. Keep the baseline, or weigh them."
+        return f"Significant gain: {change}. Use the best experiment."
+
+    def _gain(self, metric: Metric) -> int:
+        """1 if the best is significantly better on the test images, -1 if it is significantly worse, 0 otherwise."""
+        difference = self.difference(f"test/{metric.name}")
+        return (1 if metric.sign * difference.mean > 0 else -1) if difference.significant else 0
+
+    def _worse(self) -> list[Metric]:
+        """The metrics by which the best is significantly worse on the test images."""
+        return [metric for metric in shown_metrics(self.classes) if self._gain(metric) < 0]
+
+    def _change(self, metric: Metric) -> str:
+        """`+0.20 pt test top-1 (95 % CI −0.48 to +0.88)`."""
+        difference = self.difference(f"test/{metric.name}")
+        mean, low, high = (
+            _signed(value, metric) for value in (difference.mean, difference.low, difference.high)
+        )
+        interval = (
+            f"{100 * CONFIDENCE:.0f} % CI {low} to {high}" if self.seeds > 1 else "one seed, so no interval"
+        )
+        return f"{mean}{' pt' if metric.counted else ''} test {metric.label} ({interval})"
 
     def difference(self, metric: str) -> PairedDifference:
         """Best minus baseline, paired by seed."""
@@ -69,7 +87,7 @@ class Comparison:
 
     def rows(self) -> Iterator[tuple[str, ...]]:
         """For each split and metric: what it is, baseline, best, difference and its interval."""
-        for key, label in COMPARED.items():
+        for key, label in _compared(self.classes).items():
             difference = self.difference(key)
             interval = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
             yield (
@@ -83,7 +101,7 @@ class Comparison:
     def metrics(self) -> dict[str, float]:
         """Means and differences, to be logged: `confirm/test/top1/difference`."""
         logged: dict[str, float] = {}
-        for key in COMPARED:
+        for key in _compared():
             difference = self.difference(key)
             for side in ("best", "baseline"):
                 logged[f"confirm/{key}/{side}"] = statistics.fmean(self.values(side, key))
@@ -98,9 +116,18 @@ class Comparison:
         return json.dumps({"best": self.best, "baseline": self.baseline, "verdict": self.verdict}, indent=1)
 
 
-def _points(share: float) -> str:
-    """A share as signed percentage points, with a minus sign: `−0.50`."""
-    return f"{100 * share:+.2f}".replace("-", "−")
+def _compared(classes: int = 0) -> dict[str, str]:
+    """Logged name of what is compared → how people read it; without metrics that cannot differ for so many classes."""
+    return {
+        f"{split}/{metric.name}": f"{label} {metric.label}"
+        for split, label in (("val", "validation"), ("test", "test"))
+        for metric in shown_metrics(classes)
+    }
+
+
+def _signed(value: float, metric: Metric) -> str:
+    """A difference with a sign: of shares in percentage points, `−0.50`; of others as it is, `+0.0123`."""
+    return (f"{100 * value:+.2f}" if metric.counted else f"{value:+.4f}").replace("-", "−")
 
 
 def _mean_and_sd(values: Sequence[float]) -> str:
@@ -113,7 +140,7 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
 
     Args:
         session: What the process works with. All processes call this.
-        best: The best experiment of the study.
+        best: The best experiment of the study, other than the baseline.
         seeds: Number of seeds.
     """
     baseline = session.plan.baseline
@@ -124,7 +151,7 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
             for side, experiment in (("baseline", baseline), ("best", best)):
                 results[side].append(_train(session, side, experiment, seed))
                 advance(1)
-    return Comparison(results["best"], results["baseline"], is_same=best == baseline)
+    return Comparison(results["best"], results["baseline"], session.plan.objective, session.plan.classes)
 
 
 def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:

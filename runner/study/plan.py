@@ -35,6 +35,8 @@ class Plan:
     """Digest of the images and their split; empty before they were scanned."""
     weights: str = ""
     """Digest of all pretrained weights that trials may start from."""
+    classes: int = 0
+    """Classes of the images; 0: not known."""
 
     @property
     def metric(self) -> Metric:
@@ -52,8 +54,8 @@ class Plan:
             "weights": self.weights,
         }
 
-    def on_images(self, manifest: str) -> Plan:
-        """The plan with the digest of its images and of the weights files as they are now."""
+    def on_images(self, manifest: str, classes: int = 0) -> Plan:
+        """The plan with its images' digest and number of classes, and the digest of the weights as they are now."""
         searched = (each.choices for each in self.space.dimensions if each.setting == WEIGHTS)
         files = {self.baseline.model.weights, *next(searched, ())}
         digests = sorted(filter(None, (weights_digest(file) for file in files if isinstance(file, str))))

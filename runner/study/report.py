@@ -39,9 +39,12 @@ def write_report(session: StudySession, seeds: int) -> None:
         if values is None:
             return
         best = override(session.plan.baseline, values)
-        comparison = confirm(session, best, seeds) if seeds else None
+        if session.study is not None:  # before the best is confirmed, which takes long and may fail
+            _log_report(session, session.study, best)
+        is_baseline_best = best == session.plan.baseline
+        comparison = confirm(session, best, seeds) if seeds and not is_baseline_best else None
         if session.study is not None:
-            _log_report(session, session.study, best, comparison)
+            _conclude(session, session.study, best, comparison)
 
 
 @contextmanager
@@ -84,7 +87,7 @@ def _print_best(study: Study, terminal: Terminal) -> dict[str, Value] | None:
         rows.append(_row("best", best))
     header = ("", "trial", f"validation {study.plan.metric.label}")
     terminal.table(f"Study {study.plan.name}: {count_states(study.trials())}", header, rows)
-    terminal.line(f"best: {short_values(best.params)}")
+    terminal.line(f"best: {'the baseline, ' * is_baseline(best)}{short_values(best.params)}")
     if shares := importances(study.optuna):
         five = ", ".join(f"{name} {share:.2f}" for name, share in list(shares.items())[:5])
         terminal.line(f"most important settings: {five}")
@@ -95,23 +98,43 @@ def _row(name: str, trial: FrozenTrial) -> tuple[str, str, str]:
     return name, str(trial.number), f"{trial.value:.4f}"
 
 
-def _log_report(session: StudySession, study: Study, best: Experiment, comparison: Comparison | None) -> None:
-    plan, trial, terminal = session.plan, study.best_trial, session.terminal
+def _log_report(session: StudySession, study: Study, best: Experiment) -> None:
+    plan, trial = session.plan, study.best_trial
     assert trial is not None  # noqa: S101 (for types: there is a best experiment)
-    file = session.tracking.server.root / "studies" / plan.name / "best.yaml"
-    header = f"# The best experiment of study {plan.name}: trial {trial.number} of {len(study.trials())}.\n"
-    write_text(file, header + as_yaml(best))
     with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
         _log_plots(StudyPlots(study.optuna, plan.name, f"validation {plan.metric.label}"), tracker)
         tracker.log_text("trials.csv", trials_csv(study.trials(), plan.space.settings))
-        tracker.log_text("best.yaml", header + as_yaml(best))
+        tracker.log_text("best.yaml", as_yaml(best))
         if trial.value is not None:
             tracker.log_metrics({"objective": trial.value})
             # A tag, not a parameter: with more trials it can change.
             tracker.set_tags({"runner.best_trial": str(trial.number)})
+
+
+def _conclude(session: StudySession, study: Study, best: Experiment, comparison: Comparison | None) -> None:
+    """Print and log whether the best trial won against the baseline, and recommend it only if it did."""
+    plan, trial, terminal = session.plan, study.best_trial, session.terminal
+    assert trial is not None  # noqa: S101 (for types: there is a best experiment)
+    is_baseline_best = best == plan.baseline
+    if comparison is not None:
+        verdict = comparison.verdict
+    elif is_baseline_best:
+        verdict = "No gain: no trial was better than the baseline. Keep the baseline."
+    else:
+        verdict = "Not confirmed: the best of many trials looks better than it is (--confirm 5 compares on new seeds)."
+    about = f"# Trial {trial.number} of study {plan.name}, the best of {len(study.trials())}.\n# {verdict}\n"
+    file = session.tracking.server.root / "studies" / plan.name / "best.yaml"
+    write_text(file, about + as_yaml(best))
+    with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
+        tracker.log_text("best.yaml", about + as_yaml(best))
+        tracker.set_tags({"runner.verdict": verdict, "mlflow.note.content": verdict})
         if comparison is not None:
             _log_comparison(comparison, tracker, terminal)
-    terminal.line(f"The best experiment is in {file}: ./launch.sh train --config {file}")
+    terminal.line(verdict, style="bold")
+    if comparison is not None and comparison.best_wins:
+        terminal.line(f"Train it: ./launch.sh train --config {file}")
+    elif not is_baseline_best:
+        terminal.line(f"The settings of the best trial are in {file}.")
     terminal.line(
         f"The study's run {session.study_run.run_id[:8]} is in MLflow, with its trials as child runs; ./launch.sh ui"
         " shows it."
@@ -130,7 +153,5 @@ def _log_comparison(comparison: Comparison, tracker: Tracker, terminal: Terminal
     title = f"Best against baseline on {comparison.seeds} new training seeds (mean ± sd, paired)"
     header = ("", "baseline", "best", "difference", f"{100 * CONFIDENCE:.0f} % CI")
     terminal.table(title, header, list(comparison.rows()))
-    terminal.line(comparison.verdict, style="bold")
     tracker.log_metrics(comparison.metrics())
     tracker.log_text("confirm.json", comparison.to_json())
-    tracker.set_tags({"runner.verdict": comparison.verdict, "mlflow.note.content": comparison.verdict})

@@ -22,6 +22,7 @@ from runner.study.space import Dimension, Space
 from runner.study.study import Study
 from runner.study.worker import Worker
 from runner.training.setup import Setup
+from runner.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
 
@@ -116,6 +117,45 @@ def test_a_trial_may_have_several_training_seeds(
     assert run.data.metrics["objective"] == trials_of(tmp_path)[0].value == pytest.approx(sum(best) / 2)
     assert "objective_sd" in run.data.metrics
     assert list(trials_of(tmp_path)[0].intermediate_values.values()) == best
+
+
+def test_a_baseline_that_no_trial_beat_is_kept_without_training_it_again(
+    place: Place, tmp_path: Path, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=2)
+    with open_session(plan, accelerator, Role()) as session:
+        assert session.study is not None
+        for value in (0.9, 0.8):
+            assert session.study.ask() is not None
+            session.study.complete(value)
+        write_report(session, seeds=2)
+    run, children = runs_of_study(tmp_path)
+    assert children == [], "nothing is confirmed"
+    verdict = "No gain: no trial was better than the baseline. Keep the baseline."
+    assert run.data.tags["runner.verdict"] == verdict
+    output = capsys.readouterr().out
+    assert verdict in output
+    assert "--config" not in output, "nothing is recommended"
+    assert verdict in (tmp_path / "mlruns" / "studies" / "some" / "best.yaml").read_text()
+
+
+def test_what_the_trials_found_is_reported_even_if_confirming_fails(
+    place: Place, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise UserError("The disk is full.")
+
+    monkeypatch.setattr("runner.study.report.confirm", failing)
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=2)
+    with open_session(plan, accelerator, Role()) as session:
+        assert session.study is not None
+        for value in (0.8, 0.9):
+            assert session.study.ask() is not None
+            session.study.complete(value)
+        with pytest.raises(UserError):
+            write_report(session, seeds=2)
+    run, _ = runs_of_study(tmp_path)
+    assert {"best.yaml", "trials.csv", "figures/history.png"} <= artifacts_of(tmp_path, run)
 
 
 def test_a_report_can_be_written_again(place: Place, tmp_path: Path, accelerator: Accelerator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -14,13 +15,21 @@ from runner.utils.intervals import paired_difference
 BASELINE = [0.9, 0.91, 0.93, 0.91, 0.88]
 
 
-def results(values: list[float]) -> list[Results]:
-    """Trainings whose metrics all have the same value."""
-    return [{f"{split}/{name}": value for split in ("val", "test") for name in METRICS} for value in values]
+def results(values: list[float], losses: list[float] | None = None) -> list[Results]:
+    """Trainings whose metrics all have the same value; the losses are 1 - value unless they are given."""
+    losses = losses or [1 - value for value in values]
+    return [
+        {
+            f"{split}/{name}": loss if name == "loss" else value
+            for split in ("val", "test")
+            for name in METRICS
+        }
+        for value, loss in zip(values, losses, strict=True)
+    ]
 
 
-def comparison(best: list[float], baseline: list[float] = BASELINE, is_same: bool = False) -> Comparison:
-    return Comparison(results(best), results(baseline), is_same)
+def comparison(best: list[float], baseline: list[float] = BASELINE, **fields: Any) -> Comparison:
+    return Comparison(results(best), results(baseline), **fields)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,7 @@ def comparison(best: list[float], baseline: list[float] = BASELINE, is_same: boo
 )
 def test_the_verdict_is_a_sentence_with_its_interval(best: list[float], verdict: str) -> None:
     assert comparison(best).verdict == verdict
+    assert comparison(best).best_wins == ("Use the best" in verdict)
 
 
 def test_one_seed_proves_nothing() -> None:
@@ -54,8 +64,30 @@ def test_one_seed_proves_nothing() -> None:
     assert all(math.isfinite(value) for value in one.metrics().values())
 
 
-def test_a_baseline_that_is_the_best_gains_nothing() -> None:
-    assert comparison(BASELINE, is_same=True).verdict == "No gain: the baseline is the best experiment."
+def test_the_best_wins_by_the_studys_objective() -> None:
+    better = [0.93, 0.95, 0.96, 0.95, 0.91]
+    by_loss = comparison(better, objective="loss")
+    assert by_loss.best_wins
+    assert by_loss.verdict == (
+        "Significant gain: −0.0340 test loss (95 % CI −0.0408 to −0.0272). Use the best experiment."
+    )
+    assert not comparison(BASELINE, better, objective="loss").best_wins
+
+
+def test_a_best_that_is_significantly_worse_by_another_metric_is_not_recommended() -> None:
+    better, losses = [0.93, 0.95, 0.96, 0.95, 0.91], [0.5, 0.51, 0.5, 0.52, 0.5]
+    compared = Comparison(results(better, losses), results(BASELINE))
+    assert not compared.best_wins
+    assert compared.verdict == (
+        "Significant gain: +3.40 pt test top-1 (95 % CI +2.72 to +4.08), but a significant loss:"
+        " +0.4120 test loss (95 % CI +0.3851 to +0.4389). Keep the baseline, or weigh them."
+    )
+
+
+def test_metrics_that_cannot_differ_are_not_shown() -> None:
+    labels = [row[0] for row in comparison(BASELINE, classes=3).rows()]
+    assert "test top-1" in labels
+    assert "test top-5" not in labels
 
 
 def test_every_metric_is_compared_on_both_splits() -> None:

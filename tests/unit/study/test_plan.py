@@ -49,9 +49,10 @@ def test_a_difference_is_described(changes: dict[str, Any], difference: str) -> 
 
 
 def test_workers_may_differ_in_what_changes_no_result() -> None:
-    one = ["--data.kind", "folder", "--data.root", "/one"]
+    one = ["--name", "photos", "--data.kind", "folder", "--data.root", "/one"]
     other = [
-        *("--data.kind", "folder", "--data.root", "/other", "--cache", "/elsewhere", "--data.workers", "1"),
+        *("--name", "photos", "--data.kind", "folder", "--data.root", "/other"),
+        *("--cache", "/elsewhere", "--data.workers", "1"),
         *("--tracking.root", "/records", "--features.memory", "1", "--tracking.system_metrics", "false"),
     ]
     identities = [make_plan("", baseline=parse(words)[0]).identity() for words in (one, other)]
