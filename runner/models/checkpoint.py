@@ -1,7 +1,8 @@
 """Checkpoints: one small file per saved epoch with the layers that train, and one shared file with the frozen layers.
 
-`frozen.safetensors` is written once per run. `best.safetensors` and `last.safetensors` hold the layers that train and
-everything needed to build the model again. They store the digest of the frozen file and are refused beside another one.
+`frozen.safetensors` is written once per run, and takes space once for all runs that have the same (`save_frozen`).
+`best.safetensors` and `last.safetensors` hold the layers that train and everything needed to build the model again.
+They store the digest of the frozen file and are refused beside another one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from runner.config.schema import Normalization
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.utils.atomic_files import atomic_write
 from runner.utils.errors import UserError
+from runner.utils.hard_links import write_once
 from runner.utils.hashing import digest
 from runner.utils.tensors import save_tensors, tensor_digest
 from runner.utils.text import one_line
@@ -51,9 +53,25 @@ def stored_frozen_digest(path: Path) -> str:
         return str(json.loads(file.metadata()["description"])["frozen"])
 
 
-def save_frozen(model: TransferModel, folder: Path) -> None:
-    """Write the layers that do not train to `folder`/frozen.safetensors."""
-    _save(folder / FROZEN_FILE, model.frozen_state(), {"format": FORMAT})
+def save_frozen(model: TransferModel, folder: Path, shared: Path | None = None) -> None:
+    """Write the layers that do not train to `folder`/frozen.safetensors.
+
+    Args:
+        model: Not wrapped by Accelerate.
+        folder: Where to write to.
+        shared: A folder on the same file system. All files with the same layers are hard links to one file there,
+            which is named by their digest. None: `folder` gets a file of its own.
+    """
+    tensors = model.frozen_state()
+
+    def write(path: Path) -> None:
+        _save(path, tensors, {"format": FORMAT})
+
+    if shared is None:
+        write(folder / FROZEN_FILE)
+        return
+    file = shared / f"{_digest(tensors)}.safetensors"
+    write_once(folder / FROZEN_FILE, file, write, lambda path: _holds(path, tensors))
 
 
 def save(
@@ -141,6 +159,14 @@ def _check(description: dict[str, Any]) -> None:
 
 def _digest(tensors: dict[str, Tensor]) -> str:
     return digest({name: tensor_digest(value) for name, value in tensors.items()})
+
+
+def _holds(path: Path, tensors: dict[str, Tensor]) -> bool:
+    """Whether a file holds these tensors and no others."""
+    try:
+        return _digest(_load(path)[0]) == _digest(tensors)
+    except UserError:
+        return False
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""A trained model ready for inference, loaded from a folder with two files."""
+"""A trained model ready for inference, loaded from a folder with three files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from .backbones import BACKBONES
 from .images import open_rgb
-from .legacy import FORMAT_1, FORMAT_2, upgraded
+from .legacy import FORMAT_1, FORMAT_2, FORMAT_3, upgraded
 from .model import LayeredModel, build_model, supported_precision
 from .transform import evaluation_transform
 
-FORMAT = FORMAT_2
-"""The format that is written. Format 1 can be read, too."""
+FORMAT = FORMAT_3
+"""The format that is written. Earlier ones can be read, too."""
 WEIGHTS_FILE = "model.safetensors"
+FROZEN_FILE = "frozen.safetensors"
+"""The weights that did not train. Runs that have the same share it on disk."""
 DESCRIPTION_FILE = "model.json"
 BATCH_SIZE = 8
 """Images per forward pass. The last batch is padded, so that no result depends on the number of images."""
@@ -56,28 +58,26 @@ class Classifier:
         weights, description_file = folder / WEIGHTS_FILE, folder / DESCRIPTION_FILE
         try:
             description = json.loads(description_file.read_text(encoding="utf-8"))
-            if description["format"] not in (FORMAT_1, FORMAT_2):
+            if description["format"] not in (FORMAT_1, FORMAT_2, FORMAT_3):
                 raise ModelError(
                     f"{folder} holds a model of another version ({_one_line(description['format'])})."
                 )
             if description["digest"] != description_digest(description):
                 raise ModelError(f"{description_file} is damaged (its digest differs); restore it.")
-            with weights.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != description["sha256"]:
-                    raise ModelError(f"{weights} is damaged (its digest differs); restore it.")
-            description, tensors = upgraded(description, load_file(weights))
+            tensors = _read_tensors(weights, description["sha256"])
+            if "frozen_sha256" in description:
+                tensors |= _read_tensors(folder / FROZEN_FILE, description["frozen_sha256"])
+            description, tensors = upgraded(description, tensors)
             _check_tensors(tensors)
             model = build_model(description["model"], len(_class_names(description)), tensors)
             _check_sizes(description)
             return cls(model, description, device)
         except FileNotFoundError as error:
             raise ModelError(
-                f"There is no {error.filename}; a model is {DESCRIPTION_FILE} beside {WEIGHTS_FILE}."
+                f"There is no {error.filename}; a model is {DESCRIPTION_FILE} with the .safetensors files beside it."
             ) from None
         except OSError as error:
             raise ModelError(f"{error.filename} cannot be read ({error.strerror}).") from None
-        except SafetensorError as error:
-            raise ModelError(f"{weights} is damaged ({_one_line(error)}); restore it.") from None
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
             raise ModelError(f"{folder} holds no model of this version ({_one_line(error)}).") from None
 
@@ -111,6 +111,17 @@ class Classifier:
         autocast = torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "no")
         with torch.inference_mode(), autocast:
             return self.model(padded.to(self.device))[: len(images)].float().cpu()
+
+
+def _read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """The tensors in a file. Raises `ModelError` if it is damaged."""
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise ModelError(f"{path} is damaged (its digest differs); restore it.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged ({_one_line(error)}); restore it.") from None
 
 
 def description_digest(description: dict[str, Any]) -> str:

@@ -20,10 +20,19 @@ from torchvision.transforms.v2 import functional
 
 from runner.config.schema import Experiment
 from runner.data.transforms import evaluation_settings
+from runner.models import checkpoint
 from runner.models.transfer_model import TransferModel
-from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, Classifier, description_digest
+from runner.portable.classifier import (
+    DESCRIPTION_FILE,
+    FORMAT,
+    FROZEN_FILE,
+    WEIGHTS_FILE,
+    Classifier,
+    description_digest,
+)
 from runner.portable.model import build_model
 from runner.utils.atomic_files import sync_tree, write_text
+from runner.utils.hard_links import link_copies
 from runner.utils.paths import PACKAGE
 from runner.utils.tensors import save_tensors
 
@@ -67,7 +76,13 @@ def to_classifier(
     return Classifier(copy, description, device)
 
 
-def save_model(model: TransferModel, description: dict[str, Any], example: Tensor, folder: Path) -> None:
+def save_model(
+    model: TransferModel,
+    description: dict[str, Any],
+    example: Tensor,
+    folder: Path,
+    shared: Path | None = None,
+) -> None:
     """Write a model as an MLflow model.
 
     Args:
@@ -75,12 +90,13 @@ def save_model(model: TransferModel, description: dict[str, Any], example: Tenso
         description: From `describe`.
         example: An image (3 × crop × crop, uint8) for the input example.
         folder: Where to write to; it must not exist.
+        shared: Of `checkpoint.save_frozen`.
     """
     with warnings.catch_warnings(action="ignore"):  # of its own models' types
         import mlflow.pyfunc
 
     files = folder.parent / "classifier"
-    _write_classifier(model, description, files, folder)
+    _write_classifier(model, description, files, folder, shared)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     # MLflow warns of missing type hints, though the signature has the types. It changes the warning filters itself,
     # so that its warnings must be recorded to be silenced.
@@ -95,20 +111,28 @@ def save_model(model: TransferModel, description: dict[str, Any], example: Tenso
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata={"classes": len(description["classes"]), "epoch": description["epoch"]},
         )
+    link_copies(files, folder / "artifacts" / "classifier")
     shutil.rmtree(files)  # MLflow has copied it
     sync_tree(folder)
 
 
-def _write_classifier(model: TransferModel, description: dict[str, Any], files: Path, target: Path) -> None:
-    """Write the two files that `Classifier.load` reads; an error of the disk names `target`, where they go."""
+def _write_classifier(
+    model: TransferModel, description: dict[str, Any], files: Path, target: Path, shared: Path | None
+) -> None:
+    """Write the three files that `Classifier.load` reads; an error of the disk names `target`, where they go."""
     files.mkdir(parents=True, exist_ok=True)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    checkpoint.save_frozen(model, files, shared)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.trainable_state().items()}
     save_tensors(state, files / WEIGHTS_FILE, {"format": description["format"]}, target / WEIGHTS_FILE)
-    with (files / WEIGHTS_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    described = json.loads(json.dumps({**description, "sha256": digest}))  # as it will be read
+    digests = {"sha256": _sha256(files / WEIGHTS_FILE), "frozen_sha256": _sha256(files / FROZEN_FILE)}
+    described = json.loads(json.dumps({**description, **digests}))  # as it will be read
     described["digest"] = description_digest(described)
     write_text(files / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _signature() -> ModelSignature:

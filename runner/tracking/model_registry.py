@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from runner.utils.hard_links import link_copies
+from runner.utils.paths import local_path
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel, Run
@@ -104,6 +107,8 @@ def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) ->
     if model.status != LoggedModelStatus.READY:
         client.log_model_artifacts(model_id, str(folder))
         model = client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        if place := local_path(model.artifact_location):
+            link_copies(folder, place)
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in [output.model_id for output in outputs]:  # logging it twice is an error
         client.log_outputs(run_id, [LoggedModelOutput(model_id, info.step)])

@@ -8,13 +8,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from runner.tracking.journal import Event, Journal
 from runner.tracking.model_registry import ModelInfo, register_model
 from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside
 from runner.utils.atomic_files import sync_tree
 from runner.utils.file_systems import is_sqlite
+from runner.utils.hard_links import link_copies
+from runner.utils.paths import local_path
 from runner.utils.redaction import redact
 from runner.utils.text import valid_unicode
 
@@ -174,10 +175,10 @@ def _send_file(path: Path, folder: str, journal: Journal, client: MlflowClient) 
     sent, run_id = path.stat().st_ino, journal.owner.run_id
     client.log_artifact(run_id, str(path), folder or None)
     with suppress(FileNotFoundError):
-        if is_sqlite(journal.owner.uri):  # MLflow has copied it, but not flushed the copy
-            place = urlsplit(client.get_run(run_id).info.artifact_uri)
-            if place.scheme == "file":
-                sync_tree(Path(unquote(place.path)) / folder / path.name)
+        place = local_path(client.get_run(run_id).info.artifact_uri) if is_sqlite(journal.owner.uri) else None
+        if place is not None:  # MLflow has copied it, but not flushed the copy
+            link_copies(path, place / folder / path.name)
+            sync_tree(place / folder / path.name)
         if path.stat().st_ino == sent:
             path.unlink()
 

@@ -11,6 +11,7 @@ import torch
 
 from runner.data.manifest import SPLITS
 from runner.models.dropout import set_dropout_batch
+from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
@@ -80,13 +81,14 @@ def _time(setup: Setup, seeds: int, missing_images: int) -> str:
 
 
 def _disk(setup: Setup, seeds: int) -> str:
-    """Bytes of checkpoints (best, last and frozen, and all weights once more in a logged model), and free space."""
+    """Bytes of weights (best, last, logged model, and the frozen ones, which local files share), and free space."""
     trainable, frozen = (
         sum(value.nbytes for value in state.values())
         for state in (setup.model.trainable_state(), setup.model.frozen_state())
     )
-    models = trainable + frozen if setup.experiment.tracking.model else 0
-    checkpoints = format_bytes(seeds * (2 * trainable + frozen + models))
+    models = 1 if setup.experiment.tracking.model else 0
+    copies = 1 if tracking_server(setup.experiment.tracking.root).embedded else seeds * (1 + models)
+    checkpoints = format_bytes(seeds * (2 + models) * trainable + copies * frozen)
     free = format_bytes(free_bytes(Path(setup.experiment.cache).expanduser()))
     return f"{checkpoints} of checkpoints; {free} free"
 

@@ -3,6 +3,7 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 PACKAGE = Path(__file__).resolve().parent.parent
 """The folder `runner/`."""
@@ -28,3 +29,11 @@ def nearest_records() -> str:
 def _has_records(folder: Path) -> bool:
     root = folder / RECORDS
     return any(os.path.exists(root / name) for name in ("mlflow.db", "journals"))
+
+
+def local_path(uri: str) -> Path | None:
+    """The path that a file: address or a plain path names; None for any other address."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return Path(unquote(parts.path))
+    return None if parts.scheme else Path(uri)

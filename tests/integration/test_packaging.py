@@ -68,10 +68,17 @@ def test_the_description_has_everything_that_inference_needs(packaged: Path, tra
     assert description["model"]["arch"] == "vgg11_bn"
     assert (description["transform"], description["precision"]) == (INFERENCE["transform"], "no")
     assert (description["epoch"], description["val"]) == (2, {"top1": 0.5})
-    weights = files / "model.safetensors"
-    assert description["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert load_file(weights).keys() == trained.state_dict().keys()
-    assert sorted(path.name for path in files.iterdir()) == ["model.json", "model.safetensors"]
+    names = {"frozen.safetensors": "frozen_sha256", "model.safetensors": "sha256"}
+    for name, digest in names.items():
+        assert description[digest] == hashlib.sha256((files / name).read_bytes()).hexdigest()
+    frozen, rest = (load_file(files / name) for name in names)
+    assert (frozen.keys(), rest.keys()) == (trained.frozen_state().keys(), trained.trainable_state().keys())
+    assert frozen.keys() | rest.keys() == trained.state_dict().keys()
+    assert sorted(path.name for path in files.iterdir()) == [
+        "frozen.safetensors",
+        "model.json",
+        "model.safetensors",
+    ]
     assert sorted(path.name for path in packaged.parent.iterdir()) == ["model"], "nothing is left beside it"
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runner.models import checkpoint
 from runner.serving.packaging import inference_settings
+from runner.tracking.shared_files import frozen_folder
 from runner.tracking.tracker import Tracker
 from runner.training.callbacks.base import Callback
 from runner.training.fit_state import FitState
@@ -65,5 +66,6 @@ class CheckpointCallback(Callback):
         model, inference = self.setup.model, inference_settings(self.setup.experiment)
         path = self.tracker.artifact_path(f"checkpoints/{name}.safetensors")
         if not (path.parent / checkpoint.FROZEN_FILE).exists():
-            checkpoint.save_frozen(model, path.parent)
+            shared = frozen_folder(self.setup.experiment.tracking.root)
+            checkpoint.save_frozen(model, path.parent, shared)
         checkpoint.save(model, path, result.number, result.val.to_dict(), self.frozen_digest, inference)

@@ -8,6 +8,7 @@ from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation.predictions import Predictions
 from runner.serving import packaging
 from runner.tracking.model_registry import ModelInfo, registered_name
+from runner.tracking.shared_files import frozen_folder
 from runner.tracking.tracker import Tracker
 from runner.training.callbacks.base import Callback
 from runner.training.results import RunResult
@@ -40,7 +41,8 @@ class LogModelCallback(Callback):
         example = next(setup.loader.batches(manifest.select("val")[:1], EVALUATION_VIEW, [[0]]))[0]
         folder = tracker.local_folder("model")
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
-        packaging.save_model(setup.model, description, example, folder)
+        shared = frozen_folder(experiment.tracking.root)
+        packaging.save_model(setup.model, description, example, folder, shared)
         name, metrics = registered_name(experiment.name), best.val.metrics("val")
         score = f"val/{experiment.train.best}"
         tracker.log_model(folder, ModelInfo(name, metrics, score, manifest.digest, step=best.number))

@@ -58,6 +58,44 @@ def test_states_which_frozen_layers_it_belongs_to(saved: tuple[TransferModel, Pa
     assert checkpoint.stored_frozen_digest(path) == checkpoint.frozen_digest(model)
 
 
+def test_runs_with_the_same_frozen_layers_share_their_file(
+    saved: tuple[TransferModel, Path], tmp_path: Path
+) -> None:
+    model, path = saved
+    shared, folders = tmp_path / "shared", [tmp_path / name for name in ("one", "two", "three")]
+    for folder in folders:
+        folder.mkdir()
+    files = [folder / checkpoint.FROZEN_FILE for folder in folders]
+    checkpoint.save_frozen(model, folders[0], shared)
+    assert files[0].read_bytes() == (path.parent / checkpoint.FROZEN_FILE).read_bytes()
+    checkpoint.save_frozen(model, folders[1], shared)
+    (file,) = shared.iterdir()
+    assert file.stem == checkpoint.frozen_digest(model)
+    assert file.samefile(files[0])
+    assert file.samefile(files[1])
+    model.get_parameter("features.0.bias").data[0] += 1e-3
+    checkpoint.save_frozen(model, folders[2], shared)
+    assert len(list(shared.iterdir())) == 2
+    assert not files[2].samefile(files[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", None], ids=["empty", "text", "another tensor"])
+def test_a_damaged_shared_file_is_written_again(
+    saved: tuple[TransferModel, Path], tmp_path: Path, content: bytes | None
+) -> None:
+    model, path = saved
+    shared = tmp_path / "shared"
+    checkpoint.save_frozen(model, path.parent, shared)
+    (file,) = shared.iterdir()
+    if content is None:
+        tensors, metadata = checkpoint_content(file)
+        save_file({name: value.flip(0) for name, value in tensors.items()}, file, metadata)
+    else:
+        file.write_bytes(content)
+    checkpoint.save_frozen(model, path.parent, shared)
+    assert checkpoint.load(path).epoch == 4
+
+
 def test_another_frozen_file_is_refused(saved: tuple[TransferModel, Path]) -> None:
     model, path = saved
     model.get_parameter("features.0.bias").data[0] += 1e-3

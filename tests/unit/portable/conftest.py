@@ -71,7 +71,7 @@ def tensors(narrow_vgg: None) -> dict[str, Tensor]:
 
 @pytest.fixture
 def folder(tensors: dict[str, Tensor], tmp_path: Path) -> Path:
-    """A folder with the model's two files."""
+    """A folder with the model's three files."""
     return write_model(tmp_path / "model", DESCRIPTION, tensors)
 
 
@@ -96,11 +96,16 @@ def write() -> Any:
 
 
 def write_model(folder: Path, description: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
-    """Write model.json and model.safetensors with their digests."""
+    """Write model.json, and the tensors with their digests: earlier formats have all of them in model.safetensors."""
     folder.mkdir()
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    described = {**description, "sha256": digest}
+    frozen = {name for name in tensors if name.startswith("features.") and description["format"] == FORMAT}
+    described = {**description}
+    for file, key in (("frozen", "frozen_sha256"), ("model", "sha256")):
+        if chosen := {
+            name: tensors[name].contiguous() for name in tensors if (name in frozen) == (file == "frozen")
+        }:
+            save_file(chosen, folder / f"{file}.safetensors")
+            described[key] = hashlib.sha256((folder / f"{file}.safetensors").read_bytes()).hexdigest()
     described["digest"] = description_digest(described)
     (folder / "model.json").write_text(json.dumps(described))
     return folder

@@ -163,7 +163,7 @@ REFUSED: dict[str, Change] = {
     "digest missing": edited(sha256=...),
     "another digest": edited(sha256="0" * 64),
     "format missing": edited(format=...),
-    "another format": edited(format="vgg-runner-model-3"),
+    "another format": edited(format="vgg-runner-model-4"),
     "model null": edited(model=None),
     "empty description": content("model.json", b""),
     "description null": content("model.json", b"null"),
@@ -181,6 +181,11 @@ REFUSED: dict[str, Change] = {
     "not a number": weights(lambda name, value: value * float("nan") if "classifier" in name else value),
     "weights are a folder": as_folder("model.safetensors"),
     "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no frozen weights": lambda folder: (folder / "frozen.safetensors").unlink(),
+    "frozen weights are a folder": as_folder("frozen.safetensors"),
+    "other frozen weights": content("frozen.safetensors", b""),
+    "frozen digest missing": edited(frozen_sha256=...),
+    "frozen digest null": edited(frozen_sha256=None),
 }
 
 
@@ -197,8 +202,9 @@ def test_a_folder_without_a_complete_model_is_refused_in_one_sentence(folder: Pa
         assert str(error.value) == str(refused.value)
 
 
-def test_a_flipped_bit_anywhere_is_detected(folder: Path) -> None:
-    path = folder / "model.safetensors"
+@pytest.mark.parametrize("file", ["model", "frozen"])
+def test_a_flipped_bit_anywhere_is_detected(folder: Path, file: str) -> None:
+    path = folder / f"{file}.safetensors"
     undamaged = path.read_bytes()
     for position in (9, 200, len(undamaged) // 2, len(undamaged) - 1):
         damaged = bytearray(undamaged)

@@ -13,14 +13,18 @@ from torch import Tensor
 
 from runner import load_model
 from runner.portable.classifier import FORMAT, Classifier, ModelError
-from runner.portable.legacy import FORMAT_1, upgraded
+from runner.portable.legacy import FORMAT_1, FORMAT_2, upgraded
 
 Write = Callable[[Path, dict[str, Any], dict[str, Tensor]], Path]
 
 
 def in_format_1(description: dict[str, Any]) -> dict[str, Any]:
     """A description as it was written before format 2."""
-    old = {name: value for name, value in description.items() if name not in ("model", "digest", "sha256")}
+    old = {
+        name: value
+        for name, value in description.items()
+        if name not in ("model", "digest", "sha256", "frozen_sha256")
+    }
     architecture = dict(description["model"])
     architecture["normalisation"] = architecture.pop("normalization")
     architecture["head"] = {"classifier": "report", "pooled": "pooled"}[architecture["head"]]
@@ -45,6 +49,15 @@ def test_a_model_of_format_1_computes_the_same_logits(
     assert loaded.description["model"] == classifier.description["model"]
 
 
+def test_a_model_of_format_2_has_all_tensors_in_one_file(
+    classifier: Classifier, tensors: dict[str, Tensor], images: Tensor, write: Write, tmp_path: Path
+) -> None:
+    description = {name: value for name, value in classifier.description.items() if "sha256" not in name}
+    folder = write(tmp_path / "old", {**description, "format": FORMAT_2}, tensors)
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    assert torch.equal(Classifier.load(folder, "cpu").logits(images), classifier.logits(images))
+
+
 def test_load_model_takes_both_formats(
     folder: Path, classifier: Classifier, tensors: dict[str, Tensor], write: Write, tmp_path: Path
 ) -> None:
@@ -64,7 +77,9 @@ def test_descriptions_and_tensors_take_the_new_names(classifier: Classifier, hea
     tensor = torch.zeros(1)
     description, tensors = upgraded(old, {"normalise.mean": tensor, "classifier.6.0.weight": tensor})
     assert old["format"] == FORMAT_1
-    assert description == {name: value for name, value in new.items() if name not in ("digest", "sha256")}
+    assert description == {
+        name: value for name, value in new.items() if name not in ("digest", "sha256", "frozen_sha256")
+    }
     assert tensors.keys() == {"normalize.mean", "classifier.6.0.weight"}
 
 
