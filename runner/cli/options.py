@@ -16,7 +16,8 @@ from runner.utils.text import printable
 
 SOME_UNREADABLE = 1
 """Exit status if some of the given files are not readable images."""
-RUN_HELP = "run: its id, the first characters of its id, its name, or latest"
+LATEST_HELP = "latest is the newest finished run that is not part of a study or of --repeat"
+RUN_HELP = f"run: its id, the first characters of its id, its name, or latest; {LATEST_HELP}"
 JSON_HELP = "write one JSON object to standard output, and nothing else"
 
 
@@ -37,7 +38,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="RUN|NAME@ALIAS|PATH",
         help="run (id, name or latest), registered model (NAME@ALIAS or NAME@VERSION), model folder or checkpoint;"
-        " default: the newest finished run",
+        f" default: latest; {LATEST_HELP}",
     )
     add_tracking_root(parser)
 

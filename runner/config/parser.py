@@ -12,7 +12,8 @@ from typing import Any
 from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.metadata import Setting, groups, table
 from runner.config.reference import commented_yaml, help_text
-from runner.config.schema import Experiment
+from runner.config.repeat import Over, Repeat
+from runner.config.schema import DataConfig, Experiment
 from runner.config.tree import from_tree, put, setting_in, unknown, validated
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
@@ -39,7 +40,10 @@ class Options:
 
     __pydantic_config__ = VALIDATION
     repeat: PositiveInt = 1
-    """Train this number of seeds, counted up from seed.train, as child runs, and report mean ± standard deviation."""
+    """Train this number of times, with seeds that count up, as child runs, and report mean ± standard deviation."""
+    repeat_over: Over = "seed"
+    """With --repeat: seed: other training seeds on one split; split: other splits with one training seed; both: another
+    split and training seed each time. The spread over splits also holds what the choice of test images does."""
     dry_run: bool = False
     """Print what would happen (images, size of the store, estimated time, disk space), and stop."""
     resume: str | None = None
@@ -49,12 +53,22 @@ class Options:
     """With --resume RUN: start a new run from the state of that run, with changed settings. An interrupted epoch
     starts again."""
 
+    smoke: bool = False
+    """Do not register the model: the run only tries something. The same as --tracking.register false."""
+
     def __post_init__(self) -> None:
         if self.branch and self.resume is None:
             raise ValueError("--branch needs the run to start from: --resume RUN")
+        if self.repeat_over != "seed" and self.repeat == 1:
+            raise ValueError(f"--repeat-over {self.repeat_over} needs --repeat K, the number of runs")
+
+    @property
+    def repeated(self) -> Repeat:
+        """How often the experiment is trained, and over what."""
+        return Repeat(self.repeat, self.repeat_over)
 
 
-BARE = {"dry_run": "true", "resume": "auto", "branch": "true"}
+BARE = {"dry_run": "true", "resume": "auto", "branch": "true", "smoke": "true"}
 """Values of options that are given without one."""
 
 
@@ -81,6 +95,8 @@ def parse(
     name, wants_help, print_config = (words.pop(each) for each in ("config", "help", "print_config"))
     path = _default_experiment(words) if name is None else find_experiment(name)
     tree = _read_tree(path)
+    if path.resolve().parent == EXPERIMENTS or "name" not in tree:
+        _name_after_folder(tree, words)
     if wants_help:
         _build_parser(
             prog, f"{description or ''}\nThe defaults below are those of {path.name}.", tree
@@ -94,6 +110,8 @@ def parse(
             put(tree, name, _value(table()[name], word))
         else:
             options[name] = _value(table(Options)[name], word or BARE.get(name, ""))
+    if options.get("smoke"):
+        put(tree, "tracking.register", False)
     experiment = from_tree(tree)
     if print_config:
         sys.stdout.write(commented_yaml(experiment))
@@ -105,6 +123,14 @@ def _default_experiment(words: Mapping[str, str]) -> Path:
     """The experiment file of a command line without --config, given its flags by setting."""
     kind = words.get("data.kind", "folder" if "data.root" in words else "digits")
     return QUICKSTART if kind == "digits" else OWN_IMAGES
+
+
+def _name_after_folder(tree: dict[str, Any], words: Mapping[str, str]) -> None:
+    """Name an experiment after its folder of images, if it has one: a shipped file's name is that of other images."""
+    root = words.get("data.root") or setting_in(tree, "data.root", None)
+    kind = words.get("data.kind") or setting_in(tree, "data.kind", DataConfig.kind)
+    if kind == "folder" and isinstance(root, str):
+        tree["name"] = Path(root).expanduser().resolve().name or OWN_IMAGES.stem
 
 
 def read(path: Path) -> Experiment:

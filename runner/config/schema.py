@@ -303,7 +303,9 @@ class TrackingConfig:
     system_metrics: bool = True
     """Record CPU, memory and GPU usage every few seconds."""
     model: bool = True
-    """Log the best model of a finished run, and register it under the experiment's name."""
+    """Log the best model of a finished run."""
+    register: bool = True
+    """Register that model under the experiment's name; false, or --smoke: log it with its run only."""
     gallery: NonNegativeInt = setting(8, unit="images")
     """Validation images shown with Grad-CAM, up to half of them misclassified; 0: none."""
     gallery_every: NonNegativeInt = setting(10, unit="epochs")
@@ -316,7 +318,7 @@ class Experiment:
 
     __pydantic_config__ = VALIDATION
     name: str = setting("caltech101", not_searchable="it is the MLflow experiment that all trials belong to")
-    """Name of the MLflow experiment. A run is resumed under the same name only."""
+    """Name of the MLflow experiment; with data.kind=folder by default the folder's. Resuming needs the same name."""
     data: DataConfig = setting(DataConfig, not_searchable="trials would be evaluated on other images")
     split: SplitConfig = setting(SplitConfig, not_searchable="trials would be evaluated on other images")
     augment: AugmentConfig = setting(AugmentConfig)

@@ -27,7 +27,8 @@ def load_model(
 
     Args:
         reference: A run (its id, the first characters of its id, its name, or `latest`), a registered model as
-            NAME@ALIAS or NAME@VERSION, or the path of a model folder or checkpoint. None means the newest finished run.
+            NAME@ALIAS or NAME@VERSION, or the path of a model folder or checkpoint. None means the latest run:
+            the newest finished one that is not part of a study or of --repeat.
         tracking: Folder of MLflow's database, unless MLFLOW_TRACKING_URI names a server. None means mlruns/ in the
             working folder or the nearest one above it that has records.
         device: Device to compute on; None uses a GPU if available.

@@ -142,14 +142,10 @@ def _locate_logged(client: MlflowClient, model_id: str) -> ModelLocation:
 
 
 def _locate_run(client: MlflowClient, reference: str | None) -> ModelLocation:
-    """A run's logged model, or else its best checkpoint. None means the newest finished run."""
+    """A run's logged model, or else its best checkpoint. None means the latest run."""
     from runner.tracking import run_lookup
 
-    run_info = (
-        run_lookup.newest_run_with_model(client)
-        if reference is None
-        else run_lookup.find_run(client, reference)
-    )
+    run_info = run_lookup.find_run(client, reference or run_lookup.LATEST)
     run = client.get_run(run_info.run_id)
     experiment = client.get_experiment(run.info.experiment_id).name
     source = f"run {run_info.run_id[:8]} ({experiment}, {run_info.name})"

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from runner.config.identity import MANIFEST_TAG
+from runner.utils.errors import UserError
 from runner.utils.hard_links import link_copies
 from runner.utils.paths import local_path
 
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
-"""The alias of an experiment's best model, by its validation score."""
+"""The alias of an experiment's best model, by its validation score. `champion-DIGEST` is the best on the images and
+split of that manifest, as scores on others cannot be compared; `champion` is one of them."""
+SCORE_TAG = "runner.score"
+"""Tag of a version: the name of the score by which it was chosen, and its value with all digits."""
 MODEL_TAG = "runner.model"
 """Tag of a run: the id of its logged model."""
 
@@ -30,7 +35,7 @@ class ModelInfo:
     """What is registered with a model.
 
     Args:
-        name: Name of the registered model.
+        name: Name of the registered model; empty if it is only logged with its run.
         metrics: Validation metrics by name.
         score: The one of them by which the champion is chosen.
         manifest: Digest of the images and their split; scores on other images are not compared.
@@ -59,6 +64,11 @@ class ModelInfo:
         """The inverse of `to_dict`. Raises KeyError if a field is missing."""
         return cls(**{name: content[name] for name in cls.__dataclass_fields__})
 
+    @property
+    def alias(self) -> str:
+        """The alias of the best model on its images and split."""
+        return f"{CHAMPION}-{self.manifest[:8]}"
+
 
 def registered_name(experiment: str) -> str:
     """The name under which an experiment's models are registered: MLflow allows no colon or slash in it."""
@@ -79,6 +89,8 @@ def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelI
     """
     run = client.get_run(run_id)
     model = _log_model(client, run, folder, info)
+    if not info.name:
+        return f"model {model.model_id} is logged with its run {run_id[:8]}, and not registered"
     with FileLock(lock):
         version = _create_version(client, run, model, info)
         return _update_champion(client, version, info)
@@ -99,7 +111,7 @@ def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) ->
             experiment,
             name="best",
             source_run_id=run_id,
-            tags={"runner.manifest": info.manifest},
+            tags={MANIFEST_TAG: info.manifest},
             model_type="classifier",
         )
     )
@@ -151,8 +163,9 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
         model.artifact_location,
         run.info.run_id,
         tags={
-            **{metric: repr(value) for metric, value in info.metrics.items()},
-            "runner.manifest": info.manifest,
+            **{metric: f"{value:.4f}" for metric, value in info.metrics.items()},
+            SCORE_TAG: f"{info.score} {info.value!r}",
+            MANIFEST_TAG: info.manifest,
         },
         description=f"Best checkpoint of run {run.info.run_id} ({run.info.run_name}), epoch {info.step}.",
         model_id=model.model_id,
@@ -160,27 +173,58 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
 
 
 def _update_champion(client: MlflowClient, version: ModelVersion, info: ModelInfo) -> str:
-    """Make a version the champion if there is none, or if its score on the same images is higher."""
-    from mlflow.exceptions import MlflowException
+    """Make a version the champion of its images if there is none, or if its score is higher."""
+    label = f"model {info.name!r} version {version.version}"
+    aliases = client.get_registered_model(info.name).aliases
+    overall, champion = (
+        client.get_model_version(info.name, str(aliases[alias])) if alias in aliases else None
+        for alias in (CHAMPION, info.alias)
+    )
+    if champion is None and overall is not None and overall.tags.get(MANIFEST_TAG) == info.manifest:
+        champion = overall
+    better, how = _compare(version, champion, info)
+    if overall is None and champion is not None and not better:  # somebody has removed the alias
+        client.set_registered_model_alias(info.name, CHAMPION, champion.version)
+    if not better:
+        return f"{label} is registered; the champion {how}"
+    client.set_registered_model_alias(info.name, info.alias, version.version)
+    if overall is None or overall.tags.get(MANIFEST_TAG) == info.manifest:
+        client.set_registered_model_alias(info.name, CHAMPION, version.version)
+        return f"{label} is the {how}"
+    return (
+        f"{label} is the {how} of its images, {info.name}@{info.alias}; {info.name}@{CHAMPION} is still version"
+        f" {overall.version}, which has other images or another split:"
+        f" ./launch.sh runs champion {(version.run_id or '')[:8]} makes it this one"
+    )
 
-    name, score = info.name, f"{info.score} {info.value:.4f}"
-    label = f"model {name!r} version {version.version}"
-    try:
-        champion = client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-        return f"{label} is the champion, as the first ({score})"
+
+def _compare(version: ModelVersion, champion: ModelVersion | None, info: ModelInfo) -> tuple[bool, str]:
+    """Whether a version takes a champion's place, and how that is said."""
+    score = f"{info.score} {info.value:.4f}"
+    if champion is None:
+        return True, f"champion, as the first ({score})"
     if champion.version == version.version:
-        return f"{label} is the champion ({score})"
-    unchanged = f"{label} is registered; the champion is still version {champion.version}"
-    if champion.tags.get("runner.manifest") != info.manifest:
-        return f"{unchanged}, which was evaluated on other images: move the alias in MLflow if you prefer this one"
-    if (text := champion.tags.get(info.score)) is None:
-        return f"{unchanged}, which has no {info.score} to compare: move the alias in MLflow if you prefer this one"
-    comparison = f"{score} against {float(text):.4f} of version {champion.version}"
-    if info.value <= float(text):
-        return f"{label} is registered; the champion stays ({comparison})"
-    client.set_registered_model_alias(name, CHAMPION, version.version)
-    return f"{label} is the new champion ({comparison})"
+        return True, f"champion ({score})"
+    if (other := _score(champion, info.score)) is None:
+        advice = f"./launch.sh runs champion {(version.run_id or '')[:8]} makes it this one"
+        return False, f"is still version {champion.version}, which has no {info.score} to compare: {advice}"
+    comparison = f"{score} against {other:.4f} of version {champion.version}"
+    return (True, f"new champion ({comparison})") if info.value > other else (False, f"stays ({comparison})")
+
+
+def _score(version: ModelVersion, name: str) -> float | None:
+    """A version's score with all digits, or with those of its tag if it was chosen by another score."""
+    known, _, value = version.tags.get(SCORE_TAG, "").rpartition(" ")
+    text = value if known == name else version.tags.get(name)
+    return None if text is None else float(text)
+
+
+def make_champion(client: MlflowClient, run_id: str) -> str:
+    """Give a run's registered model the alias `champion`. Returns a sentence; raises `UserError` if it has none."""
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    if not versions:
+        raise UserError(
+            f"Run {run_id[:8]} has no registered model; train it without --tracking.register false."
+        )
+    client.set_registered_model_alias(versions[0].name, CHAMPION, versions[0].version)
+    return f"model {versions[0].name!r} version {versions[0].version} of run {run_id[:8]} is the champion"

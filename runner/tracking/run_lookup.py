@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.tracking.model_registry import MODEL_TAG
+from runner.config.identity import MANIFEST_TAG
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+LATEST = "latest"
+"""Stands for the run that `latest_run` returns; verbs that need a model use it if they are given none."""
+PARTS = frozenset({"mlflow.parentRunId", "runner.study"})
+"""Tags of runs that are part of a study or of a run with --repeat."""
+MOST_NAMED = 5
+"""Runs that a message names."""
+PAGE = 1000
+"""Runs per request, if all are wanted."""
 SHORTEST_ID = 4
 """Leading characters of a run's id that may stand for it, if no other id starts with them."""
 
@@ -32,40 +42,59 @@ class RunInfo:
 
 
 def find_run(client: MlflowClient, reference: str) -> RunInfo:
-    """The run with an id, the start of an id, or a name; `latest` is the newest.
+    """The run with an id, the start of an id, or a name, or `latest`: see `latest_run`.
 
     Raises `UserError` if there is none, or more than one.
     """
-    runs = [RunInfo.of(run) for run in search_runs(client)]
-    if not runs:
-        raise UserError("There are no runs yet; ./launch.sh trains one.")
-    if reference == "latest":
-        return runs[0]
-    matching = [run for run in runs if reference in (run.run_id, run.name)]
-    if not matching and len(reference) >= SHORTEST_ID:
-        matching = [run for run in runs if run.run_id.startswith(reference)]
+    if reference == LATEST:
+        return latest_run(client)
+    matching = _matching(client, reference)
     if not matching:
+        newest = search_runs(client, max_results=1)
+        if not newest:
+            raise UserError("There are no runs yet; ./launch.sh trains one.")
+        info = RunInfo.of(newest[0])
         raise UserError(
             f"There is no run {reference!r}; give a run's id, its first {SHORTEST_ID} or more characters, its name,"
-            f" or latest (the newest is {runs[0].run_id[:8]}, {runs[0].name!r})."
+            f" or {LATEST} (the newest run is {info.run_id[:8]}, {info.name!r}; runner runs lists them)."
         )
     if len(matching) > 1:
+        some = ", ".join(run.run_id[:8] for run in matching[:MOST_NAMED])
         raise UserError(
-            f"{len(matching)} runs match {reference!r}; give the id of one: {matching[0].run_id}, …"
+            f"{len(matching)} runs match {reference!r}; give the id of one: {some}"
+            + (", …" if len(matching) > MOST_NAMED else "")
+            + " (runner runs lists them)."
         )
     return matching[0]
 
 
-def newest_run_with_model(client: MlflowClient) -> RunInfo:
-    """The newest finished run that logged a model. Raises `UserError` if there is none."""
-    runs = search_runs(
-        client, f"attributes.status = 'FINISHED' and tags.`{MODEL_TAG}` LIKE 'm-%'", max_results=1
+def _matching(client: MlflowClient, reference: str) -> list[RunInfo]:
+    """The runs with an id or a name, or else with this start of an id, the newest first."""
+    quote = '"' if "'" in reference else "'"
+    if quote in reference:  # a filter of MLflow cannot hold both
+        found = [run for run in search_runs(client) if reference in (run.info.run_id, run.info.run_name)]
+    else:
+        found = search_runs(client, f"attributes.run_name = {quote}{reference}{quote}")
+    if len(reference) >= SHORTEST_ID and reference.isalnum():
+        # A whole id goes before a name, and a name before the start of an id.
+        by_id = search_runs(client, f"attributes.run_id LIKE '{reference}%'")
+        found = [run for run in by_id if run.info.run_id == reference] or found or by_id
+    return [RunInfo.of(run) for run in found]
+
+
+def latest_run(client: MlflowClient) -> RunInfo:
+    """The newest finished training that is not part of a study or of a run with --repeat.
+
+    Raises `UserError` if there is none.
+    """
+    condition = f"attributes.status = 'FINISHED' AND tags.`{MANIFEST_TAG}` LIKE '%'"
+    for run in _newest_first(client, condition):
+        if not PARTS.intersection(run.data.tags):
+            return RunInfo.of(run)
+    raise UserError(
+        "There are no runs yet that have finished, apart from those of studies and of --repeat, which are found by"
+        " their id; ./launch.sh trains one."
     )
-    if not runs:
-        raise UserError(
-            "There is no model yet: no finished run has logged one; ./launch.sh trains the first."
-        )
-    return RunInfo.of(runs[0])
 
 
 def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Path) -> Path:
@@ -80,6 +109,22 @@ def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Pat
 
 def search_runs(client: MlflowClient, condition: str = "", max_results: int = 50_000) -> list[Run]:
     """The MLflow runs of all experiments that meet an MLflow filter, the newest first."""
+    return list(islice(_newest_first(client, condition, min(max_results, PAGE)), max_results))
+
+
+def _newest_first(client: MlflowClient, condition: str, page: int = 50) -> Iterator[Run]:
+    """The runs of all experiments that meet an MLflow filter; they are fetched page by page, as they are needed."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    order = ["attributes.start_time DESC"]
-    return list(client.search_runs(experiments, condition, max_results=max_results, order_by=order))
+    token = None
+    while True:
+        runs = client.search_runs(
+            experiments,
+            condition,
+            max_results=page,
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        yield from runs
+        token = runs.token
+        if not token:
+            return

@@ -26,17 +26,18 @@ from stores import (
 )
 
 from runner.tracking.journal import Journal, Owner
-from runner.tracking.model_registry import MODEL_TAG, ModelInfo, register_model
+from runner.tracking.model_registry import MODEL_TAG, ModelInfo, make_champion, register_model
 from runner.tracking.recovery import recover_runs
 from runner.tracking.run_lifecycle import RunRequest, track_run
 from runner.tracking.uploader import deliver
 from runner.training import run
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 
 REQUESTS = (
     *("get_run", "search_logged_models", "create_logged_model", "log_model_artifacts"),
     *("finalize_logged_model", "log_outputs", "log_batch", "set_tag", "create_registered_model"),
-    *("search_model_versions", "create_model_version", "get_model_version_by_alias"),
+    *("search_model_versions", "create_model_version", "get_registered_model"),
     *("set_registered_model_alias",),
 )
 """What registering the first model of an experiment asks of MLflow."""
@@ -118,23 +119,70 @@ def test_scores_are_compared_with_all_digits(store: Store, register: Register) -
     assert champion(store[1]) == 3
 
 
-def test_scores_on_other_images_are_not_compared(register: Register) -> None:
-    register(model_info(0.5, "a"))
-    assert "evaluated on other images" in register(model_info(0.4, "b"))
-    assert "evaluated on other images" not in register(model_info(0.6, "a"))
+def test_each_set_of_images_has_its_champion(store: Store, register: Register) -> None:
+    client = store[1]
+    register(model_info(0.5, "a" * 64))
+    message = register(model_info(0.4, "b" * 64))
+    assert (
+        "version 2 is the champion, as the first (val/top1 0.4000) of its images, crown@champion-bbbbbbbb"
+        in message
+    )
+    assert "crown@champion is still version 1" in message
+    command = f"./launch.sh runs champion {client.get_model_version('crown', '2').run_id[:8]}"
+    assert command in message
+    assert "the champion stays" in register(model_info(0.3, "b" * 64))
+    assert "version 4 is the new champion" in register(model_info(0.6, "b" * 64))
+    assert champion(client) == 1
+    assert "other images" not in register(model_info(0.6, "a" * 64))
+    aliases = client.get_registered_model("crown").aliases
+    assert {name: int(version) for name, version in aliases.items()} == {
+        "champion": 5,
+        "champion-aaaaaaaa": 5,
+        "champion-bbbbbbbb": 4,
+    }
+    run_id = client.get_model_version("crown", "4").run_id
+    assert "version 4" in make_champion(client, run_id)
+    assert champion(client) == 4
+    assert "version 6 is the new champion (val/top1 0.7000 against 0.6000" in register(
+        model_info(0.7, "b" * 64)
+    )
+    assert champion(client) == 6
+
+
+def test_a_run_without_a_registered_model_makes_no_champion(store: Store) -> None:
+    with pytest.raises(UserError, match="has no registered model"):
+        make_champion(store[1], new_run(store))
+
+
+def test_a_champion_of_an_earlier_version_is_compared(store: Store, register: Register) -> None:
+    """It has no alias of its images, and its score has all digits."""
+    client = store[1]
+    register(model_info(0.5))
+    client.delete_registered_model_alias("crown", "champion-m")
+    client.delete_model_version_tag("crown", "1", "runner.score")
+    client.set_model_version_tag("crown", "1", "val/top1", "0.50001")
+    assert "the champion stays" in register(model_info(0.5))
+    assert "is the new champion" in register(model_info(0.6))
+
+
+def test_a_model_may_be_logged_only(store: Store, register: Register) -> None:
+    assert "not registered" in register(model_info(0.5, name=""))
+    assert store[1].search_registered_models() == []
 
 
 def test_a_champion_without_a_score_stays(store: Store, register: Register) -> None:
     register(model_info(0.5))
-    store[1].delete_model_version_tag("crown", "1", "val/top1")
+    for tag in ("val/top1", "runner.score"):
+        store[1].delete_model_version_tag("crown", "1", tag)
     assert "has no val/top1 to compare" in register(model_info(0.9))
     assert champion(store[1]) == 1
 
 
-def test_a_removed_champion_is_replaced_by_the_next(store: Store, register: Register) -> None:
+def test_a_removed_alias_is_set_again(store: Store, register: Register) -> None:
     register(model_info(0.5))
     store[1].delete_registered_model_alias("crown", "champion")
-    assert "version 2 is the champion, as the first" in register(model_info(0.1))
+    assert "the champion stays" in register(model_info(0.1))
+    assert champion(store[1]) == 1
 
 
 def test_other_aliases_are_left_alone(store: Store, register: Register) -> None:
@@ -143,7 +191,11 @@ def test_other_aliases_are_left_alone(store: Store, register: Register) -> None:
     client.set_registered_model_alias("crown", "mine", "1")
     register(model_info(0.6))
     aliases = client.get_registered_model("crown").aliases
-    assert {name: int(version) for name, version in aliases.items()} == {"champion": 2, "mine": 1}
+    assert {name: int(version) for name, version in aliases.items()} == {
+        "champion": 2,
+        "champion-m": 2,
+        "mine": 1,
+    }
 
 
 def test_each_experiment_has_its_champion(store: Store, register: Register) -> None:
@@ -164,7 +216,12 @@ def test_an_experiment_may_have_any_name(store: Store, register: Register, name:
 def test_a_version_names_its_origin(store: Store, register: Register) -> None:
     register(model_info(0.5))
     (version,) = store[1].search_model_versions("name = 'crown'")
-    assert version.tags == {"val/top1": "0.5", "val/balanced_accuracy": "0.5", "runner.manifest": "m"}
+    assert version.tags == {
+        "val/top1": "0.5000",
+        "val/balanced_accuracy": "0.5000",
+        "runner.score": "val/top1 0.5",
+        "runner.manifest": "m",
+    }
     assert f"Best checkpoint of run {version.run_id}" in version.description
 
 

@@ -15,12 +15,14 @@ from stores import DEAD, Store, copy_store, new_run, open_store, points, status
 from runner.config.schema import Experiment
 from runner.config.tree import from_tree
 from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, list_interrupted_runs, write_record
-from runner.tracking.model_registry import MODEL_TAG
-from runner.tracking.run_lookup import download_artifact, find_run, newest_run_with_model
+from runner.tracking.run_lookup import download_artifact, find_run
 from runner.tracking.sessions import REPRODUCED_RUN, TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
 from runner.utils.errors import UserError
 from runner.utils.signals import Interrupted
+
+TRAINED = {"runner.manifest": "digest"}
+"""Tags of a run that has trained."""
 
 
 @pytest.fixture
@@ -96,8 +98,10 @@ def test_a_reproduction_names_its_original(
 
 def test_runs_are_found_by_id_start_of_id_name_or_age(session: TrackingSession, store: Store) -> None:
     client = store[1]
-    with session.start_run("older") as older, session.start_run("newer") as newer:
-        pass
+    with session.start_run("older") as older, session.start_run('it\'s "newer"') as newer:
+        older.set_tags(TRAINED)
+        newer.set_tags(TRAINED)
+    assert find_run(client, 'it\'s "newer"').run_id == newer.run_id
     for reference in (older.run_id, older.run_id[:8], "older"):
         found = find_run(client, reference)
         assert (found.run_id, found.name, found.status) == (older.run_id, "older", "FINISHED")
@@ -106,26 +110,36 @@ def test_runs_are_found_by_id_start_of_id_name_or_age(session: TrackingSession, 
 
 def test_a_reference_to_no_run_or_several_is_refused(session: TrackingSession, store: Store) -> None:
     client = store[1]
-    with pytest.raises(UserError, match="There are no runs yet"):
-        find_run(client, "latest")
+    for reference in ("latest", "abcd"):
+        with pytest.raises(UserError, match="There are no runs yet"):
+            find_run(client, reference)
+    runs = []
     for _ in range(2):
-        with session.start_run("same name"):
-            pass
-    with pytest.raises(UserError, match="2 runs match 'same name'"):
+        with session.start_run("same name") as tracker:
+            runs.append(tracker.run_id[:8])
+    with pytest.raises(UserError, match=f"2 runs match 'same name'.*: {runs[1]}, {runs[0]} "):
         find_run(client, "same name")
     with pytest.raises(UserError, match=r"There is no run 'abc'.*first 4 or more"):
         find_run(client, "abc")
 
 
-def test_the_newest_run_with_a_model_is_found(session: TrackingSession, store: Store) -> None:
+def test_the_latest_run_is_the_newest_finished_training_of_its_own(
+    session: TrackingSession, store: Store
+) -> None:
     client = store[1]
-    with pytest.raises(UserError, match="no model yet"):
-        newest_run_with_model(client)
-    with session.start_run("with a model") as tracker:
-        tracker.set_tags({MODEL_TAG: "m-0123"})
-    with session.start_run("without one"):
-        pass
-    assert newest_run_with_model(client).run_id == tracker.run_id
+    with session.start_run("trained") as trained:
+        trained.set_tags(TRAINED)
+    with session.start_run("repeated") as parent, session.start_run("seed 1", parent) as child:
+        child.set_tags(TRAINED)
+    with session.start_run("study") as study, session.start_run("confirmation", study) as child:
+        study.set_tags({**TRAINED, "runner.study": "s"})
+        child.set_tags(TRAINED)
+    with suppress(KeyboardInterrupt), session.start_run("stopped") as stopped:
+        stopped.set_tags(TRAINED)
+        raise KeyboardInterrupt
+    with session.start_run("running") as running:
+        running.set_tags(TRAINED)
+        assert find_run(client, "latest").run_id == trained.run_id
 
 
 def test_a_missing_artifact_is_one_sentence(session: TrackingSession, store: Store, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def find_trials(client: MlflowClient, study: str) -> Selection:
     Raises:
         UserError: There is no such study, or fewer than two of its trials have finished.
     """
-    in_studies = [run for run in search_runs(client) if "runner.study" in run.data.tags]
+    in_studies = search_runs(client, "tags.`runner.study` LIKE '%'")
     parents = {
         run.data.tags["runner.study"]: run
         for run in reversed(in_studies)  # the newest of the same name replaces the others

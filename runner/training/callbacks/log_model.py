@@ -43,6 +43,7 @@ class LogModelCallback(Callback):
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
         shared = frozen_folder(experiment.tracking.root)
         packaging.save_model(setup.model, description, example, folder, shared)
-        name, metrics = registered_name(experiment.name), best.val.metrics("val")
+        name = registered_name(experiment.name) if experiment.tracking.register else ""
+        metrics = best.val.metrics("val")
         score = f"val/{experiment.train.best}"
         tracker.log_model(folder, ModelInfo(name, metrics, score, manifest.digest, step=best.number))

@@ -26,6 +26,7 @@ HARMLESS = {
         "tracking.root",
         "tracking.system_metrics",
         "tracking.model",
+        "tracking.register",
         "tracking.gallery",
         "tracking.gallery_every",
     ),

@@ -62,7 +62,7 @@ def test_random_weights_for_a_folder_must_be_asked_for() -> None:
 def test_every_shipped_experiment_parses(path: Path) -> None:
     root = ["--data.root", "x"] if path.stem == "folder" else []
     experiment = parse(["--config", str(path), *root])[0]
-    assert experiment.name == path.stem
+    assert experiment.name == ("x" if path.stem == "folder" else path.stem)
     assert experiment.data.kind in ("digits", "caltech101", "folder")
 
 
@@ -229,3 +229,30 @@ def test_print_config_explains_every_setting_and_reads_back(
 def test_an_experiment_written_by_python_is_read_back(write: Write) -> None:
     experiment = parse(["--optim.groups", "{features: 0.5}", "--augment.views", "3"])[0]
     assert read(Path(write(as_yaml(experiment)))) == experiment
+
+
+def test_an_experiment_on_a_folder_is_named_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ["--data.root", str(tmp_path / "my birds")]
+    assert parse(folder)[0].name == "my birds"
+    for file in ("quickstart", "caltech101-pooled"):
+        assert parse(["--config", file, "--data.kind", "folder", *folder])[0].name == "my birds"
+    assert parse(["--name", "mine", *folder])[0].name == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert parse(["--data.root", "."])[0].name == tmp_path.name
+    assert (
+        parse(["--config", "caltech101-pooled", "--data.root", str(tmp_path)])[0].name == "caltech101-pooled"
+    )
+
+
+def test_an_experiment_file_of_ones_own_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: seeds\ndata: {kind: folder, root: images}\n")
+    assert parse(["--config", str(file)])[0].name == "seeds"
+    assert parse(["--config", str(file), "--data.root", "elsewhere"])[0].name == "seeds"
+    file.write_text("data: {kind: folder, root: images}\n")
+    assert parse(["--config", str(file)])[0].name == "images"
+
+
+def test_a_smoke_run_registers_no_model() -> None:
+    assert parse([])[0].tracking.register
+    assert not parse(["--smoke"])[0].tracking.register
