@@ -29,7 +29,7 @@ from runner.utils.exit_status import read_failure
 from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
 from runner.utils.output import outlive_readers
 from runner.utils.paths import PACKAGE
-from runner.utils.processes import cpu_count, gpu_count
+from runner.utils.processes import cpu_count, gpu_count, pause_children
 from runner.utils.redaction import redact
 from runner.utils.signals import handle_signals
 
@@ -115,7 +115,7 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
     forwarded: list[int] = []
     relay = _StderrRelay(launcher.stderr, lambda: bool(forwarded) or status_file.exists())
     relay.start()
-    with _forward_signals(launcher, forwarded, status_file):
+    with pause_children(), _forward_signals(launcher, forwarded, status_file):
         status = launcher.wait()
     relay.join(5)
     failure = read_failure(status_file)

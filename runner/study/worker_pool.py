@@ -21,6 +21,7 @@ from runner.study.study import Study
 from runner.utils.console import Terminal
 from runner.utils.launch_environment import COMMAND, STATUS_FILE
 from runner.utils.paths import PACKAGE
+from runner.utils.processes import pause_children
 from runner.utils.redaction import redact
 from runner.utils.signals import Interrupted, handle_signals
 
@@ -174,7 +175,7 @@ class WorkerPool:
             if self._finishes_trials:
                 self._output.put("finishing the running trials; press Ctrl-C again to stop at once")
 
-        with handle_signals(forward):
+        with pause_children(), handle_signals(forward):
             yield
 
     @property

@@ -6,7 +6,11 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import takewhile
+from types import FrameType
 
 import psutil
 
@@ -57,6 +61,37 @@ def exit_with_launcher() -> None:
         exit_with_parent(parent)
     elif LAUNCHER_PID in os.environ:  # it has exited already
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def pause_children() -> Iterator[None]:
+    """Within the block, Ctrl-Z also stops all processes that this one has started, and `fg` or `bg` continues them.
+
+    For children in sessions of their own, which the terminal does not reach. For the main thread.
+    """
+
+    def pause(number: int, _frame: FrameType | None) -> None:
+        _signal_descendants(signal.SIGSTOP)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns when this process is continued
+        signal.signal(number, pause)
+        _signal_descendants(signal.SIGCONT)
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTSTP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTSTP, pause)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+
+
+def _signal_descendants(number: int) -> None:
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.send_signal(number)
 
 
 def parent_command() -> list[str]:

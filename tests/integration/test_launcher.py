@@ -185,6 +185,34 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
     assert (tmp_path / "heard").read_text() == "SIGINT"
 
 
+def test_ctrl_z_stops_what_was_launched_too() -> None:
+    """The processes are in a session of their own, so the terminal does not reach them."""
+    program = (
+        "import subprocess, sys; from runner.utils.processes import pause_children;"
+        "sleep = 'import time; time.sleep(60)'; middle = f'import subprocess; subprocess.run([{sys.executable!r},"
+        " \"-c\", {sleep!r}])'; child = subprocess.Popen([sys.executable, '-c', middle], start_new_session=True)\n"
+        "with pause_children(): print(flush=True); child.wait()"
+    )
+    command = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, process_group=0)
+    assert command.stdout is not None
+    command.stdout.readline()
+    until = time.monotonic() + 30
+    while len(tree := psutil.Process(command.pid).children(recursive=True)) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    tree.append(psutil.Process(command.pid))
+    try:
+        for number, is_stopped in ((signal.SIGTSTP, True), (signal.SIGCONT, False)) * 2:
+            command.send_signal(number)
+            while {process.status() == psutil.STATUS_STOPPED for process in tree} != {is_stopped}:
+                assert time.monotonic() < until, [process.status() for process in tree]
+                time.sleep(0.05)
+    finally:
+        for process in tree:
+            process.kill()
+        command.wait()
+
+
 def test_what_was_launched_dies_with_a_killed_launcher(tmp_path: Path) -> None:
     program = (
         "import os, subprocess, sys;"
