@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeat, terminal)
     else:
-        seeds.train(experiment, options.repeat, accelerator, terminal, start)
+        seeds.train(experiment, options.repeated, accelerator, terminal, start)
     accelerator.end_training()
     return 0
 

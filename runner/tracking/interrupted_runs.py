@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.identity import Identity
+from runner.config.repeat import COUNTED, Over, Repeat
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.tracking.journal import Journal
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE_FOLDER = "state"
-RESOLVED = {"train.precision": str, "features.batch_size": int, "features.compile": bool}
+RESOLVED = {"data.depth": int, "train.precision": str, "features.batch_size": int, "features.compile": bool}
 """Settings that "auto" leaves to the device, with the type they resolve to; a resumed run keeps their values."""
 
 
@@ -38,10 +39,11 @@ class RunRecord:
         requested: The experiment as nested settings, before "auto" was resolved.
         resolved: What "auto" was resolved to, by dotted name; empty before that.
         parent_id: Id of the run that it is a child of; empty if of none.
-        repeat: Number of training seeds that it trains as its children; 1: it is trained itself.
+        repeat: Number of runs that it trains as its children; 1: it is trained itself.
         diverged: Its training diverged.
         manifest: Digest of its images and their split; empty before they were scanned.
         weights: Digest of its pretrained weights, likewise.
+        repeat_over: Which seeds of its children count up, as in `Repeat`.
     """
 
     name: str
@@ -52,6 +54,12 @@ class RunRecord:
     diverged: bool = False
     manifest: str = ""
     weights: str = ""
+    repeat_over: Over = "seed"
+
+    @property
+    def repeated(self) -> Repeat:
+        """How often the experiment is trained, and over what."""
+        return Repeat(self.repeat, self.repeat_over)
 
     @property
     def identity(self) -> Identity:
@@ -68,12 +76,17 @@ class RunRecord:
             "resolved": dict,
             "parent_id": str,
             "repeat": int,
+            "repeat_over": str,
             "diverged": bool,
             "manifest": str,
             "weights": str,
         }
         valid = all(type(getattr(record, name)) is kind for name, kind in kinds.items())
-        if not (valid and all(_is_resolved(name, value) for name, value in record.resolved.items())):
+        if not (
+            valid
+            and record.repeat_over in COUNTED
+            and all(_is_resolved(name, value) for name, value in record.resolved.items())
+        ):
             raise ValueError("not the record of a run")
         return record
 

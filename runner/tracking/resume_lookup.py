@@ -7,6 +7,7 @@ from typing import Any
 
 from runner.config.identity import Identity
 from runner.config.parser import Options
+from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree
 from runner.tracking import run_lookup
@@ -21,6 +22,7 @@ from runner.utils.text import one_line
 
 AUTO = "auto"
 """What `--resume` takes for the newest interrupted run of the experiment."""
+NOT_REPEATED = Repeat()
 MOST_SHOWN = 8
 """Differing settings that a message names."""
 
@@ -80,7 +82,7 @@ def _why_missing(server: TrackingServer, reference: str) -> str:
 def resume_candidates(
     server: TrackingServer,
     requested: dict[str, Any],
-    repeat: int = 1,
+    repeat: Repeat = NOT_REPEATED,
     parent_id: str = "",
     alive: bool = False,
 ) -> list[InterruptedRun]:
@@ -89,14 +91,14 @@ def resume_candidates(
     Args:
         server: Its root holds the journals.
         requested: The experiment as nested settings.
-        repeat: Number of training seeds of the run.
+        repeat: How often the run trains the experiment.
         parent_id: Id of the run that they are children of.
         alive: List those that still run, instead of those that do not.
     """
     return [
         run
         for run in list_interrupted_runs(server)
-        if (run.record.parent_id, run.record.repeat, run.record.diverged) == (parent_id, repeat, False)
+        if (run.record.parent_id, run.record.repeated, run.record.diverged) == (parent_id, repeat, False)
         and redact(run.journal.owner.uri) == redact(server.uri)
         and not changed_settings(run, requested)
         and run.journal.alive == alive
@@ -122,7 +124,7 @@ def runs_to_resume(server: TrackingServer, experiment: Experiment, options: Opti
     if options.resume is None or options.resume == AUTO:
         if options.branch:
             raise UserError("--branch needs the run to branch from: --resume RUN, not auto.")
-        return resume_candidates(server, as_tree(experiment), options.repeat)
+        return resume_candidates(server, as_tree(experiment), options.repeated)
     run = find_interrupted_run(server, options.resume)
     if redact(run.journal.owner.uri) != redact(server.uri):
         raise UserError(
@@ -133,9 +135,9 @@ def runs_to_resume(server: TrackingServer, experiment: Experiment, options: Opti
         if options.repeat != 1 or run.record.repeat != 1:
             raise UserError("--branch continues one run; it cannot be combined with --repeat.")
         return [run]
-    if run.record.repeat != options.repeat:
+    if run.record.repeated != options.repeated:
         raise UserError(
-            f"Run {run.label} was started with --repeat {run.record.repeat}; give the same to resume it."
+            f"Run {run.label} was started with {run.record.repeated.words}; give the same to resume it."
         )
     if changes := changed_settings(run, as_tree(experiment)):
         raise UserError(

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from runner.config.identity import Identity, weights_digest
 from runner.config.parser import Options
+from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, check_setting, override
 from runner.tracking.interrupted_runs import InterruptedRun, why_not_resumable
@@ -73,7 +74,7 @@ def resolve(
         if runs:
             found = _resume_point(runs[0], options.branch, terminal)
         else:
-            _report_none_found(experiment, options.repeat, server, terminal)
+            _report_none_found(experiment, options.repeated, server, terminal)
     return apply_resume_point(experiment, broadcast_object_list([found])[0])
 
 
@@ -84,16 +85,16 @@ def resolve_child(
     accelerator: Accelerator,
     terminal: Terminal,
 ) -> tuple[Experiment, ResumePoint]:
-    """As `resolve`, for one training seed of a repeated run: its interrupted run is resumed, if there is one.
+    """As `resolve`, for one run of a repeated run, which is resumed if it was interrupted.
 
     Args:
-        experiment: With the seed.
+        experiment: With its seeds.
         requested: The repeated run's experiment as nested settings, with its first seed.
         parent_id: Id of the repeated run.
         accelerator: Device and processes.
         terminal: Reports what is resumed.
     """
-    requested = {**requested, "seed": {**requested["seed"], "train": experiment.seed.train}}
+    requested = {**requested, "seed": dataclasses.asdict(experiment.seed)}
     found = None
     if accelerator.is_main_process:
         server = tracking_server(experiment.tracking.root)
@@ -141,7 +142,7 @@ def _take_over_first(
 
 
 def _report_none_found(
-    experiment: Experiment, repeat: int, server: TrackingServer, terminal: Terminal
+    experiment: Experiment, repeat: Repeat, server: TrackingServer, terminal: Terminal
 ) -> None:
     for running in resume_candidates(server, as_tree(experiment), repeat, alive=True):
         owner = running.journal.owner
@@ -200,7 +201,8 @@ def check_same_data(start: ResumePoint, setup: Setup, now: dict[str, Any], termi
 
 def _difference(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal: Terminal) -> str:
     """Why the run cannot continue from its snapshot, in a sentence; empty if it can."""
-    known, run = start.identity, f"run {(start.branch_of or start.run_id)[:8]}"
+    known, run_id = start.identity, (start.branch_of or start.run_id)[:8]
+    run = f"run {run_id}" if run_id else "the runs before"
     then = start.snapshot.values if start.snapshot else {}
     if start.snapshot:  # it holds the trained weights, so that of their file only the frozen ones matter
         known = Identity(manifest=str(then.get("manifest", "unknown")))

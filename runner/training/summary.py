@@ -56,14 +56,14 @@ def print_result(result: RunResult, terminal: Terminal) -> None:
     terminal.table("Result", ("", "epoch", "images", *(metric.label for metric in best.val.shown)), cells)
 
 
-def print_seeds(results: Sequence[RunResult], terminal: Terminal) -> None:
-    """Print mean and standard deviation of the test scores over several training seeds."""
+def print_spread(results: Sequence[RunResult], over: str, terminal: Terminal) -> None:
+    """Print mean and standard deviation of the test scores of several runs; `over` says what differs between them."""
     rows, metrics = [], results[0].best.shown
     for which in ("best", "last"):
         spreads = [mean_and_sd([getattr(result, which)[each.name] for result in results]) for each in metrics]
         rows.append((f"test, {which} checkpoint", *(f"{mean:.4f} ± {sd:.4f}" for mean, sd in spreads)))
     header = ("", *(metric.label for metric in metrics))
-    terminal.table(f"Mean ± sd of {len(results)} training seeds", header, rows)
+    terminal.table(f"Mean ± sd of {over}", header, rows)
 
 
 def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
@@ -73,10 +73,13 @@ def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> N
             "the backbone had random weights: the run shows that everything works, not what the model can do"
         )
     label, run = f"Run {tracker.run_id} ({experiment.name}, {tracker.name})", tracker.run_id[:8]
+    if tracker.deleted:
+        return
     if not tracker.delivered:
         terminal.line(f"{label} has finished; ./launch.sh sync sends its records to MLflow.")
         return
-    terminal.line(f"{label} is in MLflow: ./launch.sh ui shows it,")
+    place = tracker.link or "./launch.sh ui shows it"
+    terminal.line(f"{label} is in MLflow: {place},")
     terminal.line(
         f"./launch.sh evaluate {run} writes a report, ./launch.sh predict IMAGE --model {run} uses it."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +23,12 @@ from commands import (
     runs_of,
     started,
 )
+from pictures import draw
 
 from runner import train
 from runner.config import parser
 from runner.config.tree import as_tree, flatten
+from runner.training import seeds
 from runner.utils.exit_status import run_main
 
 LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
@@ -186,6 +189,48 @@ def test_repeats_are_children_of_one_run(
             assert parent.data.metrics[name] == pytest.approx((first + second) / 2)
             assert parent.data.metrics[f"{name}_sd"] == pytest.approx(abs(first - second) / 2**0.5)
     assert "Mean ± sd of 2 training seeds" in capfd.readouterr().out
+
+
+def test_repeats_over_splits_say_so(
+    small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    repeat = ("--repeat", "2", "--repeat-over", "split", "--train.epochs", "1")
+    assert run_main(lambda: train.main([*small, *repeat])) == 0
+    parent, *children = runs_of(client_of(tmp_path))
+    assert [each.data.params["seed.split"] for each in children] == ["0", "1"]
+    assert len({each.data.params["seed.train"] for each in children}) == 1
+    assert len({each.data.tags["runner.manifest"] for each in children}) == 2
+    assert parent.data.tags["runner.manifest"] == children[0].data.tags["runner.manifest"]
+    assert parent.data.params["repeat_over"] == "split"
+    said = "Mean ± sd of 2 splits with one training seed"
+    assert parent.data.tags["mlflow.note.content"] == said
+    assert said in capfd.readouterr().out
+
+
+def test_runs_of_a_repeated_run_have_the_same_images(
+    small: list[str], images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One changes after the first of them."""
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    words = [*small, "--data.root", str(moved), "--repeat", "2", "--train.epochs", "1"]
+    train_one, changed = seeds._RepeatedTraining._train_one, next(moved.rglob("*.png"))
+    original = changed.read_bytes()
+
+    def change_after(self: Any, *args: Any) -> Any:
+        result = train_one(self, *args)
+        draw("red", 99).save(changed)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seeds._RepeatedTraining, "_train_one", change_after)
+        assert run_main(lambda: train.main(words)) == 2
+    assert "or their split, are not those of the runs before" in capfd.readouterr().err
+    assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 2
+    assert "or their split, are not those of run" in capfd.readouterr().err
+    changed.write_bytes(original)
+    assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 0
+    assert "was finished before" in capfd.readouterr().out
 
 
 def test_a_dry_run_trains_and_records_nothing(

@@ -133,6 +133,9 @@ def test_refusals_say_what_to_do(server: TrackingServer) -> None:
     other = override(EXPERIMENT, {"optim.lr": 0.5})
     assert "--resume RUN, not auto" in refusal(server, Options(resume="auto", branch=True))
     assert "--repeat 1" in refusal(server, Options(resume=run_id, repeat=2))
+    interrupted(server, "fedcba9876", repeat=2, repeat_over="split")
+    over_splits = "was started with --repeat 2 --repeat-over split; give the same"
+    assert over_splits in refusal(server, Options(resume="fedcba9876", repeat=2))
     assert "cannot be combined with --repeat" in refusal(
         server, Options(resume=run_id, repeat=2, branch=True)
     )
