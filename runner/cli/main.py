@@ -49,6 +49,7 @@ VERBS = {
     "compare": Verb("runner.cli.compare:main", "compare runs", "RUN RUN… | --study NAME [--json]"),
     "export": Verb("runner.cli.export:main", "export a model to ONNX", "[--model MODEL] --onnx FILE"),
     "reproduce": Verb("runner.cli.reproduce:main", "repeat a run and compare", "RUN [--json]", True),
+    "runs": Verb("runner.cli.runs:main", "list or delete runs", "[--name NAME] | delete RUN… | champion RUN"),
     "ui": Verb("runner.cli.ui:main", "open the MLflow UI", "[--port 5000]"),
     "sync": Verb("runner.cli.sync:main", "upload pending run records", ""),
     "doctor": Verb("runner.cli.doctor.command:main", "check and repair run records", "[--check]"),

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from runner.cli.options import add_tracking_root
-from runner.tracking.mlflow_server import configure_mlflow, tracking_server
+from runner.tracking.links import UI_PORT, experiment_page
+from runner.tracking.mlflow_server import TrackingServer, configure_mlflow, tracking_server
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
+from runner.utils.file_systems import sqlite_path
 from runner.utils.redaction import redact
 
 HOST = "127.0.0.1"
@@ -27,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = CommandLineParser(
         prog="runner ui", description="Serve MLflow's web pages of the runs in mlruns/."
     )
-    parser.add_argument("--port", type=int, default=5000, help="default: 5000")
+    parser.add_argument("--port", type=int, default=UI_PORT, help=f"default: {UI_PORT}")
     add_tracking_root(parser)
     options = parser.parse_args(argv)
     if not 0 < options.port < 65536:
@@ -42,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
             probe.bind((HOST, options.port))
         except OSError:
             raise UserError(f"Port {options.port} of {HOST} is taken; give another with --port.") from None
-    print(f"MLflow opens at http://{HOST}:{options.port} in some seconds; Ctrl-C ends it.", flush=True)
+    page = experiment_page(f"http://{HOST}:{options.port}", _newest_experiment(server))
+    print(f"MLflow opens in some seconds; Ctrl-C ends it: {page}", flush=True)
     configure_mlflow()
     # Its eight job processes would start after the first answer and slow the server down for up to a minute.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
@@ -52,3 +57,14 @@ def main(argv: Sequence[str]) -> int:
     ]
     command = [sys.executable, "-m", "mlflow", "server", *arguments]
     os.execv(sys.executable, command)  # noqa: S606 (our own words, and no shell)
+
+
+def _newest_experiment(server: TrackingServer) -> str:
+    """The id of the experiment of the newest run; read without MLflow, whose import would delay the server."""
+    query = "SELECT experiment_id FROM runs ORDER BY start_time DESC LIMIT 1"
+    try:
+        with closing(sqlite3.connect(sqlite_path(server.uri))) as database:
+            found = database.execute(query).fetchone()
+    except sqlite3.Error:  # the server says what is wrong with the database
+        found = None
+    return str(found[0]) if found else "0"

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runner.tracking import links
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.process_identity import ProcessIdentity
@@ -74,6 +75,10 @@ def track_run(
             tracker = MlflowTracker(server, client, run_id, request.name, terminal=terminal)
         else:
             tracker.set_tags(tags)
+        if server.uri.startswith("http"):
+            with suppress(Exception):  # the server has just gone away: the run goes on without a link
+                experiment = client.get_run(run_id).info.experiment_id
+                tracker.link = links.run_page(links.pages(server), experiment, run_id)
         if request.system_metrics:
             sampler = SystemMetricsSampler(tracker, tracker.last_step("system/") + 1)
             sampler.start()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 LATEST = "latest"
 """Stands for the run that `latest_run` returns; verbs that need a model use it if they are given none."""
-PARTS = frozenset({"mlflow.parentRunId", "runner.study"})
-"""Tags of runs that are part of a study or of a run with --repeat."""
+PARENT_TAG = "mlflow.parentRunId"
+"""Tag of a run that is part of another: the id of that one."""
 MOST_NAMED = 5
 """Runs that a message names."""
 PAGE = 1000
@@ -89,7 +89,8 @@ def latest_run(client: MlflowClient) -> RunInfo:
     """
     condition = f"attributes.status = 'FINISHED' AND tags.`{MANIFEST_TAG}` LIKE '%'"
     for run in _newest_first(client, condition):
-        if not PARTS.intersection(run.data.tags):
+        of_several = "runner.study" in run.data.tags or "repeat" in run.data.params
+        if not of_several and PARENT_TAG not in run.data.tags:
             return RunInfo.of(run)
     raise UserError(
         "There are no runs yet that have finished, apart from those of studies and of --repeat, which are found by"

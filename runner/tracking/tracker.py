@@ -26,6 +26,8 @@ class Tracker:
     name = ""
     delivered = True
     """Whether everything that was logged has reached the service."""
+    link = ""
+    """The address of the run's page, if the service has one."""
     deleted = False
     """Whether the run was deleted in the service while it ran."""
 
