@@ -30,6 +30,8 @@ from runner.config.fields import (
     setting,
 )
 
+MOST_BITS = 32
+"""Bits of the gray values that image files can hold."""
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -50,10 +52,16 @@ class DataConfig:
     """Follow symbolic links inside data.root. data.root itself may always be a link."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do with a file that cannot be decoded: stop, or skip it. Both name the file."""
+    depth: Literal["auto"] | PositiveInt = setting("auto", unit="bits")
+    """Bits of the gray values of images of more than 8 bits: white is 2^depth - 1. auto: 16 for 16-bit images; for
+    32-bit and floating-point ones the fewest of 8, 16 and 32 that hold the largest value, or 1 (white is 1) for
+    floating-point values up to 1."""
     workers: Literal["auto"] | NonNegativeInt = setting("auto", changes_results=False)
     """Processes that decode images, per rank. auto: the rank's share of the CPU cores, 0 for few images."""
 
     def __post_init__(self) -> None:
+        if self.depth != "auto" and self.depth > MOST_BITS:
+            raise ValueError(f"data.depth must be at most {MOST_BITS} bits, not {self.depth}")
         kind = DATASETS.find(self.kind)
         for name in ("root", "download", "background"):
             if getattr(self, name) and name not in kind.uses:

@@ -84,7 +84,7 @@ def _load(transform: ViewTransform, view: int, files: Sequence[tuple[Path, str]]
             content = path.read_bytes()
             if digest_bytes(content) != digest:
                 return f"{path} has changed since it was verified; restore it or start again."
-            views.append(transform(open_rgb(io.BytesIO(content)), digest, view))
+            views.append(transform(open_rgb(io.BytesIO(content), depth=transform.depth), digest, view))
         except Exception as error:
             reason = " ".join(str(error).split())
             return f"{path} was readable before and is not now ({reason}); restore it or start again."

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from runner.config.schema import Experiment, SplitConfig
 from runner.data.datasets import locate
+from runner.data.depth import depth_remarks, gray_images, resolve_depth
 from runner.data.remarks import class_size_remark, conflict_remark, unused_remarks
 from runner.data.scan import ImageFile, Scan, scan_images
 from runner.utils.console import Terminal
@@ -49,6 +50,8 @@ class Manifest:
     rejected: tuple[ImageFile, ...] = ()
     unused: int = 0
     """Images that split.by=count assigns to no split."""
+    depth: int | None = None
+    """What data.depth=auto stands for with these images, if they have gray values of 32 bits or floating-point ones."""
     remarks: tuple[str, ...] = ()
     """What the user should know about the folder: each one a sentence without its end."""
 
@@ -151,8 +154,16 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
         for file in images
         if file.path in splits
     )
-    remarks = (*unused_remarks(scan.listing), *conflict_remark(images), *class_size_remark(images))
-    return Manifest(folder.root, entries, rejected, len(images) - len(entries), remarks)
+    setting = experiment.data.depth
+    gray = gray_images(file.gray for file in images)
+    depth = resolve_depth(gray) if setting == "auto" else setting
+    remarks = (
+        *unused_remarks(scan.listing),
+        *conflict_remark(images),
+        *class_size_remark(images),
+        *depth_remarks(gray, setting, depth),
+    )
+    return Manifest(folder.root, entries, rejected, len(images) - len(entries), depth, remarks)
 
 
 def _check_folders(scan: Scan, images: Sequence[ImageFile]) -> None:

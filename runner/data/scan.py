@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.data.datasets import ImageFolder
+from runner.data.depth import NAMES as GRAY_TYPES
+from runner.data.depth import GrayRange
 from runner.data.listing import Listing, Stamp, list_images
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
@@ -19,17 +21,21 @@ from runner.utils.processes import cpu_count
 from runner.utils.text import printable, valid_unicode
 from runner.utils.threads import map_in_threads
 
-SCAN_VERSION = 3
+SCAN_VERSION = 4
 """Part of the cache key. Raise it when decoding, the digest or the content of the cache file changes."""
 MAX_REASON = 300
 """Characters of Pillow's reason why a file is not an image."""
 
 
 class Verdict(NamedTuple):
-    """What decoding a file says: the digest of its content (empty if it cannot be read), and why it is no image."""
+    """What decoding a file says."""
 
     digest: str
+    """Of its content; empty if it cannot be read."""
     error: str | None = None
+    """Why it is no image."""
+    gray: GrayRange | None = None
+    """The range of gray values, if it has more than 8 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class ImageFile:
         size: In bytes.
         digest: Of the content.
         error: Why it is not an image; None if it is one.
+        gray: The range of gray values, if it has more than 8 bits.
     """
 
     path: str
@@ -49,6 +56,7 @@ class ImageFile:
     size: int
     digest: str
     error: str | None = None
+    gray: GrayRange | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,8 @@ def scan_to_text(rows: Mapping[str, tuple[Stamp, Verdict]]) -> str:
 
     Files that are no images are left out: another version of Pillow may read them.
     """
-    table = json.dumps(
-        [[path, *stamp, content] for path, (stamp, (content, error)) in rows.items() if not error]
-    )
+    images = {path: (stamp, verdict) for path, (stamp, verdict) in rows.items() if not verdict.error}
+    table = json.dumps([[path, *stamp, image.digest, image.gray] for path, (stamp, image) in images.items()])
     return f"{digest_bytes(table.encode())}\n{table}"
 
 
@@ -110,12 +117,17 @@ def _read_cached(cache_file: Path) -> dict[str, tuple[Stamp, Verdict]]:
 
 def _row(row: Sequence[Any]) -> tuple[Stamp, Verdict]:
     """A file's stamp and verdict. Raises ValueError for values of another type."""
-    path, size, modified, changed, inode, content = row
+    path, size, modified, changed, inode, content, gray = row
     stamp = (size, modified, changed, inode)
     texts = isinstance(path, str) and isinstance(content, str)
     if not texts or not all(type(number) is int for number in stamp):
         raise ValueError(row)
-    return stamp, Verdict(content)
+    if gray is not None:
+        kind, smallest, largest = gray
+        if kind not in GRAY_TYPES or not (type(smallest) is type(largest) is float):
+            raise ValueError(row)
+        gray = (kind, smallest, largest)
+    return stamp, Verdict(content, None, gray)
 
 
 def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, Verdict]]:
@@ -130,7 +142,7 @@ def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[
 def _verify_file(path: Path) -> Verdict:
     from PIL import UnidentifiedImageError
 
-    from runner.portable.images import open_rgb
+    from runner.portable.images import decode, gray_range, to_rgb
 
     try:
         content = path.read_bytes()
@@ -142,10 +154,12 @@ def _verify_file(path: Path) -> Verdict:
     if not content:
         return Verdict(content_digest, "is empty")
     try:
-        open_rgb(io.BytesIO(content))
+        image = decode(io.BytesIO(content))
+        gray = gray_range(image)
+        to_rgb(image)
     except UnidentifiedImageError:
         return Verdict(content_digest, "is not an image that Pillow knows")
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         reason = printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
         return Verdict(content_digest, f"cannot be decoded: {reason}")
-    return Verdict(content_digest)
+    return Verdict(content_digest, None, gray)

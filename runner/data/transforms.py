@@ -36,16 +36,23 @@ def evaluation_settings(augment: AugmentConfig) -> dict[str, Any]:
 
 
 class ViewTransform:
-    """Transforms images into views. Pickled as its arguments, for loader processes."""
+    """Transforms images into views. Pickled as its arguments, for loader processes.
 
-    def __init__(self, augment: AugmentConfig, seed: int) -> None:
+    Args:
+        augment: The transforms.
+        seed: Of the augmented views.
+        depth: Bits of deep gray values, for `open_rgb`.
+    """
+
+    def __init__(self, augment: AugmentConfig, seed: int, depth: int | None = None) -> None:
         self.augment = augment
         self.seed = seed
+        self.depth = depth
         self.evaluation = evaluation_transform(**evaluation_settings(augment))
         self.augmented = v2.Compose([*_augmentation(augment), v2.CenterCrop(augment.crop), v2.PILToTensor()])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _transform, (self.augment, self.seed)
+        return _transform, (self.augment, self.seed, self.depth)
 
     def __call__(self, image: Image.Image, content: str, view: int) -> Tensor:
         """A view of an RGB image: uint8, 3 × crop × crop.
@@ -63,6 +70,8 @@ class ViewTransform:
     def recipe(self, view: int) -> dict[str, Any]:
         """Everything besides image content and view number that decides the pixels of a view."""
         recipe = evaluation_settings(self.augment)
+        if self.depth is not None:
+            recipe["depth"] = self.depth
         if view == EVALUATION_VIEW:
             return recipe
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
@@ -71,8 +80,8 @@ class ViewTransform:
 
 
 @cache
-def _transform(augment: AugmentConfig, seed: int) -> ViewTransform:
-    return ViewTransform(augment, seed)
+def _transform(augment: AugmentConfig, seed: int, depth: int | None) -> ViewTransform:
+    return ViewTransform(augment, seed, depth)
 
 
 def _augmentation(augment: AugmentConfig) -> Iterator[v2.Transform]:

@@ -50,6 +50,8 @@ class Classifier:
         self.description = description
         self.classes: tuple[str, ...] = tuple(description["classes"])
         self.transform = evaluation_transform(**description["transform"])
+        self.depth: int | None = description.get("depth")
+        """Bits of deep gray values, for `open_rgb`."""
         self.precision = supported_precision(description.get("precision", "no"), self.device)
 
     @classmethod
@@ -83,7 +85,7 @@ class Classifier:
 
     def load_image(self, file: Path | str | BinaryIO, max_pixels: int | None = None) -> Tensor:
         """An image file, transformed: uint8, 3 × crop × crop. Arguments and errors are those of `open_rgb`."""
-        return self.transform_image(open_rgb(file, max_pixels))
+        return self.transform_image(open_rgb(file, max_pixels, self.depth))
 
     def transform_image(self, image: Image.Image) -> Tensor:
         """An upright RGB image, transformed: uint8, 3 × crop × crop."""
@@ -144,7 +146,8 @@ def _check_sizes(description: dict[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError if the model cannot take images of the size of its transform."""
     resize, crop = description["transform"]["resize"], description["transform"]["crop"]
     pool, backbone = description["model"]["pool"], BACKBONES[description["model"]["arch"]]
-    if not all(type(number) is int for number in (resize, crop, pool)):
+    depth = description.get("depth", 1)
+    if not all(type(number) is int for number in (resize, crop, pool, depth)) or not 1 <= depth <= 32:
         raise TypeError("its image sizes are not integers")
     if not (backbone.min_input_size <= crop <= resize <= 10_000 and pool >= 1):
         raise ValueError(

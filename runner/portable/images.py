@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -35,31 +36,64 @@ TRANSPOSITIONS = {
 """What makes an image upright, by its EXIF orientation."""
 
 
-def open_rgb(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.Image:
+def open_rgb(
+    file: Path | str | BinaryIO, max_pixels: int | None = None, depth: int | None = None
+) -> Image.Image:
     """Decode an image into 8-bit RGB and apply its EXIF orientation.
 
-    Gray, palette and CMYK images are converted. Transparency is placed on white. 16-bit and floating-point values
-    are scaled to 8 bits.
+    Gray, palette and CMYK images are converted. Transparency is placed on white. Deeper gray values are scaled.
 
     Args:
         file: Its path or content.
         max_pixels: A larger image is refused before it is decoded. Without a limit, Pillow's holds (179 million).
+        depth: Bits of the gray values of images of more than 8 bits: white is 2^depth - 1. None takes the depth
+            that `usual_depth` gives for the image.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: As Pillow does for a file that is not a
             complete image; ValueError for one that is too large or too thin.
     """
-    return _to_rgb(_decode(file, max_pixels))
+    return to_rgb(decode(file, max_pixels), depth)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """An image in memory, as `open_rgb` gives it from a file. Raises ValueError if it is too thin."""
+def upright_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """An image in memory, as `open_rgb` gives it from a file. Raises ValueError as it does."""
     _check_shape(image)
-    return _to_rgb(_upright(image))
+    return to_rgb(_upright(image), depth)
 
 
-def _decode(file: Path | str | BinaryIO, max_pixels: int | None) -> Image.Image:
-    """The image, upright. If metadata are the reason why it cannot be decoded, it is decoded without them."""
+def gray_range(image: Image.Image) -> tuple[str, float, float] | None:
+    """Type (uint16, int32 or float), smallest and largest finite value of a gray image of more than 8 bits.
+
+    None for other images. Raises ValueError if a pixel is NaN.
+    """
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return None
+    values = np.asarray(image)
+    kind = {"F": "float", "I": "int32"}.get(image.mode, "uint16")
+    if kind == "float":
+        if np.isnan(values).any():
+            raise ValueError("some of its pixels are NaN")
+        values = values[np.isfinite(values)]
+    return (kind, float(values.min()), float(values.max())) if values.size else (kind, math.inf, -math.inf)
+
+
+def usual_depth(kind: str, largest: float) -> int:
+    """Bits of gray values of a type: 16 for uint16; else the fewest of 8, 16, 32 that hold the largest value.
+
+    Floating-point values up to 1 have one bit: white is 1. They may exceed white by 5 %, as after resampling.
+    """
+    if kind == "uint16":
+        return 16
+    depths, excess = ((1, 8, 16), 1.05) if kind == "float" else ((8, 16), 1.0)
+    return next((depth for depth in depths if largest <= excess * (2**depth - 1)), 32)
+
+
+def decode(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.Image:
+    """The image, upright, in the mode that it is stored in. Raises as `open_rgb`.
+
+    If metadata are the reason why it cannot be decoded, it is decoded without them.
+    """
     try:
         return _decode_with_metadata(file, max_pixels)
     except (Image.DecompressionBombError, PermissionError):
@@ -107,11 +141,12 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
+    """A decoded image as 8-bit RGB. Raises ValueError if a pixel is NaN."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_uint8(image))
+    if (gray := gray_range(image)) is not None:
+        image = Image.fromarray(_to_uint8(image, depth or usual_depth(gray[0], gray[2])))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         foreground = image.convert("RGBA")
         background = Image.new("RGBA", foreground.size, "white")
@@ -119,17 +154,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_uint8(image: Image.Image) -> np.ndarray:
-    """Values of a 16-bit (0 to 65535) or floating-point (0 to 1, else 0 to 255) gray image as uint8."""
+def _to_uint8(image: Image.Image, depth: int) -> np.ndarray:
+    """Gray values of `depth` bits as uint8; values outside, also infinite ones, become black or white."""
     values = np.asarray(image)
-    white = 65535.0
-    if image.mode == "F":
-        if np.isnan(values).any():
-            raise ValueError("some of its pixels are NaN")
-        white = 1.0 if values.max(initial=0) <= 1 else 255.0
+    scale = 255 / (2.0**depth - 1)
     result = np.empty(values.shape, np.uint8)
     rows = max(1, PIXELS_PER_STRIP // values.shape[1])
     for top in range(0, len(values), rows):
-        scaled = values[top : top + rows].astype(np.float64) * (255 / white)
+        scaled = values[top : top + rows].astype(np.float64) * scale
         result[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
     return result

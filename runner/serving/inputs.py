@@ -47,12 +47,12 @@ def name_of(image: ImageInput) -> str:
     return str(Path(image)) if isinstance(image, (str, os.PathLike)) else ""
 
 
-def to_rgb(image: ImageInput) -> Image.Image:
-    """An image in memory as upright 8-bit RGB. Raises as Pillow does if it cannot be decoded."""
+def to_rgb(image: ImageInput, depth: int | None) -> Image.Image:
+    """An image in memory as upright 8-bit RGB; `depth` as for `open_rgb`. Raises as Pillow does for a damaged one."""
     if isinstance(image, Image.Image):
         with _loading:  # an image may be given twice, and Pillow decodes a file only once
             image.load()
-        return upright_rgb(image)
+        return upright_rgb(image, depth)
     if isinstance(image, Tensor):
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(image))

@@ -32,7 +32,6 @@ from runner.portable.classifier import (
 )
 from runner.portable.model import build_model
 from runner.utils.atomic_files import sync_tree, write_text
-from runner.utils.hard_links import link_copies
 from runner.utils.paths import PACKAGE
 from runner.utils.tensors import save_tensors
 
@@ -45,8 +44,10 @@ REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvisio
 
 
 def inference_settings(experiment: Experiment) -> dict[str, Any]:
-    """What inference needs besides the model itself: name, transform and precision."""
+    """What inference needs besides the model itself: name, transform, precision, and depth unless it is "auto"."""
+    depth = experiment.data.depth
     return {
+        **({} if depth == "auto" else {"depth": depth}),
         "name": experiment.name,
         "transform": evaluation_settings(experiment.augment),
         "precision": experiment.train.precision,
@@ -95,8 +96,9 @@ def save_model(
     with warnings.catch_warnings(action="ignore"):  # of its own models' types
         import mlflow.pyfunc
 
-    files = folder.parent / "classifier"
-    _write_classifier(model, description, files, folder, shared)
+    # MLflow copies what it is given twice, by way of the folder for temporary files: so only the description.
+    described, weights = folder.parent / "classifier", folder.parent / "weights"
+    _write_classifier(model, description, described, weights, shared)
     logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)
     # MLflow warns of missing type hints, though the signature has the types. It changes the warning filters itself,
     # so that its warnings must be recorded to be silenced.
@@ -104,30 +106,37 @@ def save_model(
         mlflow.pyfunc.save_model(
             folder,
             python_model=str(PORTABLE / "serve.py"),
-            artifacts={"classifier": str(files)},
+            artifacts={"classifier": str(described)},
             code_paths=[str(PORTABLE)],
             signature=_signature(),
             input_example={"image": [_base64(example)]},
             pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
             metadata={"classes": len(description["classes"]), "epoch": description["epoch"]},
         )
-    link_copies(files, folder / "artifacts" / "classifier")
-    shutil.rmtree(files)  # MLflow has copied it
+    shutil.rmtree(described)
+    mlmodel = mlflow.models.Model.load(folder)
+    for path in weights.iterdir():
+        mlmodel.model_size_bytes = (mlmodel.model_size_bytes or 0) + path.stat().st_size
+        path.replace(folder / "artifacts" / "classifier" / path.name)
+    weights.rmdir()
+    mlmodel.save(folder / "MLmodel")
     sync_tree(folder)
 
 
 def _write_classifier(
-    model: TransferModel, description: dict[str, Any], files: Path, target: Path, shared: Path | None
+    model: TransferModel, description: dict[str, Any], described: Path, weights: Path, shared: Path | None
 ) -> None:
-    """Write the three files that `Classifier.load` reads; an error of the disk names `target`, where they go."""
-    files.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_frozen(model, files, shared)
+    """Write the three files that `Classifier.load` reads: model.json into one folder, the weights into another."""
+    for folder in (described, weights):
+        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
+        folder.mkdir(parents=True)
+    checkpoint.save_frozen(model, weights, shared)
     state = {name: value.detach().cpu().contiguous() for name, value in model.trainable_state().items()}
-    save_tensors(state, files / WEIGHTS_FILE, {"format": description["format"]}, target / WEIGHTS_FILE)
-    digests = {"sha256": _sha256(files / WEIGHTS_FILE), "frozen_sha256": _sha256(files / FROZEN_FILE)}
-    described = json.loads(json.dumps({**description, **digests}))  # as it will be read
-    described["digest"] = description_digest(described)
-    write_text(files / DESCRIPTION_FILE, json.dumps(described, indent=1, ensure_ascii=False))
+    save_tensors(state, weights / WEIGHTS_FILE, {"format": description["format"]}, weights / WEIGHTS_FILE)
+    digests = {"sha256": _sha256(weights / WEIGHTS_FILE), "frozen_sha256": _sha256(weights / FROZEN_FILE)}
+    content = json.loads(json.dumps({**description, **digests}))  # as it will be read
+    content["digest"] = description_digest(content)
+    write_text(described / DESCRIPTION_FILE, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def _sha256(path: Path) -> str:

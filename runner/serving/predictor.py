@@ -140,7 +140,7 @@ class LoadedModel:
 
         try:
             if not is_path(image):
-                return self.classifier.transform_image(to_rgb(image))
+                return self.classifier.transform_image(to_rgb(image, self.classifier.depth))
             path = Path(name_of(image))
             if not path.stat().st_size:
                 return "is empty"

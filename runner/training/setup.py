@@ -100,6 +100,9 @@ def prepare(
     """
     with accelerator.local_main_process_first():
         manifest = shared.manifest if shared and shared.manifest else _manifest(experiment, terminal)
+        if manifest.depth is not None:
+            data = dataclasses.replace(experiment.data, depth=manifest.depth)
+            experiment = dataclasses.replace(experiment, data=data)
         weights = pretrained.read_weights(experiment.model)
         loader = _loader(experiment, manifest, accelerator)
         normalization = _normalization(experiment, weights, manifest, loader, terminal)
@@ -169,9 +172,10 @@ def required_views(experiment: Experiment) -> list[tuple[str, int]]:
 
 
 def _loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
+    depth = experiment.data.depth
     return ImageLoader(
         manifest.root,
-        ViewTransform(experiment.augment, experiment.seed.augment),
+        ViewTransform(experiment.augment, experiment.seed.augment, None if depth == "auto" else depth),
         experiment.data.workers,
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         pin=accelerator.device.type == "cuda",

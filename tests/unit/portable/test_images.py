@@ -120,7 +120,7 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"), [([0.0, 0.2, 1.0], (0, 51, 255)), ([0.0, 51.0, 300.0], (0, 51, 255))]
+    ("values", "expected"), [([0.0, 0.2, 1.0], (0, 51, 255)), ([0.0, 51.0, 256.0], (0, 51, 255))]
 )
 def test_floating_point_gray_is_scaled_by_its_range(
     tmp_path: Path, values: list[float], expected: tuple[int, ...]
