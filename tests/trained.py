@@ -11,6 +11,7 @@ from helpers import QUIET
 from pictures import small_experiment, write_pictures
 
 from runner.config.parser import parse
+from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.seeds import train
 
@@ -48,7 +49,7 @@ def train_run(folder: Path, accelerator: Accelerator) -> TrainedRun:
     pictures = write_pictures(folder / "pictures")
     words = small_experiment(pictures, folder / "cache", folder / "mlruns")
     words += ["--features.compile", "false", "--tracking.model", "true"]
-    train(parse(words)[0], 1, accelerator, QUIET)
+    train(parse(words)[0], Repeat(), accelerator, QUIET)
     client = tracking_server(str(folder / "mlruns")).connect()
     (run,) = client.search_runs([client.get_experiment_by_name("small").experiment_id])
     (folder / "run_id").write_text(run.info.run_id)

@@ -84,6 +84,10 @@ def test_the_description_has_everything_that_inference_needs(packaged: Path, tra
 
 def test_mlflows_description_has_signature_example_and_requirements(packaged: Path) -> None:
     description = yaml.safe_load((packaged / "MLmodel").read_text())
+    files = [path for path in packaged.rglob("*") if path.is_file() and path.name != "MLmodel"]
+    assert description["model_size_bytes"] == pytest.approx(
+        sum(path.stat().st_size for path in files), abs=60_000
+    )
     signature = description["signature"]
     assert [column["name"] for column in json.loads(signature["inputs"])] == ["image"]
     assert [column["name"] for column in json.loads(signature["outputs"])] == ["top"]

@@ -13,6 +13,7 @@ from stores import copy_store
 
 from runner import load_model
 from runner.config.parser import parse
+from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.seeds import train
 
@@ -31,7 +32,7 @@ def root(
         patch.setattr("runner.training.curves.draw_curves", lambda *args: [file.touch() for file in args[2:]])
         for width in ("16", "8"):
             fast = ("--train.epochs", "1", "--features.compile", "false", "--model.width", width)
-            train(parse([*words, *fast])[0], 1, accelerator, QUIET)
+            train(parse([*words, *fast])[0], Repeat(), accelerator, QUIET)
     return root
 
 

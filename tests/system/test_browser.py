@@ -17,6 +17,7 @@ from PIL import Image
 
 from runner.cli import main
 from runner.config.parser import parse
+from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.seeds import train
 
@@ -56,7 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
         for number in range(12):
             draw(label, number).save(folder / "pictures" / label / f"{number:02}.png")
     words = [
-        *("--config", "quickstart", "--name", "small", "--data.kind", "folder", "--data.root", str(folder / "pictures")),
+        *("--config", "quickstart", "--name", "small"),
+        *("--data.kind", "folder", "--data.root", str(folder / "pictures")),
         *("--cache", str(folder / "cache"), "--tracking.root", str(folder / "mlruns")),
         *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
         *(
@@ -84,7 +86,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("ACCELERATE_USE_CPU", "true")
-        train(parse(words)[0], 1, accelerator, QUIET)
+        train(parse(words)[0], Repeat(), accelerator, QUIET)
         root = ("--tracking.root", str(folder / "mlruns"))
         assert main.main(["evaluate", "latest", *root, "--out", str(folder / "report")]) == 0
     return folder

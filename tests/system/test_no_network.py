@@ -101,10 +101,11 @@ socket.getaddrinfo = watched_look_up
 from accelerate import Accelerator
 from runner.training.seeds import train
 from runner.config.parser import parse
+from runner.config.repeat import Repeat
 from runner.utils.console import Terminal
 import huggingface_hub, optuna, runner.study.report, runner.study.worker
 *words, control = sys.argv[1:]
-train(parse(words)[0], 1, Accelerator(cpu=True), Terminal(enabled=False))
+train(parse(words)[0], Repeat(), Accelerator(cpu=True), Terminal(enabled=False))
 if control == "connecting":
     import urllib.request
     try:
