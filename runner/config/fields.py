@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -17,6 +17,9 @@ NonNegativeFloat = Annotated[float, Ge(0)]
 AboveOne = Annotated[float, Gt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Depth = Annotated[int, Ge(1), Le(32)]
+"""Bits of gray values."""
 Degrees = Annotated[float, Ge(0), Le(180)]
 Hue = Annotated[float, Ge(0), Le(0.5)]
 Triple = tuple[float, float, float]

@@ -18,7 +18,9 @@ from runner.config.fields import (
     AboveOne,
     BelowOne,
     Degrees,
+    Depth,
     Hue,
+    Interpolation,
     Interval,
     NonNegativeFloat,
     NonNegativeInt,
@@ -29,10 +31,6 @@ from runner.config.fields import (
     Triple,
     setting,
 )
-
-MOST_BITS = 32
-"""Bits of the gray values that image files can hold."""
-Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,12 @@ class DataConfig:
     """Follow symbolic links inside data.root. data.root itself may always be a link."""
     unreadable: Literal["stop", "skip"] = "stop"
     """What to do with a file that cannot be decoded: stop, or skip it. Both name the file."""
-    depth: Literal["auto"] | PositiveInt = setting("auto", unit="bits")
-    """Bits of the gray values of images of more than 8 bits: white is 2^depth - 1. auto: 16 for 16-bit images; for
-    32-bit and floating-point ones the fewest of 8, 16 and 32 that hold the largest value, or 1 (white is 1) for
-    floating-point values up to 1."""
+    depth: Literal["auto"] | Depth = setting("auto", unit="bits")
+    """Bits of gray values in images of more than 8 bits: white is 2^depth - 1. auto: by type and range (data.md)."""
     workers: Literal["auto"] | NonNegativeInt = setting("auto", changes_results=False)
     """Processes that decode images, per rank. auto: the rank's share of the CPU cores, 0 for few images."""
 
     def __post_init__(self) -> None:
-        if self.depth != "auto" and self.depth > MOST_BITS:
-            raise ValueError(f"data.depth must be at most {MOST_BITS} bits, not {self.depth}")
         kind = DATASETS.find(self.kind)
         for name in ("root", "download", "background"):
             if getattr(self, name) and name not in kind.uses:
@@ -340,8 +334,9 @@ class Experiment:
         SeedConfig, not_searchable="luck would be selected; to average over seeds use --seeds"
     )
     tracking: TrackingConfig = setting(TrackingConfig, changes_results=False)
-    cache: str = setting("~/.cache/vgg-runner", changes_results=False)
-    """Folder of what all experiments share: scans, channel statistics and features."""
+    cache: str = setting("auto", changes_results=False)
+    """Folder of scans, statistics and features, which all experiments share. auto: $RUNNER_CACHE, else vgg-runner in
+    $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
         if "root" in DATASETS.find(self.data.kind).uses and self.data.root is None:

@@ -128,7 +128,7 @@ def test_negative_values_are_said(make: Make, silent: Terminal, gray: Callable[.
 
 
 def test_a_depth_of_more_than_32_bits_is_refused(make: Make) -> None:
-    with pytest.raises(UserError, match=r"data\.depth must be at most 32 bits"):
+    with pytest.raises(UserError, match=r"data\.depth must be auto or a whole number from 1 to 32"):
         make("--data.depth", "33")
 
 
