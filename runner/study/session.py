@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from optuna.trial import TrialState
 
+from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
-from runner.config.tree import as_tree, as_yaml, flatten
+from runner.config.tree import as_yaml
 from runner.study import storage as storages
 from runner.study.options import Role
 from runner.study.plan import Plan
@@ -144,7 +145,7 @@ def _create(study: Study, tracking: TrackingSession) -> str:
     with tracking.start_run(f"study {plan.name}", system_metrics=False) as tracker:
         identity = Identity.on_images(plan.baseline, plan.manifest)
         tracker.set_tags({"runner.study": plan.name, **identity.tags()})
-        tracker.log_params({**flatten(as_tree(plan.baseline)), **about})
+        tracker.log_params({**decisive_settings(plan.baseline), **about})
         tracker.log_text("baseline.yaml", as_yaml(plan.baseline))
     return tracker.run_id
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
-from runner.config.tree import as_tree, as_yaml, flatten, override
+from runner.config.tree import as_yaml, override
 from runner.models import checkpoint
 from runner.serving.packaging import inference_settings
 from runner.study.cpu_share import all_cores
@@ -197,7 +198,7 @@ class Worker:
         pruned, value = "", 0.0
         try:
             with session.tracking.start_run(trial.name, session.study_run, system_metrics=False) as tracker:
-                tracker.log_params(flatten(as_tree(trial.experiment)))
+                tracker.log_params(decisive_settings(trial.experiment))
                 tags = {"runner.trial": str(trial.number), "runner.study": session.plan.name}
                 identity = Identity.on_images(trial.experiment, session.plan.manifest)
                 tracker.set_tags({**tags, **identity.tags()})

@@ -127,9 +127,10 @@ class MlflowTracker(Tracker):
         name = path.relative_to(self.journal.folder / "files").as_posix()
         self._log({"kind": "artifact", "file": name, "folder": folder})
 
-    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
-        if not self.has_logged("input"):
-            self._log({"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile})
+    def log_dataset(self, name: str, digest: str, source: str, profile: str, context: str) -> None:
+        event = {"kind": "input", "name": name, "digest": digest, "source": source, "profile": profile}
+        if name not in [earlier["name"] for earlier in self._earlier_of("input")]:
+            self._log({**event, "context": context})
 
     def local_folder(self, name: str) -> Path:
         return self.journal.folder / name

@@ -11,10 +11,6 @@ from typing import Any
 from runner.tracking.model_registry import ModelInfo
 
 
-class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
-    """A trial was stopped early because others do better. Its run ends as KILLED, with the reason."""
-
-
 class Tracker:
     """Logs what a run does. This base class logs nothing, and its methods may be called on any rank.
 
@@ -50,8 +46,8 @@ class Tracker:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Log a complete file at an `artifact_path` into a folder of the run's artifacts."""
 
-    def log_dataset(self, name: str, digest: str, source: str, profile: str) -> None:
-        """Log which data the run uses; `profile` is a JSON object of counts."""
+    def log_dataset(self, name: str, digest: str, source: str, profile: str, context: str) -> None:
+        """Log which data the run uses; `profile` is a JSON object of counts, `context` the split."""
 
     def log_model(self, folder: Path, info: ModelInfo) -> None:
         """Log and register a model that was written to `local_folder("model")`."""

@@ -145,7 +145,8 @@ def _request(events: list[Event], journal: Journal, client: MlflowClient) -> Non
         case "input":
             name, source, profile = (valid_unicode(event[field]) for field in ("name", "source", "profile"))
             dataset = Dataset(name, event["digest"], "local", source, profile=profile)
-            client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            context = InputTag("mlflow.data.context", str(event.get("context", "training")))
+            client.log_inputs(run_id, [DatasetInput(dataset, [context])])
         case "begin":
             _begin_again(run_id, client)
         case "end":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
 from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree
 from runner.data.manifest import build_manifest
 from runner.evaluation.metrics import METRICS
 from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, resolved_settings, write_record
@@ -25,6 +25,7 @@ from runner.tracking.tracker import Tracker
 from runner.training import run, summary
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint, resolve_child
+from runner.training.run_names import run_name
 from runner.training.summary import mean_and_sd
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
@@ -55,7 +56,8 @@ def train(
     start = start or ResumePoint(as_tree(experiment))
     session = TrackingSession(experiment, accelerator, terminal)
     original = reproduced_run()[1]
-    name = f"reproduction of {original}" if original else start.name or time.strftime("%m-%d %H:%M:%S")
+    own_name = run_name(experiment) + (f" repeat={repeat.count}" if repeat.count > 1 else "")
+    name = f"reproduction of {original}" if original else start.name or own_name
     if repeat.count == 1:
         with session.start_run(name, resume=start.run_id) as tracker:
             result = run.train(experiment, accelerator, tracker, terminal, start)
@@ -93,7 +95,7 @@ class _RepeatedTraining:
         Raises `NotResumableError` if images or weights are not those of the runs before.
         """
         known = self._identity(experiment)
-        self.parent.log_params(flatten(as_tree(experiment)))
+        self.parent.log_params(decisive_settings(experiment))
         state = self.parent.local_folder(STATE_FOLDER) if self.accelerator.is_main_process else None
         # The accelerator has resolved the precision; the children resolve the rest.
         resolved = dataclasses.replace(experiment.train, precision=self.accelerator.mixed_precision)

@@ -45,7 +45,7 @@ def test_everything_arrives_once(store: Store, track: Track) -> None:
         run_id = tracker.run_id
         tracker.log_params({"train.epochs": 3, "optim.lr": 1e-3, "model.weights": None})
         tracker.set_tags({"runner.manifest": "abc"})
-        tracker.log_dataset("pictures", "0123abcd", "/data/pictures", '{"images": 36}')
+        tracker.log_dataset("pictures", "0123abcd", "/data/pictures", '{"images": 36}', "train")
         tracker.log_text("experiment.yaml", "name: small\n")
         for step in (1, 2, 3):
             tracker.log_metrics({"train/loss": 1 / step, "lr": 0.5}, step)
@@ -191,7 +191,7 @@ def test_an_outage_loses_and_doubles_nothing(store: Store, track: Track, after: 
         tracker.log_params({"a": 1})
         for step in range(1, 21):
             tracker.log_metrics({"loss": float(step)}, step)
-        tracker.log_dataset("pictures", "digest", "source", "{}")
+        tracker.log_dataset("pictures", "digest", "source", "{}", "val")
         tracker.log_text("note.txt", "hello")
     assert failing.failures == 0, "the outage took place"
     run = client.get_run(tracker.run_id)

@@ -26,7 +26,8 @@ from searches import (
 )
 
 from runner.config import parser
-from runner.config.tree import as_tree, flatten
+from runner.config.effective import decisive_settings
+from runner.config.tree import as_tree, flatten, override
 from runner.study import storage
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -87,7 +88,7 @@ def test_a_study_is_a_parent_run_with_its_trials_as_children(finished: Finished)
 
 
 def test_a_trials_run_agrees_with_the_study(finished: Finished) -> None:
-    client, baseline = client_of(finished.folder), flatten(as_tree(baseline_of(finished.words)))
+    client, baseline = client_of(finished.folder), baseline_of(finished.words)
     runs, trials = trial_runs(finished.folder), trials_of(finished.folder)
     assert len(trials) == 4
     assert {tuple(sorted(run.data.metrics)) for run in runs.values()} == {tuple(sorted(runs[0].data.metrics))}
@@ -95,7 +96,7 @@ def test_a_trials_run_agrees_with_the_study(finished: Finished) -> None:
     for trial in trials:
         run = runs[trial.number]
         assert trial.user_attrs["run"] == run.info.run_id
-        settings = {**baseline, **trial.params}
+        settings = decisive_settings(override(baseline, trial.params))
         assert run.data.params == {name: str(value) for name, value in settings.items()}, "to the last digit"
         history = client.get_metric_history(run.info.run_id, "val/top1")
         assert {point.step: point.value for point in history} == trial.intermediate_values

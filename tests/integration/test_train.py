@@ -27,7 +27,7 @@ from pictures import draw
 
 from runner import train
 from runner.config import parser
-from runner.config.tree import as_tree, flatten
+from runner.config.effective import decisive_settings
 from runner.training import seeds
 from runner.utils.exit_status import run_main
 
@@ -59,14 +59,16 @@ def finished(
 def test_a_finished_run_says_so(finished: tuple[Path, list[str], Any, Any]) -> None:
     folder, _, _, run = finished
     assert run.info.status == "FINISHED"
-    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", run.info.run_name)
+    assert run.info.run_name == "vgg11-pooled lr=0.003 seed=0"
+    assert "3 classes, 36 images (18 train, 9 val, 9 test)" in run.data.tags["mlflow.note.content"]
     assert list((folder / "mlruns" / "journals").iterdir()) == []
 
 
-def test_a_run_holds_all_its_settings(finished: tuple[Path, list[str], Any, Any]) -> None:
+def test_a_run_holds_the_settings_that_decided_it(finished: tuple[Path, list[str], Any, Any]) -> None:
     _, words, _, run = finished
-    wanted = flatten(as_tree(parser.parse(words)[0]))
+    wanted = decisive_settings(parser.parse(words)[0])
     assert run.data.params == {name: str(value) for name, value in wanted.items()}
+    assert not [name for name in run.data.params if name.startswith(("tracking.", "checkpoints.", "cache"))]
     assert run.data.params["train.epochs"] == "3"
     assert run.data.params["model.arch"] == "vgg11"
 
@@ -123,14 +125,18 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
     assert torch.__version__.startswith(about_run["packages"]["torch"])
     assert about_run["processes"] == 1
     assert "train.py" in about_run["command"]
-    (used,) = run.inputs.dataset_inputs
-    assert used.dataset.name == "pictures"
-    assert used.dataset.source == str(images)
-    assert len(used.dataset.digest) == 32
-    assert run.data.tags["runner.manifest"].startswith(used.dataset.digest)
-    profile = json.loads(used.dataset.profile)
-    assert (profile["images"], profile["classes"]) == (36, 3)
-    assert profile["train"] + profile["val"] + profile["test"] == 36
+    inputs = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert sorted(inputs) == ["test", "train", "val"]
+    assert {used.name for used in inputs.values()} == {f"pictures {split}" for split in inputs}
+    assert {used.source for used in inputs.values()} == {str(images)}
+    assert len({used.digest for used in inputs.values()}) == 3
+    profiles = {split: json.loads(used.profile) for split, used in inputs.items()}
+    assert {profile["classes"] for profile in profiles.values()} == {3}
+    assert {split: profile["images"] for split, profile in profiles.items()} == {
+        "train": 18,
+        "val": 9,
+        "test": 9,
+    }
 
 
 @pytest.mark.slow

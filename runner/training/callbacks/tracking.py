@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
-from runner.config.tree import as_tree, as_yaml, flatten
+from runner.config.tree import as_yaml
+from runner.data.manifest import SPLITS
 from runner.evaluation.predictions import Predictions
 from runner.features.stages import CacheStats
 from runner.tracking.tracker import Tracker
@@ -19,8 +20,10 @@ from runner.training.environment import describe_environment
 from runner.training.fit_state import FitState
 from runner.training.results import EpochResult, RunResult
 from runner.training.resume import ResumePoint
+from runner.training.run_names import run_description
 from runner.training.setup import Setup
 from runner.training.snapshot import Snapshot
+from runner.utils.hashing import digest
 
 
 class TrackingCallback(Callback):
@@ -38,23 +41,28 @@ class TrackingCallback(Callback):
     def log_start(self, start: ResumePoint) -> None:
         """Log settings, images, split and environment. Called before features are computed."""
         experiment, manifest, tracker = self.setup.experiment, self.setup.manifest, self.tracker
-        tracker.log_params(flatten(as_tree(experiment)))
+        tracker.log_params(decisive_settings(experiment))
         if not self.setup.accelerator.is_main_process:
             return
         environment = describe_environment(self.setup.accelerator)
         tracker.set_tags(self._tags(start, environment))
-        counts = Counter(entry.split for entry in manifest.entries)
-        tracker.log_dataset(
-            experiment.data.kind if experiment.data.kind != "folder" else manifest.root.name,
-            manifest.digest[:32],
-            str(manifest.root),
-            json.dumps({"images": len(manifest.entries), "classes": len(manifest.classes), **counts}),
-        )
+        self._log_datasets()
         tracker.log_text("experiment.yaml", as_yaml(experiment))
         tracker.log_text("manifest.csv", manifest.to_csv())
         if manifest.rejected:
             tracker.log_text("unreadable.csv", manifest.rejected_to_csv())
         tracker.log_text("environment.json", json.dumps(environment, indent=1))
+
+    def _log_datasets(self) -> None:
+        """Log the images of each split as an input; equal images have equal digests, whatever the other splits are."""
+        manifest, data = self.setup.manifest, self.setup.experiment.data
+        name = data.kind if data.kind != "folder" else manifest.root.name
+        for split in SPLITS:
+            entries = manifest.select(split)
+            images = digest([(entry.path, entry.label, entry.digest) for entry in entries])
+            classes = len({entry.label for entry in entries})
+            profile = json.dumps({"images": len(entries), "classes": classes})
+            self.tracker.log_dataset(f"{name} {split}", images[:32], str(manifest.root), profile, split)
 
     def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
         """Log the epoch's metrics."""
@@ -91,6 +99,7 @@ class TrackingCallback(Callback):
 
     def _tags(self, start: ResumePoint, environment: dict[str, Any]) -> dict[str, str]:
         tags = {
+            "mlflow.note.content": run_description(self.setup.experiment, self.setup.manifest),
             **Identity.on_images(self.setup.experiment, self.setup.manifest.digest).tags(),
             "runner.device": devices.describe_device(self.setup.accelerator),
             "mlflow.user": environment["user"],

@@ -34,7 +34,7 @@ def test_a_plain_tracker_logs_nothing(tmp_path: Path) -> None:
     tracker.set_tags({"a": "b"})
     tracker.log_text("a.txt", "a")
     tracker.log_artifact(tmp_path / "missing")
-    tracker.log_dataset("name", "digest", "source", "{}")
+    tracker.log_dataset("name", "digest", "source", "{}", "train")
     tracker.log_model(tmp_path / "missing", ModelInfo("name", {}, "top1", "manifest", 1))
     assert not tracker.has_logged("artifact")
     assert tracker.delivered

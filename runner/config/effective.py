@@ -1,0 +1,36 @@
+"""Which settings decided a result: those that runs in MLflow show as parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.config.choices import OPTIMIZERS, SCHEDULES
+from runner.config.metadata import changes_results
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree, flatten
+from runner.utils.registry import Registry
+
+OF_VIEWS = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
+"""Settings of the group augment that only augmented views use."""
+
+
+def decisive_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings that decide a result, by dotted name.
+
+    Left out are the experiment's name, settings that change no result, and those without effect beside the others: the
+    augmentation of plain views, the size of a head that the model has not, the options of another optimizer.
+    """
+    idle = {"name", *_options_of_others("optim", OPTIMIZERS, experiment.optim.name)}
+    idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
+    if experiment.augment.views == "none":
+        idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
+    if experiment.model.head != "pooled":
+        idle |= {"model.pool", "model.width"}
+    settings = flatten(as_tree(experiment))
+    return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
+
+
+def _options_of_others(group: str, registry: Registry[Any], chosen: str) -> set[str]:
+    """The settings of a group that belong to its other choices."""
+    uses = {name: set(choice.uses) for name, choice in registry.choices.items()}
+    return {f"{group}.{option}" for option in set().union(*uses.values()) - uses[chosen]}
