@@ -9,18 +9,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from runner.study.space import Dimension, Space
+from runner.study.space import Space
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
-
-
-GRID_POINTS = 5
-"""Grid points of a range without steps."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,9 @@ def _random(space: Space, seed: int) -> BaseSampler:
 
 
 def _grid(space: Space, seed: int) -> BaseSampler:
-    from optuna.samplers import GridSampler
+    from runner.study.grid import GridSampler
 
-    return GridSampler({each.setting: grid_points(each) for each in space.dimensions}, seed=seed)
+    return GridSampler(space, seed)
 
 
 SAMPLERS = {
@@ -82,23 +78,6 @@ def check_sampler(name: str) -> None:
     if package and importlib.util.find_spec(package) is None:
         wanted = f"'vgg-runner[{extra}]'" if extra else package
         raise UserError(f"The sampler {name} needs the package {package}: pip install {wanted}.")
-
-
-def grid_points(dimension: Dimension) -> list[Any]:
-    """The values of a dimension on a grid: its choices, its steps, or `GRID_POINTS` values along its range."""
-    if dimension.choices:
-        return list(dimension.choices)
-    low, high = dimension.low, dimension.high
-    if dimension.step:
-        count = int((high - low) / dimension.step + 1e-9) + 1
-        return [min(high, type(low)(low + index * dimension.step)) for index in range(count)]
-    if dimension.whole and high - low < GRID_POINTS and not dimension.log:
-        return list(range(int(low), int(high) + 1))
-    import numpy as np
-
-    spread = np.geomspace(low, high, GRID_POINTS) if dimension.log else np.linspace(low, high, GRID_POINTS)
-    spread[0], spread[-1] = low, high
-    return sorted({round(value) for value in spread.tolist()}) if dimension.whole else spread.tolist()
 
 
 def _median(epochs: int, seeds: int) -> BasePruner:

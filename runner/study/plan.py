@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.config.identity import WEIGHTS, Identity, describe_changes, weights_digest
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree
+from runner.config.tree import as_tree, flatten
 from runner.evaluation.metrics import METRICS, Metric
 from runner.study.space import Space
 from runner.utils.hashing import digest
@@ -42,6 +42,11 @@ class Plan:
     def metric(self) -> Metric:
         """The objective's entry in the table of metrics."""
         return METRICS[self.objective]
+
+    @property
+    def searched_space(self) -> Space:
+        """The space, with conditions on searched settings only."""
+        return self.space.within(flatten(as_tree(self.baseline)))
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers and commands that share the study, as JSON-like values."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, GridSampler
+from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from runner.study.algorithms import SAMPLERS, grid_points
+from runner.study.algorithms import SAMPLERS
+from runner.study.grid import GridSampler
 from runner.study.space import Space
 from runner.utils import hashing
 
@@ -40,10 +40,7 @@ class SeededSampler(BaseSampler):
 
     def is_exhausted(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether it is a grid whose points have all been tried, or are being tried."""
-        if not isinstance(self._inner, GridSampler):
-            return False
-        tried = {trial.system_attrs["grid_id"] for trial in trials if "grid_id" in trial.system_attrs}
-        return len(tried) >= math.prod(len(grid_points(dimension)) for dimension in self.space.dimensions)
+        return isinstance(self._inner, GridSampler) and self._inner.is_exhausted(trials)
 
     def reseed_rng(self) -> None:
         """Does nothing: every trial has a seed of its own."""
@@ -71,5 +68,4 @@ class SeededSampler(BaseSampler):
     def after_trial(
         self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
     ) -> None:
-        if not isinstance(self._inner, GridSampler):  # it would stop `Study.optimize`, which we do not use
-            self._inner.after_trial(study, trial, state, values)
+        self._inner.after_trial(study, trial, state, values)

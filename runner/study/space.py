@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,6 +55,10 @@ class Dimension:
         steps = (value - self.low) / step if step else 0
         return abs(steps - round(steps)) <= 1e-8
 
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Whether its condition holds. A setting that is not among the values fulfils no condition but `null`."""
+        return all(any(same(values.get(name), value) for value in allowed) for name, allowed in self.when)
+
     def as_plain(self) -> dict[str, Any]:
         """As JSON-like values, to be stored and compared."""
         if self.choices:
@@ -91,9 +95,24 @@ class Space:
         picked: dict[str, Value] = {}
         for dimension in self.dimensions:
             current = {**not_picked, **picked}
-            if all(any(same(current[name], value) for value in values) for name, values in dimension.when):
+            if dimension.applies(current):
                 picked[dimension.setting] = suggest(dimension)
         return picked
+
+    def within(self, settings: Mapping[str, Any]) -> Space:
+        """The dimensions that can be searched around a baseline, with conditions on searched settings only.
+
+        Args:
+            settings: The baseline's settings by dotted name.
+        """
+        kept: dict[str, Dimension] = {}
+        not_picked = {**settings, **dict.fromkeys(self.settings)}
+        for dimension in self.dimensions:
+            searched = tuple(each for each in dimension.when if each[0] in kept)
+            others = tuple(each for each in dimension.when if each[0] not in kept)
+            if replace(dimension, when=others).applies(not_picked):
+                kept[dimension.setting] = replace(dimension, when=searched)
+        return Space(tuple(kept.values()))
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON-like values: setting → dimension."""

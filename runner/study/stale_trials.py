@@ -115,5 +115,5 @@ def _age(trial: FrozenTrial) -> float:
 
 def _silence(storage: str) -> float:
     """Seconds since the file of a local storage was written to."""
-    path = sqlite_path(storage).expanduser()
+    path = (Path(storage) if storages.is_file(storage) else sqlite_path(storage)).expanduser()
     return time.time() - path.stat().st_mtime if path.exists() else 0.0

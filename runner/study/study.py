@@ -217,7 +217,7 @@ class Study:
             "storage": self.storage,
             "study_name": plan.name,
             "direction": plan.metric.direction,
-            "sampler": SeededSampler(plan.sampler, plan.space, plan.sampler_seed),
+            "sampler": SeededSampler(plan.sampler, plan.searched_space, plan.sampler_seed),
             "pruner": PRUNERS[plan.pruner](plan.baseline.train.epochs, plan.seeds),
         }
         try:

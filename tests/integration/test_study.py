@@ -135,16 +135,31 @@ def test_two_workers_do_not_draw_the_same_values(plan: Make, tmp_path: Path) -> 
 def test_a_grid_ends_when_it_is_exhausted(plan: Make, tmp_path: Path) -> None:
     study = Study(plan(space=GRID, sampler="grid", trials=50), tmp_path)
     trials = work(study)
-    points = [(trial.values["model.dropout"], trial.values["train.batch_size"]) for trial in trials[1:]]
+    points = [(trial.values["model.dropout"], trial.values["train.batch_size"]) for trial in trials]
     assert sorted(points) == [(dropout, size) for dropout in (0.1, 0.5) for size in (16, 32, 64)]
     assert study.is_finished
     assert Study(plan(space=GRID, sampler="grid", trials=50), tmp_path).ask() is None
 
 
+def test_a_grid_repeats_no_trial(plan: Make, tmp_path: Path) -> None:
+    """Neither the baseline, which is one of its points, nor points that differ in a setting that is not searched."""
+    optimizer = Dimension("optim.name", choices=("adam", "sgd"))
+    momentum = Dimension("optim.momentum", choices=(0.5, 0.9), when=(("optim.name", ("sgd",)),))
+    unsearched = Dimension("train.clip", choices=(0.0, 1.0), when=(("schedule.kind", ("no such",)),))
+    about = plan(space=Space((optimizer, momentum, unsearched)), sampler="grid", trials=50)
+    study = Study(about, tmp_path)
+    values = values_of(work(study))
+    assert values[0] == {"optim.name": "adam"}, "the baseline"
+    assert sorted(values[1:], key=str) == [
+        {"optim.name": "sgd", "optim.momentum": momentum} for momentum in (0.5, 0.9)
+    ]
+    assert study.is_finished
+
+
 def test_workers_do_not_try_a_point_of_a_grid_twice(plan: Make, tmp_path: Path) -> None:
     about = plan(space=GRID, sampler="grid", trials=50)
     first = Study(about, tmp_path)
-    work(first, 6)
+    work(first, 5)
     second = Study(about, tmp_path)
     assert first.ask() is not None, "the sixth point"
     assert second.ask() is None, "it is running, and there is no other one"
@@ -275,7 +290,7 @@ def test_a_success_between_failures_lets_the_study_continue(plan: Make, tmp_path
 def test_a_combination_that_cannot_work_is_a_failed_trial(plan: Make, tmp_path: Path) -> None:
     impossible = Space((Dimension("train.accumulate", choices=(1, 1000)),))
     study = Study(plan(space=impossible, sampler="grid", trials=9), tmp_path)
-    assert len(work(study)) == 2, "the baseline, and the combination that works"
+    assert len(work(study)) == 1, "the baseline, which is the combination that works"
     (failed,) = (trial for trial in study.trials() if trial.state == TrialState.FAIL)
     assert "train.accumulate (1000)" in failed.user_attrs["reason"]
 

@@ -11,7 +11,8 @@ from optuna.samplers import BaseSampler, RandomSampler
 from studies import CONDITIONAL, GRID, SPACE
 
 from runner.study import algorithms, options
-from runner.study.algorithms import PRUNERS, SAMPLERS, Algorithm, check_sampler, grid_points
+from runner.study.algorithms import PRUNERS, SAMPLERS, Algorithm, check_sampler
+from runner.study.grid import GridSampler, grid_points
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Dimension
 from runner.study.trials import to_distribution
@@ -38,9 +39,18 @@ def test_the_points_of_a_grid(dimension: Dimension, expected: list[Any]) -> None
     assert all(distribution._contains(distribution.to_internal_repr(value)) for value in points)
 
 
+def test_a_grid_has_each_point_once_where_a_setting_is_searched_on_a_condition() -> None:
+    points = GridSampler(CONDITIONAL, 0).points
+    assert len(points) == 2 * 5 + 5 * 5, "adam and adamw with five rates, sgd also with five momenta"
+    assert len({str(sorted(point.items())) for point in points}) == len(points)
+    for point in points:
+        assert ("optim.momentum" in point) == (point["optim.name"] == "sgd")
+    assert GridSampler(CONDITIONAL, 1).points != points
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_can_be_built(name: str) -> None:
-    for space in (SPACE, GRID) if name == "grid" else (SPACE, GRID, CONDITIONAL):
+    for space in (SPACE, GRID, CONDITIONAL):
         assert isinstance(SAMPLERS[name].build(space, 1), BaseSampler)
 
 

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from PIL import Image
 from studies import CONDITIONAL, SPACE, Space, score
 
-from runner.study.algorithms import grid_points
+from runner.study.grid import grid_points
 from runner.study.plots import StudyPlots, importances, trials_csv
 from runner.study.trials import to_distribution
 

@@ -42,6 +42,18 @@ def test_true_is_not_one() -> None:
     assert not same(0, False)
 
 
+def test_conditions_on_settings_that_are_not_searched_are_decided_by_the_baseline() -> None:
+    momentum = Dimension(
+        "optim.momentum", 0.5, 0.9, when=(("optim.name", ("sgd",)), ("optim.lr", (0.1, 0.2)))
+    )
+    nested = Dimension("train.clip", 0.0, 1.0, when=(("optim.momentum", (0.5,)),))
+    rate = Dimension("optim.lr", choices=(0.1, 0.3))
+    space = Space((rate, momentum, nested))
+    assert space.within({"optim.name": "adam"}).settings == ["optim.lr"]
+    searched = space.within({"optim.name": "sgd"})
+    assert [dimension.when for dimension in searched.dimensions] == [(), momentum.when[1:], nested.when]
+
+
 def test_a_setting_is_searched_if_its_condition_holds() -> None:
     def picked(name: str) -> dict[str, Any]:
         return CONDITIONAL.pick({}, lambda each: name if each.setting == "optim.name" else 0.7)
