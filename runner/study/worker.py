@@ -26,7 +26,8 @@ from runner.study.session import StudySession
 from runner.study.storage import HEARTBEAT_INTERVAL
 from runner.study.study import Study
 from runner.study.trials import RunningTrial
-from runner.tracking.tracker import Pruned, Tracker
+from runner.tracking.shared_files import frozen_folder
+from runner.tracking.tracker import Tracker
 from runner.training import curves, run
 from runner.training.callbacks.base import Callback
 from runner.training.fit_state import FitState
@@ -34,8 +35,12 @@ from runner.training.results import EpochResult, best_epoch
 from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError, user_message
-from runner.utils.redaction import redact
 from runner.utils.long_wait import long_wait
+from runner.utils.redaction import redact
+
+
+class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
+    """A study's pruner stops a trial."""
 
 
 @dataclass
@@ -72,7 +77,7 @@ class _SeedTraining(Callback):
         setup, best = self.setup, self.best_epoch
         folder = self.tracker.artifact_path("checkpoints/any").parent
         setup.model.load_state_dict(self.best_weights, strict=False)
-        checkpoint.save_frozen(setup.model, folder)
+        checkpoint.save_frozen(setup.model, folder, frozen_folder(setup.experiment.tracking.root))
         digest, inference = checkpoint.frozen_digest(setup.model), inference_settings(setup.experiment)
         path = folder / "best.safetensors"
         checkpoint.save(setup.model, path, best.number, best.val.to_dict(), digest, inference)
@@ -185,11 +190,11 @@ class Worker:
             ended.set()
         return trials
 
-    def _next_trial(self, study: Study) -> RunningTrial | None:
     def _ask(self) -> RunningTrial | None:
         with long_wait():  # rank 0 may still upload the trial before
             return self.session.on_rank_0(self._next_trial)
 
+    def _next_trial(self, study: Study) -> RunningTrial | None:
         return None if self.stop_requested() else study.ask()
 
     def _run_trial(self, trial: RunningTrial) -> None:
@@ -204,9 +209,11 @@ class Worker:
                 tracker.set_tags({**tags, **identity.tags()})
                 if study is not None:
                     study.annotate(run=tracker.run_id)
-                value = training.run(tracker)
-        except Pruned as reason:
-            pruned = str(reason)
+                try:
+                    value = training.run(tracker)
+                except Pruned as reason:  # the study ended it as planned: its run has finished
+                    pruned = str(reason)
+                    tracker.set_tags({"runner.pruned": pruned})
         except Exception as error:
             if not self._concerns_only_this_trial(error):
                 raise

@@ -13,7 +13,6 @@ from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.process_identity import ProcessIdentity
 from runner.tracking.system_metrics import SystemMetricsSampler
-from runner.tracking.tracker import Pruned
 from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError, NotResumableError, UserError, user_message
 from runner.utils.exit_status import peer_failure
@@ -121,8 +120,6 @@ def how_it_ended(error: BaseException) -> tuple[str, str]:
     """Status and reason of a run that an error ended; if another process of the launch failed first, its reason."""
     if (elsewhere := peer_failure()) is not None:
         return "FAILED", elsewhere
-    if isinstance(error, Pruned):
-        return "KILLED", str(error)
     if isinstance(error, Interrupted) and error.peer_exited:
         return "FAILED", str(error)
     if isinstance(error, (Interrupted, KeyboardInterrupt)):

@@ -346,7 +346,8 @@ def test_a_study_compares_its_baseline_and_best_trials(
 ) -> None:
     parent, trials = study("night", "top1", [0.1, *(0.5 + 0.01 * number for number in range(9))])
     tags = {"runner.study": "night", "mlflow.parentRunId": parent}
-    add("trial 20: pruned", {}, {"objective": 0.99}, tags={**tags, "runner.trial": "20"}, status="KILLED")
+    add("trial 20: pruned", {}, tags={**tags, "runner.trial": "20", "runner.pruned": "at epoch 1"})
+    add("trial 21: stopped", {}, {"objective": 0.99}, tags={**tags, "runner.trial": "21"}, status="KILLED")
     add("confirm best, seed 5", {}, {"objective": 0.99}, tags={**tags, "runner.confirms": "best"})
     status, out, errors = command("--study", "night", "--json")
     assert status == 0

@@ -95,8 +95,9 @@ def test_a_pruned_trial_has_a_reason(watched: Watched) -> None:
     assert parent.info.status == "FINISHED"
     runs = trial_runs(watched.folder)
     pruned, trial = runs.pop(2), trials_of(watched.folder)[2]
-    assert pruned.info.status == "KILLED"
-    assert pruned.data.tags["runner.reason"] == trial.user_attrs["reason"]
+    assert pruned.info.status == "FINISHED"
+    assert pruned.data.tags["runner.pruned"] == trial.user_attrs["reason"]
+    assert "objective" not in pruned.data.metrics
     assert trial.user_attrs["reason"].startswith("pruned at epoch 1, at 0.")
     assert not any("checkpoints" in path for path in artifacts_of(watched.folder, pruned))
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
