@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from runner.config.schema import Experiment, Normalization
 from runner.data.channel_stats import channel_statistics
@@ -106,6 +107,11 @@ def prepare(
         weights = pretrained.read_weights(experiment.model)
         loader = _loader(experiment, manifest, accelerator)
         normalization = _normalization(experiment, weights, manifest, loader, terminal)
+    if len(set(gather_object([manifest.digest]))) > 1:
+        raise UserError(
+            f"The processes of this run found different images in {manifest.root}: files came or went meanwhile; start"
+            " again when nothing writes there."
+        )
     images = len(manifest.entries) + manifest.unused
     experiment = devices.resolve_auto_settings(experiment, images, accelerator)
     model = _build_model(experiment, manifest.classes, normalization, weights)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from pictures import draw
 
 import runner.data.listing
 from runner.config.schema import Experiment
 from runner.data.listing import Stamp
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
+from runner.training import setup
 from runner.training.restore import restore_manifest
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -156,6 +158,14 @@ def test_a_folder_that_disappears_while_it_is_listed_is_empty(
     with monkeypatch.context() as gone_folder:
         gone_folder.setattr(os, "scandir", gone)
         assert len(build_manifest(make(), silent).entries) == 36
+
+
+def test_processes_that_find_different_images_do_not_train(
+    make: Make, silent: Terminal, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "gather_object", lambda own: [*own, "of another process"])
+    with pytest.raises(UserError, match=r"found different images .* start again when nothing writes there"):
+        setup.prepare(make("--model.weights", "null"), accelerator, silent)
 
 
 # Names that are not UTF-8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from pictures import draw
+from PIL import Image
 
 import runner.data.listing
 import runner.data.scan
@@ -133,6 +135,24 @@ def test_a_read_error_is_not_cached(make: Make, silent: Terminal, monkeypatch: p
         with pytest.raises(UserError, match=r"red/05\.png cannot be read: Input/output error"):
             build_manifest(make(), silent)
     assert len(build_manifest(make(), silent).entries) == 36
+
+
+def test_a_scan_reads_each_file_once(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, opened = Path.read_bytes, Image.open
+    files: list[Path] = []
+
+    def reading(path: Path) -> bytes:
+        files.append(path)
+        return read(path)
+
+    def opening(file: object) -> Image.Image:
+        assert isinstance(file, io.BytesIO)
+        return opened(file)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(Image, "open", opening)
+    build_manifest(make(), silent)
+    assert len([path for path in files if path.suffix == ".png"]) == 36
 
 
 # Broken files
