@@ -137,7 +137,7 @@ class Gallery:
         full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (".png", "+compressed.webp"))
         overlay.draw(image, heatmap, title, label, full)
         with atomic_write(thumbnail) as aside, Image.open(full) as picture:
-            picture.convert("RGB").save(aside, "webp", quality=85)
+            picture.convert("RGB").save(aside, "webp", quality=85, method=2)
         self.tracker.log_artifact(full, "images")
         self.tracker.log_artifact(thumbnail, "images")
 

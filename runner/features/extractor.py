@@ -90,17 +90,23 @@ class FeatureExtractor:
     def recipe(self, stage: int) -> dict[str, Any]:
         """Everything about model and computation that decides the values of a stage's output."""
         if stage not in self._recipes:
-            layers = list(self.model.layers())[: self.stages[stage][1]]
-            weights = [tensor_digest(value) for _, layer in layers for value in layer.state_dict().values()]
+            stop = self.stages[stage][1]
+            layers = list(self.model.layers())[:stop]
             self._recipes[stage] = {
                 "layers": [(name, str(layer)) for name, layer in layers],
-                "weights": digest(weights),
+                "weights": digest([each for digests in self._weight_digests[:stop] for each in digests]),
                 "precision": self.accelerator.mixed_precision,
                 "batch_size": self.batch_size,
                 "compiled": self.compiled,
                 "device": _cuda_kernels() if self.accelerator.device.type == "cuda" else _cpu_kernels(),
             }
         return self._recipes[stage]
+
+    @functools.cached_property
+    def _weight_digests(self) -> list[list[str]]:
+        """Of the tensors of each frozen layer; computed once for all stages."""
+        layers = list(self.model.layers())[: self.stages[-1][1]]
+        return [[tensor_digest(value) for value in layer.state_dict().values()] for _, layer in layers]
 
     def _function(self, stage: int) -> Callable[[Tensor], Tensor]:
         if stage not in self._functions:
