@@ -13,6 +13,7 @@ from runner.utils.atomic_files import free_bytes
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
+from runner.utils.paths import cache_folder
 
 SECONDS_PER_DAY = 86400.0
 
@@ -29,7 +30,9 @@ def main(argv: Sequence[str]) -> int:
     removal.add_argument("--unused", metavar="DAYS", type=float, help="remove stores not used for this long")
     for action in (listing, removal):
         action.add_argument(
-            "--cache", default=Experiment.cache, help="the cache folder (default: %(default)s)"
+            "--cache",
+            default=Experiment.cache,
+            help=f"the cache folder (default: {cache_folder(Experiment.cache)})",
         )
     args = parser.parse_args(argv)
     root = feature_root(args.cache)

@@ -335,8 +335,7 @@ class Experiment:
     )
     tracking: TrackingConfig = setting(TrackingConfig, changes_results=False)
     cache: str = setting("auto", changes_results=False)
-    """Folder of scans, statistics and features, which all experiments share. auto: $RUNNER_CACHE, else vgg-runner in
-    $XDG_CACHE_HOME or ~/.cache."""
+    """Folder of scans and features for all runs. auto: $RUNNER_CACHE, or vgg-runner in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
         if "root" in DATASETS.find(self.data.kind).uses and self.data.root is None:

@@ -24,7 +24,8 @@ from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
-from runner.utils.text import named, valid_unicode
+from runner.utils.paths import cache_folder
+from runner.utils.text import counted, named, valid_unicode
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("path", "class", "split", "size", "digest")
@@ -135,7 +136,7 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     Raises `UserError` for missing data, for unreadable files (unless `data.unreadable=skip`) and for classes
     with too few images.
     """
-    cache = Path(experiment.cache).expanduser()
+    cache = cache_folder(experiment.cache)
     folder = locate(experiment.data, cache, terminal)
     scan = scan_images(folder, cache, experiment.data.follow_links, terminal)
     rejected = tuple(file for file in scan.files if file.error)
@@ -179,11 +180,11 @@ def _check_folders(scan: Scan, images: Sequence[ImageFile]) -> None:
     problem = f"The class folder{'s' * plural} {paths} hold{'s' * (not plural)} no image"
     if links:
         raise UserError(
-            f"{problem} but {len(links):,} links ({named(links)}), which are not followed; set data.follow_links=true."
+            f"{problem} but {counted(len(links), 'link')} ({named(links)}), not followed; set data.follow_links=true."
         )
     if broken:
         raise UserError(
-            f"{problem} but {len(broken):,} links that lead nowhere ({named(broken)}); fetch their files."
+            f"{problem} but {counted(len(broken), 'link')} to nowhere ({named(broken)}); fetch what they lead to."
         )
     raise UserError(f"{problem}; fill or remove {'them' if plural else 'it'}.")
 

@@ -14,6 +14,7 @@ from runner.features.store_lock import RECIPE_FILE, exclusive_lock
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
+from runner.utils.paths import cache_folder
 from runner.utils.text import printable
 
 REMOVED_PREFIX = ".removed-"
@@ -43,7 +44,7 @@ class StoreInfo:
 
 def feature_root(cache: str | Path) -> Path:
     """The folder of a cache's feature stores."""
-    return Path(cache).expanduser() / "features"
+    return cache_folder(cache) / "features"
 
 
 def list_stores(root: Path, tidy: bool = True) -> list[StoreInfo]:

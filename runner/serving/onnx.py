@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from runner.serving.predictor import LoadedModel
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reads it when it is imported
 REQUIREMENTS = ("onnx", "onnxruntime", "onnxscript")
 COMPARED_IMAGES = 8
 TOLERANCE = 1e-4

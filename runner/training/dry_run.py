@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,7 @@ from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
+from runner.utils.paths import cache_folder
 
 
 def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
@@ -44,7 +44,7 @@ def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
         ),
     ]
     if features.stored:
-        cache = Path(experiment.cache).expanduser()
+        cache = cache_folder(experiment.cache)
         train_views = sum(split == "train" for split, _ in views)
         size = format_bytes(missing.bytes)
         rows += [
@@ -89,7 +89,7 @@ def _disk(setup: Setup, seeds: int) -> str:
     models = 1 if setup.experiment.tracking.model else 0
     copies = 1 if tracking_server(setup.experiment.tracking.root).embedded else seeds * (1 + models)
     checkpoints = format_bytes(seeds * (2 + models) * trainable + copies * frozen)
-    free = format_bytes(free_bytes(Path(setup.experiment.cache).expanduser()))
+    free = format_bytes(free_bytes(cache_folder(setup.experiment.cache)))
     return f"{checkpoints} of checkpoints; {free} free"
 
 

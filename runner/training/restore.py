@@ -25,6 +25,7 @@ from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.long_wait import long_wait
+from runner.utils.paths import cache_folder
 from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def restore_manifest(experiment: Experiment, table: str, terminal: Terminal) -> 
     Raises:
         UserError: An image is missing or has changed; the message names it.
     """
-    cache = Path(experiment.cache).expanduser()
+    cache = cache_folder(experiment.cache)
     source = locate(experiment.data, cache, terminal)
     manifest = parse_manifest(table, source.root)
     files = scan_images(source, cache, experiment.data.follow_links, terminal).files

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -28,6 +27,7 @@ from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.long_wait import long_wait
+from runner.utils.paths import cache_folder
 from runner.utils.text import printable
 
 GIB = 2**30
@@ -227,5 +227,5 @@ def _normalization(
         return weights.normalization
     if setting != "statistics":
         return pretrained.weights_normalization(setting)
-    cache = Path(experiment.cache).expanduser()
+    cache = cache_folder(experiment.cache)
     return channel_statistics(manifest.select("train"), loader, cache, terminal)

@@ -16,6 +16,7 @@ from runner.training.devices import describe_device
 from runner.training.results import RunResult
 from runner.training.setup import Setup
 from runner.utils.console import Terminal, format_bytes
+from runner.utils.paths import cache_folder
 
 
 def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
@@ -133,5 +134,5 @@ def _missing(setup: Setup, missing: MissingFeatures) -> str:
     compiled = ", compiled" * setup.features.extractor.compiled
     return (
         f"at most {missing.images:,} images and views through the backbone{compiled};"
-        f" {format_bytes(missing.bytes)} to store in {setup.experiment.cache}"
+        f" {format_bytes(missing.bytes)} to store in {cache_folder(setup.experiment.cache)}"
     )

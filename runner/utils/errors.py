@@ -29,6 +29,10 @@ def user_message(error: BaseException) -> str | None:
     """One sentence for an error that the user can fix; None for any other error."""
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return (
+            "A path begins with ~, but that user has no home folder here; write the whole path, or set HOME."
+        )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"The disk is full (writing {error.filename or 'a file'}); free some space and run the command again (train"

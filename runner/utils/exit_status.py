@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.utils.errors import user_message
-from runner.utils.launch_environment import STATUS_FILE
+from runner.utils.launch_environment import STATUS_FILE, provide_home
 from runner.utils.output import discard, outlive_readers, prepare_output
 from runner.utils.redaction import redact
 from runner.utils.signals import Interrupted, interrupt_on_signals
@@ -55,6 +55,7 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     each process its traceback.
     """
     prepare_output()
+    provide_home()
     try:
         status = main() or 0
         if sys.stdout is not None:

@@ -1,7 +1,13 @@
 """Environment variables: those that the launcher passes to the processes it starts, and those of other launchers."""
 
+from __future__ import annotations
+
+import getpass
 import os
 import re
+import sys
+import tempfile
+from pathlib import Path
 
 PROCESS_COUNT = "RUNNER_PROCESSES"
 """The number of processes that the launcher was asked to start."""
@@ -37,3 +43,23 @@ def forget_other_launches() -> list[str]:
     for name in names:
         del os.environ[name]
     return names
+
+
+def provide_home() -> None:
+    """Give a user without home folder or name, as in some containers, a temporary one: libraries fail without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir(), f"runner-home-{os.getuid()}")
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid() or home.is_symlink():
+            home = Path(tempfile.mkdtemp(prefix="runner-home-"))
+        os.environ["HOME"] = str(home)
+        print(
+            f"note: this user has no home folder, {home} is used; set HOME or --cache to another",
+            file=sys.stderr,
+        )
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = str(os.getuid())

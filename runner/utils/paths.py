@@ -16,6 +16,16 @@ RECORDS = "mlruns"
 """The usual folder of run records."""
 
 
+def cache_folder(setting: str | Path) -> Path:
+    """The folder that the setting `cache` names."""
+    if str(setting) != "auto":
+        return Path(setting).expanduser()
+    if own := os.environ.get("RUNNER_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(shared) if os.path.isabs(shared) else Path.home() / ".cache") / "vgg-runner"
+
+
 def nearest_records() -> str:
     """mlruns/ in the working folder, or in the nearest folder above it where that has records, as git finds .git."""
     with suppress(OSError):  # the working folder may be gone

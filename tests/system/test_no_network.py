@@ -71,6 +71,27 @@ def test_telemetry_and_pickles_are_off_before_any_entry_imports_mlflow(
     assert {*lines} == {'imported ["true", "false"]'}
 
 
+EXPORT = """
+import os, sys
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+from runner.serving import onnx
+import onnxruntime, numpy
+from onnx import TensorProto, helper
+values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+print(session.run(None, {"x": numpy.ones(1, "float32")}))
+"""
+
+
+def test_export_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """onnxruntime would write a device's id and events to be sent."""
+    home = {name: str(tmp_path) for name in ("HOME", "XDG_CACHE_HOME")}
+    subprocess.run([sys.executable, "-c", EXPORT], env=user_environment(**home), cwd=ROOT, check=True)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 REPORT_CONNECTIONS = """
 import json, os, socket, sys
 

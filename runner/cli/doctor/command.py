@@ -20,6 +20,7 @@ from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.paths import cache_folder
 from runner.utils.redaction import error_line, redact
 
 CHECKS: tuple[Check, ...] = (
@@ -49,13 +50,13 @@ def main(argv: Sequence[str]) -> int:
         "--cache",
         metavar="DIR",
         default=Experiment.cache,
-        help=f"folder of cached features; default: {Experiment.cache}",
+        help=f"folder of cached features; default: {cache_folder(Experiment.cache)}",
     )
     parser.add_argument("--check", action="store_true", help="only report; change nothing")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     options = parser.parse_args(argv)
     terminal = Terminal(stderr=options.json)
-    server, cache = tracking_server(options.tracking), Path(options.cache).expanduser()
+    server, cache = tracking_server(options.tracking), cache_folder(options.cache)
     findings = examine(server, cache, not options.check, terminal)
     left = sum(not finding.done for finding in findings)
     if options.json:

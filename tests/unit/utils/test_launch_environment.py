@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from runner.utils.launch_environment import STATUS_FILE, forget_other_launches
+from runner.utils import launch_environment
+from runner.utils.launch_environment import STATUS_FILE, forget_other_launches, provide_home
 
 FOREIGN = [
     *(
@@ -60,3 +63,47 @@ def test_an_outer_launch_of_ours_is_forgotten_without_a_word(monkeypatch: pytest
     monkeypatch.setenv(STATUS_FILE, "/nowhere/status")
     assert STATUS_FILE not in forget_other_launches()
     assert STATUS_FILE not in os.environ
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A user without entry in the system's list, as in a container; the folder for temporary files."""
+
+    def missing(_: object = None) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", missing)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_user_without_home_and_name_gets_temporary_ones(
+    nobody: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        provide_home()
+    home = Path.home()
+    assert home.parent == nobody
+    assert home.stat().st_mode & 0o777 == 0o700
+    assert launch_environment.getpass.getuser() == str(os.getuid())
+    assert capsys.readouterr().err.count("has no home folder") == 1
+
+
+def test_the_home_of_somebody_else_is_not_used(nobody: Path) -> None:
+    (nobody / "target").mkdir()
+    (nobody / f"runner-home-{os.getuid()}").symlink_to("target")
+    provide_home()
+    assert Path.home().name not in ("target", f"runner-home-{os.getuid()}")
+
+
+def test_home_and_name_of_a_user_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("LOGNAME", "me")
+    provide_home()
+    assert (os.environ["HOME"], os.environ["LOGNAME"]) == ("/home/me", "me")
+    assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Run records are found from any folder below the one that holds them."""
+"""Run records are found from any folder below the one that holds them; the cache is where the user wants it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.utils.paths import nearest_records
+from runner.utils.paths import cache_folder, nearest_records
 
 
 @pytest.mark.parametrize("content", ["mlflow.db", "journals/"])
@@ -35,3 +35,22 @@ def test_a_working_folder_that_is_gone_has_no_records(tmp_path: Path) -> None:
         assert nearest_records() == "mlruns"
     finally:
         os.chdir(here)
+
+
+@pytest.mark.parametrize(
+    ("setting", "own", "shared", "expected"),
+    [
+        ("auto", "", "", "/home/me/.cache/vgg-runner"),
+        ("auto", "", "/scratch/cache", "/scratch/cache/vgg-runner"),
+        ("auto", "", "relative/is/ignored", "/home/me/.cache/vgg-runner"),
+        ("auto", "/fast/runner", "/scratch/cache", "/fast/runner"),
+        ("auto", "~/fast", "", "/home/me/fast"),
+        ("~/given", "/fast/runner", "/scratch/cache", "/home/me/given"),
+    ],
+)
+def test_the_cache_is_where_the_user_wants_it(
+    setting: str, own: str, shared: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("HOME", "/home/me"), ("RUNNER_CACHE", own), ("XDG_CACHE_HOME", shared)):
+        monkeypatch.setenv(name, value)
+    assert cache_folder(setting) == Path(expected)
