@@ -13,7 +13,6 @@ from runner.utils.atomic_files import free_bytes
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
-from runner.utils.paths import cache_folder
 
 SECONDS_PER_DAY = 86400.0
 
@@ -32,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         action.add_argument(
             "--cache",
             default=Experiment.cache,
-            help=f"the cache folder (default: {cache_folder(Experiment.cache)})",
+            help="the cache folder; default: as the setting `cache`",
         )
     args = parser.parse_args(argv)
     root = feature_root(args.cache)

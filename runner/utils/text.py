@@ -35,6 +35,11 @@ def named(names: Collection[str], most: int = 5) -> str:
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def did_you_mean(name: str, known: Collection[str]) -> str:
     """` (did you mean 'x'?)` with the known name most similar to `name`; empty if none is similar.
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         "--cache",
         metavar="DIR",
         default=Experiment.cache,
-        help=f"folder of cached features; default: {cache_folder(Experiment.cache)}",
+        help="folder of cached features; default: as the setting `cache`",
     )
     parser.add_argument("--check", action="store_true", help="only report; change nothing")
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
