@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from runner.portable.images import usual_depth
 from runner.utils.errors import UserError
+from runner.utils.text import counted
 
 GrayRange: TypeAlias = tuple[str, float, float]
 """Type (uint16, int32 or float), smallest and largest value of an image, as `gray_range` returns them."""
@@ -67,7 +68,7 @@ def depth_remarks(found: Mapping[str, GrayImages], setting: int | str, resolved:
         depth = resolved or usual_depth(kind, images.largest)
         white = 2**depth - 1
         extent = f"from {images.smallest:,.6g} to {images.largest:,.6g}"
-        values = f"{images.count:,} {NAMES[kind]} images have gray values {extent}"
+        values = f"gray values {extent} in {counted(images.count, f'{NAMES[kind]} image')}"
         bits = max(1, math.ceil(math.log2(images.largest + 1))) if images.largest > 0 else 0
         if images.largest > EXCESS * white:
             yield f"{values}: those above {white:,} are cut off; if they have {bits} bits, set data.depth={bits}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from runner.data.listing import Listing
 from runner.data.scan import ImageFile
-from runner.utils.text import named
+from runner.utils.text import counted, named
 
 FEW_IMAGES = 10
 """A class with fewer images has at most two or three for validation and test."""
@@ -17,18 +17,18 @@ def unused_remarks(listing: Listing) -> Iterator[str]:
     """Links and images that a scan has left out."""
     if listing.links:
         yield (
-            f"{len(listing.links):,} links are not followed ({named(listing.links)});"
+            f"not followed: {counted(len(listing.links), 'link')} ({named(listing.links)});"
             " set data.follow_links=true to use what they lead to"
         )
     if listing.broken_links:
         yield (
-            f"{len(listing.broken_links):,} links lead nowhere and are left out ({named(listing.broken_links)});"
-            " fetch their files"
+            f"left out: {counted(len(listing.broken_links), 'link')} to nowhere ({named(listing.broken_links)});"
+            " fetch what they lead to"
         )
     if listing.loose:
         yield (
-            f"{len(listing.loose):,} images beside the class folders are not used ({named(listing.loose)});"
-            " move them into the folder of their class"
+            f"not used: {counted(len(listing.loose), 'image')} beside the class folders ({named(listing.loose)});"
+            " move them into the folders of their classes"
         )
 
 
@@ -44,7 +44,7 @@ def conflict_remark(files: Sequence[ImageFile]) -> Iterator[str]:
             if file.digest in conflicting:
                 paths[file.digest].append(file.path)
         yield (
-            f"{len(conflicting):,} images are in more than one class, so that their labels contradict each other"
+            f"contradicting labels: {counted(len(conflicting), 'image')} in more than one class"
             f" ({named([' = '.join(group) for group in paths.values()])}); leave each in one class"
         )
 
@@ -58,6 +58,6 @@ def class_size_remark(files: Sequence[ImageFile]) -> Iterator[str]:
             [f"{label}: {count}" for label, count in sorted(small.items(), key=lambda item: item[1])]
         )
         yield (
-            f"{len(small):,} of {len(counts):,} classes have fewer than {FEW_IMAGES} images ({sizes}), so that their"
-            " scores depend on single images"
+            f"fewer than {FEW_IMAGES} images in {len(small):,} of {len(counts):,} classes ({sizes}):"
+            " their scores depend on single images"
         )

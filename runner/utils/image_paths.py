@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runner.utils.errors import UserError
-from runner.utils.text import named, printable
+from runner.utils.text import counted, named, printable
 
 SUFFIXES = frozenset((
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo",
@@ -63,10 +63,13 @@ def find_images(arguments: Sequence[str], warn: Callable[[str], None] = lambda _
     for argument in arguments:
         images.update(dict.fromkeys(_images_named(argument, found)))
     if found.others:
-        warn(f"{len(found.others):,} files are not images and were passed over ({named(found.others)})")
+        warn(
+            f"passed over: {counted(len(found.others), 'file')} that Pillow cannot read ({named(found.others)})"
+        )
     if found.links:
         warn(
-            f"{len(found.links):,} linked folders were not followed ({named(found.links)}); name them to include them"
+            f"not followed: {counted(len(found.links), 'linked folder')} ({named(found.links)}); name them"
+            " to include them"
         )
     return list(images)
 

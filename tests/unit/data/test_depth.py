@@ -122,9 +122,7 @@ def test_negative_values_are_said(make: Make, silent: Terminal, gray: Callable[.
     root = gray("float", 1)
     Image.fromarray(np.full((12, 16), -0.5, np.float32)).save(Path(root, "dark", "negative.tiff"))
     remarks = build_manifest(make("--data.root", root), silent).remarks
-    assert (
-        remarks[-1] == "25 floating-point images have gray values from -0.5 to 1: negative ones become black"
-    )
+    assert remarks[-1] == "gray values from -0.5 to 1 in 25 floating-point images: negative ones become black"
 
 
 def test_a_depth_of_more_than_32_bits_is_refused(make: Make) -> None:

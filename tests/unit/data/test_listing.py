@@ -56,7 +56,7 @@ def test_links_below_the_root_are_counted_and_not_followed(
 ) -> None:
     manifest = build_manifest(make(), silent)
     (remark,) = manifest.remarks
-    assert remark.startswith("4 links are not followed (")
+    assert remark.startswith("not followed: 4 links (")
     assert all(name in remark for name in ("violet", "red/crimson", "red/single.png", "red/nowhere.png"))
     assert "set data.follow_links=true" in remark
     assert (linked / "violet" / "0.png").is_file()
@@ -72,7 +72,7 @@ def test_links_below_the_root_are_followed_by_setting(linked: Path, make: Make, 
         *(f"{folder}/{number}.png" for folder in ("red/crimson", "violet") for number in range(4)),
     }
     assert manifest.classes == ("blue", "green", "red", "violet")
-    assert "1 links lead nowhere and are left out (red/nowhere.png); fetch their files" in manifest.remarks
+    assert "left out: 1 link to nowhere (red/nowhere.png); fetch what they lead to" in manifest.remarks
 
 
 def test_a_class_of_links_only_is_named_with_the_setting(
@@ -83,14 +83,12 @@ def test_a_class_of_links_only_is_named_with_the_setting(
     (pictures / "red").mkdir()
     for path in (tmp_path / "store").iterdir():
         (pictures / "red" / path.name).symlink_to(path)
-    with pytest.raises(UserError, match=r"red holds no image but 12 links \(.* and 7 more\), which"):
+    with pytest.raises(UserError, match=r"red holds no image but 12 links \(.* and 7 more\), not"):
         build_manifest(make(), silent)
     assert len(build_manifest(make("--data.follow_links", "true"), silent).entries) == 36
     for path in (tmp_path / "store").iterdir():
         path.unlink()
-    with pytest.raises(
-        UserError, match=r"red holds no image but 12 links that lead nowhere .*; fetch their files"
-    ):
+    with pytest.raises(UserError, match=r"red holds no image but 12 links to nowhere .*; fetch what"):
         build_manifest(make("--data.follow_links", "true"), silent)
 
 

@@ -122,7 +122,7 @@ def test_small_classes_are_remarked(make: Make, pictures: Path, silent: Terminal
         for number in range(3, 12):
             (pictures / label / f"{number:02}.png").unlink()
     (remark,) = build_manifest(make(), silent).remarks
-    assert remark.startswith("2 of 3 classes have fewer than 10 images (green: 3, red: 3)")
+    assert remark.startswith("fewer than 10 images in 2 of 3 classes (green: 3, red: 3)")
 
 
 def test_images_beside_the_class_folders_are_remarked(make: Make, pictures: Path, silent: Terminal) -> None:
@@ -130,7 +130,7 @@ def test_images_beside_the_class_folders_are_remarked(make: Make, pictures: Path
     draw("red", 1).save(pictures / "no suffix", "PNG")
     (pictures / "labels.csv").write_text("path,label")
     (remark,) = build_manifest(make(), silent).remarks
-    assert remark.startswith("2 images beside the class folders are not used (loose.png, no suffix);")
+    assert remark.startswith("not used: 2 images beside the class folders (loose.png, no suffix);")
 
 
 def test_the_same_image_in_two_classes_is_remarked(make: Make, pictures: Path, silent: Terminal) -> None:
@@ -142,7 +142,7 @@ def test_the_same_image_in_two_classes_is_remarked(make: Make, pictures: Path, s
     assert manifest.duplicates == 3
     (remark,) = manifest.remarks
     assert remark == (
-        "2 images are in more than one class, so that their labels contradict each other (green/copy0.png = red/00.png,"
+        "contradicting labels: 2 images in more than one class (green/copy0.png = red/00.png,"
         " green/copy1.png = red/01.png); leave each in one class"
     )
 

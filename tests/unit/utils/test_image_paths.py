@@ -91,10 +91,10 @@ def test_what_is_passed_over_is_said(tree: Path) -> None:
     said: list[str] = []
     assert len(find_images([str(tree)], said.append)) == 4
     others, links = said
-    assert others.startswith("2 files are not images and were passed over (")
+    assert others.startswith("passed over: 2 files that Pillow cannot read (")
     assert "table.h5" in others
     assert "notes.txt" in others
-    assert links == f"1 linked folders were not followed ({tree}/more); name them to include them"
+    assert links == f"not followed: 1 linked folder ({tree}/more); name them to include them"
 
 
 def test_a_damaged_file_with_the_name_of_an_image_is_reported_later(tree: Path) -> None:
