@@ -58,7 +58,7 @@ class EpochTable:
         words = [column.header.split() for column in self._columns]
         lines = max(map(len, words))
         padded = [[""] * (lines - len(each)) + each for each in words]
-        return [self._join([each[line] for each in padded]) for line in range(lines)]
+        return [self._join([each[line] for each in padded]).rstrip() for line in range(lines)]
 
     def row(self, result: EpochResult) -> str:
         """The row of an epoch."""
