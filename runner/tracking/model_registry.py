@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from runner.config.identity import MANIFEST_TAG
 from runner.utils.errors import UserError
-from runner.utils.hard_links import link_copies
+from runner.utils.hard_links import copy_folder, has_links
 from runner.utils.paths import local_path
 
 if TYPE_CHECKING:
@@ -117,10 +117,12 @@ def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) ->
     )
     model_id = model.model_id
     if model.status != LoggedModelStatus.READY:
-        client.log_model_artifacts(model_id, str(folder))
+        place = local_path(model.artifact_location)
+        if place is not None and has_links(folder):
+            copy_folder(folder, place)
+        else:
+            client.log_model_artifacts(model_id, str(folder))
         model = client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-        if place := local_path(model.artifact_location):
-            link_copies(folder, place)
     outputs = run.outputs.model_outputs if run.outputs else []
     if model_id not in [output.model_id for output in outputs]:  # logging it twice is an error
         client.log_outputs(run_id, [LoggedModelOutput(model_id, info.step)])

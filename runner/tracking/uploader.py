@@ -14,7 +14,7 @@ from runner.tracking.model_registry import ModelInfo, register_model
 from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside
 from runner.utils.atomic_files import sync_tree
 from runner.utils.file_systems import is_sqlite
-from runner.utils.hard_links import link_copies
+from runner.utils.hard_links import link_instead_of_copy
 from runner.utils.paths import local_path
 from runner.utils.redaction import redact
 from runner.utils.text import valid_unicode
@@ -174,11 +174,11 @@ def _send_values(events: list[Event], run_id: str, client: MlflowClient) -> None
 def _send_file(path: Path, folder: str, journal: Journal, client: MlflowClient) -> None:
     """Upload a file and remove it, unless another file has taken its name in the meantime."""
     sent, run_id = path.stat().st_ino, journal.owner.run_id
-    client.log_artifact(run_id, str(path), folder or None)
+    place = local_path(client.get_run(run_id).info.artifact_uri) if is_sqlite(journal.owner.uri) else None
+    if place is None or not link_instead_of_copy(path, place / folder / path.name):
+        client.log_artifact(run_id, str(path), folder or None)
     with suppress(FileNotFoundError):
-        place = local_path(client.get_run(run_id).info.artifact_uri) if is_sqlite(journal.owner.uri) else None
         if place is not None:  # MLflow has copied it, but not flushed the copy
-            link_copies(path, place / folder / path.name)
             sync_tree(place / folder / path.name)
         if path.stat().st_ino == sent:
             path.unlink()

@@ -7,11 +7,11 @@ name goes. Where the file system has no hard links the files are plain copies.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from runner.utils.atomic_files import sync_folder
+from runner.utils.atomic_files import sync_folder, sync_tree
 
 
 def write_once(
@@ -36,18 +36,36 @@ def write_once(
         write(path)
 
 
-def link_copies(source: Path, copy: Path) -> None:
-    """Make the copies of linked files links, too.
+def link_instead_of_copy(source: Path, target: Path) -> bool:
+    """Make `target` a link to a file that has several names already. Returns whether it did.
 
-    Args:
-        source: A file or a folder. Its files with one name only are passed over.
-        copy: Its copy, on the same file system; elsewhere it stays a copy.
+    It does not if the file has one name only, or if the two places cannot share data.
     """
-    for file in [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]:
-        with suppress(OSError):
-            target = copy / file.relative_to(source) if source.is_dir() else copy
-            if file.stat().st_nlink > 1 and file.stat().st_size == target.stat().st_size:
-                _link(file, target)
+    try:
+        if source.stat().st_nlink == 1:
+            return False
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _link(source, target)
+    except OSError:
+        return False
+    return True
+
+
+def has_links(folder: Path) -> bool:
+    """Whether a file in a folder has several names."""
+    return any(path.stat().st_nlink > 1 for path in folder.rglob("*") if path.is_file())
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder and flush it to disk. Files that have several names get one more instead of a copy."""
+
+    def copy(file: str, name: str) -> None:
+        if not link_instead_of_copy(Path(file), Path(name)):
+            Path(name).unlink(missing_ok=True)  # it may be a link: writing to it would change others
+            shutil.copyfile(file, name)
+
+    shutil.copytree(source, target, dirs_exist_ok=True, copy_function=copy)
+    sync_tree(target)
 
 
 def _link(source: Path, path: Path) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from runner.utils.hard_links import link_copies, write_once
+from runner.utils.hard_links import copy_folder, link_instead_of_copy, write_once
 
 
 def write(path: Path) -> None:
@@ -77,24 +76,35 @@ def test_without_hard_links_each_file_is_its_own(tmp_path: Path, shared: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "shared", "two"]
 
 
-def test_copies_of_linked_files_become_links(tmp_path: Path, shared: Path) -> None:
+def test_copies_of_linked_files_are_links(tmp_path: Path, shared: Path) -> None:
     source, copy = tmp_path / "source", tmp_path / "copy"
     place(source / "deep" / "linked", shared)
     write(source / "plain")
-    shutil.copytree(source, copy)
-    link_copies(source, copy)
-    link_copies(source, copy)
-    assert (copy / "deep" / "linked").samefile(shared)
-    assert not (copy / "plain").samefile(source / "plain")
-    (tmp_path / "single").write_text("content")
-    link_copies(source / "deep" / "linked", tmp_path / "single")
-    assert (tmp_path / "single").samefile(shared)
+    for _ in range(2):
+        copy_folder(source, copy)
+        assert (copy / "deep" / "linked").samefile(shared)
+        assert (copy / "plain").read_text() == "content"
+        assert not (copy / "plain").samefile(source / "plain")
+        assert sorted(path.name for path in copy.rglob("*")) == ["deep", "linked", "plain"]
 
 
-def test_files_of_another_size_and_missing_ones_stay(tmp_path: Path, shared: Path) -> None:
-    place(tmp_path / "one", shared)
-    (tmp_path / "two").write_text("a longer content")
-    for name in ("two", "missing"):
-        link_copies(tmp_path / "one", tmp_path / name)
-    assert (tmp_path / "two").read_text() == "a longer content"
-    assert not (tmp_path / "missing").exists()
+def test_a_file_with_one_name_is_not_linked(tmp_path: Path) -> None:
+    write(tmp_path / "one")
+    assert not link_instead_of_copy(tmp_path / "one", tmp_path / "two")
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_copy_does_not_change_the_other_names_of_what_it_replaces(tmp_path: Path, shared: Path) -> None:
+    place(tmp_path / "copy" / "x", shared)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "x").write_text("new")
+    copy_folder(tmp_path / "source", tmp_path / "copy")
+    assert (tmp_path / "copy" / "x").read_text() == "new"
+    assert intact(shared)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_folder_is_copied_where_there_are_no_links(tmp_path: Path) -> None:
+    write(tmp_path / "source" / "x")
+    copy_folder(tmp_path / "source", tmp_path / "copy")
+    assert intact(tmp_path / "copy" / "x")
