@@ -31,18 +31,58 @@ find_python() {
   return 1
 }
 
+# Says every ten seconds what pip does. Ends with this script.
+watch_pip() {
+  local line next=$((SECONDS + 10))
+  while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
+    if [ "$SECONDS" -ge "$next" ]; then
+      line=$(grep -E '^ *(Collecting|Downloading|Using cached|Building|Installing) ' "$1" | tail -n 1 | cut -c 1-60) || true
+      message "$((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) ${line:-starting pip}"
+      next=$((SECONDS + 10))
+    fi
+  done
+}
+
+# The CPU-only packages of torch, which are smaller, if there is no GPU and the user's package index has them.
+cpu_packages() {
+  local name version driver
+  [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null || return 0
+  for driver in /proc/driver/nvidia/version /dev/dxg /dev/kfd; do
+    [ ! -e "$driver" ] || return 0
+  done
+  for name in torch torchvision; do
+    version=$(sed -n "s/^$name==//p" "$here/constraints.txt")+cpu
+    "$venv/bin/python" -m pip index versions --disable-pip-version-check "$name" 2>/dev/null |
+      grep -F "$version" >/dev/null || return 0
+    set -- "$@" "$name==$version"
+  done
+  printf '%s\n' "$@"
+}
+
 prepare() {
-  local python log=$venv/install.log
+  local python cpu watcher status=0 log=$venv/install.log
   python=$(find_python) ||
     fail "Python 3.11.4 or newer with its venv module was not found. Install it, or set PYTHON to its path."
   if recent_python "$venv/bin/python"; then
     message "updating $venv: its requirements changed, or an earlier installation did not finish …"
   else
-    message "creating $venv with $("$python" -V). This happens once and takes minutes: the packages are several GB …"
+    message "creating $venv with $("$python" -V). This happens once and takes minutes …"
     "$python" -m venv --clear "$venv" || fail "$venv could not be created; see the message above."
   fi
-  if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-    -c "$here/constraints.txt" -e "$here[dev]" >"$log" 2>&1; then
+  cpu=$(cpu_packages)
+  if [ -n "$cpu" ]; then
+    message "there is no GPU: installing torch for the CPU (once there is one, delete $venv). The log is $log."
+  else
+    message "installing packages of several GB. The log is $log."
+  fi
+  : >"$log"
+  watch_pip "$log" 9>&- &
+  watcher=$!
+  # shellcheck disable=SC2086 # words
+  "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
+    -c "$here/constraints.txt" -e "$here[dev]" $cpu >"$log" 2>&1 || status=$?
+  kill "$watcher" 2>/dev/null || true
+  if [ "$status" != 0 ]; then
     tail -n 15 "$log" >&2
     fail "the installation failed; the whole log is in $log."
   fi

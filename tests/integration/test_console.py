@@ -84,7 +84,9 @@ PYTHON = """#!/usr/bin/env bash
 # Stands in for Python: makes an environment with itself in it, and notes each installation.
 case "$*" in
   *"-m venv"*) folder="${@: -1}"; mkdir -p "$folder/bin"; cp "$0" "$folder/bin/python" ;;
-  *"-m pip"*) echo installed >>"$NOTES"; sleep 1
+  *"-m pip index"*) name="${@: -1}"; echo "$name (9.0)"; echo "Available versions: $OFFERED" ;;
+  *"-m pip"*) echo installed >>"$NOTES"; echo "$*" >"$NOTES.words"
+    echo "Collecting torch"; echo "  Downloading torch.whl (900.1 MB)"; sleep "${SECONDS_TO_INSTALL:-1}"
     printf '#!/usr/bin/env bash\\necho "runner $*"\\n' >"$(dirname "$0")/runner"; chmod +x "$(dirname "$0")/runner" ;;
 esac
 """
@@ -100,6 +102,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python.chmod(0o755)
     monkeypatch.setenv("PYTHON", str(python))
     monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("OFFERED", "9.0, 8.0")
     return tmp_path
 
 
@@ -118,6 +121,40 @@ def test_several_launches_of_a_fresh_clone_prepare_it_once(checkout: Path) -> No
         "runner train --train.epochs 3\n",
     ]
     assert (checkout / "notes").read_text() == "installed\n"
+
+
+def test_an_installation_that_takes_long_says_what_it_does(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECONDS_TO_INSTALL", "13")
+    outcome = subprocess.run([checkout / "launch.sh"], capture_output=True, text=True, timeout=60)
+    assert outcome.stdout == "runner train\n"
+    assert "Downloading torch.whl (900.1 MB)" in outcome.stderr
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_cpu_packages_of_torch_are_taken_where_the_index_has_them_and_there_is_no_gpu(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    pinned = dict(line.strip().split("==") for line in (checkout / "constraints.txt").open() if "==" in line)
+    names = [f"{name}=={pinned[name]}+cpu" for name in ("torch", "torchvision")]
+    monkeypatch.setenv("OFFERED", ", ".join(name.partition("==")[2] for name in names))
+    if has_gpu:
+        (checkout / "nvidia-smi").write_text("#!/bin/sh")
+        (checkout / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{checkout}:{os.environ['PATH']}")
+    elif Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
+        pytest.skip("this machine has an NVIDIA GPU")
+    outcome = subprocess.run([checkout / "launch.sh"], capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 0, outcome.stderr
+    words = (checkout / "notes.words").read_text().split()
+    assert [name in words for name in names] == [not has_gpu] * 2
+
+
+def test_other_packages_are_installed_where_the_index_has_none_for_the_cpu(checkout: Path) -> None:
+    outcome = subprocess.run([checkout / "launch.sh"], capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "+cpu" not in (checkout / "notes.words").read_text()
 
 
 def test_a_preparation_that_was_killed_is_done_again(checkout: Path) -> None:
