@@ -34,7 +34,7 @@ PRELOADED = ["runner.train", "runner.training.seeds", "mlflow.tracking.client"]
 """Loaded once, before processes are forked. Only installed packages: the server that forks has no other path."""
 EVERY_STEP = ("--checkpoints.minutes", "0")
 """A snapshot at every step."""
-DURATIONS = ("epoch_seconds", "images_per_second", "system/", "features/", "checkpoints/")
+DURATIONS = ("epoch_seconds", "images_per_second", "system/")
 """Starts of the names of metrics that say how long something took, or what the cache did."""
 
 

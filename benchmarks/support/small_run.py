@@ -14,7 +14,7 @@ from typing import Any
 
 MetricPoints = dict[str, list[tuple[int, float]]]
 """Steps and values by metric name."""
-MACHINE_METRICS = ("system/", "features/", "checkpoints/", "epoch_seconds", "images_per_second")
+MACHINE_METRICS = ("system/", "epoch_seconds", "images_per_second")
 """Beginnings of the metrics that measure the machine, and so differ between equal runs."""
 TRAIN_COMMAND = (sys.executable, "-m", "runner.cli.main", "train")
 SETTINGS = {
@@ -94,7 +94,7 @@ def snapshot_seconds(folder: Path, name: str) -> tuple[float, float]:
         folder,
         """select m.value, (r.end_time - r.start_time) / 1000.0 from metrics m
         join runs r on r.run_uuid = m.run_uuid join experiments e on e.experiment_id = r.experiment_id
-        where m.key = 'checkpoints/seconds' and e.name = ?""",
+        where m.key = 'system/checkpoints/seconds' and e.name = ?""",
         name,
     )
     spent, total = rows[0]

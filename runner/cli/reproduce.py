@@ -167,7 +167,7 @@ def _print_changes(changes: Sequence[Change], terminal: Terminal) -> None:
 
 def _print_verdict(original: OriginalRun, new: RunInfo, verdict: Verdict, terminal: Terminal) -> None:
     metrics = original.client.get_run(new.run_id).data.metrics
-    if metrics.get("features/hits") and not metrics.get("features/misses"):
+    if metrics.get("system/features/hits") and not metrics.get("system/features/misses"):
         terminal.warn("all features came from the cache; --cache with an empty folder computes them again")
     if not verdict.same:
         count = len(verdict.beyond)

@@ -111,7 +111,8 @@ def _list(client: MlflowClient, server: TrackingServer, args: argparse.Namespace
         return
     cells = [
         (
-            f"{row['run']:.8} {one_line(row['name'], 40)}",
+            f"{row['run']:.8}",
+            one_line(row["name"] or "", 40),
             one_line(row["experiment"], 30),
             row["status"].lower(),
             row["started"][5:16],
@@ -120,7 +121,7 @@ def _list(client: MlflowClient, server: TrackingServer, args: argparse.Namespace
         for row in rows
     ]
     terminal.table(
-        f"{len(rows)} of {len(runs)} runs", ("run", "experiment", "status", "started", *SCORES), cells
+        f"{len(rows)} of {len(runs)} runs", ("run", "name", "experiment", "status", "started", *SCORES), cells
     )
     pages = links.experiment_page(links.pages(server), runs[0].info.experiment_id)
     terminal.line(f"pages{' (after ./launch.sh ui)' if server.embedded else ''}: {pages}")

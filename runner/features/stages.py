@@ -47,12 +47,14 @@ class CacheStats:
     """What `compute_seconds` would be if every served feature had been computed."""
 
     def metrics(self) -> dict[str, float]:
-        """The metrics features/…, as they are logged."""
-        rate = {"features/images_per_second": self.misses / self.compute_seconds} if self.misses else {}
+        """The metrics system/features/…, as they are logged."""
+        rate = (
+            {"system/features/images_per_second": self.misses / self.compute_seconds} if self.misses else {}
+        )
         return {
-            "features/hits": max(0, self.served - self.misses),
-            "features/misses": self.misses,
-            "features/saved_seconds": max(0.0, self.served_seconds - self.compute_seconds),
+            "system/features/hits": max(0, self.served - self.misses),
+            "system/features/misses": self.misses,
+            "system/features/saved_seconds": max(0.0, self.served_seconds - self.compute_seconds),
             **rate,
         }
 

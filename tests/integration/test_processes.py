@@ -165,7 +165,7 @@ class TestTraining:
                 assert one == two
 
     def test_rows_were_computed_once_on_both(self, trained: dict[int, Trained]) -> None:
-        computed = [trained[count].run.data.metrics["features/misses"] for count in (1, 2)]
+        computed = [trained[count].run.data.metrics["system/features/misses"] for count in (1, 2)]
         assert computed == [2 * 18 + 9 + 9] * 2
 
 

@@ -46,7 +46,7 @@ def dying(self, values, stage):
 FeatureExtractor.run_stage = dying
 records = Recorder(Path(os.environ["RECORDS"]))
 result = run.train(parse(sys.argv[1:])[0], Accelerator(cpu=True), records, QUIET)
-misses = [value for name, _, value in records.points if name == "features/misses"]
+misses = [value for name, _, value in records.points if name == "system/features/misses"]
 print(json.dumps({"misses": misses, "history": comparable(result.history), "test": result.best.to_dict()}))
 """
 HOLD = """

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("plain_environment")
 EMPTY_STORE = 1100
 """KiB that the database of an empty store takes, with its log."""
 ENOUGH = "400m"
-TIMES = ("epoch_seconds", "images_per_second", "seconds", "features/", "checkpoints/")
+TIMES = ("epoch_seconds", "images_per_second", "seconds", "system/")
 """Start of the metrics that differ between two runs of the same experiment."""
 Points = list[tuple[str, int, float]]
 Train = Callable[..., tuple[int, str]]

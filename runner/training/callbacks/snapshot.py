@@ -99,7 +99,7 @@ class SnapshotCallback(Callback):
 
     def metrics(self) -> dict[str, float]:
         """What snapshots cost, as it is logged."""
-        return {"checkpoints/seconds": self.seconds, "checkpoints/count": self.count}
+        return {"system/checkpoints/seconds": self.seconds, "system/checkpoints/count": self.count}
 
     def _save(self, folder: Path, captured: Snapshot) -> None:
         start = time.monotonic()

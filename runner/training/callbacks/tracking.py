@@ -83,7 +83,7 @@ class TrackingCallback(Callback):
         tracker.log_metrics({**best.val.metrics("val/best"), "best_epoch": best.number})
         if self.setup.model.split_index:
             tracker.log_metrics(self.setup.features.stats.metrics())
-            tracker.log_metrics({"features/store_mib": self.setup.features.disk_bytes() / 2**20})
+            tracker.log_metrics({"system/features/store_mib": self.setup.features.disk_bytes() / 2**20})
         if self.setup.accelerator.is_main_process:
             tracker.log_text("predictions.csv", predictions.to_csv())
 

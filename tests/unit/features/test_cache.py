@@ -168,15 +168,15 @@ class TestSources:
     def test_statistics_count_hits_and_misses(self, make: Make, accelerator: Accelerator) -> None:
         features = features_of(make(), accelerator)
         assert features.stats.metrics() == {
-            "features/hits": 0,
-            "features/misses": 0,
-            "features/saved_seconds": 0.0,
+            "system/features/hits": 0,
+            "system/features/misses": 0,
+            "system/features/saved_seconds": 0.0,
         }
         for _ in range(3):
             features.get("val", EVALUATION_VIEW)
         metrics = features.stats.metrics()
-        assert (metrics["features/hits"], metrics["features/misses"]) == (2 * VAL, VAL)
-        assert metrics["features/images_per_second"] > 0
+        assert (metrics["system/features/hits"], metrics["system/features/misses"]) == (2 * VAL, VAL)
+        assert metrics["system/features/images_per_second"] > 0
         assert features.disk_bytes() > VAL * 512 * 4
 
 

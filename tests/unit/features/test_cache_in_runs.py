@@ -30,10 +30,10 @@ def test_a_second_run_computes_nothing(make: Make, train: Train, computed_images
     assert sum(computed_images) == 0
     assert comparable(first.history) == comparable(second.history)
     metrics = {name: value for name, _, value in records.points}
-    assert metrics["features/hits"] == 3 * (TRAIN + VAL) + TEST
-    assert metrics["features/misses"] == 0
-    assert metrics["features/saved_seconds"] > 0
-    assert metrics["features/store_mib"] > 0
+    assert metrics["system/features/hits"] == 3 * (TRAIN + VAL) + TEST
+    assert metrics["system/features/misses"] == 0
+    assert metrics["system/features/saved_seconds"] > 0
+    assert metrics["system/features/store_mib"] > 0
 
 
 @pytest.mark.parametrize(("views", "count"), [("none", 1), ("2", 2), ("fresh", 3)])

@@ -176,4 +176,4 @@ def test_a_run_trains_and_evaluates_it(
     result, records = train(experiment)
     assert len(result.history) == 3
     assert result.history[-1].train_loss < result.history[0].train_loss
-    assert {"features/misses", "test/best/top1"} <= {name for name, _, _ in records.points}
+    assert {"system/features/misses", "test/best/top1"} <= {name for name, _, _ in records.points}

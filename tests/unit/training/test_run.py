@@ -33,8 +33,8 @@ from runner.training.results import RunResult
 
 Train: TypeAlias = Callable[..., tuple[RunResult, Recorder]]
 DURATIONS = (
-    *("epoch_seconds", "images_per_second", "checkpoints/seconds"),
-    *("features/images_per_second", "features/saved_seconds"),
+    *("epoch_seconds", "images_per_second", "system/checkpoints/seconds"),
+    *("system/features/images_per_second", "system/features/saved_seconds"),
 )
 """Metrics that differ between equal runs."""
 

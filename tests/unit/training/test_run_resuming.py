@@ -24,7 +24,7 @@ from runner.training.sync import StepSync
 from runner.utils.errors import DivergedError, NotResumableError
 from runner.utils.signals import Interrupted
 
-DURATIONS = ("epoch_seconds", "images_per_second", "features/", "checkpoints/")
+DURATIONS = ("epoch_seconds", "images_per_second", "system/")
 
 
 @pytest.fixture(autouse=True)
