@@ -40,7 +40,7 @@ class Picture(Target):
     def read(self, content: bytes) -> None:
         path = self.folder / "image"
         path.write_bytes(content)
-        digest, fault = _verify_file(path)
+        digest, fault, _ = _verify_file(path)
         check(digest == digest_bytes(content), "the digest is another file's")
         if fault is not None:
             check(fault.isprintable() and 0 < len(fault) < 1000, f"the reason is {fault[:300]!r}")
