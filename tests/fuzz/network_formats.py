@@ -22,6 +22,7 @@ from fuzz import tensorfile
 from fuzz.damage import damaged, mutated, mutated_json
 from fuzz.target import Target, check
 from runner.config.schema import ModelConfig, Normalization
+from runner.config.validation import NORMALIZATION_KEYS
 from runner.models import checkpoint, pretrained
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.portable.classifier import DESCRIPTION_FILE, FORMAT, WEIGHTS_FILE, description_digest
@@ -248,7 +249,7 @@ class WeightsFile(Target):
         self.path = folder / f"weights{self.suffix}"
         self.settings = ModelConfig(arch="vgg11_bn", weights=str(self.path), head="pooled", pool=1, width=4)
         numbers = json.dumps({"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]})
-        self.file = safetensors.torch.save(self.tensors, {pretrained.NORMALIZATION_KEY: numbers})
+        self.file = safetensors.torch.save(self.tensors, {NORMALIZATION_KEYS[0]: numbers})
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.75:
