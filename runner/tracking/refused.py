@@ -36,6 +36,8 @@ TEMPORARY_STATUS = frozenset({408, 425, 429})
 """HTTP statuses below 500 that ask for another attempt."""
 UNREACHABLE = ("Max retries exceeded", "Connection aborted", "Connection refused", "timed out")
 """Texts in the errors of a library whose server does not answer."""
+NO_ANSWER = "failed with exception"
+"""Text in MLflow's error for a request that got no answer, whatever the reason."""
 SERVER_ERRORS = "error responses"
 """Text in the error of a library whose server answers with errors."""
 
@@ -49,7 +51,7 @@ def is_permanent(error: BaseException) -> bool | None:
     if any(isinstance(each, UnicodeError) or _is_refusal(each) for each in chain):
         return True
     text = str(error)
-    if SERVER_ERRORS in text or any(each in text for each in UNREACHABLE):
+    if any(each in text for each in (*UNREACHABLE, NO_ANSWER, SERVER_ERRORS)):
         return False
     if any(isinstance(each, OSError) or _code(each) in TEMPORARY_CODES for each in chain):
         return False

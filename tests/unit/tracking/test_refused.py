@@ -55,6 +55,7 @@ UNICODE = UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed")
         (mlflow_error(codes.TEMPORARILY_UNAVAILABLE), False),
         (mlflow_error(codes.INTERNAL_ERROR, "failed", NoConnection("refused")), False),
         (mlflow_error(codes.INTERNAL_ERROR, "too many 500 error responses"), False),
+        (mlflow_error(codes.INTERNAL_ERROR, "API request to http://a failed with exception x"), False),
         (OSError(errno.ENOSPC, "full"), False),
         (http_error(503), False),
         (http_error(429), False),
