@@ -15,17 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runner.utils.errors import UserError
-from runner.utils.threads import map_in_threads
 
 Loaded: TypeAlias = Tensor | str
 """A batch, or why it cannot be loaded."""
@@ -60,21 +60,15 @@ def load_in_processes(
     pool = _pool(workers)
     ahead = BATCHES_AHEAD * workers
     shared = has_shared_memory(2 * (ahead + workers) * batch_bytes)
-    pending: deque[Future[Loaded | np.ndarray]] = deque()
-
-    def submitted() -> Iterator[Future[Loaded | np.ndarray]]:
-        for call in calls:
-            pending.append(pool.submit(_run, call, shared))
-            yield pending[-1]
-
-    def result(future: Future[Loaded | np.ndarray]) -> Loaded:
-        loaded = future.result(MAX_SECONDS)
-        batch = torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
-        return batch if isinstance(batch, str) else finish(batch)
-
+    pending: deque[tuple[Future[Any], Future[Loaded]]] = deque()
+    remaining = iter(calls)
     try:
-        for _, loaded in map_in_threads(result, submitted(), 1, ahead):
+        pending.extend(_submit(pool, call, shared, finish) for call in islice(remaining, ahead))
+        while pending:
+            _, batch = pending[0]
+            loaded = batch.result(MAX_SECONDS)
             pending.popleft()
+            pending.extend(_submit(pool, call, shared, finish) for call in islice(remaining, 1))
             yield loaded
     except BrokenProcessPool:
         _stop(workers)
@@ -88,9 +82,32 @@ def load_in_processes(
             f"No batch of images was decoded for {MAX_SECONDS:.0f} s; check the disk that holds them, or set"
             " data.workers=0."
         ) from None
-    finally:
-        for future in pending:
-            future.cancel()
+    except GeneratorExit:
+        for call_in_process, _ in pending:
+            call_in_process.cancel()
+        raise
+    except BaseException:  # a signal, perhaps because a process hangs
+        _stop(workers)
+        raise
+
+
+def _submit(
+    pool: ProcessPoolExecutor, call: Callable[[], Loaded], shared: bool, finish: Callable[[Tensor], Tensor]
+) -> tuple[Future[Any], Future[Loaded]]:
+    """A call in a process, and its result, which is finished in the thread that receives it."""
+    finished: Future[Loaded] = Future()
+    submitted = pool.submit(_run, call, shared)
+
+    def receive(future: Future[Loaded | np.ndarray]) -> None:
+        try:
+            loaded = future.result()
+            batch = torch.from_numpy(loaded) if isinstance(loaded, np.ndarray) else loaded
+            finished.set_result(batch if isinstance(batch, str) else finish(batch))
+        except BaseException as error:
+            finished.set_exception(error)
+
+    submitted.add_done_callback(receive)
+    return submitted, finished
 
 
 def has_shared_memory(size: int) -> bool:

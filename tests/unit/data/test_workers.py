@@ -111,6 +111,18 @@ def test_a_process_that_hangs_ends_the_run_with_a_sentence(monkeypatch: pytest.M
     wait_for(lambda: not any(map(exists, running)))
 
 
+def test_a_signal_ends_the_wait_for_a_process_that_hangs() -> None:
+    running = pids()
+    before = signal.signal(signal.SIGALRM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            list(load_in_processes([sleep], 2, 8, lambda batch: batch))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    wait_for(lambda: not any(map(exists, running)), 10)
+
+
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()", "os._exit(1)"])
 def test_the_processes_end_with_their_parent(end: str) -> None:
     program = (
