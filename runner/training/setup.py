@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import functools
+import gc
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -99,6 +102,7 @@ def prepare(
 
     Raises `UserError` if data, weights or settings cannot work.
     """
+    _freeze_imported_objects()
     with accelerator.local_main_process_first():
         manifest = shared.manifest if shared and shared.manifest else _manifest(experiment, terminal)
         if manifest.depth is not None:
@@ -124,6 +128,16 @@ def prepare(
         return assemble(experiment, manifest, model, accelerator, terminal)
     shared.manifest, visible = manifest, manifest.without("test")
     return shared.share(assemble(experiment, visible, model, accelerator, terminal, shared.in_memory))
+
+
+@functools.cache
+def _freeze_imported_objects() -> None:
+    """Leave what is imported out of garbage collections, once in a process and before there is a model.
+
+    Accelerate collects garbage after each training. That would take longer than a training on cached features.
+    """
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # extension modules report what is still alive at the exit as leaks
 
 
 def assemble(

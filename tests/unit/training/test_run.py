@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -178,3 +179,8 @@ def test_batch_normalization_accepts_empty_micro_batches(make: Make, train: Trai
     )  # the last batch of 18 images: 2 in three parts
     assert math.isfinite(result.history[0].train_loss)
     assert math.isfinite(result.history[0].val["loss"])
+
+
+def test_imported_objects_are_left_out_of_garbage_collections(make: Make, accelerator: Accelerator) -> None:
+    setup.prepare(make(), accelerator, QUIET)
+    assert gc.get_freeze_count() > 10_000
