@@ -36,7 +36,7 @@ watch_pip() {
   local line next=$((SECONDS + 10))
   while sleep 1 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
     if [ "$SECONDS" -ge "$next" ]; then
-      line=$(grep -oE '^ *(Collecting|Downloading|Installing) [^ ]+' "$1" | tail -n 1) || true
+      line=$(grep -oE '^ *(Collecting|Downloading|Installing) [^ ]+( \([0-9.]+ .B\))?' "$1" | tail -n 1) || true
       case "$line" in *Installing*) line="installing: $(du -sm "$venv" 2>/dev/null | cut -f 1) MB so far" ;; esac
       message "$((SECONDS / 60)):$(printf %02d $((SECONDS % 60))) ${line:-starting pip}"
       next=$((SECONDS + 10))
