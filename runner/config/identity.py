@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runner.config.metadata import changes_results
+from runner.config.metadata import changes_results, table
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.config.validation import is_file
@@ -26,7 +26,7 @@ WEIGHTS_TAG = "runner.weights"
 """Tag of a run: `Identity.weights`."""
 WEIGHTS = "model.weights"
 NOT_SET = "not set"
-"""Stands for a setting that one of two identities lacks."""
+"""Stands for a value that one of two tables lacks and that is no setting."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [
         f"{one_line(name, 60)} was {_shown(one, name)} and is {_shown(other, name)} now"
         for name in {**one, **other}
-        if one.get(name, NOT_SET) != other.get(name, NOT_SET)
+        if _value(one, name) != _value(other, name)
     ]
 
 
@@ -124,5 +124,11 @@ def _differ(one: str, other: str) -> bool:
     return bool(one) and bool(other) and one != other
 
 
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    """A value; for a setting that is younger than the experiment, its default."""
+    default = table()[name].default if name in table() else NOT_SET
+    return values.get(name, default)
+
+
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return one_line(str(values.get(name, NOT_SET)), 80)
+    return one_line(str(_value(values, name)), 80)

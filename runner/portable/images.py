@@ -109,6 +109,8 @@ def decode(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.
 
 def _decode_with_metadata(file: Path | str | BinaryIO, max_pixels: int | None) -> Image.Image:
     with Image.open(file) as image:
+        if image.format == "EPS":  # a program, which Pillow lets Ghostscript run
+            raise ValueError("it is an EPS file; save it as PNG")
         _check_shape(image)
         if max_pixels is not None and image.width * image.height > max_pixels:
             raise ValueError(f"it has {image.width * image.height:,} pixels, more than {max_pixels:,}")

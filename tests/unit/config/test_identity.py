@@ -25,7 +25,13 @@ def test_each_difference_is_a_clause() -> None:
         "the images or their split have changed",
         "the pretrained weights have changed",
     ]
-    assert Identity.of({}).changes(Identity.of({"optim": {"lr": 1}})) == ["optim.lr was not set and is 1 now"]
+
+
+def test_a_setting_that_is_younger_than_the_experiment_has_its_default() -> None:
+    before = {name: value for name, value in flatten(TREE).items() if name != "data.depth"}
+    assert Identity.of(before).changes(Identity.of(TREE)) == []
+    changed = Identity.of(as_tree(override(EXPERIMENT, {"data.depth": 12})))
+    assert Identity.of(before).changes(changed) == ["data.depth was auto and is 12 now"]
 
 
 @pytest.mark.parametrize("known", [{"manifest": "a"}, {"weights": "a"}])

@@ -137,3 +137,9 @@ def test_the_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> No
     stored = np.ascontiguousarray(ORIENTED[orientation](upright))
     path = save(tmp_path, Image.fromarray(stored), exif=exif)
     assert np.array_equal(np.asarray(open_rgb(path)), upright)
+
+
+def test_a_program_is_not_run(tmp_path: Path) -> None:
+    """Pillow would let Ghostscript run an EPS file."""
+    with pytest.raises(ValueError, match="EPS"):
+        open_rgb(save(tmp_path, Image.new("RGB", (4, 4)), "picture.eps"))
