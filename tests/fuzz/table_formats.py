@@ -108,7 +108,10 @@ class ManifestFile(Table):
             check(re.fullmatch("[0-9a-f]{40}", entry.digest) is not None, f"the digest is {entry.digest!r}")
             check(not entry.path.startswith("/") and ".." not in parts, f"the path is {entry.path!r}")
             check("/".join(parts) == entry.path and len(parts) > 1, f"the path is {entry.path!r}")
-            check("\0" not in entry.path and valid_unicode(parts[0]) == entry.label, f"the path is {entry.path!r}")
+            check(
+                "\0" not in entry.path and valid_unicode(parts[0]) == entry.label,
+                f"the path is {entry.path!r}",
+            )
             (self.folder / entry.path).exists()
 
 

@@ -80,7 +80,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(pictures: Path, place: Path) -> list[str]:
     """Batches of seven: two processes cannot share them evenly, nor the four images of the last one."""
     return [
-        *("--config", "quickstart", "--name", "processes", "--data.kind", "folder", "--data.root", str(pictures)),
+        *("--config", "quickstart", "--name", "processes"),
+        *("--data.kind", "folder", "--data.root", str(pictures)),
         *("--cache", str(place / "cache"), "--tracking.root", str(place / "mlruns")),
         *("--tracking.system_metrics", "false", "--model.arch", "vgg11", "--model.pool", "1"),
         *("--model.width", "16", "--augment.resize", "36", "--augment.crop", "32", "--augment.views", "2"),

@@ -26,9 +26,7 @@ CURVES = (
 
 @pytest.mark.slow
 def test_a_run_that_is_told_to_stop_keeps_what_it_learned(small: list[str], tmp_path: Path) -> None:
-    process = started(
-        [sys.executable, "-m", "runner.cli.main", "train", *small, *LONG], "\n    3 ", tmp_path
-    )
+    process = started([sys.executable, "-m", "runner.cli.main", "train", *small, *LONG], "\n    3 ", tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert one_sentence((tmp_path / "errors.txt").read_text()) == "stopped by SIGTERM"
