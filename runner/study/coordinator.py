@@ -38,7 +38,8 @@ def search(argv: Sequence[str]) -> int:
 
     check_reachable(tracking_server(plan.baseline.tracking.root).uri)
     terminal = Terminal()
-    plan = plan.on_images(check(plan.baseline, terminal, plan.objective).digest)
+    manifest = check(plan.baseline, terminal, plan.objective)
+    plan = plan.on_images(manifest.digest, len(manifest.classes))
     tracking = TrackingSession(plan.baseline, None, terminal)
     study = Study(plan, tracking.server.root)
     with study.lock:

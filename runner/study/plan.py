@@ -64,9 +64,8 @@ class Plan:
         searched = (each.choices for each in self.space.dimensions if each.setting == WEIGHTS)
         files = {self.baseline.model.weights, *next(searched, ())}
         digests = sorted(filter(None, (weights_digest(file) for file in files if isinstance(file, str))))
-        return replace(
-            self, manifest=manifest, weights=digest(digests) if len(digests) > 1 else "".join(digests)
-        )
+        weights = digest(digests) if len(digests) > 1 else "".join(digests)
+        return replace(self, manifest=manifest, weights=weights, classes=classes)
 
 
 def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -88,6 +88,12 @@ def test_searched_weights_count(tmp_path: Path) -> None:
     ]
 
 
+def test_a_plan_knows_its_images_and_classes() -> None:
+    """With few classes, metrics in which models cannot differ are left out of the report."""
+    plan = make_plan("").on_images("images", 5)
+    assert (plan.manifest, plan.classes) == ("images", 5)
+
+
 def test_a_plan_stored_without_digests_is_the_same() -> None:
     plan = make_plan("")
     stored = plan.identity()
