@@ -10,7 +10,6 @@ from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.evaluation.metrics import METRICS, Metric
 from runner.study.space import Space
-from runner.utils.hashing import digest
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,9 @@ class Plan:
     manifest: str = ""
     """Digest of the images and their split; empty before they were scanned."""
     weights: str = ""
-    """Digest of all pretrained weights that trials may start from."""
+    """Digest of the baseline's pretrained weights; empty if it has no file."""
+    searched_weights: tuple[str, ...] = ()
+    """Digests of the choices of a searched `model.weights`, in their order; empty ones for those that are no file."""
     classes: int = 0
     """Classes of the images; 0: not known."""
 
@@ -57,15 +58,19 @@ class Plan:
             "baseline": dict(Identity.of(as_tree(self.baseline)).settings),
             "manifest": self.manifest,
             "weights": self.weights,
+            "searched_weights": list(self.searched_weights),
         }
 
     def on_images(self, manifest: str, classes: int = 0) -> Plan:
-        """The plan with its images' digest and number of classes, and the digest of the weights as they are now."""
-        searched = (each.choices for each in self.space.dimensions if each.setting == WEIGHTS)
-        files = {self.baseline.model.weights, *next(searched, ())}
-        digests = sorted(filter(None, (weights_digest(file) for file in files if isinstance(file, str))))
-        weights = digest(digests) if len(digests) > 1 else "".join(digests)
-        return replace(self, manifest=manifest, weights=weights, classes=classes)
+        """The plan with its images' digest and number of classes, and the digests of the weights as they are now."""
+        choices = next((each.choices for each in self.space.dimensions if each.setting == WEIGHTS), ())
+        return replace(
+            self,
+            manifest=manifest,
+            weights=weights_digest(self.baseline.model.weights),
+            searched_weights=tuple(weights_digest(str(choice)) if choice else "" for choice in choices),
+            classes=classes,
+        )
 
 
 def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -76,4 +81,10 @@ def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list
     )
     names = ("objective", "seeds", "space")
     how = [{name: plan[name] for name in names if name in plan} for plan in (stored, wanted)]
-    return [*describe_changes(*how), *then.changes(now)]
+    clauses = [*describe_changes(*how), *then.changes(now)]
+    searched, searched_now = (plan.get("searched_weights") for plan in (stored, wanted))
+    if (
+        searched and searched_now and searched != searched_now
+    ):  # digests: to show them would tell nobody anything
+        clauses.append("a file of the searched model.weights has changed")
+    return clauses

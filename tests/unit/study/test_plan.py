@@ -11,7 +11,7 @@ import pytest
 from studies import CONDITIONAL, DROPOUT, LR, Dimension, Space, make_plan, quickstart
 
 from runner.config.parser import parse
-from runner.study.plan import describe_differences
+from runner.study.plan import Plan, describe_differences
 
 
 def test_an_identity_is_plain_values() -> None:
@@ -75,17 +75,36 @@ def test_images_and_weights_are_compared_by_content(tmp_path: Path) -> None:
     assert describe_differences(one, one) == []
 
 
-def test_searched_weights_count(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("a.pth", "b.pth")]
-    for file in files:
-        file.write_bytes(b"before")
+def searching_weights(files: list[Path], baseline: Path) -> Plan:
+    """A plan that searches the weights, as it is with the files' present content."""
     space = Space((Dimension("model.weights", choices=tuple(map(str, files))),))
-    plan = make_plan("", baseline=quickstart("--model.weights", str(files[0])), space=space)
-    before = plan.on_images("images").identity()
-    files[1].write_bytes(b"after")
-    assert describe_differences(before, plan.on_images("images").identity()) == [
-        "the pretrained weights have changed"
+    plan = make_plan("", baseline=quickstart("--model.weights", str(baseline)), space=space)
+    return plan.on_images("images")
+
+
+def test_searched_weights_count(tmp_path: Path) -> None:
+    a, b = files = [tmp_path / name for name in ("a.pth", "b.pth")]
+    a.write_bytes(b"a")
+    b.write_bytes(b"b")
+    before = searching_weights(files, a).identity()
+    assert json.loads(json.dumps(before)) == before
+    assert describe_differences(before, searching_weights(files, a).identity()) == []
+    b.write_bytes(b"another b")
+    assert describe_differences(before, searching_weights(files, a).identity()) == [
+        "a file of the searched model.weights has changed"
     ]
+
+
+def test_searched_weights_do_not_hide_another_baseline(tmp_path: Path) -> None:
+    a, b = files = [tmp_path / name for name in ("a.pth", "b.pth")]
+    a.write_bytes(b"a")
+    b.write_bytes(b"b")
+    one, other = (searching_weights(files, baseline).identity() for baseline in files)
+    assert describe_differences(one, other) == ["the pretrained weights have changed"]
+    a.write_bytes(b"b")
+    b.write_bytes(b"a")
+    swapped = searching_weights(files, b).identity()
+    assert describe_differences(one, swapped) == ["a file of the searched model.weights has changed"]
 
 
 def test_a_plan_knows_its_images_and_classes() -> None:
