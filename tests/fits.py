@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 import runner.training.loop
 from runner.config.schema import Experiment
@@ -37,6 +38,21 @@ def separable_features(count: int = 20) -> tuple[Tensor, list[int]]:
     labels = [0 if index % 2 else 1 + index // 2 % 2 for index in range(count)]
     centers = torch.randn(3, 512, generator=generator)
     return centers[labels] + torch.randn(count, 512, generator=generator), labels
+
+
+MARK = 12345.0
+"""First value of the features of an image that `lose_marked` is to find."""
+
+
+def lose_marked(label: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    """A forward hook: the logit of a class is -inf for marked images. Their loss is infinite, its gradient finite."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor:
+        hidden = torch.zeros_like(logits, dtype=torch.bool)
+        hidden[inputs[0].flatten(1)[:, 0] == MARK, label] = True
+        return logits.masked_fill(hidden, -math.inf)
+
+    return hook
 
 
 class _Weights(Callback):

@@ -58,7 +58,7 @@ class TrainStep:
         self.steps_taken = 0
         """Number of optimizer steps taken."""
         self.skipped = 0
-        """How many of them left the weights as they were, because the gradient was not finite."""
+        """How many of them left the weights as they were, because loss or gradient was not finite."""
         self.between_steps = True
         """False after a part of a batch, when there is no consistent state to save."""
         self._first_failure = torch.full((), NO_FAILURE, dtype=torch.int64, device=accelerator.device)
@@ -97,21 +97,11 @@ class TrainStep:
 
     def update(self) -> None:
         """Take an optimizer step with the gradient of the whole batch, and step the schedule."""
-        norm = None
-        if self.settings.clip:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        elif self.settings.nonfinite == "skip":
-            gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
-        # All processes have the same gradient, so they decide alike. A gradient scaler skips such steps by itself.
-        if self.settings.nonfinite == "skip" and norm is not None and not bool(torch.isfinite(norm)):
-            self.skipped += 1
-            if self.accelerator.scaler is not None:
-                self._wrapped_optimizer.step()
-        else:
-            self._wrapped_optimizer.step()
+        if self._step_optimizer():
             for sums, images in self._pending:
                 self.sums.add(sums, images)
+        else:
+            self.skipped += 1
         self._pending.clear()
         self._wrapped_optimizer.zero_grad()
         self.schedule.step()
@@ -137,6 +127,28 @@ class TrainStep:
         if self.accelerator.scaler is not None and self._initial_scaler:
             self.accelerator.scaler.load_state_dict(self._initial_scaler)
         self.accelerator.free_memory()
+
+    def _step_optimizer(self) -> bool:
+        """Update the weights, unless `train.nonfinite` is to skip this step. Returns whether they were updated."""
+        can_skip = self.settings.nonfinite == "skip"
+        if can_skip and not self._losses_are_finite():  # the gradient may be finite all the same
+            return False
+        norm = None
+        if self.settings.clip:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        elif can_skip:
+            gradients = [each.grad for each in self.model.parameters() if each.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+        # All processes have the same gradient, so they decide alike. A gradient scaler skips such steps by itself.
+        skip = can_skip and norm is not None and not bool(torch.isfinite(norm))
+        if not skip or self.accelerator.scaler is not None:
+            self._wrapped_optimizer.step()
+        return not skip
+
+    def _losses_are_finite(self) -> bool:
+        """Whether all losses of the current batch are finite, on all processes. All call it together."""
+        losses = torch.stack([sums[0] for sums, _ in self._pending])
+        return bool(self.accelerator.reduce((~torch.isfinite(losses)).sum(), "sum") == 0)
 
     def _note_failure(self, loss: Tensor) -> None:
         """Remember this step if its loss is not finite and training is to stop."""

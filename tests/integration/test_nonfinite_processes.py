@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from fits import TensorFeatures, separable_features
+from fits import MARK, TensorFeatures, lose_marked, separable_features
 from helpers import Make, small_model
 
 from runner.config.schema import Experiment
@@ -25,8 +25,10 @@ WORDS = (
 )
 
 
-def train_in_process(rank: int, processes: int, folder: str, experiment: Experiment, answers: Any) -> None:
-    """One process of a training on features of which one image has NaN; puts what its epochs had into `answers`."""
+def train_in_process(
+    rank: int, processes: int, folder: str, experiment: Experiment, value: float, answers: Any
+) -> None:
+    """One process of a training on features of which one image has a value; puts what its epochs had into `answers`."""
     if processes > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ |= {name: str(number) for name, number in numbers.items()}
@@ -36,20 +38,27 @@ def train_in_process(rank: int, processes: int, folder: str, experiment: Experim
     assert accelerator.num_processes == processes
     values, labels = separable_features()
     bad = values.clone()
-    bad[int(epoch_batches(torch.tensor(labels), 8, "shuffled", 0, 0)[1][0]), 0] = math.nan
+    image = int(
+        epoch_batches(torch.tensor(labels), 8, "shuffled", 0, 0)[1][0]
+    )  # a batch's first: rank 0 has it
+    bad[image, 0] = value
+    model = small_model()
+    model.register_forward_hook(lose_marked(labels[image]))
     train = LabeledFeatures(lambda epoch: TensorFeatures(bad), labels)
     val = LabeledFeatures(lambda epoch: TensorFeatures(values), labels)
-    history = fit(experiment, small_model(), FitData(train, val, 8), accelerator)
+    history = fit(experiment, model, FitData(train, val, 8), accelerator)
     answers.put((rank, [epoch.metrics() for epoch in history]))
     if processes > 1:
         torch.distributed.destroy_process_group()
 
 
-def train_on(processes: int, folder: Path, experiment: Experiment) -> list[list[dict[str, float]]]:
+def train_on(
+    processes: int, folder: Path, experiment: Experiment, value: float
+) -> list[list[dict[str, float]]]:
     """The metrics of each epoch of a training, on each of some processes."""
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
-    arguments = (processes, str(folder), experiment, answers)
+    arguments = (processes, str(folder), experiment, value, answers)
     started = [spawn.Process(target=train_in_process, args=(rank, *arguments)) for rank in range(processes)]
     for process in started:
         process.start()
@@ -63,9 +72,10 @@ def train_on(processes: int, folder: Path, experiment: Experiment) -> list[list[
     ]
 
 
-def test_skipped_steps_count_no_image(make: Make, tmp_path: Path) -> None:
-    (one,) = train_on(1, tmp_path, make(*WORDS))
-    two = train_on(2, tmp_path, make(*WORDS, "--train.accumulate", "2"))
+@pytest.mark.parametrize("value", [math.nan, MARK], ids=["nan", "infinite loss with a finite gradient"])
+def test_skipped_steps_count_no_image(make: Make, tmp_path: Path, value: float) -> None:
+    (one,) = train_on(1, tmp_path, make(*WORDS), value)
+    two = train_on(2, tmp_path, make(*WORDS, "--train.accumulate", "2"), value)
     assert two[0] == two[1]
     assert [epoch["train/skipped"] for epoch in one] == [1, 2]
     for epoch, expected in zip(two[0], one, strict=True):

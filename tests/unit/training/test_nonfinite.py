@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fits import separable_features
+from fits import MARK, lose_marked, separable_features
 from interrupted_fits import EVERY_STEP, NewTraining, Stop
 from torch import Tensor
 
@@ -21,6 +21,20 @@ def with_value(values: Tensor, image: int, value: float) -> Tensor:
     values = values.clone()
     values[image, 0] = value
     return values
+
+
+@pytest.mark.parametrize("words", [(), ("--train.clip", "1"), ("--train.accumulate", "3")], ids=str)
+def test_a_loss_that_is_infinite_while_its_gradient_is_finite_can_be_skipped(
+    new_training: NewTraining, words: tuple[str, ...]
+) -> None:
+    values, labels = separable_features()
+    bad = with_value(values, 3, MARK)
+    training = new_training("--train.nonfinite", "skip", *words, views=([values, bad], labels))
+    training.model.register_forward_hook(lose_marked(labels[3]))
+    whole = training.run()
+    assert whole.error is None
+    assert [epoch.skipped_steps for epoch in whole.history] == [0, 1, 1]
+    assert all(math.isfinite(epoch.train_loss) for epoch in whole.history)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
