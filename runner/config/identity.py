@@ -57,7 +57,8 @@ class Identity:
     @classmethod
     def of_run(cls, params: Mapping[str, Any], tags: Mapping[str, str]) -> Identity:
         """Of a run in MLflow, from its parameters and tags."""
-        return cls.of(params, tags.get(MANIFEST_TAG, ""), tags.get(WEIGHTS_TAG, ""))
+        decisive = {name: value for name, value in params.items() if name != "name"}
+        return cls.of(decisive, tags.get(MANIFEST_TAG, ""), tags.get(WEIGHTS_TAG, ""))
 
     def tags(self) -> dict[str, str]:
         """The tags by which a run in MLflow shows what images and weights it has."""
@@ -99,7 +100,7 @@ def describe_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [
         f"{one_line(name, 60)} was {_shown(one, name)} and is {_shown(other, name)} now"
         for name in {**one, **other}
-        if _value(one, name) != _value(other, name)
+        if str(_value(one, name)) != str(_value(other, name))  # parameters of runs are texts
     ]
 
 
@@ -126,8 +127,10 @@ def _differ(one: str, other: str) -> bool:
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
     """A value; for a setting that is younger than the experiment, its default."""
-    default = table()[name].default if name in table() else NOT_SET
-    return values.get(name, default)
+    if name in values or name not in table():
+        return values.get(name, NOT_SET)
+    default = table()[name].default
+    return list(default) if isinstance(default, tuple) else default  # as in nested settings
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

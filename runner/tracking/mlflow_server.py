@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
-from runner.utils.file_systems import is_sqlite, network_file_system, sqlite_path, sqlite_uri
+from runner.utils.file_systems import absolute_uri, is_sqlite, network_file_system, sqlite_path, sqlite_uri
 from runner.utils.hashing import digest
 from runner.utils.redaction import error_line, redact, without_credentials
 from runner.utils.text import valid_unicode
@@ -139,9 +139,7 @@ def tracking_server(root: str) -> TrackingServer:
             f"MLFLOW_TRACKING_URI is {shown!r}, a folder; MLflow stores runs in a database now:"
             " use sqlite:////path/mlflow.db or a server's http:// address, or unset it."
         )
-    if is_sqlite(uri) and not sqlite_path(uri).is_absolute():
-        uri = f"{sqlite_uri(Path.cwd())}/{uri.partition(':///')[2]}"
-    server = TrackingServer(uri.rstrip("/"), folder)
+    server = TrackingServer(absolute_uri(uri).rstrip("/"), folder)
     if server.embedded and valid_unicode(str(folder)) != str(folder):
         raise UserError(
             f"{valid_unicode(str(folder))} cannot hold the run records: MLflow stores only paths that are valid UTF-8;"

@@ -67,7 +67,12 @@ class ModelInfo:
     @property
     def alias(self) -> str:
         """The alias of the best model on its images and split."""
-        return f"{CHAMPION}-{self.manifest[:8]}"
+        return champion_alias(self.manifest)
+
+
+def champion_alias(manifest: str) -> str:
+    """The alias of the best model on the images and split of a manifest, given its digest."""
+    return f"{CHAMPION}-{manifest[:8]}"
 
 
 def registered_name(experiment: str) -> str:
@@ -228,5 +233,10 @@ def make_champion(client: MlflowClient, run_id: str) -> str:
         raise UserError(
             f"Run {run_id[:8]} has no registered model; train it without --tracking.register false."
         )
-    client.set_registered_model_alias(versions[0].name, CHAMPION, versions[0].version)
-    return f"model {versions[0].name!r} version {versions[0].version} of run {run_id[:8]} is the champion"
+    version = versions[0]
+    aliases = [CHAMPION]
+    if manifest := version.tags.get(MANIFEST_TAG):  # later models of its images are compared with it
+        aliases.append(champion_alias(manifest))
+    for alias in aliases:
+        client.set_registered_model_alias(version.name, alias, version.version)
+    return f"model {version.name!r} version {version.version} of run {run_id[:8]} is the champion"

@@ -25,10 +25,9 @@ EVENTS = "events.jsonl"
 REFUSED_TAG = "runner.refused"
 """Tag of a run: the records that its store did not take, and why."""
 LONGEST_TAG = 5000
-PERMANENT_CODES = frozenset(
-    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "ENDPOINT_NOT_FOUND"}
-)
+PERMANENT_CODES = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "ENDPOINT_NOT_FOUND"})
 """MLflow's error codes that a retry does not change."""
+LOGIN_CODES = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"})
 PERMANENT_ERRNO = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP})
 """Errors of a file system that a retry does not change; others, as of a full disk, can be mended."""
 TEMPORARY_CODES = frozenset({"TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"})
@@ -45,9 +44,12 @@ SERVER_ERRORS = "error responses"
 def is_permanent(error: BaseException) -> bool | None:
     """Whether a store will never take the record that it answered with this error.
 
-    True: it will not. False: the store is away or full, or its login is missing. None: the error does not tell.
+    True: it will not. False: the store is away or full, or its login is missing or has ended. None: the error does
+    not tell.
     """
     chain = _chain(error)
+    if wants_login(error):
+        return False
     if any(isinstance(each, UnicodeError) or _is_refusal(each) for each in chain):
         return True
     text = str(error)
@@ -57,6 +59,11 @@ def is_permanent(error: BaseException) -> bool | None:
         return False
     # Of other libraries, as that of an object store, we know only what is above.
     return None if _code(error) or isinstance(error, (ValueError, TypeError)) else False
+
+
+def wants_login(error: BaseException) -> bool:
+    """Whether a store refuses who asks, not what it is given."""
+    return any(_status(each) in (401, 403) or _code(each) in LOGIN_CODES for each in _chain(error))
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -72,12 +79,17 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in PERMANENT_ERRNO:
         return True
+    status = _status(error)
+    return (400 <= status < 500 and status not in TEMPORARY_STATUS) or _code(error) in PERMANENT_CODES
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status of an answer; 0 if the error is none."""
     response = getattr(error, "response", None)  # of requests; of botocore it is a dictionary
     status = getattr(response, "status_code", None)
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    refused = isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
-    return refused or _code(error) in PERMANENT_CODES
+    return status if isinstance(status, int) else 0
 
 
 def _code(error: BaseException) -> str | None:

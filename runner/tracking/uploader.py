@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.tracking.journal import Event, Journal
-from runner.tracking.model_registry import ModelInfo, register_model
-from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside
+from runner.tracking.model_registry import MODEL_TAG, ModelInfo, register_model
+from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside, wants_login
 from runner.utils.atomic_files import sync_tree
 from runner.utils.file_systems import is_sqlite
 from runner.utils.hard_links import link_instead_of_copy
@@ -89,11 +89,20 @@ def _attempt(events: list[Event], journal: Journal, client: MlflowClient) -> Exc
             return None
         except Exception as error:
             permanent, failure = is_permanent(error), error
+            if _only_registry_refuses(events[0], error, journal, client):
+                break
             if permanent is False:
                 raise
             if permanent:
                 break
     return failure
+
+
+def _only_registry_refuses(event: Event, error: Exception, journal: Journal, client: MlflowClient) -> bool:
+    """Whether the run has its model already, and a registry that wants a login does not take it."""
+    if event["kind"] != "model" or not wants_login(error):
+        return False
+    return MODEL_TAG in client.get_run(journal.owner.run_id).data.tags
 
 
 def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:

@@ -24,8 +24,10 @@ def network_file_system(path: Path) -> str | None:
     """The type of the network file system that holds `path`; None on a local disk."""
     path = path.absolute()
     mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
-    kind = max(mounts, key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
-    is_network = kind in NETWORK_FILE_SYSTEMS or (kind.startswith("fuse.") and kind not in LOCAL_FUSE)
+    # Of two on one folder the later lies on top: an automounter's comes first.
+    kind = max(reversed(mounts), key=lambda mount: len(mount.mountpoint)).fstype if mounts else ""
+    is_fuse = kind == "fuse" or kind.startswith("fuse.")
+    is_network = kind in NETWORK_FILE_SYSTEMS or (is_fuse and kind not in LOCAL_FUSE)
     return kind if is_network else None
 
 
@@ -40,6 +42,13 @@ def is_sqlite(uri: str) -> bool:
     """Whether an address is that of a SQLite database."""
     scheme, found, _ = uri.partition(":///")
     return bool(found) and scheme.partition("+")[0] == "sqlite"
+
+
+def absolute_uri(uri: str) -> str:
+    """The address of a store; the file of a SQLite database is looked for from the working folder."""
+    if not is_sqlite(uri) or sqlite_path(uri).is_absolute():
+        return uri
+    return f"{sqlite_uri(Path.cwd())}/{uri.partition(':///')[2]}"
 
 
 def sqlite_path(uri: str) -> Path:

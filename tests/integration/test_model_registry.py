@@ -143,6 +143,11 @@ def test_each_set_of_images_has_its_champion(store: Store, register: Register) -
     run_id = client.get_model_version("crown", "4").run_id
     assert "version 4" in make_champion(client, run_id)
     assert champion(client) == 4
+    make_champion(client, client.get_model_version("crown", "1").run_id)
+    manifest = client.get_model_version("crown", "1").tags["runner.manifest"]
+    aliases = client.get_registered_model("crown").aliases
+    assert int(aliases[f"champion-{manifest[:8]}"]) == champion(client) == 1
+    make_champion(client, run_id)
     assert "version 6 is the new champion (val/top1 0.7000 against 0.6000" in register(
         model_info(0.7, "b" * 64)
     )

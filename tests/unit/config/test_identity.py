@@ -31,6 +31,10 @@ def test_a_setting_that_is_younger_than_the_experiment_has_its_default() -> None
     before = {name: value for name, value in flatten(TREE).items() if name != "data.depth"}
     assert Identity.of(before).changes(Identity.of(TREE)) == []
     changed = Identity.of(as_tree(override(EXPERIMENT, {"data.depth": 12})))
+    run = Identity.of_run(
+        {name: str(value) for name, value in before.items() if name != "optim.momentum"}, {}
+    )
+    assert run.changes(Identity.of_run({name: str(value) for name, value in before.items()}, {})) == []
     assert Identity.of(before).changes(changed) == ["data.depth was auto and is 12 now"]
 
 

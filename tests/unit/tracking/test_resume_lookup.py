@@ -106,7 +106,11 @@ def test_settings_that_change_no_result_do_not_count(server: TrackingServer) -> 
 def test_a_message_names_some_of_many_differences(server: TrackingServer) -> None:
     interrupted(server, "0123456789")
     (run,) = resume_candidates(server, as_tree(EXPERIMENT))
-    changes = changed_settings(run, {})
+    numbers = ("train.epochs", "train.batch_size", "model.pool", "model.width", "seed.split", "seed.train")
+    sizes = ("augment.resize", "augment.crop", "augment.rotation", "optim.lr", "optim.weight_decay")
+    other = override(EXPERIMENT, {name: 3 for name in numbers} | {name: 0.5 for name in sizes[2:]})
+    other = override(other, {"augment.resize": 77, "augment.crop": 66})
+    changes = changed_settings(run, as_tree(other))
     assert len(changes) == 9
     assert changes[-1].startswith("and ")
 

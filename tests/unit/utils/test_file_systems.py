@@ -32,7 +32,7 @@ def test_options_of_an_address_are_no_part_of_the_path() -> None:
     ("kind", "is_network"),
     [
         *((kind, True) for kind in ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph")),
-        *((kind, True) for kind in ("fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs")),
+        *((kind, True) for kind in ("fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs", "fuse")),
         *((kind, False) for kind in ("ext4", "xfs", "btrfs", "overlay", "tmpfs", "fuseblk", "zfs")),
         ("fuse.fuse-overlayfs", False),  # the root of a container without root rights
     ],
@@ -45,3 +45,9 @@ def test_network_file_systems_are_recognized(
     assert network_file_system(Path("/home/me/mlruns")) == (kind if is_network else None)
     assert network_file_system(Path("/home/me/local/mlruns")) is None
     assert network_file_system(Path("/homework")) is None
+
+
+def test_what_an_automounter_mounted_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [Mount("/", "ext4"), Mount("/home", "autofs"), Mount("/home", "nfs4")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    assert network_file_system(Path("/home/me/mlruns")) == "nfs4"
