@@ -12,7 +12,7 @@ from runner.config.metadata import groups, table
 from runner.config.schema import Experiment
 from runner.utils.errors import UserError
 from runner.utils.safe_yaml import dump_yaml
-from runner.utils.text import did_you_mean, one_line
+from runner.utils.text import did_you_mean, one_line, valid_unicode
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -121,8 +121,10 @@ def _sentence(kind: type, tree: Any, error: Any) -> str:
     """One validation error in a sentence without its period."""
     if error["type"] == "value_error":  # of a rule between settings
         return str(error["ctx"]["error"])
-    if error["type"] == "json_invalid":  # lone surrogates, as of a file name that is not UTF-8
-        return "A setting is not valid Unicode text"
+    if error["type"] == "json_invalid":  # lone surrogates, as of a file name
+        texts = {name: valid_unicode(str(value)) for name, value in flatten(tree).items()}
+        name = next((name for name, value in flatten(tree).items() if texts[name] != str(value)), "A setting")
+        return f"{name} is {texts.get(name, '')}, which is not valid UTF-8; rename the file or folder"
     known = table(kind)
     path: list[str] = []
     for part in map(str, error["loc"]):

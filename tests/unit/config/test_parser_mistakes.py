@@ -247,3 +247,8 @@ def test_a_file_imports_nothing(
             parse([word])
     assert not trace.exists()
     assert "evil_module" not in sys.modules
+
+
+def test_a_path_that_is_not_utf8_is_named(refusal: Refusal) -> None:
+    sentence = refusal("--data.root", "caf\udce9")
+    assert "data.root is caf\\xe9, which is not valid UTF-8" in sentence
