@@ -122,9 +122,13 @@ def _sentence(kind: type, tree: Any, error: Any) -> str:
     if error["type"] == "value_error":  # of a rule between settings
         return str(error["ctx"]["error"])
     if error["type"] == "json_invalid":  # lone surrogates, as of a file name
-        texts = {name: valid_unicode(str(value)) for name, value in flatten(tree).items()}
-        name = next((name for name, value in flatten(tree).items() if texts[name] != str(value)), "A setting")
-        return f"{name} is {texts.get(name, '')}, which is not valid UTF-8; rename the file or folder"
+        texts = {
+            name: str(value)
+            for name, value in flatten(tree).items()
+            if str(value) != valid_unicode(str(value))
+        }
+        name = next((name for name in texts if name != "name"), "name")  # that follows the folder
+        return f"{name} is {valid_unicode(texts.get(name, ''))}, which is not valid UTF-8; rename the file or folder"
     known = table(kind)
     path: list[str] = []
     for part in map(str, error["loc"]):

@@ -199,7 +199,7 @@ def test_only_settings_and_options_are_flags(word: str, refusal: Refusal) -> Non
 
 
 def test_text_that_is_not_unicode_is_refused(refusal: Refusal) -> None:
-    assert "Unicode" in refusal("--name", "\udcff")
+    assert "UTF-8" in refusal("--name", "\udcff")
 
 
 @pytest.mark.parametrize(
