@@ -38,13 +38,13 @@ def write_report(session: StudySession, seeds: int) -> None:
         values = session.on_rank_0(lambda study: _print_best(study, session.terminal))
         if values is None:
             return
-        best = override(session.plan.baseline, values)
-        if session.study is not None:  # before the best is confirmed, which takes long and may fail
-            _log_report(session, session.study, best)
-        is_baseline_best = best == session.plan.baseline
-        comparison = confirm(session, best, seeds) if seeds and not is_baseline_best else None
-        if session.study is not None:
-            _conclude(session, session.study, best, comparison)
+        best, plan = override(session.plan.baseline, values), session.plan
+        with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
+            if session.study is not None:  # before the best is confirmed, which takes long and may fail
+                _log_report(session.study, best, tracker)
+            comparison = confirm(session, best, seeds) if seeds and best != plan.baseline else None
+            if session.study is not None:
+                _conclude(session, session.study, best, comparison, tracker)
 
 
 @contextmanager
@@ -98,20 +98,21 @@ def _row(name: str, trial: FrozenTrial) -> tuple[str, str, str]:
     return name, str(trial.number), f"{trial.value:.4f}"
 
 
-def _log_report(session: StudySession, study: Study, best: Experiment) -> None:
-    plan, trial = session.plan, study.best_trial
+def _log_report(study: Study, best: Experiment, tracker: Tracker) -> None:
+    plan, trial = study.plan, study.best_trial
     assert trial is not None  # noqa: S101 (for types: there is a best experiment)
-    with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
-        _log_plots(StudyPlots(study.optuna, plan.name, f"validation {plan.metric.label}"), tracker)
-        tracker.log_text("trials.csv", trials_csv(study.trials(), plan.space.settings))
-        tracker.log_text("best.yaml", as_yaml(best))
-        if trial.value is not None:
-            tracker.log_metrics({"objective": trial.value})
-            # A tag, not a parameter: with more trials it can change.
-            tracker.set_tags({"runner.best_trial": str(trial.number)})
+    _log_plots(StudyPlots(study.optuna, plan.name, f"validation {plan.metric.label}"), tracker)
+    tracker.log_text("trials.csv", trials_csv(study.trials(), plan.space.settings))
+    tracker.log_text("best.yaml", as_yaml(best))
+    if trial.value is not None:
+        tracker.log_metrics({"objective": trial.value})
+        # A tag, not a parameter: with more trials it can change.
+        tracker.set_tags({"runner.best_trial": str(trial.number)})
 
 
-def _conclude(session: StudySession, study: Study, best: Experiment, comparison: Comparison | None) -> None:
+def _conclude(
+    session: StudySession, study: Study, best: Experiment, comparison: Comparison | None, tracker: Tracker
+) -> None:
     """Print and log whether the best trial won against the baseline, and recommend it only if it did."""
     plan, trial, terminal = session.plan, study.best_trial, session.terminal
     assert trial is not None  # noqa: S101 (for types: there is a best experiment)
@@ -125,11 +126,10 @@ def _conclude(session: StudySession, study: Study, best: Experiment, comparison:
     about = f"# Trial {trial.number} of study {plan.name}, the best of {len(study.trials())}.\n# {verdict}\n"
     file = session.tracking.server.root / "studies" / plan.name / "best.yaml"
     write_text(file, about + as_yaml(best))
-    with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
-        tracker.log_text("best.yaml", about + as_yaml(best))
-        tracker.set_tags({"runner.verdict": verdict, "mlflow.note.content": verdict})
-        if comparison is not None:
-            _log_comparison(comparison, tracker, terminal)
+    tracker.log_text("best.yaml", about + as_yaml(best))
+    tracker.set_tags({"runner.verdict": verdict, "mlflow.note.content": verdict})
+    if comparison is not None:
+        _log_comparison(comparison, tracker, terminal)
     terminal.line(verdict, style="bold")
     if comparison is not None and comparison.best_wins:
         terminal.line(f"Train it: ./launch.sh train --config {file}")

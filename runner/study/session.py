@@ -22,6 +22,7 @@ from runner.study.options import Role
 from runner.study.plan import Plan
 from runner.study.study import Study
 from runner.study.trials import owner_of
+from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.tracking.sessions import TrackingSession
@@ -123,15 +124,24 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
 
 
 def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
-    """End the study's run with a status. If other workers still run trials, one of them owns it from now on."""
+    """End the study's run with a status. If others still run trials or write the report, one owns it from now on."""
     client = _client(tracking)
     with study.lock:
         study.requeue_stale_trials()
-        owners = (owner_of(trial) for trial in study.trials() if trial.state == TrialState.RUNNING)
+        workers = (owner_of(trial) for trial in study.trials() if trial.state == TrialState.RUNNING)
+        owners = (*workers, _reporter(tracking.server, study_run.run_id))
         if owner := next((owner for owner in owners if owner is not None and owner.alive), None):
             _set_owner(client, study_run.run_id, owner)
         else:
             client.set_terminated(study_run.run_id, status)
+
+
+def _reporter(server: TrackingServer, run_id: str) -> ProcessIdentity | None:
+    """Another process that logs to the study's run at present, because it writes the report."""
+    journal = Journal.load(server.journals / run_id)
+    if journal is None or not journal.alive or journal.owner.tags() == ProcessIdentity.current().tags():
+        return None
+    return journal.owner
 
 
 def _create(study: Study, tracking: TrackingSession) -> str:

@@ -139,6 +139,10 @@ class MlflowTracker(Tracker):
         content = {**info.to_dict(), "time": self.journal.now_ms()}
         self._log({"kind": "model", "folder": folder.name, "info": content})
 
+    def begin_again(self) -> None:
+        """Make a run RUNNING that may have ended, without the reason of that end."""
+        self._log({"kind": "begin"})
+
     def end(self, status: str, reason: str, terminal: Terminal, hint: str = "") -> bool:
         """Log how the run ended and wait until that is uploaded. Returns whether it was.
 

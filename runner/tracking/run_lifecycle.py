@@ -72,6 +72,8 @@ def track_run(
     try:
         if tracker is None:
             tracker = MlflowTracker(server, client, run_id, request.name, terminal=terminal)
+            if request.run_id:
+                tracker.begin_again()
         else:
             tracker.set_tags(tags)
         if server.uri.startswith("http"):

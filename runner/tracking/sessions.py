@@ -80,7 +80,7 @@ class TrackingSession:
 
     @contextmanager
     def reopen_run(self, run_id: str, name: str) -> Iterator[Tracker]:
-        """Log more to a run that exists in MLflow and was not interrupted."""
+        """Log more to a run that exists in MLflow and was not interrupted; it is RUNNING until the block ends."""
         with self._track(RunRequest(self.experiment.name, name, run_id=run_id)) as tracker:
             yield tracker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from accelerate import Accelerator
 from commands import client_of
 from helpers import Place
 from searches import artifacts_of, baseline_of, runs_of_study, states, study_words, trial_runs, trials_of
+from stores import status
 
 from runner.features.cache import FeatureCache
 from runner.study import storage, worker
 from runner.study.options import Role
 from runner.study.plan import Plan
 from runner.study.report import write_report
-from runner.study.session import open_session
+from runner.study.session import StudySession, open_session
 from runner.study.space import Dimension, Space
 from runner.study.study import Study
 from runner.study.worker import Worker
+from runner.tracking.journal import Journal, Owner
+from runner.tracking.process_identity import ProcessIdentity, process_start_time, this_host
 from runner.training.setup import Setup
 from runner.utils.errors import UserError
 
@@ -143,7 +147,8 @@ def test_a_baseline_that_no_trial_beat_is_kept_without_training_it_again(
 def test_what_the_trials_found_is_reported_even_if_confirming_fails(
     place: Place, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*_: object) -> None:
+    def failing(session: StudySession, *_: object) -> None:
+        assert status(client_of(tmp_path), session.study_run.run_id) == "RUNNING", "it is not over yet"
         raise UserError("The disk is full.")
 
     monkeypatch.setattr("runner.study.report.confirm", failing)
@@ -157,6 +162,31 @@ def test_what_the_trials_found_is_reported_even_if_confirming_fails(
             write_report(session, seeds=2)
     run, _ = runs_of_study(tmp_path)
     assert {"best.yaml", "trials.csv", "figures/history.png"} <= artifacts_of(tmp_path, run)
+    assert (run.info.status, run.data.tags["runner.reason"]) == ("FINISHED", "The disk is full.")
+    with open_session(plan, accelerator, Role()) as session:
+        write_report(session, seeds=0)
+    run, _ = runs_of_study(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert "runner.reason" not in run.data.tags
+
+
+def test_a_studys_run_does_not_end_while_another_process_writes_the_report(
+    place: Place, tmp_path: Path, accelerator: Accelerator
+) -> None:
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1)
+    with open_session(plan, accelerator, Role()) as session:
+        run_id, server = session.study_run.run_id, session.tracking.server
+        owner = ProcessIdentity(this_host(), os.getppid(), process_start_time(os.getppid()))
+        journal = Journal.create(
+            server.journals, Owner(**dataclasses.asdict(owner), uri=server.uri, run_id=run_id)
+        )
+    run, _ = runs_of_study(tmp_path)
+    assert run.info.status == "RUNNING"
+    assert ProcessIdentity.from_tags(run.data.tags) == owner
+    journal.release()
+    with open_session(plan, accelerator, Role()):
+        pass
+    assert status(client_of(tmp_path), run_id) == "FINISHED"
 
 
 def test_a_report_can_be_written_again(place: Place, tmp_path: Path, accelerator: Accelerator) -> None:
