@@ -21,6 +21,7 @@ from runner.features.cache import InMemoryFeatures
 from runner.models import checkpoint
 from runner.tracking.run_lookup import RunInfo, download_artifact
 from runner.training import devices
+from runner.training.error_translation import translate_errors
 from runner.training.setup import Setup, assemble
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -115,7 +116,7 @@ def restore_checkpoints(
     table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
     checkpoints = download_artifact(client, run, "checkpoints", folder)
     accelerator = devices.create_accelerator(experiment)
-    with long_wait(), accelerator.local_main_process_first():
+    with translate_errors(experiment, accelerator), long_wait(), accelerator.local_main_process_first():
         manifest = restore_manifest(experiment, table.decode("utf-8", "surrogateescape"), terminal)
     in_memory: InMemoryFeatures = OrderedDict()  # both checkpoints read the same features
     restored = []

@@ -23,6 +23,7 @@ from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, resolved_s
 from runner.tracking.sessions import TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
 from runner.training import run, summary
+from runner.training.error_translation import translate_errors
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint, resolve_child
 from runner.training.run_names import run_name
@@ -66,7 +67,8 @@ def train(
         return [result]
     with session.start_run(name, system_metrics=False, resume=start.run_id) as parent:
         training = _RepeatedTraining(accelerator, terminal, session, parent, start)
-        children = training.train(experiment, repeat)
+        with translate_errors(experiment, accelerator):
+            children = training.train(experiment, repeat)
         results = [result for result, _ in children]
         parent.log_metrics(_statistics(results))
         parent.log_params({"repeat": repeat.count, "repeat_over": repeat.over})
@@ -122,7 +124,7 @@ class _RepeatedTraining:
 
     def _identity(self, experiment: Experiment) -> Identity:
         """Images and weights of the first run, which a run that is resumed must still have."""
-        with self.accelerator.local_main_process_first():
+        with long_wait(), self.accelerator.local_main_process_first():
             manifest = build_manifest(experiment, self.terminal)
         now = Identity.on_images(experiment, manifest.digest)
         for has_changed, what in (

@@ -29,6 +29,7 @@ from runner import train
 from runner.config import parser
 from runner.config.effective import decisive_settings
 from runner.training import seeds
+from runner.utils import long_wait
 from runner.utils.exit_status import run_main
 
 LONG = ("--train.epochs", "100000", "--schedule.kind", "constant")
@@ -211,6 +212,21 @@ def test_repeats_over_splits_say_so(
     said = "Mean ± sd of 2 splits with one training seed"
     assert parent.data.tags["mlflow.note.content"] == said
     assert said in capfd.readouterr().out
+
+
+def test_the_scan_before_repeated_runs_may_take_hours_and_its_errors_are_sentences(
+    small: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def scan(*_: object) -> None:
+        limits.append(long_wait._timeout)
+        raise MemoryError
+
+    monkeypatch.setattr("runner.training.seeds.build_manifest", scan)
+    assert run_main(lambda: train.main([*small, "--repeat", "2"])) == 2
+    assert "not enough memory" in one_sentence(capfd.readouterr().err)
+    assert limits == [long_wait.LONG]
 
 
 def test_runs_of_a_repeated_run_have_the_same_images(
