@@ -14,6 +14,8 @@ PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
+Minutes = Annotated[float, Gt(0), Le(525_600)]
+"""A year at most: more does not fit torch's clocks."""
 AboveOne = Annotated[float, Gt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]

@@ -138,6 +138,8 @@ def _range(bounds: Sequence[Any]) -> str:
     match bounds:
         case [Gt(gt=low)]:
             return f" > {low}"
+        case [Gt(gt=low), Le(le=high)]:
+            return f" > {low}, at most {high}"
         case [Ge(ge=low)]:
             return f" ≥ {low}"
         case [Ge(ge=low), Le(le=high)]:

@@ -22,6 +22,7 @@ from runner.config.fields import (
     Hue,
     Interpolation,
     Interval,
+    Minutes,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -258,9 +259,8 @@ class TrainConfig:
     )
     """Validation metric that selects the best checkpoint."""
     nonfinite: Literal["stop", "skip"] = "stop"
-    """What to do if the loss or gradient of a step is not finite: stop, or skip the step (counted in
-    train/skipped)."""
-    timeout: PositiveFloat = setting(30.0, unit="min", changes_results=False)
+    """If loss or gradient of a step are not finite: stop, or skip the step (counted in train/skipped)."""
+    timeout: Minutes = setting(30.0, unit="min", changes_results=False)
     """How long processes wait for one that hangs; where one scans images or computes features, 6 hours at least."""
 
     def __post_init__(self) -> None:

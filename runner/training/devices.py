@@ -54,6 +54,8 @@ def init_processes() -> PartialState:
     try:
         state = PartialState(cpu=cpu, timeout=long_wait.DEFAULT)
     except (ImportError, ValueError, RuntimeError) as error:
+        if not several and not any(os.environ.get(name) for name in ("RANK", "LOCAL_RANK")):
+            raise  # a process alone joins none: say, its GPU does not work
         raise UserError(
             f"The processes of this launch cannot be joined ({error_line(error)}); check or unset RANK, LOCAL_RANK,"
             " WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment, which ./launch.sh would ignore."
