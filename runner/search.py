@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.study.session import open_session
     from runner.study.worker import Worker
     from runner.training import devices, preflight
+    from runner.training.error_translation import translate_errors
     from runner.training.setup import SharedSetup
     from runner.utils.console import Terminal
     from runner.utils.long_wait import long_wait
@@ -52,9 +53,11 @@ def main(argv: Sequence[str]) -> int:
     accelerator = devices.create_accelerator(plan.baseline)
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
-    with long_wait(), accelerator.local_main_process_first():
+    with translate_errors(plan.baseline, accelerator), long_wait(), accelerator.local_main_process_first():
         terminal = Terminal(enabled=accelerator.is_main_process)
         manifest = preflight.check(plan.baseline, terminal, plan.objective)
+    if not role.has_coordinator:  # which has printed them
+        preflight.warn_about_images(manifest, terminal)
     plan = plan.on_images(manifest.digest, len(manifest.classes))
     with open_session(plan, accelerator, role) as session:
         if role.runs_trials:

@@ -34,11 +34,12 @@ def search(argv: Sequence[str]) -> int:
     from runner.tracking.mlflow_server import check_reachable, tracking_server
     from runner.tracking.recovery import recover_runs
     from runner.tracking.sessions import TrackingSession
-    from runner.training.preflight import check
+    from runner.training.preflight import check, warn_about_images
 
     check_reachable(tracking_server(plan.baseline.tracking.root).uri)
     terminal = Terminal()
     manifest = check(plan.baseline, terminal, plan.objective)
+    warn_about_images(manifest, terminal)
     plan = plan.on_images(manifest.digest, len(manifest.classes))
     tracking = TrackingSession(plan.baseline, None, terminal)
     study = Study(plan, tracking.server.root)

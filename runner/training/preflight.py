@@ -8,6 +8,7 @@ from runner.data.manifest import Manifest, build_manifest
 from runner.evaluation.metrics import METRICS, shown_metrics
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.text import printable
 
 
 def check(experiment: Experiment, terminal: Terminal, objective: str = "") -> Manifest:
@@ -26,6 +27,14 @@ def check(experiment: Experiment, terminal: Terminal, objective: str = "") -> Ma
         if name:
             check_metric(setting, name, len(manifest.classes))
     return manifest
+
+
+def warn_about_images(manifest: Manifest, terminal: Terminal) -> None:
+    """Print which images are left out, and what makes labels or scores weak."""
+    for file in manifest.rejected:
+        terminal.warn(f"left out {printable(file.path)}, which {file.error}")
+    for remark in manifest.remarks:
+        terminal.warn(remark)
 
 
 def check_metric(setting: str, name: str, classes: int) -> None:

@@ -26,12 +26,12 @@ from runner.models import pretrained
 from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
+from runner.training.preflight import warn_about_images
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.long_wait import long_wait
 from runner.utils.paths import cache_folder
-from runner.utils.text import printable
 
 GIB = 2**30
 
@@ -104,7 +104,10 @@ def prepare(
     """
     _freeze_imported_objects()
     with accelerator.local_main_process_first():
-        manifest = shared.manifest if shared and shared.manifest else _manifest(experiment, terminal)
+        manifest = shared.manifest if shared else None
+        if manifest is None:
+            manifest = build_manifest(experiment, terminal)
+            warn_about_images(manifest, terminal)
         if manifest.depth is not None:
             data = dataclasses.replace(experiment.data, depth=manifest.depth)
             experiment = dataclasses.replace(experiment, data=data)
@@ -173,15 +176,6 @@ def assemble(
         manifest, extractor, loader, accelerator, storage if settings.store else None, terminal
     )
     return Setup(experiment, manifest, model, features, loader, accelerator)
-
-
-def _manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
-    manifest = build_manifest(experiment, terminal)
-    for file in manifest.rejected:
-        terminal.warn(f"left out {printable(file.path)}, which {file.error}")
-    for remark in manifest.remarks:
-        terminal.warn(remark)
-    return manifest
 
 
 def required_views(experiment: Experiment) -> list[tuple[str, int]]:

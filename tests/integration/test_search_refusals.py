@@ -1,4 +1,4 @@
-"""What `runner search` refuses, before it starts anything."""
+"""What `runner search` refuses, and what it says about the images, before it starts anything."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers import QUIET, Place
 from pictures import draw
 from searches import study_words
 
+from runner import search
 from runner.cli import main
 from runner.data.manifest import build_manifest
 from runner.study import options, storage
@@ -87,3 +88,38 @@ def test_more_workers_than_gpus_are_refused_before_anything_is_created(
     monkeypatch.setattr("runner.study.coordinator.gpu_count", lambda: 1)
     assert "GPU" in refused([*study_words(place(tmp_path), tmp_path / "space.yaml"), "--workers", "2"])
     assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
+
+
+# What it says about the images
+
+
+@pytest.fixture
+def untidy(images: Path, tmp_path: Path) -> tuple[str, ...]:
+    """The words for images of which one is beside the class folders, and one cannot be read."""
+    folder = tmp_path / "untidy"
+    shutil.copytree(images, folder)
+    first, second = sorted(folder.rglob("*.png"))[:2]
+    first.rename(folder / "loose.png")
+    second.write_bytes(second.read_bytes()[:30])
+    return "--data.root", str(folder), "--data.unreadable", "skip"
+
+
+@pytest.mark.parametrize("launched", [False, True], ids=["runner search", "accelerate launch"])
+def test_images_that_are_left_out_are_named_once(
+    place: Place,
+    untidy: tuple[str, ...],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    launched: bool,
+) -> None:
+    for name in ("run_trials", "write_report"):
+        monkeypatch.setattr(f"runner.study.worker_pool.WorkerPool.{name}", lambda *_: 0)
+    monkeypatch.setattr("runner.study.worker.Worker.run", lambda *_: 0)
+    monkeypatch.setattr("runner.study.report.write_report", lambda *_: None)
+    monkeypatch.setattr("runner.search.signal.signal", lambda *_: None)
+    words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), *untidy]
+    assert (search.main(words) if launched else main.main(["search", *words])) == 0
+    said = capfd.readouterr()
+    for part in ("not used: 1 image beside", "left out"):
+        assert (said.out + said.err).count(part) == 1
