@@ -49,6 +49,8 @@ class ImageLoader:
 
         Raises `UserError` if a file has changed or disappeared since the scan, or if a process dies or hangs.
         """
+        if not batches:
+            return
         workers = self._worker_count(sum(map(len, batches)))
         calls = (self._call(entries, view, batch) for batch in batches)
         if workers:

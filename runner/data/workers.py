@@ -13,8 +13,10 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from copy import copy
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +34,8 @@ Loaded: TypeAlias = Tensor | str
 
 MAX_SECONDS = 600.0
 """Longest wait for a batch."""
+LAST_SECONDS = 5.0
+"""Wait for the batches that are being loaded when nobody wants them any more; then their processes are ended."""
 BATCHES_AHEAD = 2
 """Batches per process that are loaded before they are needed."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (only its free space is read)
@@ -66,7 +70,7 @@ def load_in_processes(
         pending.extend(_submit(pool, call, shared, finish) for call in islice(remaining, ahead))
         while pending:
             _, batch = pending[0]
-            loaded = batch.result(MAX_SECONDS)
+            loaded = _result(batch)
             pending.popleft()
             pending.extend(_submit(pool, call, shared, finish) for call in islice(remaining, 1))
             yield loaded
@@ -82,9 +86,10 @@ def load_in_processes(
             f"No batch of images was decoded for {MAX_SECONDS:.0f} s; check the disk that holds them, or set"
             " data.workers=0."
         ) from None
-    except GeneratorExit:
-        for call_in_process, _ in pending:
-            call_in_process.cancel()
+    except GeneratorExit:  # whoever wanted the batches has enough of them, or has failed
+        running = [call for call, _ in pending if not call.cancel()]
+        if wait(running, LAST_SECONDS).not_done:
+            _stop(workers)
         raise
     except BaseException:  # a signal, perhaps because a process hangs
         _stop(workers)
@@ -110,6 +115,15 @@ def _submit(
     return submitted, finished
 
 
+def _result(batch: Future[Loaded]) -> Loaded:
+    """Wait for a batch. Raises TimeoutError after `MAX_SECONDS`, in which a pause by Ctrl-Z counts as a short time."""
+    step = MAX_SECONDS / 60
+    for _ in range(60):
+        if wait([batch], step).done:
+            return batch.result()
+    raise TimeoutError
+
+
 def has_shared_memory(size: int) -> bool:
     """Whether torch can pass `size` bytes through shared memory; if not, batches are copied through pipes."""
     folder = os.fsencode(tempfile.gettempdir())
@@ -119,10 +133,21 @@ def has_shared_memory(size: int) -> bool:
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
+    pool = _pools.get(workers)
+    if pool is not None and not all(process.is_alive() for process in (pool._processes or {}).values()):
+        _stop(workers)  # one died while there was nothing to do
     if workers not in _pools:
-        context = get_context("fork" if sys.platform == "linux" else "spawn")
-        _pools[workers] = ProcessPoolExecutor(workers, context, _start, (os.getpid(),))
+        _pools[workers] = ProcessPoolExecutor(workers, _context(), _start, (os.getpid(),))
     return _pools[workers]
+
+
+def _context() -> Any:
+    """How processes are started. The executor ends those whose sibling has died by `terminate`, which they ignore."""
+    if sys.platform != "linux":
+        return get_context("spawn")
+    context = copy(get_context("fork"))
+    context.Process = type("Process", (context.Process,), {"terminate": context.Process.kill})  # type: ignore[misc]
+    return context
 
 
 def _stop(workers: int) -> None:
@@ -151,4 +176,9 @@ def _exit_with(parent: int) -> None:
 
 def _run(call: Callable[[], Loaded], shared: bool) -> Loaded | np.ndarray:
     loaded = call()
-    return loaded if shared or isinstance(loaded, str) else loaded.numpy()
+    if isinstance(loaded, str):
+        return loaded
+    if shared:
+        with suppress(RuntimeError):  # others have filled the shared memory
+            return loaded.share_memory_()
+    return loaded.numpy()

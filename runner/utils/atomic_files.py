@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +21,12 @@ def atomic_write(path: Path, mode: int = DEFAULT_MODE) -> Iterator[Path]:
     """Yield a temporary path to write to. It replaces `path` at the end of the block; after an error `path` stays."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    created = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    permissions = stat.S_IMODE(os.fstat(created).st_mode)
+    os.close(created)
     try:
         yield temporary
+        temporary.chmod(permissions)  # safetensors puts a file of its own in its place, which only the user may read
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,3 +143,59 @@ def test_a_result_keeps_its_place() -> None:
     assert [int(batch) for batch in load_in_processes(calls, 2, 8, lambda batch: batch + 1)] == list(
         range(1, 21)
     )
+
+
+def test_a_process_that_hangs_does_not_hold_back_who_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = pids()
+    monkeypatch.setattr(workers, "LAST_SECONDS", 0.2)
+    batches = load_in_processes([pid, sleep, sleep], 2, 8, lambda batch: batch)
+    next(batches)
+    batches.close()
+    wait_for(lambda: not any(map(exists, running)))
+
+
+def test_processes_of_which_one_died_idle_are_replaced() -> None:
+    first = pids()
+    os.kill(min(first), signal.SIGKILL)
+    wait_for(lambda: not any(map(exists, first)))
+    assert len(pids()) == 2
+
+
+def test_an_idle_process_that_dies_does_not_hold_back_the_end() -> None:
+    program = (
+        "import os, signal, time, torch; from functools import partial;"
+        "from runner.data.workers import load_in_processes, _pools;"
+        "list(load_in_processes([partial(torch.zeros, 1)] * 8, 4, 8, lambda batch: batch));"
+        "[os.kill(process, signal.SIGKILL) for process in list(_pools[4]._processes)[:3]]; time.sleep(0.5)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_pause_of_the_whole_command_is_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of the wait that lasts for hours, as after Ctrl-Z, counts as one slice."""
+    waits: list[float] = []
+
+    def paused(futures: list[Future[Tensor]], timeout: float) -> SimpleNamespace:
+        waits.append(timeout)
+        return SimpleNamespace(done=futures if len(waits) == 59 else [])
+
+    monkeypatch.setattr(workers, "wait", paused)
+    loaded: Future[Tensor] = Future()
+    loaded.set_result(torch.ones(1))
+    assert workers._result(loaded) == 1
+    assert sum(waits) < workers.MAX_SECONDS
+
+
+def test_full_shared_memory_is_gone_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Tensor) -> Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", full)
+    batches = load_in_processes([partial(torch.ones, 1)] * 3, 2, 8, lambda batch: batch)
+    assert torch.cat(list(batches)).tolist() == [1, 1, 1]
+
+
+def test_nothing_to_load_starts_no_process(manifest: Manifest) -> None:
+    transform = ViewTransform(AugmentConfig(resize=36, crop=32), 0)
+    assert list(ImageLoader(manifest.root, transform, 2).batches(manifest.entries, 1, [])) == []
+    assert not workers._pools

@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner.utils import atomic_files
 
@@ -53,3 +55,12 @@ def test_free_bytes_of_a_missing_folder_are_those_of_its_disk(tmp_path: Path) ->
     free = atomic_files.free_bytes(tmp_path / "not" / "yet")
     assert abs(free - status.f_bavail * status.f_frsize) < 2**30
     assert free > 0
+
+
+def test_tensors_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    """A group shares records and cached features."""
+    with atomic_files.atomic_write(tmp_path / "weights.safetensors") as temporary:
+        save_file({"weight": torch.ones(1)}, temporary)
+    (tmp_path / "ordinary").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
