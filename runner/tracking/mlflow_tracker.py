@@ -166,11 +166,11 @@ class MlflowTracker(Tracker):
         for message in self.journal.messages:
             terminal.line(message)
         resumable = self.journal.resumable
-        if delivered and resumable:
+        if resumable and self.uploader.stop():  # whoever resumes the run delivers the rest
             self.journal.release()
         elif delivered:
             self.journal.remove()
-        else:
+        if not delivered:
             why = short_reason(self.uploader.error) if self.uploader.error else "it takes too long"
             terminal.warn(
                 f"not all records could be delivered ({why}); they wait in"

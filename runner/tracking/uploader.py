@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ UPLOAD_TIMEOUT = 60.0
 """Seconds that the end of a run waits for a server that does not answer."""
 STOPPED_UPLOAD_TIMEOUT = 15.0
 """The same for a run that was stopped: launchers kill what has not exited 30 s after the signal."""
+STOP_TIMEOUT = 5.0
+"""Seconds that an uploader which is to stop gets for its present request."""
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 """Seconds between two attempts; doubled after each."""
 EXITED_UNEXPECTEDLY = "the process exited unexpectedly"
@@ -40,8 +43,12 @@ LONGEST_REASON = 200
 """Characters of an error message that are shown."""
 
 
-def deliver(journal: Journal, client: MlflowClient) -> bool:
+def deliver(
+    journal: Journal, client: MlflowClient, stop_requested: Callable[[], bool] = lambda: False
+) -> bool:
     """Upload the pending events. Returns whether the run's end was the last of them.
+
+    `stop_requested` is called before each request: whether to leave the rest for later.
 
     Uploading an event twice is harmless: MLflow stores one point for the same metric, step, time and value, and
     everything else is set, not added.
@@ -50,7 +57,7 @@ def deliver(journal: Journal, client: MlflowClient) -> bool:
     """
     ended = False
     pending = journal.pending()
-    while pending:
+    while pending and not stop_requested():
         kind = pending[0][1]["kind"]
         batch = [pending.pop(0)]
         if kind in BATCHED:
@@ -211,27 +218,28 @@ class Uploader(threading.Thread):
         """Why the last attempt failed; None if it did not."""
         self._pending = threading.Event()
         self._closing = threading.Event()
+        self._stopping = threading.Event()
 
     def notify(self) -> None:
         """Tell the thread that the journal has grown."""
         self._pending.set()
 
     def run(self) -> None:
-        """Upload until `close` is called and everything is delivered."""
+        """Upload until `close` is called and everything is delivered, or until `stop` is called."""
         wait = FIRST_RETRY
-        while True:
+        while not self._stopping.is_set():
             self._pending.wait()
             self._pending.clear()
             # Read before uploading: what was logged earlier is then included.
             closing = self._closing.is_set()
             try:
-                deliver(self.journal, self.client)
+                deliver(self.journal, self.client, self._stopping.is_set)
                 self.error, wait = None, FIRST_RETRY
             except Exception as error:
                 self.error = error
                 self._pending.set()
                 if self._closing.wait(wait):
-                    time.sleep(min(wait, 2))
+                    self._stopping.wait(min(wait, 2))
                 wait = min(2 * wait, LAST_RETRY)
                 continue
             if closing:
@@ -258,6 +266,13 @@ class Uploader(threading.Thread):
             elif time.monotonic() > deadline:
                 break
         return self._finished
+
+    def stop(self) -> bool:
+        """Stop after the present request; the rest stays in the journal. Returns whether the thread has ended."""
+        self._stopping.set()
+        self.notify()
+        self.join(STOP_TIMEOUT)
+        return not self.is_alive()
 
     @property
     def _finished(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers import QUIET
-from stores import DEAD, Store, copy_store, new_run, open_store, points, status
+from stores import DEAD, UPLOADS, FailingClient, Store, copy_store, new_run, open_store, points, status
 
 from runner.config.schema import Experiment
 from runner.config.tree import from_tree
@@ -60,16 +60,28 @@ def test_a_session_closes_runs_of_dead_processes(experiment: Experiment, store: 
     assert status(store[1], run_id) == "KILLED"
 
 
+@pytest.mark.parametrize("server_away", [False, True])
 def test_a_run_that_was_told_to_stop_is_free_for_another_host(
-    session: TrackingSession, store: Store, monkeypatch: pytest.MonkeyPatch
+    session: TrackingSession, store: Store, monkeypatch: pytest.MonkeyPatch, server_away: bool
 ) -> None:
+    """It delivers what the first host could not."""
+    monkeypatch.setattr("runner.tracking.mlflow_tracker.STOPPED_UPLOAD_TIMEOUT", 1.0 if server_away else 60.0)
+    if server_away:
+        session.client = FailingClient(store[1], 10**9, UPLOADS)  # type: ignore[assignment]
     with suppress(Interrupted), session.start_run("a run") as tracker:
+        tracker.log_metrics({"loss": 1.0}, 1)
         write_record(tracker.local_folder(STATE_FOLDER), RunRecord("a run", {}))
         assert list_interrupted_runs(store[0])[0].journal.alive
         raise Interrupted(signal.SIGTERM)
     monkeypatch.setattr("runner.tracking.journal.this_host", lambda: "pod-b")
     (run,) = list_interrupted_runs(store[0])
     assert (run.run_id, run.journal.alive) == (tracker.run_id, False)
+    assert points(store[1], run.run_id, "loss") == ([] if server_away else [(1, 1.0)])
+    session.client = store[1]
+    with session.start_run("a run", resume=run.run_id) as tracker:
+        tracker.log_metrics({"loss": 0.5}, 2)
+    assert points(store[1], run.run_id, "loss") == [(1, 1.0), (2, 0.5)]
+    assert status(store[1], run.run_id) == "FINISHED"
 
 
 def test_a_finished_run_is_reopened(session: TrackingSession, store: Store) -> None:

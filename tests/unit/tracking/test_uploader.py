@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,41 @@ def test_the_end_of_a_run_does_not_wait_for_ever(
     assert thread.close() is False
     assert time.monotonic() - started < 30
     assert isinstance(thread.error, ConnectionError)
+
+
+def test_an_uploader_that_is_stopped_sends_nothing_more(journal: Journal, client: Any) -> None:
+    away: Any = FailingClient(client, 10**9, ("log_batch",))
+    thread = Uploader(journal, away)
+    thread.start()
+    journal.append(metric("loss", 1.0, 1))
+    assert thread.close(0.1) is False
+    assert thread.stop() is True
+    away.failures = 0  # the server is back
+    time.sleep(1)
+    assert client.calls == []
+    assert len(journal.pending()) == 1
+
+
+def test_a_stop_takes_effect_after_the_present_request(journal: Journal) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+
+    class SlowClient(RecordingClient):
+        def log_batch(self, *args: Any) -> None:
+            asked.set()
+            go_on.wait(60)
+            super().log_batch(*args)
+
+    client: Any = SlowClient()
+    thread = Uploader(journal, client)
+    thread.start()
+    journal.append(metric("loss", 1.0, 1))
+    journal.append(end())
+    thread.notify()
+    assert asked.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    assert thread.stop() is True
+    assert client.calls == ["metric loss 1"]
+    assert [event["kind"] for _, event in journal.pending()] == ["end"]
 
 
 @pytest.mark.parametrize(
