@@ -11,13 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from runner.cli.options import RUN_HELP, add_tracking_root, positive_integer
 from runner.tracking import links
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.tracking.model_registry import make_champion
-from runner.tracking.run_lookup import PARENT_TAG, find_run, search_runs
+from runner.tracking.run_lookup import PAGE, PARENT_TAG, find_run, newest_first, search_runs
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ACTIONS = ("list", "delete", "champion")
 SCORES = {"val": "val/best/top1", "test": "test/best/top1"}
 """The metrics that the list shows, by the heading of their columns."""
+FEWEST = 100
+"""Runs per request, at least: a study may have many runs, which are not listed, between two that are."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -96,13 +99,11 @@ def _list(client: MlflowClient, server: TrackingServer, args: argparse.Namespace
     if args.name is not None and args.name not in experiments.values():
         known = did_you_mean(args.name, list(experiments.values()))
         raise UserError(f"There is no experiment {args.name!r}{known}; runner runs lists the runs of all.")
-    runs = [
-        run
-        for run in search_runs(client)
-        if args.name in (None, experiments.get(run.info.experiment_id))
-        and (args.all or PARENT_TAG not in run.data.tags)
-    ]
-    rows = [_facts(run, experiments[run.info.experiment_id], server) for run in runs[: args.count]]
+    searched = [each for each, name in experiments.items() if args.name in (None, name)]
+    found = newest_first(client, page=min(max(args.count + 1, FEWEST), PAGE), experiments=searched)
+    wanted = (run for run in found if args.all or PARENT_TAG not in run.data.tags)
+    runs = list(islice(wanted, args.count))
+    rows = [_facts(run, experiments[run.info.experiment_id], server) for run in runs]
     if args.json:
         print(json.dumps(rows))
         return
@@ -120,9 +121,8 @@ def _list(client: MlflowClient, server: TrackingServer, args: argparse.Namespace
         )
         for row in rows
     ]
-    terminal.table(
-        f"{len(rows)} of {len(runs)} runs", ("run", "name", "experiment", "status", "started", *SCORES), cells
-    )
+    title = f"Runs, the newest first{' (-n lists more)' if next(wanted, None) else ''}"
+    terminal.table(title, ("run", "name", "experiment", "status", "started", *SCORES), cells)
     pages = links.experiment_page(links.pages(server), runs[0].info.experiment_id)
     terminal.line(f"pages{' (after ./launch.sh ui)' if server.embedded else ''}: {pages}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,7 +88,7 @@ def latest_run(client: MlflowClient) -> RunInfo:
     Raises `UserError` if there is none.
     """
     condition = f"attributes.status = 'FINISHED' AND tags.`{MANIFEST_TAG}` LIKE '%'"
-    for run in _newest_first(client, condition):
+    for run in newest_first(client, condition):
         of_several = "runner.study" in run.data.tags or "repeat" in run.data.params
         if not of_several and PARENT_TAG not in run.data.tags:
             return RunInfo.of(run)
@@ -110,16 +110,26 @@ def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Pat
 
 def search_runs(client: MlflowClient, condition: str = "", max_results: int = 50_000) -> list[Run]:
     """The MLflow runs of all experiments that meet an MLflow filter, the newest first."""
-    return list(islice(_newest_first(client, condition, min(max_results, PAGE)), max_results))
+    return list(islice(newest_first(client, condition, min(max_results, PAGE)), max_results))
 
 
-def _newest_first(client: MlflowClient, condition: str, page: int = 50) -> Iterator[Run]:
-    """The runs of all experiments that meet an MLflow filter; they are fetched page by page, as they are needed."""
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+def newest_first(
+    client: MlflowClient, condition: str = "", page: int = 50, experiments: Sequence[str] | None = None
+) -> Iterator[Run]:
+    """The runs that meet an MLflow filter; they are fetched page by page, as they are needed.
+
+    Args:
+        client: Of a tracking server.
+        condition: The filter.
+        page: Runs per request.
+        experiments: Ids of the experiments; None for all.
+    """
+    if experiments is None:
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     token = None
     while True:
         runs = client.search_runs(
-            experiments,
+            list(experiments),
             condition,
             max_results=page,
             order_by=["attributes.start_time DESC"],

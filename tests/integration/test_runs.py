@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from stores import Store, status
 
 from runner.cli import runs
@@ -62,7 +63,7 @@ def test_runs_are_listed_with_scores(run: Run, some_runs: dict[str, str]) -> Non
     assert code == 0
     assert max(map(len, output.splitlines())) <= 120
     for text in (
-        "3 of 3 runs",
+        "Runs, the newest first",
         some_runs["vgg11 lr=0.01 seed=0"][:8],
         "0.9123",
         "0.8123",
@@ -71,6 +72,8 @@ def test_runs_are_listed_with_scores(run: Run, some_runs: dict[str, str]) -> Non
     ):
         assert text in output
     assert "seed 1 of" not in output
+    assert "-n lists more" not in output
+    assert "-n lists more" in run("-n", "2")[1]
     assert "?workflowType=machine_learning" in output
 
 
@@ -87,6 +90,31 @@ def test_the_list_is_filtered_and_limited(run: Run, some_runs: dict[str, str], m
     assert len(listed(run, "--all")) == 4
     assert len(listed(run, "-n", "1")) == 1
     assert "did you mean 'birds'" in run("--name", "birdz")[2]
+
+
+def test_no_more_runs_are_fetched_than_are_listed(
+    run: Run, some_runs: dict[str, str], mlflow_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "FEWEST", 1)
+    search, pages = MlflowClient.search_runs, []
+
+    def watched(self: MlflowClient, experiments: list[str], *args: Any, **named: Any) -> Any:
+        found = search(self, experiments, *args, **named)
+        pages.append((experiments, [each.info.run_name for each in found]))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "search_runs", watched)
+    birds, plants = (
+        mlflow_store[1].get_experiment_by_name(name).experiment_id for name in ("birds", "plants")
+    )
+    assert len(listed(run, "--name", "plants")) == 1
+    assert pages == [([plants], ["vgg11 lr=0.01 seed=0"])]
+    pages.clear()
+    assert [row["name"] for row in listed(run, "-n", "1")] == ["vgg11 lr=0.01 seed=0"]
+    assert [names for _, names in pages] == [["vgg11 lr=0.01 seed=0", "seed 1 of seeds"]]
+    pages.clear()
+    assert len(listed(run, "--name", "birds", "-n", "2")) == 2
+    assert [experiments for experiments, _ in pages] == [[birds]]
 
 
 def test_deleting_a_run_deletes_its_parts(run: Run, some_runs: dict[str, str], mlflow_store: Store) -> None:
