@@ -30,10 +30,13 @@ def check_weights(settings: ModelConfig) -> None:
         path = Path(settings.weights).expanduser()
         _check_file(path, backbone.weights_enum)
         if settings.normalize == "weights" and not _states_normalization(path):
+            members = ("IMAGENET1K_V1", *backbone.weights_without_classifier)
+            names = " or ".join(f"{backbone.weights_enum}.{member}" for member in members)
             raise UserError(
-                f"{path} does not say which normalization its weights expect; give the numbers (torchvision's ImageNet"
-                f" weights expect --model.normalize '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or"
-                " --model.normalize statistics for those of the training images."
+                f"{path} does not say which normalization its weights expect; if they are torchvision's, name them"
+                f" (--model.normalize {names}); else give the numbers (usual for ImageNet: --model.normalize"
+                f" '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or statistics for those of the training"
+                " images."
             )
         return
     enum, _, member = settings.weights.partition(".")

@@ -93,8 +93,8 @@ def latest_run(client: MlflowClient) -> RunInfo:
         if not of_several and PARENT_TAG not in run.data.tags:
             return RunInfo.of(run)
     raise UserError(
-        "There are no runs yet that have finished, apart from those of studies and of --repeat, which are found by"
-        " their id; ./launch.sh trains one."
+        "There are no runs yet that have finished, apart from those of studies and of --repeat: name one of these"
+        " (./launch.sh runs --all lists them) or a registered model (NAME@champion), or train one with ./launch.sh."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -93,12 +94,18 @@ def _describe(error: BaseException) -> Failure:
 
 def _output_is_closed() -> bool:
     """Whether nothing reads standard output any more; what it holds is discarded then."""
+    closed = False
     try:
-        sys.stdout.flush()
+        sys.stdout.flush()  # it may hold nothing: what could not be written is gone
     except BrokenPipeError:
+        closed = True
+    with suppress(OSError, ValueError):  # a notebook's output has no descriptor
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        closed = closed or any(event & select.POLLERR for _, event in poll.poll(0))
+    if closed:
         discard(sys.stdout)
-        return True
-    return False
+    return closed
 
 
 def _report(failure: Failure) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,19 @@ def test_a_stream_that_a_test_has_replaced_is_left_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdout", stream)
     output.outlive_readers()
     assert sys.stdout is stream
+
+
+def test_a_command_whose_reader_goes_away_ends_without_a_word() -> None:
+    program = (
+        "import sys; from runner.utils.exit_status import run_main; from runner.utils.console import Terminal;"
+        "sys.exit(run_main(lambda: sum(Terminal().line('x' * 100) is None for _ in range(10_000))))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 128 + signal.SIGPIPE
