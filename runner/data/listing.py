@@ -30,7 +30,7 @@ class Listing:
     links: list[str] = field(default_factory=list)
     """Links in class folders, and to class folders, that are not followed."""
     broken_links: list[str] = field(default_factory=list)
-    """Links that are to be followed but lead nowhere."""
+    """Links that lead nowhere: beside the class folders, and in them if links are followed."""
     loose: list[str] = field(default_factory=list)
     """Images beside the class folders."""
 
@@ -84,7 +84,11 @@ def list_images(folder: ImageFolder, follow_links: bool) -> Listing:
     for entry in sorted(_entries(folder.root), key=lambda entry: entry.name):
         if entry.name in folder.excluded:
             continue
-        if os.path.isdir(entry.path):
+        if entry.is_symlink() and not os.path.exists(
+            entry.path
+        ):  # perhaps a class on a disk that is not mounted
+            listing.broken_links.append(entry.name)
+        elif os.path.isdir(entry.path):
             if listing._is_followed(entry, entry.name):
                 listing.classes.append(entry.name)
                 listing.add_folder(
@@ -106,6 +110,8 @@ def _check_names(listing: Listing) -> None:
                 f" but links ({named(listing.links)}), which are not followed; set data.follow_links=true, or data.root"
                 " to another folder"
             )
+        elif listing.broken_links:
+            linked = f" but links to nowhere ({named(listing.broken_links)}); fetch what they lead to"
         raise UserError(
             f"{listing.root} holds no class folders{linked or '; it must hold a folder of images for each class'}."
         )

@@ -106,6 +106,20 @@ def test_class_folders_that_are_links_are_named_with_the_setting(
     assert len(build_manifest(make("--data.follow_links", "true"), silent).entries) == 36
 
 
+@pytest.mark.parametrize("follow", ["false", "true"])
+def test_a_class_folder_that_is_a_link_to_nowhere_is_named(
+    make: Make, pictures: Path, silent: Terminal, tmp_path: Path, follow: str
+) -> None:
+    (pictures / "violet").symlink_to(tmp_path / "not mounted")
+    manifest = build_manifest(make("--data.follow_links", follow), silent)
+    assert manifest.classes == ("blue", "green", "red")
+    assert manifest.remarks == ("left out: 1 link to nowhere (violet); fetch what they lead to",)
+    for label in ("blue", "green", "red"):
+        (pictures / label).rename(tmp_path / label)
+    with pytest.raises(UserError, match=r"no class folders but links to nowhere \(violet\); fetch what"):
+        build_manifest(make("--data.follow_links", follow), silent)
+
+
 @pytest.mark.timeout(20)
 def test_cycles_of_links_end(make: Make, pictures: Path, silent: Terminal) -> None:
     (pictures / "red" / "up").symlink_to(pictures)
