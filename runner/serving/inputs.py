@@ -48,14 +48,17 @@ def name_of(image: ImageInput) -> str:
 
 
 def to_rgb(image: ImageInput, depth: int | None) -> Image.Image:
-    """An image in memory as upright 8-bit RGB; `depth` as for `open_rgb`. Raises as Pillow does for a damaged one."""
+    """An image in memory as upright 8-bit RGB; `depth` as for `open_rgb`.
+
+    Raises as Pillow does for a damaged one; ValueError for one that is too thin.
+    """
     if isinstance(image, Image.Image):
         with _loading:  # an image may be given twice, and Pillow decodes a file only once
             image.load()
         return upright_rgb(image, depth)
     if isinstance(image, Tensor):
         image = image.detach().cpu().permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(image))
+    return upright_rgb(Image.fromarray(np.ascontiguousarray(image)))
 
 
 def _is_rgb(image: Any) -> bool:

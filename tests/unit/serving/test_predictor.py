@@ -245,6 +245,17 @@ def test_a_very_thin_image_does_not_become_huge(
     assert max(areas, default=0) <= Image.MAX_IMAGE_PIXELS  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("shape", [(8000, 1, 3), (1, 8000, 3)])
+def test_a_very_thin_array_or_tensor_gets_the_error_of_its_file(
+    model: LoadedModel, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    array = np.zeros(shape, np.uint8)
+    Image.fromarray(array).save(tmp_path / "thin.png")
+    images = [tmp_path / "thin.png", array, torch.from_numpy(array).permute(2, 0, 1), Image.fromarray(array)]
+    for prediction in model.predict(images):
+        assert prediction.error == f"cannot be decoded (it is {shape[1]} × {shape[0]} pixels, too thin)"
+
+
 # Files that are not images
 
 
