@@ -66,8 +66,12 @@ class Terminal:
     """
 
     def __init__(self, enabled: bool = True, stderr: bool = False) -> None:
-        self.console = _Console(stderr=stderr, quiet=not enabled, highlight=False)
-        if not (self.console.is_terminal or os.environ.get("COLUMNS", "").isdigit()):
+        columns = os.environ.get("COLUMNS", "")
+        given = columns.isdecimal() and int(columns) > 0
+        # rich takes 0 columns as they are, and prints nothing
+        environment = {name: value for name, value in os.environ.items() if given or name != "COLUMNS"}
+        self.console = _Console(stderr=stderr, quiet=not enabled, highlight=False, _environ=environment)
+        if not (self.console.is_terminal or given):
             self.console.width = LOG_WIDTH
 
     def line(self, text: str = "", style: str | None = None) -> None:

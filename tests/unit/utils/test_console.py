@@ -81,6 +81,20 @@ def test_a_long_line_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count("\n") == 1
 
 
+@pytest.mark.parametrize("columns", ["0", "000", "-5", "wide", "", "²"])
+def test_columns_that_are_no_positive_number_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    terminal = Terminal()
+    terminal.line("a line")
+    terminal.key_values("title", [("name", "value")])
+    assert terminal.console.width == console.LOG_WIDTH
+    assert capsys.readouterr().out.split() == ["a", "line", "title", "name", "value"]
+    monkeypatch.setenv("COLUMNS", "50")
+    assert Terminal().console.width == 50
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3599, "59:59"), (3600, "1:00:00"), (4000, "1:06:40")],
