@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from runner.config.identity import MANIFEST_TAG
 from runner.utils.errors import UserError
-from runner.utils.hard_links import copy_folder, has_links
+from runner.utils.hard_links import copy_folder, linked_files
 from runner.utils.paths import local_path
 
 if TYPE_CHECKING:
@@ -123,9 +123,11 @@ def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) ->
     model_id = model.model_id
     if model.status != LoggedModelStatus.READY:
         place = local_path(model.artifact_location)
-        if place is not None and has_links(folder):
+        if place is not None and linked_files(folder):
             copy_folder(folder, place)
         else:
+            for path in linked_files(place) if place is not None else ():
+                path.unlink()  # of an earlier attempt: MLflow would write to it, and change its other names
             client.log_model_artifacts(model_id, str(folder))
         model = client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     outputs = run.outputs.model_outputs if run.outputs else []

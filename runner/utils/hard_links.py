@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from runner.utils.atomic_files import sync_folder, sync_tree
@@ -21,7 +23,8 @@ def write_once(
 
     Args:
         path: The file; it is replaced.
-        shared: Named by its content, in a folder of such files. Those that have no other name are removed from it.
+        shared: Named by its content, in a folder of such files, and read-only: who writes in place to one of the
+            names would change all. Files with the same suffix that have no other name are removed from the folder.
         write: Writes the content to a path.
         is_intact: Whether a file has that content.
 
@@ -29,8 +32,10 @@ def write_once(
     """
     try:
         if not (shared.exists() and is_intact(shared)):
-            _remove_unused(shared.parent)
+            _remove_unused(shared.parent, shared.suffix)
             write(shared)
+        with suppress(PermissionError):  # another user has written it
+            shared.chmod(shared.stat().st_mode & 0o444)
         _link(shared, path)
     except OSError:  # no hard links here, or another process has just removed the file
         write(path)
@@ -51,9 +56,9 @@ def link_instead_of_copy(source: Path, target: Path) -> bool:
     return True
 
 
-def has_links(folder: Path) -> bool:
-    """Whether a file in a folder has several names."""
-    return any(path.stat().st_nlink > 1 for path in folder.rglob("*") if path.is_file())
+def linked_files(folder: Path) -> list[Path]:
+    """The files in a folder that have several names; none if there is no such folder."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.stat().st_nlink > 1]
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -81,8 +86,10 @@ def _link(source: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove the files that have no other name: all runs that had them are deleted."""
-    for file in folder.glob("[!.]*"):
-        if file.stat().st_nlink == 1:
-            file.unlink(missing_ok=True)
+def _remove_unused(folder: Path, suffix: str) -> None:
+    """Remove the files with a suffix that have no other name: all runs that had them are deleted."""
+    for file in folder.glob(f"[!.]*{suffix}"):
+        with suppress(FileNotFoundError):  # another process has just removed it
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                file.unlink()

@@ -283,6 +283,27 @@ def test_a_journal_delivers_its_model_after_an_outage(
     assert client.get_run(journal.owner.run_id).data.tags["runner.champion"] == journal.messages[-1]
 
 
+def test_an_upload_that_is_repeated_changes_no_other_name_of_a_file(
+    store: Store, tiny: Path, tmp_path: Path
+) -> None:
+    """The first attempt linked the weights; the second has copies, as on another disk."""
+    client, journal = store[1], journal_of(store)
+    weights, shared = tiny / "frozen.safetensors", tmp_path / "shared"
+    shared.write_text("shared")
+    weights.hardlink_to(shared)
+    failing: Any = FailingClient(client, 1, ("finalize_logged_model",))
+    arguments = (journal.owner.run_id, tiny, model_info(0.5), tmp_path / "lock")
+    with pytest.raises(ConnectionError):
+        register_model(failing, *arguments)
+    assert shared.stat().st_nlink == 3
+    weights.unlink()
+    weights.write_text("another content")
+    register_model(client, *arguments)
+    assert shared.read_text() == "shared"
+    version = client.get_model_version("crown", "1")
+    assert Path(version.source.removeprefix("file://"), weights.name).read_text() == "another content"
+
+
 def test_a_model_that_an_earlier_version_logged_is_delivered(store: Store, tiny: Path) -> None:
     """Journals may wait on disk while the program is updated."""
     client, journal = store[1], journal_of(store)

@@ -28,7 +28,7 @@ def place(path: Path, shared: Path) -> None:
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Path:
-    return tmp_path / "shared" / "digest"
+    return tmp_path / "shared" / "digest.safetensors"
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def no_links(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_content_is_written_once(tmp_path: Path, shared: Path) -> None:
     one, other = tmp_path / "a" / "x", tmp_path / "b" / "x"
     place(one, shared)
-    shared.chmod(0o444)
+    assert not shared.stat().st_mode & 0o222, "who writes to one name in place would change all"
     place(other, shared)
     place(other, shared)
     assert one.samefile(other)
@@ -61,11 +61,24 @@ def test_a_damaged_file_is_written_again(tmp_path: Path, shared: Path) -> None:
 
 
 def test_content_that_nobody_has_any_more_is_removed(tmp_path: Path, shared: Path) -> None:
-    place(tmp_path / "one", shared.with_name("first"))
-    place(tmp_path / "two", shared.with_name("second"))
+    place(tmp_path / "one", shared.with_name("first.safetensors"))
+    place(tmp_path / "two", shared.with_name("second.safetensors"))
     (tmp_path / "one").unlink()
     place(tmp_path / "three", shared)
-    assert sorted(path.name for path in shared.parent.iterdir()) == ["digest", "second"]
+    assert sorted(path.name for path in shared.parent.iterdir()) == [
+        "digest.safetensors",
+        "second.safetensors",
+    ]
+
+
+def test_what_others_keep_beside_the_shared_files_stays(tmp_path: Path, shared: Path) -> None:
+    (shared.parent / "folder.safetensors").mkdir(parents=True)
+    (shared.parent / "notes.txt").write_text("mine")
+    (shared.parent / "link.safetensors").symlink_to("notes.txt")
+    place(tmp_path / "one", shared)
+    assert shared.samefile(tmp_path / "one")
+    names = ["digest.safetensors", "folder.safetensors", "link.safetensors", "notes.txt"]
+    assert sorted(path.name for path in shared.parent.iterdir()) == names
 
 
 @pytest.mark.usefixtures("no_links")
