@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from .metadata import without_metadata
+from .metadata import JPEG, PNG, without_metadata
 
 MAX_ASPECT_RATIO = 256
 """A thinner image would take gigabytes once its shorter side is resized to the model's input size."""
 PIXELS_PER_STRIP = 2**20
-"""Deep images are scaled in strips: a large one as float64 would take gigabytes."""
+"""Deep and transparent images are converted in strips: a large one would take gigabytes."""
 
 # Pillow warns above its pixel limit and refuses above twice the limit; large photographs lie between the two.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -65,7 +65,7 @@ def upright_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
 def gray_range(image: Image.Image) -> tuple[str, float, float] | None:
     """Type (uint16, int32 or float), smallest and largest finite value of a gray image of more than 8 bits.
 
-    None for other images. Raises ValueError if a pixel is NaN.
+    Infinity and minus infinity if no value is finite. None for other images. Raises ValueError if a pixel is NaN.
     """
     if not (image.mode.startswith("I") or image.mode == "F"):
         return None
@@ -74,8 +74,10 @@ def gray_range(image: Image.Image) -> tuple[str, float, float] | None:
     if kind == "float":
         if np.isnan(values).any():
             raise ValueError("some of its pixels are NaN")
-        values = values[np.isfinite(values)]
-    return (kind, float(values.min()), float(values.max())) if values.size else (kind, math.inf, -math.inf)
+        finite = np.isfinite(values)  # as a mask: a selection would be another copy
+        smallest = values.min(where=finite, initial=math.inf)
+        return kind, float(smallest), float(values.max(where=finite, initial=-math.inf))
+    return kind, float(values.min()), float(values.max())
 
 
 def usual_depth(kind: str, largest: float) -> int:
@@ -99,7 +101,7 @@ def decode(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.
     except (Image.DecompressionBombError, PermissionError):
         raise
     except Exception:  # Pillow's plugins raise almost anything
-        pixels = without_metadata(_content(file))
+        pixels = _without_metadata(file)
         if pixels is None:
             raise
         with suppress(Exception):  # the first error tells more
@@ -128,11 +130,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transposition is None else image.transpose(transposition)
 
 
-def _content(file: Path | str | BinaryIO) -> bytes:
-    if isinstance(file, Path | str):
-        return Path(file).read_bytes()
-    file.seek(0)
-    return file.read()
+def _without_metadata(file: Path | str | BinaryIO) -> bytes | None:
+    """A PNG or JPEG file without metadata; None for others, which may be large and are not read."""
+    with open(file, "rb") if isinstance(file, Path | str) else nullcontext(file) as content:
+        content.seek(0)
+        start = content.read(len(PNG))
+        return without_metadata(start + content.read()) if start.startswith((PNG, JPEG)) else None
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -150,10 +153,19 @@ def to_rgb(image: Image.Image, depth: int | None = None) -> Image.Image:
     if (gray := gray_range(image)) is not None:
         image = Image.fromarray(_to_uint8(image, depth or usual_depth(gray[0], gray[2])))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        foreground = image.convert("RGBA")
-        background = Image.new("RGBA", foreground.size, "white")
-        return Image.alpha_composite(background, foreground).convert("RGB")
+        return _on_white(image)
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency on a white background, as RGB."""
+    result = Image.new("RGB", image.size)
+    rows = max(1, PIXELS_PER_STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        result.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return result
 
 
 def _to_uint8(image: Image.Image, depth: int) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from runner.portable import images
 from runner.portable.images import open_rgb
 
 ORIENTED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -143,3 +145,29 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
     """Pillow would let Ghostscript run an EPS file."""
     with pytest.raises(ValueError, match="EPS"):
         open_rgb(save(tmp_path, Image.new("RGB", (4, 4)), "picture.eps"))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "L"])
+def test_transparency_is_placed_on_white_in_strips(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    image = Image.fromarray(values)
+    image = image.quantize(200) if mode == "P" else image.convert("LA").convert(mode)
+    if mode in ("P", "L"):
+        image.info["transparency"] = 3 if mode == "L" else bytes(range(200))
+    whole = images.to_rgb(image)
+    monkeypatch.setattr(images, "PIXELS_PER_STRIP", 14)
+    assert np.array_equal(np.asarray(images.to_rgb(image)), np.asarray(whole))
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_large_file_that_is_no_image_is_not_read(tmp_path: Path, opened: bool) -> None:
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(3 * 2**30)
+    tracemalloc.start()
+    try:
+        with path.open("rb") as content, pytest.raises(UnidentifiedImageError):
+            open_rgb(content if opened else path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
