@@ -18,6 +18,8 @@ from runner.utils.text import counted
 GrayRange: TypeAlias = tuple[str, float, float]
 """Type (uint16, int32 or float), smallest and largest value of an image, as `gray_range` returns them."""
 NAMES = {"uint16": "16-bit", "int32": "32-bit", "float": "floating-point"}
+MOST_BITS = 32
+"""What data.depth may be at most."""
 EXCESS = 1.05
 """Values of up to this fraction of white are not worth a word."""
 DARK = 0.25
@@ -31,6 +33,11 @@ class GrayImages:
     count: int = 0
     smallest: float = math.inf
     largest: float = -math.inf
+
+    @property
+    def has_finite_values(self) -> bool:
+        """Whether any of their values is finite."""
+        return self.smallest <= self.largest
 
 
 def gray_images(ranges: Iterable[GrayRange | None]) -> dict[str, GrayImages]:
@@ -50,7 +57,9 @@ def resolve_depth(found: Mapping[str, GrayImages]) -> int | None:
 
     Raises `UserError` if floating-point values up to 1 are among values of a larger scale.
     """
-    depths = {kind: usual_depth(kind, images.largest) for kind, images in found.items()}
+    depths = {
+        kind: usual_depth(kind, images.largest) for kind, images in found.items() if images.has_finite_values
+    }
     if depths.keys() <= {"uint16"}:
         return None
     if len(set(depths.values())) > 1 and 1 in depths.values():
@@ -65,13 +74,18 @@ def resolve_depth(found: Mapping[str, GrayImages]) -> int | None:
 def depth_remarks(found: Mapping[str, GrayImages], setting: int | str, resolved: int | None) -> Iterator[str]:
     """What the user should know about the range of gray values: which white was chosen, and what looks wrong."""
     for kind, images in sorted(found.items()):
+        if not images.has_finite_values:
+            number = counted(images.count, f"{NAMES[kind]} image")
+            yield f"no value is finite in {number}: infinite ones become black or white; convert them again"
+            continue
         depth = resolved or usual_depth(kind, images.largest)
         white = 2**depth - 1
         extent = f"from {images.smallest:,.6g} to {images.largest:,.6g}"
         values = f"gray values {extent} in {counted(images.count, f'{NAMES[kind]} image')}"
         bits = max(1, math.ceil(math.log2(images.largest + 1))) if images.largest > 0 else 0
         if images.largest > EXCESS * white:
-            yield f"{values}: those above {white:,} are cut off; if they have {bits} bits, set data.depth={bits}"
+            advice = f"if they have {bits} bits, set data.depth={bits}" if bits <= MOST_BITS else "scale them"
+            yield f"{values}: those above {white:,} are cut off; {advice}"
         elif images.largest < DARK * white:
             advice = f"if they have {bits} bits, set data.depth={bits}" if 0 < bits < depth else "scale them"
             yield f"{values}: white is {white:,} (data.depth={depth}), so that they are dark; {advice}"

@@ -108,6 +108,29 @@ def test_an_infinite_value_does_not_hide_the_range(
     assert build_manifest(make("--data.root", root), silent).depth == 1
 
 
+def test_values_that_no_depth_holds_are_to_be_scaled(
+    make: Make, silent: Terminal, gray: Callable[..., str]
+) -> None:
+    (remark,) = build_manifest(make("--data.root", gray("float", 3e38)), silent).remarks
+    assert remark.endswith("those above 4,294,967,295 are cut off; scale them")
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_images_without_a_finite_value_are_said(
+    make: Make, silent: Terminal, gray: Callable[..., str], others: bool
+) -> None:
+    root = Path(gray("uint16" if others else "float", 1000 if others else 1))
+    paths = [root / "dark" / "infinite.tiff"] if others else sorted(root.rglob("*.tiff"))
+    for number, path in enumerate(paths):  # each with another content
+        values = np.full((12, 16), np.inf, np.float32)
+        values[0, : number % 16] = values[1, : number // 16] = -np.inf
+        Image.fromarray(values).save(path)
+    remarks = build_manifest(make("--data.root", str(root)), silent).remarks
+    count = "1 floating-point image" if others else "24 floating-point images"
+    assert any(remark.startswith(f"no value is finite in {count}:") for remark in remarks)
+    assert not any("inf " in remark for remark in remarks)
+
+
 def test_values_up_to_1_beside_others_are_refused(
     make: Make, silent: Terminal, gray: Callable[..., str]
 ) -> None:
