@@ -108,7 +108,7 @@ def test_a_message_names_some_of_many_differences(server: TrackingServer) -> Non
     (run,) = resume_candidates(server, as_tree(EXPERIMENT))
     numbers = ("train.epochs", "train.batch_size", "model.pool", "model.width", "seed.split", "seed.train")
     sizes = ("augment.resize", "augment.crop", "augment.rotation", "optim.lr", "optim.weight_decay")
-    other = override(EXPERIMENT, {name: 3 for name in numbers} | {name: 0.5 for name in sizes[2:]})
+    other = override(EXPERIMENT, dict.fromkeys(numbers, 3) | dict.fromkeys(sizes[2:], 0.5))
     other = override(other, {"augment.resize": 77, "augment.crop": 66})
     changes = changed_settings(run, as_tree(other))
     assert len(changes) == 9
