@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +159,31 @@ def test_transparency_is_placed_on_white_in_strips(mode: str, monkeypatch: pytes
     whole = images.to_rgb(image)
     monkeypatch.setattr(images, "PIXELS_PER_STRIP", 14)
     assert np.array_equal(np.asarray(images.to_rgb(image)), np.asarray(whole))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "channels"), [("rgba.png", "uint8", 4), ("deep.tiff", "float32", 1)]
+)
+def test_the_memory_for_an_image_is_bounded(tmp_path: Path, name: str, dtype: str, channels: int) -> None:
+    """As the server's limit of pixels promises, which is 64 million for 1.1 GB: 17 bytes for each."""
+    side = 4096
+    values = np.zeros((side, side, channels), dtype)
+    values[::3] = 100
+    Image.fromarray(values.squeeze()).save(tmp_path / name, compress_level=1)
+    code = """
+import sys, pathlib
+from runner.portable.images import open_rgb
+
+def kilobytes(name):
+    return int(pathlib.Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+
+before = kilobytes("VmRSS")
+open_rgb(sys.argv[1])
+print(kilobytes("VmHWM") - before)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / name)]
+    taken = int(subprocess.run(words, capture_output=True, check=True, text=True).stdout) * 1024
+    assert taken < 17 * side * side
 
 
 @pytest.mark.parametrize("opened", [False, True])
