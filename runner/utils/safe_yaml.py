@@ -89,6 +89,13 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes text that YAML 1.1 or YAML 1.2 would read as something else."""
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Unicode's line breaks are kept as escapes only: elsewhere YAML reads them as spaces."""
+        style = '"' if any(each in data for each in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 for _kind, _pattern, _first, _value in _SCALARS:
     _tag, _whole = f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$")

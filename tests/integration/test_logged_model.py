@@ -303,6 +303,6 @@ def test_runner_explain_in_a_process_of_its_own(
     words = ["explain", str(files[0]), str(broken), "--model", trained_run.run_id[:8], "--out", str(out)]
     done = run_command(runner(*words, "--tracking.root", trained_run.tracking))
     assert done.returncode == 1, done.stderr
-    assert [path.name for path in out.iterdir()] == ["00.gradcam.png"]
+    assert [path.name for path in out.rglob("*.png")] == ["00.gradcam.png"]
     assert str(broken) in one_sentence(done.stderr)
     assert f"pictures in {out}: 1" in done.stdout.replace("\n", "")

@@ -409,7 +409,7 @@ def test_two_processes_at_once(store: Store, tiny: Path) -> None:
     versions = client.search_model_versions("name = 'crown'")
     assert sorted(int(version.version) for version in versions) == list(range(1, 9))
     best = client.get_model_version_by_alias("crown", "champion")
-    assert best.tags["val/top1"] == "0.9"
+    assert best.tags["val/top1"] == "0.9000"
     assert sum("as the first" in message for message in messages) == 1
     assert len(client.search_logged_models([client.get_run(best.run_id).info.experiment_id])) == 8
 

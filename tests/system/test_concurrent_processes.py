@@ -118,7 +118,10 @@ def test_identical_runs_at_once(options: list[str], root: Path, cache: Path, cou
     assert len(keys) == len(set(keys)) == STAGES * (2 * 18 + 9 + 9), "all features are computed once"
     versions = query(root, "SELECT version FROM model_versions ORDER BY 1")
     assert versions == [(number,) for number in range(1, count + 1)]
-    assert len(query(root, "SELECT * FROM registered_model_aliases")) == 1
+    aliases = query(root, "SELECT alias FROM registered_model_aliases ORDER BY 1")
+    assert [alias.partition("-")[0] for (alias,) in aliases] == ["champion"] * 2, (
+        "of all images, and of these"
+    )
     assert inconsistencies(root, cache) == []
     assert list((root / "journals").glob("*/")) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runner.utils.errors import UserError
@@ -129,6 +129,8 @@ plain = st.recursive(
 
 
 @pytest.mark.parametrize("flow", [False, True])
+@example(value="\x85")
+@example(value=["a\u2028b"])
 @given(value=plain | st.from_regex(r"[-+0-9.:_exoEnaif~<=]{1,8}", fullmatch=True))
 def test_values_written_are_read_back(flow: bool, value: Any) -> None:
     text = dump_yaml(value, flow)
