@@ -26,7 +26,8 @@ def atomic_write(path: Path, mode: int = DEFAULT_MODE) -> Iterator[Path]:
     os.close(created)
     try:
         yield temporary
-        temporary.chmod(permissions)  # safetensors puts a file of its own in its place, which only the user may read
+        # Safetensors puts a file of its own in its place, which only the user may read.
+        temporary.chmod(permissions)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

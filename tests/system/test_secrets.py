@@ -18,7 +18,7 @@ from http_servers import SECRET, assert_holds_no_secret
 from postgres import PASSWORD, postgres_database
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("plain_environment")]
-SPACE = "train.batch_size: [8, 16]\n"
+SPACE = "optim.lr: [1.0e-6, 0.01]\n"
 
 
 @pytest.fixture
@@ -58,7 +58,19 @@ def test_a_run_and_a_study_on_a_server_leave_no_password(
     environment = user_environment(MLFLOW_TRACKING_URI=address.replace("http://", f"http://user:{SECRET}@"))
     words = [*words, "--train.epochs", "1", "--tracking.model", "true"]
     (tmp_path / "space.yaml").write_text(SPACE)
-    study = ["search", *words, "--study", "s", "--space", str(tmp_path / "space.yaml"), "--confirm", "1"]
+    # A baseline that is beaten, so that runs confirm the best trial.
+    slow = ["--train.epochs", "4", "--optim.lr", "1e-6", "--sampler", "grid"]
+    study = [
+        "search",
+        *words,
+        *slow,
+        "--study",
+        "s",
+        "--space",
+        str(tmp_path / "space.yaml"),
+        "--confirm",
+        "1",
+    ]
     picture = next((tmp_path / "pictures").rglob("*.png"))
     for command in (
         ["train", *words],
@@ -82,9 +94,10 @@ def test_a_study_in_postgresql_leaves_no_password(words: list[str], tmp_path: Pa
     import optuna
 
     (tmp_path / "space.yaml").write_text(SPACE)
-    study = ["--study", "s", "--space", str(tmp_path / "space.yaml"), "--trials", "2", "--confirm", "1"]
+    study = ["--study", "s", "--space", str(tmp_path / "space.yaml"), "--trials", "3", "--confirm", "1"]
     with postgres_database() as address:
-        command = ["search", *words, "--train.epochs", "1", *study, "--storage", address]
+        slow = ["--train.epochs", "4", "--optim.lr", "1e-6", "--sampler", "grid"]  # it is beaten
+        command = ["search", *words, *slow, *study, "--storage", address]
         process = run(command, user_environment())
         scheme, _, rest = address.partition("://")
         stored = optuna.load_study(study_name="s", storage=f"{scheme}+psycopg://{rest}")
