@@ -306,7 +306,7 @@ def _parse(line: bytes) -> Event | None:
     """The event on a line; None if the line is damaged or has been edited."""
     try:
         event = json.loads(line)
-        if "told" in event:  # `info` in journals of earlier versions
+        if "told" in event:  # the name of `info` in journals of earlier versions
             event["info"] = event.pop("told")
         fields = EVENT_FIELDS[event["kind"]]
         valid = all(isinstance(event[name], kind) for name, kind in fields.items())

@@ -111,7 +111,7 @@ def _output_is_closed() -> bool:
 def _report(failure: Failure) -> bool:
     """Tell our launcher of a failure, unless a process has failed before: later failures are its consequences.
 
-    Returns False if there is no launcher of ours, or if it cannot be told (the disk is full).
+    Returns False if there is no launcher of ours, or if the file cannot be written (the disk is full).
     """
     if not (name := os.environ.get(STATUS_FILE)):
         return False

@@ -33,7 +33,7 @@ _OWN = (PROCESS_COUNT, COMMAND, LAUNCHER_PID, STATUS_FILE)
 
 
 def forget_other_launches() -> list[str]:
-    """Remove what torchrun, MPI, Accelerate or an outer launch of ours told this process; returns the foreign names.
+    """Remove what torchrun, MPI, Accelerate or an outer launch of ours set for this process; returns the foreign names.
 
     For a command that starts its own processes: Accelerate would wait for ranks that nobody starts.
     """

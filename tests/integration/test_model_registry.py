@@ -360,7 +360,7 @@ def test_a_refused_model_does_not_stop_the_other_records(store: Store, tiny: Pat
     assert "name" in found.data.tags["runner.refused"]
 
 
-def test_the_user_is_told_of_a_refused_model(
+def test_a_refused_model_is_named_to_the_user(
     store: Store, tiny: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The run has finished and has no version: nothing else would say so."""

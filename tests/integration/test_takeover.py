@@ -106,7 +106,7 @@ def test_a_resolved_setting_out_of_range_is_refused(store: Store, experiment: Ex
         apply_resume_point(experiment, point)
 
 
-def test_the_reason_why_a_run_cannot_be_resumed_is_told(store: Store) -> None:
+def test_the_reason_why_a_run_cannot_be_resumed_is_printed(store: Store) -> None:
     server, client = store
     run_id = new_run(store)
     with pytest.raises(UserError, match="has no saved state in"):

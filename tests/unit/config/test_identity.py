@@ -1,4 +1,4 @@
-"""The identity of an experiment: what makes two runs the same, and how a difference is told."""
+"""The identity of an experiment: what makes two runs the same, and how a difference is described."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_an_error_of_a_single_process_is_not_taken_for_one_of_joining_others() -
 
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize(("name", "value"), [("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")])
-def test_processes_that_cannot_be_joined_are_told_in_a_sentence(
+def test_processes_that_cannot_be_joined_are_reported_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -12,12 +12,12 @@ from runner.utils import long_wait
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> list[timedelta]:
-    """The limits that torch is told."""
-    told: list[timedelta] = []
+    """The time limits that are set in torch."""
+    limits: list[timedelta] = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "set_timeout", told.append)
+    monkeypatch.setattr(torch.distributed, "set_timeout", limits.append)
     monkeypatch.setattr(long_wait, "_timeout", long_wait.DEFAULT)
-    return told
+    return limits
 
 
 def test_long_waits_nest_and_end_with_errors(limits: list[timedelta]) -> None:
