@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from benchmarks.support.setups import prepare_quietly, spread, train_quietly, wi
 from benchmarks.support.timing import seconds
 from runner.config.parser import parse
 from runner.config.tree import override
-from runner.data.manifest import Entry
+from runner.data.images import Images
 from runner.data.transforms import EVALUATION_VIEW, view_of_epoch
 from runner.evaluation.inference import Inference
 from runner.features.cache import FeatureCache
@@ -83,7 +84,7 @@ class _Loops:
     """The loops to compare. Each method runs one of them over the same training images: images/s."""
 
     setup: Setup
-    entries: tuple[Entry, ...]
+    entries: Images
 
     @cached_property
     def inference(self) -> Inference:
@@ -100,9 +101,8 @@ class _Loops:
         return with_images(self.setup.features, self.entries)
 
     @cached_property
-    def labels(self) -> list[int]:
-        classes = self.setup.manifest.classes
-        return [classes.index(entry.label) for entry in self.entries]
+    def labels(self) -> np.ndarray:
+        return self.entries.labels.astype(np.int64)
 
     def warm_up(self) -> None:
         """Compile what is compiled, and allocate what is allocated once."""

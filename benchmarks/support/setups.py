@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from runner.config.schema import Experiment
-from runner.data.manifest import Entry, Manifest
+from runner.data.images import Images
+from runner.data.manifest import Manifest
 from runner.features.cache import FeatureCache
 from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import FitData, LabeledFeatures
@@ -27,15 +27,15 @@ def prepare_quietly(experiment: Experiment, accelerator: Accelerator) -> Setup:
     return prepare(experiment, accelerator, QUIET)
 
 
-def spread(entries: Sequence[Entry], count: int) -> tuple[Entry, ...]:
+def spread(entries: Images, count: int) -> Images:
     """At most `count` entries, spread evenly over the classes."""
     step = max(1, len(entries) // count)
-    return tuple(entries[::step][:count])
+    return entries[::step][:count]
 
 
-def with_images(features: FeatureCache, entries: Sequence[Entry]) -> FeatureCache:
+def with_images(features: FeatureCache, entries: Images) -> FeatureCache:
     """The same features, of these images only."""
-    return dataclasses.replace(features, manifest=Manifest(features.manifest.root, tuple(entries)))
+    return dataclasses.replace(features, manifest=Manifest(features.manifest.files, entries))
 
 
 def with_cache_folder(features: FeatureCache, folder: Path) -> FeatureCache:

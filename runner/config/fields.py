@@ -12,6 +12,7 @@ from runner.utils.registry import Registry
 
 PositiveInt = Annotated[int, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+AtLeastTwo = Annotated[int, Ge(2)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Minutes = Annotated[float, Gt(0), Le(525_600)]

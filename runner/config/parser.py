@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.data_schema import DataConfig
 from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.metadata import Setting, groups, table
 from runner.config.reference import commented_yaml, help_text
 from runner.config.repeat import Over, Repeat
-from runner.config.schema import DataConfig, Experiment
+from runner.config.schema import Experiment
 from runner.config.tree import from_tree, put, setting_in, unknown, validated
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError

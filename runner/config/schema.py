@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runner.config.choices import ARCHITECTURES, BEST_METRICS, DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.fields import (
     VALIDATION,
     AboveOne,
     BelowOne,
     Degrees,
-    Depth,
     Hue,
     Interpolation,
     Interval,
@@ -32,65 +32,6 @@ from runner.config.fields import (
     Triple,
     setting,
 )
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The images."""
-
-    kind: str = setting("caltech101", choices=DATASETS)
-    """The dataset."""
-    root: str | None = setting(None, changes_results=False)
-    """Folder of the images. folder: it holds one folder per class; caltech101: it holds caltech101/, as in
-    torchvision. Resumed runs compare the images by content, wherever they are."""
-    download: bool = setting(False, changes_results=False)
-    """Download the dataset into data.root if it is not there (Caltech-101: 131 MiB)."""
-    background: bool = False
-    """Use Caltech-101's BACKGROUND_Google folder as a class."""
-    follow_links: bool = False
-    """Follow symbolic links inside data.root. data.root itself may always be a link."""
-    unreadable: Literal["stop", "skip"] = "stop"
-    """What to do with a file that cannot be decoded: stop, or skip it. Both name the file."""
-    depth: Literal["auto"] | Depth = setting("auto", unit="bits")
-    """Bits of gray values in images of more than 8 bits: white is 2^depth - 1. auto: by type and range (data.md)."""
-    workers: Literal["auto"] | NonNegativeInt = setting("auto", changes_results=False)
-    """Processes that decode images, per rank. auto: the rank's share of the CPU cores, 0 for few images."""
-
-    def __post_init__(self) -> None:
-        kind = DATASETS.find(self.kind)
-        for name in ("root", "download", "background"):
-            if getattr(self, name) and name not in kind.uses:
-                users = [choice.name for choice in DATASETS.choices.values() if name in choice.uses]
-                raise ValueError(
-                    f"data.{name} is not used by data.kind={self.kind}; remove it, or set data.kind to"
-                    f" {' or '.join(users)}"
-                )
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """Training, validation and test images: a stratified split that never separates duplicates."""
-
-    by: Literal["fraction", "count"] = "fraction"
-    """fraction: sizes are fractions of each class; count: sizes are images per class."""
-    train: PositiveFloat = 0.5
-    """Size of the training split."""
-    val: PositiveFloat = 0.25
-    """Size of the validation split."""
-    test: PositiveFloat = 0.25
-    """Size of the test split. With split.by=count it is a maximum per class, and remaining images are not used."""
-
-    def __post_init__(self) -> None:
-        sizes = (self.train, self.val, self.test)
-        if self.by == "fraction" and abs(sum(sizes) - 1) > 1e-6:
-            raise ValueError(
-                f"split.train, split.val and split.test must add up to 1, not {sum(sizes):g};"
-                " for a number of images per class set split.by=count"
-            )
-        if self.by == "count" and any(size != int(size) for size in sizes):
-            raise ValueError(
-                "split.train, split.val and split.test must be whole numbers with split.by=count"
-            )
 
 
 @dataclass(frozen=True)

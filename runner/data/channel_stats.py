@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import PIL
@@ -12,8 +11,8 @@ import torchvision
 
 from runner.config.fields import Triple
 from runner.config.schema import Normalization
+from runner.data.images import Images
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
@@ -25,14 +24,18 @@ VERSION = [2, PIL.__version__, torchvision.__version__]
 
 
 def channel_statistics(
-    entries: Sequence[Entry], loader: ImageLoader, cache: Path, terminal: Terminal
+    entries: Images, loader: ImageLoader, cache: Path, terminal: Terminal
 ) -> Normalization:
     """Mean and std of the RGB channels of the evaluation view, on the scale 0 to 1.
 
     The mean over images of each image's channel mean, and of its channel's population standard deviation: the
     definition of the baseline report (row 2). Cached for the same images and transform.
     """
-    key = digest(sorted(e.digest for e in entries), loader.transform.recipe(EVALUATION_VIEW), VERSION)
+    key = digest(
+        sorted(row[-1] for block in entries.blocks() for row in block),
+        loader.transform.recipe(EVALUATION_VIEW),
+        VERSION,
+    )
     file = cache / "statistics" / f"{key}.json"
     if (cached := _read_cached(file)) is not None:
         return cached

@@ -1,4 +1,4 @@
-"""Datasets: each `data.kind` becomes a folder with one folder of images per class.
+"""Datasets: each `data.kind` becomes a folder of images, and every dataset a listing of its images.
 
 To add a dataset, register a function here: `@DATASETS.register(name, description, uses)`. It is called with the data
 settings, the cache folder and the terminal. It downloads or unpacks what it must, and returns an `ImageFolder`.
@@ -12,10 +12,11 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runner.config.choices import DATASETS
-from runner.config.schema import DataConfig
+from runner.config.data_schema import DataConfig
+from runner.data.listing import FileList, Listing, list_folder
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,10 +30,40 @@ CALTECH_IMAGES = Path("caltech101") / "101_ObjectCategories"
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder with one folder per class; those named in `excluded` are not classes."""
+    """A folder of images.
+
+    Attributes:
+        root: The folder; with `layout="detect"` also a file, as an archive.
+        excluded: Names in it that are passed over.
+        layout: classes: it holds one folder per class; detect: whatever the user has.
+    """
 
     root: Path
     excluded: frozenset[str] = frozenset()
+    layout: Literal["classes", "detect"] = "classes"
+
+
+def list_dataset(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
+    """The images of a dataset, with the class of each. Downloads or unpacks it first if necessary.
+
+    Raises `UserError` if it is missing, or lies in no way that is supported.
+    """
+    folder = locate(data, cache, terminal)
+    return _class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
+
+
+def _class_folders(found: FileList) -> Listing:
+    import numpy as np
+
+    from runner.utils.text import valid_unicode
+
+    top = [folder.split("/", 1)[0] for folder in found.folders]
+    names = sorted({valid_unicode(name) for name in top if name})
+    number = {name: index for index, name in enumerate(names)}
+    label_of = np.array([number.get(valid_unicode(name), -1) for name in top], np.int32)
+    labels = label_of[found.folder_of]
+    inside = labels >= 0
+    return Listing(found.files, found.paths.take(inside), found.stamps[inside], tuple(names), labels[inside])
 
 
 def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:
@@ -49,7 +80,9 @@ def _root(data: DataConfig) -> Path:
     return Path(data.root).expanduser()
 
 
-@DATASETS.register("folder", "one folder of images per class", uses=["root"])
+@DATASETS.register(
+    "folder", "a folder of images per class, and other layouts", uses=["root", "test", "table"]
+)
 def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
     root = _root(data)
     if not root.exists():
@@ -58,7 +91,7 @@ def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
         )
     if not root.is_dir():
         raise UserError(f"{root} is a file; data.root must be the folder that holds the class folders.")
-    return ImageFolder(root)
+    return ImageFolder(root, layout="detect")
 
 
 @DATASETS.register("caltech101", "torchvision's Caltech-101", uses=["root", "download", "background"])

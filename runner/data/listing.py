@@ -1,129 +1,155 @@
-"""Lists the files of an image folder, and what in it is not used: links, and images outside the class folders."""
+"""What a dataset holds before its images are read: its files, and the class of each."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from stat import S_ISREG
 
-from runner.data.datasets import ImageFolder
+import numpy as np
+
+from runner.data.columns import Paths
+from runner.data.files import FolderFiles, ImageFiles
 from runner.utils.errors import UserError
-from runner.utils.image_paths import is_image, is_system_file
-from runner.utils.text import named, valid_unicode
+from runner.utils.image_paths import is_system_file
 
-Stamp: TypeAlias = tuple[int, int, int, int]
-"""Size in bytes, modification and change time in ns, inode. A file with the same stamp has not been rewritten."""
+STAMP = 4
+"""Numbers of a stamp."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class FileList:
+    """The files of a folder or an archive, sorted by path. Paths are relative to its root, with slashes."""
+
+    files: ImageFiles
+    paths: Paths
+    folders: tuple[str, ...]
+    """All folders, also empty ones, by path; the root is ''."""
+    folder_of: np.ndarray
+    """The index of each file's folder in `folders`, int32."""
+    stamps: np.ndarray
+    """n × 4, int64. Size in bytes, modification and change time in ns, inode; an archive has other numbers behind the
+    size. A file with the same stamp has not been rewritten."""
+    links: tuple[str, ...] = ()
+    """Links that are not followed."""
+    broken_links: tuple[str, ...] = ()
+    """Links that lead nowhere; links inside folders only if links are followed."""
+
+
+@dataclass(frozen=True, eq=False)
 class Listing:
-    """What an image folder holds. Paths are relative to its root, with slashes."""
+    """The images of a dataset, sorted by path: what is known of them before they are read."""
 
-    root: Path
-    follow_links: bool
-    files: dict[str, Stamp] = field(default_factory=dict)
-    """The files of the class folders, sorted by path."""
-    classes: list[str] = field(default_factory=list)
-    """Names of the class folders, sorted."""
-    links: list[str] = field(default_factory=list)
-    """Links in class folders, and to class folders, that are not followed."""
-    broken_links: list[str] = field(default_factory=list)
-    """Links that lead nowhere: beside the class folders, and in them if links are followed."""
-    loose: list[str] = field(default_factory=list)
-    """Images beside the class folders."""
+    files: ImageFiles
+    paths: Paths
+    stamps: np.ndarray
+    """As in `FileList`."""
+    classes: tuple[str, ...]
+    """Names of the classes, sorted and valid Unicode; also of those without images."""
+    labels: np.ndarray
+    """The index of each image's class, int32."""
+    splits: np.ndarray | None = None
+    """The split that the data say for each image, an index into `SPLITS` or `NO_SPLIT`, int8. None: they say none."""
+    groups: np.ndarray | None = None
+    """The number of each image's group, int32; images of a group stay in one split."""
+    layout: str = "class folders"
+    """How the images lie, for people."""
+    remarks: tuple[str, ...] = ()
+    """What the user should know: each one a sentence without its end."""
 
-    def add_folder(self, folder: str, name: str, seen: frozenset[str]) -> None:
-        """Add the files below a folder. `seen` are the real paths of the folders that lead to it."""
-        for entry in _entries(folder):
-            path = f"{name}/{entry.name}"
-            if not self._is_followed(entry, path):
+
+def list_folder(root: Path, follow_links: bool, excluded: frozenset[str] = frozenset()) -> FileList:
+    """The files below a folder, without those that systems put there.
+
+    Args:
+        root: The folder. It may be a link.
+        follow_links: Follow links inside it; not those that form a cycle.
+        excluded: Names in the folder itself that are passed over.
+
+    Raises `UserError` if a folder cannot be read.
+    """
+    walk = _Walk(follow_links)
+    walk.add("", str(root), frozenset({os.path.realpath(root)}), excluded)
+    return walk.result(FolderFiles(root))
+
+
+class _Walk:
+    """Lists files in the order of their paths: each folder is sorted as if its folders ended with a slash."""
+
+    def __init__(self, follow_links: bool) -> None:
+        self.follow_links = follow_links
+        self.names = bytearray()
+        self.ends = array("q", [0])
+        self.stamps = array("q")
+        self.folders: list[str] = []
+        self.folder_of = array("i")
+        self.links: list[str] = []
+        self.broken_links: list[str] = []
+
+    def add(
+        self, name: str, folder: str, seen: frozenset[str], excluded: frozenset[str] = frozenset()
+    ) -> None:
+        """Add what is below a folder. `seen` are the real paths of the folders that lead to it."""
+        index = len(self.folders)
+        self.folders.append(name)
+        prefix = f"{name}/" if name else ""
+        entries = [
+            (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
+            for entry in _entries(folder)
+            if entry.name not in excluded and self._is_followed(entry, prefix)
+        ]
+        entries.sort(key=lambda named: named[0])
+        for key, entry in entries:
+            if not key.endswith("/"):
+                self._add_file(entry, prefix + key, index)
                 continue
-            if entry.is_dir():
-                inner = seen
-                if entry.is_symlink():
-                    target = os.path.realpath(entry.path)
-                    if target in seen:
-                        continue  # the link forms a cycle
-                    inner = seen | {target}
-                self.add_folder(entry.path, path, inner)
-            elif entry.is_file():
-                self._add_file(entry, path)
+            inner = seen
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if target in seen:
+                    continue  # the link forms a cycle
+                inner = seen | {target}
+            self.add(prefix + entry.name, entry.path, inner)
 
-    def _is_followed(self, entry: os.DirEntry[str], path: str) -> bool:
+    def _is_followed(self, entry: os.DirEntry[str], prefix: str) -> bool:
         """Whether an entry is to be looked at: it is no link, or one that is followed and leads somewhere."""
         if not entry.is_symlink():
             return True
-        if not self.follow_links:
-            self.links.append(path)
-        elif not os.path.exists(entry.path):
-            self.broken_links.append(path)
-        else:
-            return True
-        return False
+        is_broken = not os.path.exists(entry.path)
+        if is_broken and (self.follow_links or not prefix):  # perhaps a class on a disk that is not mounted
+            self.broken_links.append(prefix + entry.name)
+        elif not self.follow_links:
+            self.links.append(prefix + entry.name)
+        return self.follow_links and not is_broken
 
-    def _add_file(self, entry: os.DirEntry[str], path: str) -> None:
-        with suppress(FileNotFoundError):  # it has disappeared since its folder was read
-            self.files[path] = _stamp(entry)
+    def _add_file(self, entry: os.DirEntry[str], path: str, folder: int) -> None:
+        try:
+            status = entry.stat()
+        except FileNotFoundError:  # it has disappeared since its folder was read
+            return
+        if not S_ISREG(status.st_mode):
+            return
+        self.names += os.fsencode(path)
+        self.ends.append(len(self.names))
+        self.stamps.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+        self.folder_of.append(folder)
 
-
-def _stamp(entry: os.DirEntry[str]) -> Stamp:
-    status = entry.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-
-
-def list_images(folder: ImageFolder, follow_links: bool) -> Listing:
-    """The files of the class folders.
-
-    Raises `UserError` if there are no class folders, if two have the same name in Unicode, or if a folder cannot be
-    read.
-    """
-    listing = Listing(folder.root, follow_links)
-    real_root = os.path.realpath(folder.root)
-    for entry in sorted(_entries(folder.root), key=lambda entry: entry.name):
-        if entry.name in folder.excluded:
-            continue
-        if entry.is_symlink() and not os.path.exists(
-            entry.path
-        ):  # perhaps a class on a disk that is not mounted
-            listing.broken_links.append(entry.name)
-        elif os.path.isdir(entry.path):
-            if listing._is_followed(entry, entry.name):
-                listing.classes.append(entry.name)
-                listing.add_folder(
-                    entry.path, entry.name, frozenset({real_root, os.path.realpath(entry.path)})
-                )
-        elif is_image(Path(entry.path)):
-            listing.loose.append(entry.name)
-    listing.files = dict(sorted(listing.files.items()))
-    _check_names(listing)
-    return listing
-
-
-def _check_names(listing: Listing) -> None:
-    """Raises `UserError` if there is no class folder, or if two have the same name in Unicode."""
-    if not listing.classes:
-        linked = ""
-        if listing.links:
-            linked = (
-                f" but links ({named(listing.links)}), which are not followed; set data.follow_links=true, or data.root"
-                " to another folder"
-            )
-        elif listing.broken_links:
-            linked = f" but links to nowhere ({named(listing.broken_links)}); fetch what they lead to"
-        raise UserError(
-            f"{listing.root} holds no class folders{linked or '; it must hold a folder of images for each class'}."
-        )
-    names = [valid_unicode(name) for name in listing.classes]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"Two class folders in {listing.root} are called {named(doubled)} once bytes that are not UTF-8 are written"
-            r" as \x…; rename one."
+    def result(self, files: ImageFiles) -> FileList:
+        """What was found."""
+        return FileList(
+            files,
+            Paths.packed(self.names, self.ends),
+            tuple(self.folders),
+            np.array(self.folder_of, np.int32),
+            np.array(self.stamps, np.int64).reshape(-1, STAMP),
+            tuple(self.links),
+            tuple(self.broken_links),
         )
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
     """What a folder holds, without the files that systems put there; nothing if it has disappeared."""
     try:
         with os.scandir(folder) as entries:

@@ -6,12 +6,12 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from runner.data.manifest import Entry
+from runner.data.files import ImageFiles
+from runner.data.images import Entry
 from runner.data.transforms import ViewTransform
 from runner.data.workers import Loaded, load_in_processes
 from runner.portable.images import open_rgb
@@ -26,17 +26,17 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class ImageLoader:
-    """Loads views of the images below a root folder.
+    """Loads views of a dataset's images.
 
     Args:
-        root: The manifest's root.
+        files: Reads them.
         transform: Makes the views.
         workers: Processes that decode images; 0 decodes in this one, "auto" decides by CPU cores and images.
         ranks: Processes of this run on this host, which share the cores.
         pin: Put batches into pinned memory, for copies to a GPU.
     """
 
-    root: Path
+    files: ImageFiles
     transform: ViewTransform
     workers: int | str = "auto"
     ranks: int = 1
@@ -64,8 +64,9 @@ class ImageLoader:
             yield batch
 
     def _call(self, entries: Sequence[Entry], view: int, batch: Sequence[int]) -> Callable[[], Loaded]:
-        files = [(self.root / entries[index].path, entries[index].digest) for index in batch]
-        return partial(_load, self.transform, view, files)
+        chosen = [entries[index] for index in batch]
+        files = [(entry.path, entry.digest) for entry in chosen]
+        return partial(_load, self.files, self.transform, view, files)
 
     def _finish(self, batch: Tensor) -> Tensor:
         return batch.pin_memory() if self.pin else batch
@@ -78,16 +79,18 @@ class ImageLoader:
         return max(1, min(MAX_WORKERS, cpu_count() // self.ranks))
 
 
-def _load(transform: ViewTransform, view: int, files: Sequence[tuple[Path, str]]) -> Loaded:
+def _load(
+    source: ImageFiles, transform: ViewTransform, view: int, files: Sequence[tuple[str, str]]
+) -> Loaded:
     """Views of files with the given digests as one tensor, or the message of the first error."""
     views = []
     for path, digest in files:
         try:
-            content = path.read_bytes()
+            content = source.read(path)
             if digest_bytes(content) != digest:
-                return f"{path} has changed since it was verified; restore it or start again."
+                return f"{source.shown(path)} has changed since it was verified; restore it or start again."
             views.append(transform(open_rgb(io.BytesIO(content), depth=transform.depth), digest, view))
         except Exception as error:
             reason = " ".join(str(error).split())
-            return f"{path} was readable before and is not now ({reason}); restore it or start again."
+            return f"{source.shown(path)} was readable before and is not now ({reason}); restore it or start again."
     return torch.stack(views)

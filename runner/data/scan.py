@@ -1,165 +1,187 @@
-"""Decodes each file of an image folder once to check it, and caches the result."""
+"""Decodes each file of a dataset once to check it, and remembers the result: a killed scan goes on where it was."""
 
 from __future__ import annotations
 
 import io
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from runner.data.datasets import ImageFolder
-from runner.data.depth import NAMES as GRAY_TYPES
+import numpy as np
+
+from runner.data.columns import Paths
 from runner.data.depth import GrayRange
-from runner.data.listing import Listing, Stamp, list_images
-from runner.utils.atomic_files import write_text
+from runner.data.files import ImageFiles
+from runner.data.images import DIGEST_BYTES
+from runner.data.listing import Listing
+from runner.data.scan_cache import KnownImages, ScanCache
 from runner.utils.console import Terminal
-from runner.utils.hashing import digest, digest_bytes
+from runner.utils.errors import UserError
+from runner.utils.hashing import raw_digest
+from runner.utils.process_pool import map_in_processes
 from runner.utils.processes import cpu_count
-from runner.utils.text import printable, valid_unicode
+from runner.utils.text import printable
 from runner.utils.threads import map_in_threads
 
-SCAN_VERSION = 4
-"""Part of the cache key. Raise it when decoding, the digest or the content of the cache file changes."""
 MAX_REASON = 300
 """Characters of Pillow's reason why a file is not an image."""
+MIN_FILES_FOR_PROCESSES = 2048
+"""For fewer files threads suffice: starting processes costs more than it saves."""
+FILES_PER_CALL = 128
+"""Files that a process decodes between two messages."""
+SAVE_SECONDS = 10.0
+"""A killed scan loses no more."""
 
 
-class Verdict(NamedTuple):
-    """What decoding a file says."""
-
-    digest: str
-    """Of its content; empty if it cannot be read."""
-    error: str | None = None
-    """Why it is no image."""
-    gray: GrayRange | None = None
-    """The range of gray values, if it has more than 8 bits."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFile:
-    """A file of a class folder.
+@dataclass
+class Verdicts:
+    """What decoding says of n files.
 
     Attributes:
-        path: Relative to the root, with slashes.
-        label: The class: the folder's name, with bytes that are not valid UTF-8 written as `\\xe9`.
-        size: In bytes.
-        digest: Of the content.
-        error: Why it is not an image; None if it is one.
-        gray: The range of gray values, if it has more than 8 bits.
+        digests: Their contents' digests, n × 20 bytes; zeros for a file that cannot be read.
+        errors: Why a file is no image, by its index.
+        gray: The range of gray values of images that have more than 8 bits, by index.
     """
 
-    path: str
-    label: str
-    size: int
-    digest: str
-    error: str | None = None
-    gray: GrayRange | None = None
+    digests: np.ndarray
+    errors: dict[int, str] = field(default_factory=dict)
+    gray: dict[int, GrayRange] = field(default_factory=dict)
+
+    @classmethod
+    def unknown(cls, count: int) -> Verdicts:
+        """Of files that were not decoded yet."""
+        return cls(np.zeros((count, DIGEST_BYTES), np.uint8))
+
+    def put(self, indices: np.ndarray, others: Verdicts) -> None:
+        """Write the verdicts of other files at these indices."""
+        self.digests[indices] = others.digests
+        self.errors.update((int(indices[index]), reason) for index, reason in others.errors.items())
+        self.gray.update((int(indices[index]), gray) for index, gray in others.gray.items())
 
 
-@dataclass(frozen=True)
-class Scan:
-    """The files of an image folder, sorted by path, and what else is in it."""
+def scan_images(listing: Listing, cache: Path, terminal: Terminal) -> Verdicts:
+    """What decoding says of every listed file.
 
-    files: tuple[ImageFile, ...]
-    listing: Listing
+    Images are remembered in `cache`: a later scan decodes only new and changed files, and those that are no images:
+    another version of Pillow may read them.
 
-
-def scan_images(folder: ImageFolder, cache: Path, follow_links: bool, terminal: Terminal) -> Scan:
-    """Every file in the class folders, decoded to check that it is a complete image.
-
-    Images are remembered in `cache`: a later scan decodes only new and changed files, and those that are no images.
-
-    Raises `UserError` as `list_images` does.
+    Raises `UserError` if a process that decodes dies.
     """
-    listing = list_images(folder, follow_links)
-    cache_file = cache / "scans" / f"{digest(SCAN_VERSION, os.path.realpath(folder.root))}.json"
-    known = _read_cached(cache_file)
-    changed = [path for path, stamp in listing.files.items() if path not in known or known[path][0] != stamp]
-    if changed:
-        try:
-            for path, verdict in _verify(folder.root, changed, terminal):
-                known[path] = (listing.files[path], verdict)
-        finally:  # an interrupted scan can be continued
-            write_text(
-                cache_file, scan_to_text({path: known[path] for path in listing.files if path in known})
-            )
-    labels = {name: valid_unicode(name) for name in listing.classes}
-    files = (
-        ImageFile(path, labels[path.split("/", 1)[0]], known[path][0][0], *known[path][1])
-        for path in listing.files
-    )
-    return Scan(tuple(files), listing)
+    scan_cache = ScanCache(cache, listing.files)
+    known = scan_cache.read()
+    where = known.find(listing.paths, listing.stamps)
+    verdicts = Verdicts.unknown(len(listing.paths))
+    old = np.flatnonzero(where >= 0)
+    verdicts.digests[old] = known.digests[where[old]]
+    if known.gray:
+        gray = {int(row): known.gray[int(where[row])] for row in old if int(where[row]) in known.gray}
+        verdicts.gray.update(gray)
+    new = np.flatnonzero(where < 0)
+    if len(new):
+        _verify_all(listing, new, verdicts, scan_cache, terminal)
+    if len(new) or len(known) != len(listing.paths):
+        images = np.ones(len(listing.paths), bool)
+        images[list(verdicts.errors)] = False
+        scan_cache.replace(_remembered(listing, verdicts, np.flatnonzero(images)))
+    return verdicts
 
 
-def scan_to_text(rows: Mapping[str, tuple[Stamp, Verdict]]) -> str:
-    """The content of the cache file: a digest, to detect damage, and the images.
+def _verify_all(
+    listing: Listing, indices: np.ndarray, verdicts: Verdicts, cache: ScanCache, terminal: Terminal
+) -> None:
+    """Decode the files at these indices into `verdicts`. What was decoded is saved now and then, and at an error."""
+    saved = done = 0
+    last = time.monotonic()
 
-    Files that are no images are left out: another version of Pillow may read them.
-    """
-    images = {path: (stamp, verdict) for path, (stamp, verdict) in rows.items() if not verdict.error}
-    table = json.dumps([[path, *stamp, image.digest, image.gray] for path, (stamp, image) in images.items()])
-    return f"{digest_bytes(table.encode())}\n{table}"
+    def save() -> None:
+        nonlocal saved, last
+        images = np.array([row for row in indices[saved:done] if row not in verdicts.errors], np.int64)
+        if len(images):
+            cache.add(_remembered(listing, verdicts, images))
+        saved, last = done, time.monotonic()
 
-
-def _read_cached(cache_file: Path) -> dict[str, tuple[Stamp, Verdict]]:
-    """Path → stamp and verdict; empty if there was no scan, or if the cache file is damaged."""
     try:
-        expected, _, table = cache_file.read_bytes().partition(b"\n")
-        if digest_bytes(table).encode() != expected:
-            return {}
-        return {row[0]: _row(row) for row in json.loads(table)}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
-        return {}
+        with terminal.progress("verify", len(indices)) as advance:
+            for part in _verify(listing.files, listing.paths.take(indices)):
+                count = len(part.digests)
+                verdicts.put(indices[done : done + count], part)
+                done += count
+                advance(count)
+                if time.monotonic() - last > SAVE_SECONDS:
+                    save()
+    except BaseException:
+        save()
+        raise
 
 
-def _row(row: Sequence[Any]) -> tuple[Stamp, Verdict]:
-    """A file's stamp and verdict. Raises ValueError for values of another type."""
-    path, size, modified, changed, inode, content, gray = row
-    stamp = (size, modified, changed, inode)
-    texts = isinstance(path, str) and isinstance(content, str)
-    if not texts or not all(type(number) is int for number in stamp):
-        raise ValueError(row)
-    if gray is not None:
-        kind, smallest, largest = gray
-        if kind not in GRAY_TYPES or not (type(smallest) is type(largest) is float):
-            raise ValueError(row)
-        gray = (kind, smallest, largest)
-    return stamp, Verdict(content, None, gray)
+def _remembered(listing: Listing, verdicts: Verdicts, rows: np.ndarray) -> KnownImages:
+    gray = (
+        {number: verdicts.gray[row] for number, row in enumerate(rows.tolist()) if row in verdicts.gray}
+        if verdicts.gray
+        else {}
+    )
+    return KnownImages(listing.paths.take(rows), listing.stamps[rows], verdicts.digests[rows], gray)
 
 
-def _verify(root: Path, paths: list[str], terminal: Terminal) -> Iterator[tuple[str, Verdict]]:
-    """Path and verdict of each file. Threads suffice: Pillow decodes outside the GIL."""
-    threads = cpu_count()
-    with terminal.progress("verify", len(paths)) as advance:
-        for verified in map_in_threads(lambda path: _verify_file(root / path), paths, threads, 4 * threads):
-            yield verified
-            advance(1)
+def _verify(files: ImageFiles, paths: Paths) -> Iterator[Verdicts]:
+    """The verdicts of all files, some at a time, in order."""
+    processes = cpu_count()
+    if len(paths) < MIN_FILES_FOR_PROCESSES:  # Pillow decodes outside the GIL
+        for _, verdicts in map_in_threads(
+            lambda path: verify_files(files, [path]), paths, processes, 4 * processes
+        ):
+            yield verdicts
+        return
+    calls = (list(paths[start : start + FILES_PER_CALL]) for start in range(0, len(paths), FILES_PER_CALL))
+    try:
+        yield from map_in_processes(partial(verify_files, files), calls, processes)
+    except BrokenProcessPool:
+        raise UserError(
+            "A process that decodes images has ended unexpectedly, perhaps for lack of memory; start again: what was"
+            " decoded is remembered."
+        ) from None
 
 
-def _verify_file(path: Path) -> Verdict:
+def verify_files(files: ImageFiles, paths: list[str]) -> Verdicts:
+    """Read and decode some files."""
+    verdicts = Verdicts.unknown(len(paths))
+    for index, path in enumerate(paths):
+        try:
+            content = files.read(path)
+        except FileNotFoundError:
+            verdicts.errors[index] = "disappeared while the images were read"
+            continue
+        except OSError as error:
+            verdicts.errors[index] = f"cannot be read: {error.strerror or error}"
+            continue
+        verdicts.digests[index] = np.frombuffer(raw_digest(content), np.uint8)
+        reason, gray = _decode(content)
+        if reason:
+            verdicts.errors[index] = reason
+        if gray:
+            verdicts.gray[index] = gray
+    return verdicts
+
+
+def _decode(content: bytes) -> tuple[str, GrayRange | None]:
+    """Why a file's content is no image, empty if it is one; and the range of its deep gray values."""
     from PIL import UnidentifiedImageError
 
     from runner.portable.images import decode, gray_range, to_rgb
 
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return Verdict("", "disappeared while the images were read")
-    except OSError as error:
-        return Verdict("", f"cannot be read: {error.strerror}")
-    content_digest = digest_bytes(content)
     if not content:
-        return Verdict(content_digest, "is empty")
+        return "is empty", None
     try:
         image = decode(io.BytesIO(content))
         gray = gray_range(image)
-        to_rgb(image)
+        if image.mode not in ("RGB", "L"):  # these two convert always
+            to_rgb(image)
     except UnidentifiedImageError:
-        return Verdict(content_digest, "is not an image that Pillow knows")
+        return "is not an image that Pillow knows", None
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         reason = printable(" ".join(str(error).split()))[:MAX_REASON] or type(error).__name__
-        return Verdict(content_digest, f"cannot be decoded: {reason}")
-    return Verdict(content_digest, None, gray)
+        return f"cannot be decoded: {reason}", None
+    return "", gray

@@ -7,20 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from copy import copy
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,6 +22,7 @@ import torch
 from torch import Tensor
 
 from runner.utils.errors import UserError
+from runner.utils.process_pool import process_pool, stop_pool
 
 Loaded: TypeAlias = Tensor | str
 """A batch, or why it cannot be loaded."""
@@ -137,41 +132,14 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     if pool is not None and not all(process.is_alive() for process in (pool._processes or {}).values()):
         _stop(workers)  # one died while there was nothing to do
     if workers not in _pools:
-        _pools[workers] = ProcessPoolExecutor(workers, _context(), _start, (os.getpid(),))
+        _pools[workers] = process_pool(workers)
     return _pools[workers]
 
 
-def _context() -> Any:
-    """How processes are started. The executor ends those whose sibling has died by `terminate`, which they ignore."""
-    if sys.platform != "linux":
-        return get_context("spawn")
-    context = copy(get_context("fork"))
-    context.Process = type("Process", (context.Process,), {"terminate": context.Process.kill})  # type: ignore[misc]
-    return context
-
-
 def _stop(workers: int) -> None:
-    """End the processes, also those that do not answer: the interpreter would wait for them when it exits."""
-    pool = _pools.pop(workers, None)
-    if pool is not None:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start(parent: int) -> None:
-    """Begin a process. A signal to the process group is handled by the parent, which stops its workers itself."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    Thread(target=_exit_with, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _exit_with(parent: int) -> None:
-    """Wait for the parent to end, however it does, and end."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    """End the processes of a pool, if there is one."""
+    if (pool := _pools.pop(workers, None)) is not None:
+        stop_pool(pool)
 
 
 def _run(call: Callable[[], Loaded], shared: bool) -> Loaded | np.ndarray:

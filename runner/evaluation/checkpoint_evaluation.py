@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from runner.config.schema import Experiment
+from runner.data.images import Images
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation.predictions import Predictions
 from runner.models.transfer_model import TransferModel
@@ -26,7 +26,7 @@ class CheckpointEvaluation:
     experiment: Experiment
     network: TransferModel
     loader: ImageLoader
-    entries: tuple[Entry, ...]
+    entries: Images
     """The split."""
     predictions: Predictions
     """Of the split, in the order of `entries`."""

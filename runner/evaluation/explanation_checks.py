@@ -113,7 +113,7 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
         for index, image, box in _rows(path, evaluation):
             if index in boxes:
                 raise ValueError(f"{evaluation.entries[index].path}: has two boxes, only one is supported")
-            width, height = open_rgb(image).size  # upright
+            width, height = open_rgb(io.BytesIO(image)).size  # upright
             visible = faithfulness.box_in_crop(box, width, height, augment.resize, augment.crop)
             if visible is None:
                 outside += 1
@@ -138,8 +138,8 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
     return boxes
 
 
-def _rows(path: Path, evaluation: CheckpointEvaluation) -> Iterator[tuple[int, Path, Box]]:
-    """Index in the split, image file and box of each row. Raises as the conversions do, with the row's path."""
+def _rows(path: Path, evaluation: CheckpointEvaluation) -> Iterator[tuple[int, bytes, Box]]:
+    """Index in the split, content of the image file and box of each row. Raises as the conversions do."""
     index_of = {entry.path: index for index, entry in enumerate(evaluation.entries)}
     for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")):
         name = row["path"]
@@ -153,4 +153,4 @@ def _rows(path: Path, evaluation: CheckpointEvaluation) -> Iterator[tuple[int, P
             raise ValueError(f"{name}: the box has an infinite edge")
         if not (left < right and top < bottom):
             raise ValueError(f"{name}: the box {left:g},{top:g},{right:g},{bottom:g} is empty")
-        yield index, evaluation.loader.root / name, (left, top, right, bottom)
+        yield index, evaluation.loader.files.read(name), (left, top, right, bottom)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -34,7 +35,7 @@ class Inference:
         classes = len(self.network.spec.classes)
         return self._run(features, count, classes, self._to_float64)
 
-    def sample_results(self, features: SplitFeatures, labels: Sequence[int]) -> Tensor:
+    def sample_results(self, features: SplitFeatures, labels: np.ndarray) -> Tensor:
         """Results of single images, as `metrics.sample_results` returns them: n × 3, float64, on the CPU.
 
         Args:

@@ -209,7 +209,7 @@ def gather(indices: Sequence[int], rows: Tensor, total: int, accelerator: Accele
     return gathered[:, 1:]
 
 
-def compute_scores(results: Tensor, labels: Sequence[int], classes: int) -> Scores:
+def compute_scores(results: Tensor, labels: np.ndarray | Sequence[int], classes: int) -> Scores:
     """All metrics of a split.
 
     Args:
@@ -230,7 +230,7 @@ def compute_scores(results: Tensor, labels: Sequence[int], classes: int) -> Scor
     )
 
 
-def scores_from_logits(logits: Tensor, labels: Sequence[int]) -> Scores:
+def scores_from_logits(logits: Tensor, labels: np.ndarray | Sequence[int]) -> Scores:
     """All metrics of a split, from its logits (n × classes) and n class indices."""
     import torch
 

@@ -67,7 +67,7 @@ class Predictions:
         return cls(
             tuple(entry.path for entry in entries),
             tuple(entry.digest for entry in entries),
-            np.array(manifest.labels(split), dtype=np.int64),
+            manifest.labels(split),
             logits.double().cpu().numpy(),
             manifest.classes,
         )

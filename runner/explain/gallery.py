@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from runner.config.schema import TrackingConfig
+from runner.data.images import Entry
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, overlay
 from runner.models.transfer_model import TransferModel

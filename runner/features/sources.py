@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from runner.data.images import Entry
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Entry
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore
 

@@ -19,8 +19,8 @@ import torchvision
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from runner.data.images import Entry
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Entry
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore, ShardWriter

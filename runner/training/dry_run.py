@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import torch
 
-from runner.data.manifest import SPLITS
 from runner.models.dropout import set_dropout_batch
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
@@ -31,7 +30,7 @@ def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
     experiment, manifest, features = setup.experiment, setup.manifest, setup.features
     views = required_views(experiment)
     missing = features.missing(views)
-    counts = {split: len(manifest.select(split)) for split in SPLITS}
+    counts = manifest.counts()
     rows = [
         ("data", f"{experiment.data.kind}: {manifest.root}"),
         ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
@@ -64,7 +63,7 @@ def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
 
 def _time(setup: Setup, seeds: int, missing_images: int) -> str:
     """Estimated time of all epochs, and the part of it that the frozen backbone takes."""
-    experiment, images = setup.experiment, {split: len(setup.manifest.select(split)) for split in SPLITS}
+    experiment, images = setup.experiment, setup.manifest.counts()
     rounds = seeds * experiment.train.epochs
     steps = rounds * math.ceil(images["train"] / experiment.train.batch_size)
     step_seconds = steps * _step_seconds(setup)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
 
 from runner.features.sources import SplitFeatures
 
@@ -14,11 +16,11 @@ class LabeledFeatures:
 
     Args:
         load: Features for an epoch (from 0).
-        labels: Class indices, in the order of the split.
+        labels: Class indices, int64, in the order of the split.
     """
 
     load: Callable[[int], SplitFeatures]
-    labels: Sequence[int]
+    labels: np.ndarray
 
 
 @dataclass(frozen=True)

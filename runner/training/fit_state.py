@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -34,7 +34,7 @@ class FitState:
     """
 
     def __init__(
-        self, experiment: Experiment, model: TransferModel, labels: Sequence[int], accelerator: Accelerator
+        self, experiment: Experiment, model: TransferModel, labels: np.ndarray, accelerator: Accelerator
     ) -> None:
         self.experiment = experiment
         self.model = model

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runner.config.parser import read
 from runner.config.schema import Experiment
 from runner.config.tree import override
-from runner.data.datasets import locate
+from runner.data.datasets import list_dataset
 from runner.data.manifest import Manifest, parse_manifest
 from runner.data.scan import scan_images
 from runner.data.transforms import EVALUATION_VIEW
@@ -45,20 +47,22 @@ def restore_manifest(experiment: Experiment, table: str, terminal: Terminal) -> 
         UserError: An image is missing or has changed; the message names it.
     """
     cache = cache_folder(experiment.cache)
-    source = locate(experiment.data, cache, terminal)
-    manifest = parse_manifest(table, source.root)
-    files = scan_images(source, cache, experiment.data.follow_links, terminal).files
-    present = {valid_unicode(file.path): file for file in files}  # as the table writes them
-    entries = []
-    for entry in manifest.entries:
-        file = present.get(valid_unicode(entry.path))
-        if file is None or file.digest != entry.digest:
-            raise UserError(
-                f"{source.root / entry.path} {'has changed' if file else 'is missing'} since the run; restore it, or"
-                " set --data.root to its folder."
-            )
-        entries.append(dataclasses.replace(entry, path=file.path))
-    return dataclasses.replace(manifest, entries=tuple(entries))
+    listing = list_dataset(experiment.data, cache, terminal)
+    manifest = parse_manifest(table, listing.files)
+    then, now = manifest.entries, scan_images(listing, cache, terminal).digests
+    where = listing.paths.positions(then.paths)
+    if unknown := np.flatnonzero(where < 0).tolist():  # perhaps a table without bytes that are not Unicode
+        present = {valid_unicode(path): index for index, path in enumerate(listing.paths)}
+        where[unknown] = [present.get(valid_unicode(then.paths[index]), -1) for index in unknown]
+    same = where >= 0
+    same[same] = (now[where[same]] == then.digests[same]).all(axis=1)
+    if not same.all():
+        index = int(same.argmin())
+        raise UserError(
+            f"{listing.files.shown(then.paths[index])} {'is missing' if where[index] < 0 else 'has changed'} since the"
+            " run; restore it, or set --data.root to its folder."
+        )
+    return dataclasses.replace(manifest, entries=dataclasses.replace(then, paths=listing.paths.take(where)))
 
 
 @dataclass(frozen=True)

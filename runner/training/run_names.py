@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from runner.config.schema import Experiment
-from runner.data.manifest import SPLITS, Manifest
+from runner.data.manifest import Manifest
 
 
 def run_name(experiment: Experiment) -> str:
@@ -22,8 +20,7 @@ def run_name(experiment: Experiment) -> str:
 def run_description(experiment: Experiment, manifest: Manifest) -> str:
     """A paragraph on what is trained on which images, in MLflow's Markdown."""
     model, optim, train = experiment.model, experiment.optim, experiment.train
-    counts = Counter(entry.split for entry in manifest.entries)
-    sizes = ", ".join(f"{counts[split]:,} {split}" for split in SPLITS)
+    sizes = ", ".join(f"{count:,} {split}" for split, count in manifest.counts().items())
     head = "a new head on the pooled convolutions" if model.head == "pooled" else "its own classifier"
     what = "the head is trained" if model.trainable == "head" else f"trained: {model.trainable}"
     views = experiment.augment.views

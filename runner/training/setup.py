@@ -188,7 +188,7 @@ def required_views(experiment: Experiment) -> list[tuple[str, int]]:
 def _loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
     depth = experiment.data.depth
     return ImageLoader(
-        manifest.root,
+        manifest.files,
         ViewTransform(experiment.augment, experiment.seed.augment, None if depth == "auto" else depth),
         experiment.data.workers,
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),

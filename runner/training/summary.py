@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Sequence
 
 from runner.config.schema import Experiment
-from runner.data.manifest import SPLITS
 from runner.evaluation.metrics import Scores
 from runner.features.cache import MissingFeatures
 from runner.tracking.tracker import Tracker
@@ -97,8 +95,7 @@ def _values(scores: Scores) -> list[str]:
 
 def _split(setup: Setup) -> str:
     manifest = setup.manifest
-    counts = Counter(entry.split for entry in manifest.entries)
-    sizes = ", ".join(f"{counts[name]:,} {name}" for name in SPLITS)
+    sizes = ", ".join(f"{count:,} {name}" for name, count in manifest.counts().items())
     others = [
         (len(manifest.rejected), "unreadable left out"),
         (manifest.unused, "unused"),

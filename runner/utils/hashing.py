@@ -16,9 +16,14 @@ def digest(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 
 
-def digest_bytes(content: bytes) -> str:
+def digest_bytes(content: bytes | memoryview) -> str:
     """40 hexadecimal digits for the content of a file."""
-    return hashlib.blake2b(content, digest_size=20).hexdigest()
+    return raw_digest(content).hex()
+
+
+def raw_digest(content: bytes | memoryview) -> bytes:
+    """The 20 bytes that `digest_bytes` writes in digits."""
+    return hashlib.blake2b(content, digest_size=20).digest()
 
 
 def derive_seed(*parts: Any) -> int:

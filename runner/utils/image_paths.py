@@ -20,8 +20,8 @@ SUFFIXES = frozenset((
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
 """Suffixes of image files, which need not be opened to know what they are."""
-SYSTEM_FILES = frozenset({"Thumbs.db", "desktop.ini"})
-"""Files that desktops create in folders."""
+SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+"""Files and folders that desktops create, in small letters."""
 
 
 def is_image(path: Path) -> bool:
@@ -48,7 +48,7 @@ def is_image(path: Path) -> bool:
 
 def is_system_file(name: str) -> bool:
     """Whether a file or folder is hidden, or one that desktops create in folders."""
-    return name.startswith(".") or name in SYSTEM_FILES
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def find_images(arguments: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[Path]:

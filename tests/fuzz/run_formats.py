@@ -17,8 +17,9 @@ from fuzz import tensorfile
 from fuzz.damage import damaged, mutated_json
 from fuzz.target import Target, check
 from runner.cli import sync
+from runner.config.data_schema import DataConfig
 from runner.config.parser import Options
-from runner.config.schema import DataConfig, Experiment
+from runner.config.schema import Experiment
 from runner.config.tree import as_tree
 from runner.tracking.interrupted_runs import RunRecord, list_interrupted_runs, resolved_settings, write_record
 from runner.tracking.journal import Journal, Owner

@@ -16,7 +16,9 @@ from PIL import Image
 from fuzz.damage import damaged
 from fuzz.target import Target, check
 from runner.config.schema import AugmentConfig
-from runner.data.manifest import SPLITS, Entry, Manifest, parse_manifest
+from runner.data.files import FolderFiles
+from runner.data.images import SPLITS, Entry, Images
+from runner.data.manifest import Manifest, parse_manifest
 from runner.evaluation.explanation_checks import read_boxes
 from runner.serving import class_names
 from runner.utils.console import Terminal
@@ -90,13 +92,13 @@ class ManifestFile(Table):
             for number, name in enumerate(("a", "b b", "c,d", "é"))
         ]
         self.texts = tuple(
-            Manifest(folder, tuple(sorted(some, key=lambda each: each.path))).to_csv()
+            Manifest(FolderFiles(folder), Images.of(sorted(some, key=lambda each: each.path))).to_csv()
             for some in (entries, entries[:5])
         )
 
     def read(self, content: bytes) -> None:
         text = content.decode("utf-8", "surrogateescape")  # as what reads a run's manifest does
-        manifest = parse_manifest(text, self.folder)
+        manifest = parse_manifest(text, FolderFiles(self.folder))
         check(rows_of(manifest.to_csv()) == rows_of(valid_unicode(text)), "other rows come back")
         paths = [entry.path for entry in manifest.entries]
         check(len(set(paths)) == len(paths), "an image is there twice")
@@ -106,12 +108,9 @@ class ManifestFile(Table):
             check(entry.split in SPLITS, f"the split is {entry.split!r}")
             check(entry.size >= 0, f"the size is {entry.size}")
             check(re.fullmatch("[0-9a-f]{40}", entry.digest) is not None, f"the digest is {entry.digest!r}")
-            check(not entry.path.startswith("/") and ".." not in parts, f"the path is {entry.path!r}")
-            check("/".join(parts) == entry.path and len(parts) > 1, f"the path is {entry.path!r}")
-            check(
-                "\0" not in entry.path and valid_unicode(parts[0]) == entry.label,
-                f"the path is {entry.path!r}",
-            )
+            check(".." not in parts and "\0" not in entry.path, f"the path is {entry.path!r}")
+            check(str(PurePosixPath(entry.path)) == entry.path, f"the path is {entry.path!r}")
+            check(bool(entry.label), "an image has no class")
             (self.folder / entry.path).exists()
 
 
@@ -148,9 +147,9 @@ class BoxesFile(Table):
         for place in places:
             (folder / place).parent.mkdir(exist_ok=True)
             Image.new("RGB", (48, 40), "red").save(folder / place)
-        entries = tuple(Entry(place, place[:3], "test", 1, "0" * 40) for place in places)
+        entries = Images.of(Entry(place, place[:3], "test", 1, "0" * 40) for place in places)
         experiment = SimpleNamespace(augment=AugmentConfig(resize=36, crop=32))
-        loader = SimpleNamespace(root=folder)
+        loader = SimpleNamespace(files=FolderFiles(folder))
         self.known = set(places)
         self.best: Any = SimpleNamespace(entries=entries, loader=loader, experiment=experiment, split="test")
 

@@ -26,7 +26,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from runner import load_model
-from runner.data.manifest import Entry, Manifest
+from runner.data.files import FolderFiles
+from runner.data.images import Entry, Images
+from runner.data.manifest import Manifest
 from runner.models.transfer_model import TransferModel
 from runner.serving import packaging
 from runner.training.callbacks.log_model import LogModelCallback
@@ -245,7 +247,7 @@ def test_a_model_is_logged_once_if_it_is_wanted(
     experiment = make("--tracking.model", str(wanted).lower())
     val = SimpleNamespace(to_dict=lambda: {"top1": 0.5}, metrics=lambda prefix: {f"{prefix}/top1": 0.5})
     result = SimpleNamespace(best_epoch=SimpleNamespace(number=3, val=val))
-    manifest = Manifest(tmp_path, (Entry("red/0.png", "red", "val", 1, "0"),))
+    manifest = Manifest(FolderFiles(tmp_path), Images.of([Entry("red/0.png", "red", "val", 1, "0" * 40)]))
     setup = SimpleNamespace(
         experiment=experiment, model=small_model().eval(), manifest=manifest, loader=Loader()
     )

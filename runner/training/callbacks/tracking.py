@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
 from runner.config.tree import as_yaml
-from runner.data.manifest import SPLITS
+from runner.data.images import SPLITS
 from runner.evaluation.predictions import Predictions
 from runner.features.stages import CacheStats
 from runner.tracking.tracker import Tracker
@@ -23,7 +25,6 @@ from runner.training.resume import ResumePoint
 from runner.training.run_names import run_description
 from runner.training.setup import Setup
 from runner.training.snapshot import Snapshot
-from runner.utils.hashing import digest
 
 
 class TrackingCallback(Callback):
@@ -59,8 +60,8 @@ class TrackingCallback(Callback):
         name = data.kind if data.kind != "folder" else manifest.root.name
         for split in SPLITS:
             entries = manifest.select(split)
-            images = digest([(entry.path, entry.label, entry.digest) for entry in entries])
-            classes = len({entry.label for entry in entries})
+            images = entries.digest("path", "label", "digest")
+            classes = len(np.unique(entries.labels))
             profile = json.dumps({"images": len(entries), "classes": classes})
             self.tracker.log_dataset(f"{name} {split}", images[:32], str(manifest.root), profile, split)
 

@@ -11,15 +11,16 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from runner.config import reference
 from runner.config.choices import DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.data_schema import DataConfig
 from runner.config.metadata import changes_results, describe, docstrings, groups, table
 from runner.config.parser import Options, parse
-from runner.config.schema import DataConfig, Experiment, Normalization
+from runner.config.schema import Experiment, Normalization
 from runner.config.tree import as_tree, flatten
 from runner.utils.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[3]
 HARMLESS = {
-    *("data.root", "data.download", "data.workers"),
+    *("data.root", "data.test", "data.table", "data.download", "data.workers"),
     *("features.store", "features.memory", "features.cap"),
     *("checkpoints.minutes", "checkpoints.epochs", "checkpoints.keep"),
     *(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from runner.config.data_schema import SplitConfig
 from runner.config.parser import EXPERIMENTS, parse
-from runner.config.schema import SplitConfig
 from runner.config.tree import as_tree, flatten
 from runner.utils.errors import UserError
 

@@ -7,15 +7,14 @@ import pickle
 
 import pytest
 
+from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.schema import (
     AugmentConfig,
-    DataConfig,
     Experiment,
     ModelConfig,
     Normalization,
     OptimConfig,
     ScheduleConfig,
-    SplitConfig,
     TrainConfig,
 )
 

@@ -10,18 +10,17 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.parser import parse
 from runner.config.reference import commented_yaml
 from runner.config.schema import (
     AugmentConfig,
-    DataConfig,
     Experiment,
     FeaturesConfig,
     ModelConfig,
     Normalization,
     OptimConfig,
     SeedConfig,
-    SplitConfig,
     TrackingConfig,
 )
 from runner.config.tree import as_tree, as_yaml, check_setting, flatten, from_tree, override

@@ -9,7 +9,9 @@ import pytest
 
 import runner.data.scan
 from runner.config.schema import Experiment
+from runner.data.files import ImageFiles
 from runner.data.manifest import Manifest, build_manifest
+from runner.data.scan import Verdicts
 from runner.utils.console import Terminal
 
 
@@ -22,11 +24,11 @@ def manifest(make: Callable[..., Experiment], silent: Terminal) -> Manifest:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that scans decode, in order."""
     names: list[str] = []
-    verify = runner.data.scan._verify_file
+    verify = runner.data.scan.verify_files
 
-    def recording(path: Path) -> tuple[str, str | None]:
-        names.append(path.name)
-        return verify(path)
+    def recording(files: ImageFiles, paths: list[str]) -> Verdicts:
+        names.extend(Path(path).name for path in paths)
+        return verify(files, paths)
 
-    monkeypatch.setattr(runner.data.scan, "_verify_file", recording)
+    monkeypatch.setattr(runner.data.scan, "verify_files", recording)
     return names

@@ -12,6 +12,7 @@ from torchvision.transforms import functional
 
 from runner.config.schema import AugmentConfig
 from runner.data.channel_stats import channel_statistics
+from runner.data.files import FolderFiles
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.data.transforms import ViewTransform
@@ -28,7 +29,7 @@ def test_statistics_are_means_over_images_as_in_the_report(
 ) -> None:
     entries = manifest.select("train")
     statistics = channel_statistics(
-        entries, ImageLoader(manifest.root, ViewTransform(SMALL, 0)), tmp_path / "cache", silent
+        entries, ImageLoader(manifest.files, ViewTransform(SMALL, 0)), tmp_path / "cache", silent
     )
     cropped_images = []
     for entry in entries:
@@ -47,7 +48,7 @@ def test_statistics_are_means_over_images_as_in_the_report(
 def test_statistics_do_not_depend_on_the_batch_size(
     manifest: Manifest, silent: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loader = ImageLoader(manifest.root, ViewTransform(SMALL, 0))
+    loader = ImageLoader(manifest.files, ViewTransform(SMALL, 0))
     before = channel_statistics(manifest.select("train"), loader, tmp_path / "a", silent)
     monkeypatch.setattr("runner.data.channel_stats.BATCH_SIZE", 7)
     assert channel_statistics(manifest.select("train"), loader, tmp_path / "b", silent) == before
@@ -56,8 +57,10 @@ def test_statistics_do_not_depend_on_the_batch_size(
 def test_cached_statistics_read_no_image(manifest: Manifest, silent: Terminal, tmp_path: Path) -> None:
     entries = manifest.select("train")
     cache = tmp_path / "cache"
-    first = channel_statistics(entries, ImageLoader(manifest.root, ViewTransform(SMALL, 0)), cache, silent)
-    nowhere = ImageLoader(tmp_path / "nowhere", ViewTransform(dataclasses.replace(SMALL, hue=0.1), 9))
+    first = channel_statistics(entries, ImageLoader(manifest.files, ViewTransform(SMALL, 0)), cache, silent)
+    nowhere = ImageLoader(
+        FolderFiles(tmp_path / "nowhere"), ViewTransform(dataclasses.replace(SMALL, hue=0.1), 9)
+    )
     assert channel_statistics(entries[::-1], nowhere, cache, silent) == first
     with pytest.raises(UserError):
         channel_statistics(entries[1:], nowhere, cache, silent)
@@ -72,7 +75,7 @@ def test_damaged_statistics_are_computed_again(
     manifest: Manifest, silent: Terminal, tmp_path: Path, content: str
 ) -> None:
     entries = manifest.select("val")
-    loader = ImageLoader(manifest.root, ViewTransform(SMALL, 0))
+    loader = ImageLoader(manifest.files, ViewTransform(SMALL, 0))
     first = channel_statistics(entries, loader, tmp_path / "cache", silent)
     (cache_file,) = (tmp_path / "cache" / "statistics").iterdir()
     before = cache_file.read_text()

@@ -10,7 +10,8 @@ import pytest
 import torchvision
 from pictures import draw
 
-from runner.config.schema import DataConfig, Experiment
+from runner.config.data_schema import DataConfig
+from runner.config.schema import Experiment
 from runner.data.datasets import CALTECH_MD5
 from runner.data.manifest import build_manifest
 from runner.utils.console import Terminal
@@ -42,7 +43,7 @@ def test_the_background_is_a_category_by_setting(silent: Terminal, tmp_path: Pat
     without = build_manifest(caltech(tmp_path), silent)
     manifest = build_manifest(caltech(tmp_path, background=True), silent)
     assert manifest.classes == ("BACKGROUND_Google", "accordion", "yin_yang")
-    assert tuple(e for e in manifest.entries if e.label != "BACKGROUND_Google") == without.entries
+    assert [e for e in manifest.entries if e.label != "BACKGROUND_Google"] == list(without.entries)
     assert build_manifest(caltech(tmp_path), silent) == without
 
 

@@ -23,8 +23,8 @@ def test_worker_processes_load_the_same_views_in_the_same_order(manifest: Manife
     entries = manifest.select("train")
     batches = [[5, 0, 11], [2], [17, 17, 3, 4]]
     transform = ViewTransform(SMALL, 0)
-    alone = list(ImageLoader(manifest.root, transform, workers=0).batches(entries, view, batches))
-    with_workers = list(ImageLoader(manifest.root, transform, workers=2).batches(entries, view, batches))
+    alone = list(ImageLoader(manifest.files, transform, workers=0).batches(entries, view, batches))
+    with_workers = list(ImageLoader(manifest.files, transform, workers=2).batches(entries, view, batches))
     assert [len(batch) for batch in alone] == [3, 1, 4]
     assert all(torch.equal(a, b) for a, b in zip(alone, with_workers, strict=True))
     for batch, indices in zip(alone, batches, strict=True):
@@ -45,7 +45,7 @@ def test_a_file_deleted_after_the_scan_is_named(manifest: Manifest, workers: int
     entries = manifest.select("train")
     deleted = manifest.root / entries[4].path
     deleted.unlink()
-    batches = ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=workers).batches(
+    batches = ImageLoader(manifest.files, ViewTransform(SMALL, 0), workers=workers).batches(
         entries, 0, [[0, 1], [3, 4]]
     )
     assert len(next(batches)) == 2
@@ -60,7 +60,7 @@ def test_a_file_cut_off_after_the_scan_is_named(manifest: Manifest) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=path.name):
         list(
-            ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=0).batches(
+            ImageLoader(manifest.files, ViewTransform(SMALL, 0), workers=0).batches(
                 entries, EVALUATION_VIEW, [[4]]
             )
         )
@@ -72,7 +72,7 @@ def test_a_file_replaced_by_another_picture_after_the_scan_is_named(manifest: Ma
     draw("green", 99, (80, 80)).save(path)
     with pytest.raises(UserError, match=path.name):
         list(
-            ImageLoader(manifest.root, ViewTransform(SMALL, 0), workers=0).batches(
+            ImageLoader(manifest.files, ViewTransform(SMALL, 0), workers=0).batches(
                 entries, EVALUATION_VIEW, [[4]]
             )
         )

@@ -13,7 +13,9 @@ from pictures import COLORS, draw
 
 import runner.data.listing
 from runner.config.schema import Experiment
-from runner.data.manifest import SPLITS, Entry, Manifest, build_manifest, parse_manifest
+from runner.data.files import FolderFiles
+from runner.data.images import SPLITS, Entry, Images
+from runner.data.manifest import Manifest, build_manifest, parse_manifest
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
@@ -175,7 +177,7 @@ def test_the_digest_changes_with_split_content_and_path(make: Make, pictures: Pa
 
 def test_a_manifest_is_read_back_from_its_csv(make: Make, silent: Terminal) -> None:
     manifest = build_manifest(make(), silent)
-    again = parse_manifest(manifest.to_csv(), manifest.root)
+    again = parse_manifest(manifest.to_csv(), manifest.files)
     assert again == manifest
     assert again.digest == manifest.digest
 
@@ -196,8 +198,8 @@ def test_a_manifest_is_read_back_from_its_csv(make: Make, silent: Terminal) -> N
     ).map(lambda entries: sorted(entries, key=lambda entry: entry.path))
 )
 def test_any_file_name_survives_the_csv(entries: list[Entry]) -> None:
-    manifest = Manifest(Path("root"), tuple(entries))
-    assert parse_manifest(manifest.to_csv(), Path("root")) == manifest
+    manifest = Manifest(FolderFiles(Path("root")), Images.of(entries))
+    assert parse_manifest(manifest.to_csv(), FolderFiles(Path("root"))) == manifest
 
 
 @pytest.mark.parametrize(

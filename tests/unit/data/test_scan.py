@@ -12,11 +12,13 @@ import pytest
 from pictures import draw
 from PIL import Image
 
-import runner.data.listing
+import runner.data.manifest
 import runner.data.scan
 from runner.config.schema import Experiment
+from runner.data.files import FolderFiles, ImageFiles
 from runner.data.listing import Listing
 from runner.data.manifest import Manifest, build_manifest
+from runner.data.scan import Verdicts
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
@@ -34,10 +36,10 @@ def paths(manifest: Manifest) -> list[str]:
 def test_a_second_scan_decodes_nothing(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     first = build_manifest(make(), silent)
 
-    def refuse(path: Path) -> tuple[str, str | None]:
-        raise AssertionError(f"{path} is decoded again")
+    def refuse(_files: ImageFiles, paths: list[str]) -> Verdicts:
+        raise AssertionError(f"{paths[0]} is decoded again")
 
-    monkeypatch.setattr(runner.data.scan, "_verify_file", refuse)
+    monkeypatch.setattr(runner.data.scan, "verify_files", refuse)
     assert build_manifest(make(), silent) == first
     with pytest.raises(AssertionError, match="is decoded again"):
         build_manifest(make("--cache", make().cache + "-other"), silent)
@@ -90,21 +92,21 @@ def test_only_a_new_file_is_decoded_and_a_deleted_one_is_dropped(
 def test_an_interrupted_scan_continues_where_it_stopped(
     make: Make, silent: Terminal, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recording = runner.data.scan._verify_file
+    recording = runner.data.scan.verify_files
 
-    def interrupted(path: Path) -> tuple[str, str | None]:
+    def interrupted(files: ImageFiles, paths: list[str]) -> Verdicts:
         if len(decoded) >= 30:
             raise KeyboardInterrupt
-        return recording(path)
+        return recording(files, paths)
 
     # A single thread makes it certain how far the scan came.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0}, raising=False)
-    monkeypatch.setattr(runner.data.scan, "_verify_file", interrupted)
+    monkeypatch.setattr(runner.data.scan, "verify_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_manifest(make(), silent)
     decoded_before = set(decoded)
     decoded.clear()
-    monkeypatch.setattr(runner.data.scan, "_verify_file", recording)
+    monkeypatch.setattr(runner.data.scan, "verify_files", recording)
     assert len(build_manifest(make(), silent).entries) == 36
     assert 6 <= len(decoded) <= 6 + 4
     assert len(decoded_before) == 12
@@ -115,7 +117,7 @@ def test_a_damaged_cache_file_is_replaced(
     make: Make, silent: Terminal, decoded: list[str], content: bytes
 ) -> None:
     first = build_manifest(make(), silent)
-    (cache_file,) = (Path(make().cache) / "scans").iterdir()
+    (cache_file,) = (Path(make().cache) / "scans").glob("*/*")
     cache_file.write_bytes(content)
     decoded.clear()
     assert build_manifest(make(), silent) == first
@@ -123,36 +125,36 @@ def test_a_damaged_cache_file_is_replaced(
 
 
 def test_a_read_error_is_not_cached(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_bytes = Path.read_bytes
+    read = FolderFiles.read
 
-    def failing(path: Path) -> bytes:
-        if path.name == "05.png":
+    def failing(files: FolderFiles, path: str) -> bytes:
+        if path.endswith("05.png"):
             raise OSError(5, "Input/output error")
-        return read_bytes(path)
+        return read(files, path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "read_bytes", failing)
+        broken.setattr(FolderFiles, "read", failing)
         with pytest.raises(UserError, match=r"red/05\.png cannot be read: Input/output error"):
             build_manifest(make(), silent)
     assert len(build_manifest(make(), silent).entries) == 36
 
 
 def test_a_scan_reads_each_file_once(make: Make, silent: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, opened = Path.read_bytes, Image.open
-    files: list[Path] = []
+    read, opened = FolderFiles.read, Image.open
+    paths: list[str] = []
 
-    def reading(path: Path) -> bytes:
-        files.append(path)
-        return read(path)
+    def reading(files: FolderFiles, path: str) -> bytes:
+        paths.append(path)
+        return read(files, path)
 
     def opening(file: object) -> Image.Image:
         assert isinstance(file, io.BytesIO)
         return opened(file)
 
-    monkeypatch.setattr(Path, "read_bytes", reading)
+    monkeypatch.setattr(FolderFiles, "read", reading)
     monkeypatch.setattr(Image, "open", opening)
     build_manifest(make(), silent)
-    assert len([path for path in files if path.suffix == ".png"]) == 36
+    assert len(paths) == len(set(paths)) == 36
 
 
 # Broken files
@@ -243,14 +245,14 @@ def test_file_names_may_hold_any_characters(make: Make, pictures: Path, silent: 
 def test_files_that_disappear_while_they_are_read_are_named(
     make: Make, pictures: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = runner.data.scan.list_images
+    listed = runner.data.manifest.list_dataset
 
     def list_then_delete(*given: Any) -> Listing:
         found = listed(*given)
         (pictures / "red" / "05.png").unlink(missing_ok=True)
         return found
 
-    monkeypatch.setattr(runner.data.scan, "list_images", list_then_delete)
+    monkeypatch.setattr(runner.data.manifest, "list_dataset", list_then_delete)
     with pytest.raises(
         UserError, match=r"1 of 36 files .*red/05\.png disappeared while the images were read"
     ):

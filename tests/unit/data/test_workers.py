@@ -92,7 +92,7 @@ def test_batches_need_no_shared_memory(
     assert not workers.has_shared_memory(10_000)
     transform = ViewTransform(AugmentConfig(resize=36, crop=32), 0)
     both = [
-        list(ImageLoader(manifest.root, transform, count).batches(manifest.entries, 1, [[0, 1, 2], [3]]))
+        list(ImageLoader(manifest.files, transform, count).batches(manifest.entries, 1, [[0, 1, 2], [3]]))
         for count in (0, 2)
     ]
     assert all(torch.equal(alone, loaded) for alone, loaded in zip(*both, strict=True))
@@ -197,5 +197,5 @@ def test_full_shared_memory_is_gone_round(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_to_load_starts_no_process(manifest: Manifest) -> None:
     transform = ViewTransform(AugmentConfig(resize=36, crop=32), 0)
-    assert list(ImageLoader(manifest.root, transform, 2).batches(manifest.entries, 1, [])) == []
+    assert list(ImageLoader(manifest.files, transform, 2).batches(manifest.entries, 1, [])) == []
     assert not workers._pools

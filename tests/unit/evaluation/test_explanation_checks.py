@@ -12,6 +12,7 @@ import pytest
 from helpers import QUIET
 from PIL import Image, ImageDraw
 
+from runner.data.files import FolderFiles
 from runner.evaluation.explanation_checks import read_boxes, sample_indices
 from runner.portable.images import open_rgb
 from runner.portable.transform import evaluation_transform
@@ -33,7 +34,7 @@ def evaluation_of(root: Path, *paths: str) -> Any:
     """What `read_boxes` uses of an evaluation of these images: the model sees their center 64 × 64 pixels."""
     return SimpleNamespace(
         entries=[SimpleNamespace(path=path) for path in paths],
-        loader=SimpleNamespace(root=root),
+        loader=SimpleNamespace(files=FolderFiles(root)),
         experiment=SimpleNamespace(augment=SimpleNamespace(resize=64, crop=64)),
         split="test",
     )

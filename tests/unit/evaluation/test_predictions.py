@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_predictions import ODD_NAMES, few_predictions, predictions_of
 
-from runner.data.manifest import Entry, Manifest
+from runner.data.files import FolderFiles
+from runner.data.images import Entry, Images
+from runner.data.manifest import Manifest
 from runner.evaluation.metrics import scores_from_logits
 from runner.evaluation.predictions import COLUMNS, PredictionRow, Predictions, read_predictions
 from runner.utils.errors import UserError
@@ -59,14 +61,15 @@ class TestPredictions:
         assert case.correct.tolist() == [False, False, True]
 
     def test_logits_of_a_split_come_with_its_images(self) -> None:
-        entries = tuple(
-            Entry(f"{label}/{split}.png", label, split, 1, f"digest {label}{split}")
+        entries = Images.of(
+            Entry(f"{label}/{split}.png", label, split, 1, f"{number}{label}" * 20)
             for label in "ab"
-            for split in ("test", "train")
+            for number, split in enumerate(("test", "train"))
         )
-        case = Predictions.of_split(Manifest(Path("/"), entries), "test", torch.tensor([[1.0, 0], [2, 0]]))
+        manifest = Manifest(FolderFiles(Path("/")), entries)
+        case = Predictions.of_split(manifest, "test", torch.tensor([[1.0, 0], [2, 0]]))
         assert case.paths == ("a/test.png", "b/test.png")
-        assert case.digests == ("digest atest", "digest btest")
+        assert case.digests == ("0a" * 20, "0b" * 20)
         assert (case.labels.tolist(), case.classes) == ([0, 1], ("a", "b"))
         assert case.logits.tolist() == [[1, 0], [2, 0]]
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.config.schema import TrackingConfig
-from runner.data.manifest import Entry
+from runner.data.images import Entry
 from runner.explain import cam, overlay
 from runner.explain.gallery import Gallery, select_images
 from runner.models.transfer_model import TransferModel

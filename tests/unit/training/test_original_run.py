@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.data.manifest import Entry, Manifest
+from runner.data.files import FolderFiles
+from runner.data.images import Entry, Images
+from runner.data.manifest import Manifest
 from runner.training.original_run import manifest_difference
 
 
 def manifest(**splits: str) -> Manifest:
-    return Manifest(Path("/"), tuple(Entry(path, "a", split, 1, "") for path, split in splits.items()))
+    images = Images.of(Entry(path, "a", split, 1, "0" * 40) for path, split in splits.items())
+    return Manifest(FolderFiles(Path("/")), images)
 
 
 def test_added_removed_and_moved_images_are_counted() -> None:

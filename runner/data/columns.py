@@ -1,0 +1,92 @@
+"""Columns of an image table that holds a million images without a Python object for each."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Paths(Sequence[str]):
+    """A column of paths in one block of bytes. A path with bytes that are not UTF-8 is a text as `os.fsdecode` gives.
+
+    Args:
+        array: The paths as bytes, without nulls.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: pa.LargeBinaryArray) -> None:
+        self.array = array
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> Paths:
+        """A column of these paths."""
+        import pyarrow as pa
+
+        return cls(pa.array(map(os.fsencode, paths), pa.large_binary()))
+
+    @classmethod
+    def packed(cls, content: bytes | bytearray, ends: array[int]) -> Paths:
+        """The column of paths that `content` holds one after the other; `ends` are 0 and where each of them ends."""
+        import pyarrow as pa
+
+        buffers = [None, pa.py_buffer(bytes(ends)), pa.py_buffer(bytes(content))]
+        return cls(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends) - 1, buffers))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Paths]) -> Paths:
+        """The paths of several columns, one after the other."""
+        import pyarrow as pa
+
+        return cls(pa.concat_arrays([part.array for part in parts])) if parts else cls.of(())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Paths: ...
+    def __getitem__(self, index: int | slice) -> str | Paths:
+        if isinstance(index, slice):
+            return Paths(self.array[index])
+        return os.fsdecode(self.array[int(index)].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.iter_bytes():
+            yield os.fsdecode(path)
+
+    def iter_bytes(self, block: int = 65536) -> Iterator[bytes]:
+        """The paths as bytes; a block of them at a time becomes objects."""
+        for start in range(0, len(self), block):
+            yield from self.array[start : start + block].to_pylist()
+
+    def take(self, indices: np.ndarray) -> Paths:
+        """The paths at these indices, or where a mask is true."""
+        import pyarrow as pa
+
+        if indices.dtype == bool:
+            return Paths(self.array.filter(pa.array(indices)))
+        return Paths(self.array.take(pa.array(indices)))
+
+    def positions(self, others: Paths) -> np.ndarray:
+        """The index of each of `others` in this column, -1 where it is not in it: int64."""
+        import pyarrow.compute as pc
+
+        return pc.fill_null(pc.index_in(others.array, self.array), -1).to_numpy().astype(np.int64)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Paths) and self.array.equals(other.array)
+
+    def __hash__(self) -> int:
+        raise TypeError("a column of paths is not hashable")
+
+    def __repr__(self) -> str:
+        return f"Paths({list(self[:3])}{f' … {len(self):,}' if len(self) > 3 else ''})"
