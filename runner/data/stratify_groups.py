@@ -1,0 +1,158 @@
+"""Divides groups of images, which may span classes, into splits or folds with all classes in proportion.
+
+scikit-learn's StratifiedGroupKFold divides into equal folds only, places each group by the sizes that the groups before
+it have led to, so that a new image can move any other, and takes minutes for 100,000 groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.sparse import csr_array, hstack
+
+from runner.data.clusters import Clusters
+
+MOST_PASSES = 200
+"""Rounds of improvement; in each one, a cluster of each class may move."""
+SMALLEST_GAIN = 1e-9
+
+Sizes = Callable[[int], Sequence[float]]
+"""The wanted sizes of the parts, for a number of images of one class."""
+
+
+def divide_groups(clusters: Clusters, sizes: Sizes, required: Sequence[int]) -> np.ndarray:
+    """The part of each cluster, int16.
+
+    First the clusters of which most images are of one class are cut as single images would be. Then clusters are moved,
+    few as a rule, until no move brings the sizes of classes in parts nearer to the wanted ones.
+
+    Args:
+        clusters: The clusters.
+        sizes: Wanted sizes of the parts.
+        required: Parts in which every class should be.
+    """
+    counts = clusters.counts
+    wanted = np.array([sizes(int(total)) for total in counts.sum(axis=0)], float)
+    division = _Division(counts, wanted, _cut(clusters, sizes))
+    division.improve()
+    for _ in range(len(required)):
+        if not division.complete(required):
+            break
+        division.improve(required)
+    return division.parts
+
+
+def _cut(clusters: Clusters, sizes: Sizes) -> np.ndarray:
+    """A first division: within a class, a cluster goes where its middle lies."""
+    parts = np.empty(len(clusters), np.int16)
+    for stratum in clusters.order(_main_classes(clusters)):
+        images = clusters.sizes[stratum]
+        ends = np.cumsum(images)
+        bounds = np.cumsum(sizes(int(ends[-1])))
+        parts[stratum] = np.searchsorted(bounds[:-1], ends - images / 2)
+    return parts
+
+
+def _main_classes(clusters: Clusters) -> np.ndarray:
+    """The class of most images of each cluster; of several, that of its first image."""
+    table = clusters.counts.tocoo()
+    cluster, label = table.coords
+    order = np.lexsort((label, label != clusters.labels[cluster], -table.data, cluster))
+    return label[order[np.unique(cluster[order], return_index=True)[1]]]
+
+
+class _Division:
+    """Clusters in parts, and how far the sizes are from the wanted ones."""
+
+    def __init__(self, counts: csr_array, wanted: np.ndarray, parts: np.ndarray) -> None:
+        self.parts = parts
+        self.classes = counts.shape[1]
+        totals = counts.sum(axis=1)
+        self.counts = csr_array(
+            hstack([counts, totals[:, None]]), dtype=np.float64
+        )  # all images, as another class
+        self.counts.sort_indices()
+        self.wanted = np.vstack([wanted, wanted.sum(axis=0)])
+        self.weights = 1 / np.maximum(self.wanted.sum(axis=1), 1)
+        self.own_cost = self.counts.power(2) @ self.weights
+
+    def sizes(self) -> np.ndarray:
+        """The number of images of each class in each part; the last row is that of all."""
+        members = csr_array(
+            (np.ones(len(self.parts)), (np.arange(len(self.parts)), self.parts)),
+            shape=(len(self.parts), self.wanted.shape[1]),
+        )
+        return (self.counts.T @ members).toarray()
+
+    def cost(self, sizes: np.ndarray) -> float:
+        """The sum of squared differences to the wanted sizes, relative to the sizes of the classes."""
+        return float((((sizes - self.wanted) ** 2).sum(axis=1) * self.weights).sum())
+
+    def changes(self, sizes: np.ndarray) -> np.ndarray:
+        """What moving each cluster to each part would add to the cost."""
+        there = self.counts @ ((sizes - self.wanted) * self.weights[:, None])
+        here = np.take_along_axis(there, self.parts[:, None].astype(np.intp), 1)
+        changes = 2 * (self.own_cost[:, None] + there - here)
+        np.put_along_axis(changes, self.parts[:, None].astype(np.intp), 0.0, 1)
+        return changes
+
+    def improve(self, required: Sequence[int] = ()) -> None:
+        """Move clusters as long as this lowers the cost, without taking a class's last images from a required part."""
+        sizes = self.sizes()
+        for _ in range(MOST_PASSES):
+            changes = self.changes(sizes)
+            target = changes.argmin(axis=1)
+            gains = -changes[np.arange(len(target)), target]
+            candidates = np.flatnonzero(gains > SMALLEST_GAIN)
+            candidates = candidates[np.argsort(-gains[candidates], kind="stable")]
+            moves = self._independent(candidates, sizes, required)
+            if not moves:
+                return
+            before, cost = self.parts[moves], self.cost(sizes)
+            self.parts[moves] = target[moves]
+            sizes = self.sizes()
+            if self.cost(sizes) >= cost:  # together they move too many images: only the best one
+                self.parts[moves[1:]] = before[1:]
+                sizes = self.sizes()
+
+    def _independent(self, candidates: np.ndarray, sizes: np.ndarray, required: Sequence[int]) -> list[int]:
+        """The first clusters that have no class in common."""
+        used = np.zeros(self.classes + 1, bool)
+        moves: list[int] = []
+        for cluster in candidates.tolist():
+            classes, images = self._row(cluster)
+            part = self.parts[cluster]
+            if used[classes].any() or (part in required and (sizes[classes, part] <= images).any()):
+                continue
+            used[classes] = True
+            moves.append(cluster)
+            if used[: self.classes].all():
+                break
+        return moves
+
+    def _row(self, cluster: int) -> tuple[np.ndarray, np.ndarray]:
+        """Classes of a cluster, and their images."""
+        start, end = self.counts.indptr[cluster], self.counts.indptr[cluster + 1] - 1
+        return self.counts.indices[start:end], self.counts.data[start:end]
+
+    def complete(self, required: Sequence[int]) -> bool:
+        """Move clusters into required parts in which their class is missing. Returns whether one was moved."""
+        sizes = self.sizes()
+        has_moved = False
+        columns = self.counts.tocsc()
+        absent = np.argwhere(sizes[: self.classes, list(required)] == 0)
+        for label, part in ((int(row), required[column]) for row, column in absent):
+            if sizes[label, part] or not self.wanted[label].sum():
+                continue
+            holders = columns.indices[columns.indptr[label] : columns.indptr[label + 1]]
+            changes = self.changes(sizes)[holders, part]
+            for cluster in holders[np.argsort(changes, kind="stable")].tolist():
+                classes, images = self._row(cluster)
+                source = self.parts[cluster]
+                if source not in required or (sizes[classes, source] > images).all():
+                    self.parts[cluster] = part
+                    sizes = self.sizes()
+                    has_moved = True
+                    break
+        return has_moved
