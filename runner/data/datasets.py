@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runner.config.choices import DATASETS
 from runner.config.data_schema import DataConfig
-from runner.data.listing import FileList, Listing, list_folder
+from runner.data.combined import with_test_images
+from runner.data.layout import arrange, class_folders
+from runner.data.listing import Listing, list_folder
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,22 +50,19 @@ def list_dataset(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
 
     Raises `UserError` if it is missing, or lies in no way that is supported.
     """
+    listing = _list(data, cache, terminal)
+    if data.test is None:
+        return listing
+    if not Path(data.test).expanduser().exists():
+        raise UserError(f"There is no {data.test}; set data.test to where the test images are.")
+    elsewhere = replace(data, root=data.test, test=None, table=None)
+    return with_test_images(listing, _list(elsewhere, cache, terminal))
+
+
+def _list(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
     folder = locate(data, cache, terminal)
-    return _class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
-
-
-def _class_folders(found: FileList) -> Listing:
-    import numpy as np
-
-    from runner.utils.text import valid_unicode
-
-    top = [folder.split("/", 1)[0] for folder in found.folders]
-    names = sorted({valid_unicode(name) for name in top if name})
-    number = {name: index for index, name in enumerate(names)}
-    label_of = np.array([number.get(valid_unicode(name), -1) for name in top], np.int32)
-    labels = label_of[found.folder_of]
-    inside = labels >= 0
-    return Listing(found.files, found.paths.take(inside), found.stamps[inside], tuple(names), labels[inside])
+    found = list_folder(folder.root, data.follow_links, folder.excluded)
+    return class_folders(found) if folder.layout == "classes" else arrange(found, data)
 
 
 def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:

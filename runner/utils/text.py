@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import islice
 
 MAX_LENGTH = 1000
 """Characters of a message."""
@@ -31,8 +32,14 @@ def printable(text: str) -> str:
 
 def named(names: Collection[str], most: int = 5) -> str:
     """The first names, printable, and how many more there are: `a, b and 3 more`."""
-    shown = ", ".join(printable(name) for name in list(names)[:most])
+    shown = ", ".join(printable(name) for name in islice(names, most))
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def joined(names: Sequence[str]) -> str:
+    """All names, printable: `a, b and c`."""
+    shown = [printable(name) for name in names]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
 def counted(number: int, noun: str) -> str:
