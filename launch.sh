@@ -2,6 +2,7 @@
 # Prepares the Python environment in .venv, then runs a command in it.
 #
 #   ./launch.sh              trains the quickstart
+#   ./launch.sh train DIR    trains on your own images
 #   ./launch.sh test …       runs the tests; the words after it go to pytest
 #   ./launch.sh VERB …       runs `runner VERB …`; ./launch.sh --help lists the verbs
 #

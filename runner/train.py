@@ -1,14 +1,14 @@
 """Train an experiment, and log the run to MLflow.
 
     accelerate launch runner/train.py                                   the quickstart: no download, a minute
-    runner train --data.root IMAGES                                     your own images, a folder for each class
+    runner train path/to/images                                         your own images (docs/data.md)
     accelerate launch runner/train.py --config caltech101-pooled --data.root DATA --model.weights FILE
     runner train -n 2 --config caltech101-pooled …                      the same, checked first, on two processes
     runner train --config caltech101-pooled … --resume auto             resumes an interrupted run, if any
 
 Settings are dotted options that override the experiment file. `--help` lists them with the values that the file gives
-them, and `--print_config` shows the result. Without `--config` the experiment is experiments/folder.yaml if the options
-name images (--data.root, --data.kind), else experiments/quickstart.yaml.
+them, and `--print_config` shows the result. Without `--config` the experiment is experiments/folder.yaml if the command
+names images (path/to/images, --data.root, --data.kind), else experiments/quickstart.yaml.
 """
 
 import sys

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
@@ -33,11 +34,9 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb(
-        "runner.cli.train:main", "train a model", "--config NAME --data.root DIR [--resume auto]", True
-    ),
+    "train": Verb("runner.cli.train:main", "train a model", "IMAGES [--config NAME] [--resume auto]", True),
     "search": Verb(
-        "runner.study.coordinator:search", "search settings", "--config NAME --space NAME --study NAME", True
+        "runner.study.coordinator:search", "search settings", "IMAGES --study NAME [--space NAME]", True
     ),
     "evaluate": Verb(
         "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True
@@ -98,6 +97,8 @@ def _run(words: list[str]) -> int:
         print(runner.__version__)
         return 0
     if name not in VERBS:
+        if Path(name).is_dir():
+            raise UserError(f"{name!r} is no verb; to train on the images in it, write train {name}.")
         raise UserError(
             f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them."
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.config.data_schema import DataConfig
 from runner.config.fields import VALIDATION, PositiveInt
+from runner.config.images_argument import dataset_name, looks_like_path, take_images
 from runner.config.metadata import Setting, groups, table
 from runner.config.reference import commented_yaml, help_text
 from runner.config.repeat import Over, Repeat
@@ -26,6 +27,8 @@ QUICKSTART = EXPERIMENTS / "quickstart.yaml"
 """The experiment without --config. Its images come with scikit-learn, its weights are random."""
 OWN_IMAGES = EXPERIMENTS / "folder.yaml"
 """The experiment without --config where the command line names images: pretrained weights, photographs of 224 px."""
+IMAGES = ("data.root", "data.test", "data.table")
+"""Flags that name images."""
 SHORT = {
     "lr": "optim.lr",
     "epochs": "train.epochs",
@@ -79,9 +82,9 @@ def parse(
     """The experiment and the options of a command line.
 
     Args:
-        argv: `--config FILE|NAME`, flags of settings and options. Without a file it is `OWN_IMAGES` if data.root or
-            another data.kind than digits is given, else `QUICKSTART`. A flag may be written with `-` or `_`, and
-            overrides the file wherever it stands.
+        argv: A path of images, which stands for data.root with data.kind=folder; `--config FILE|NAME`; flags of
+            settings and options. Without a file it is `OWN_IMAGES` if images or another data.kind than digits are
+            given, else `QUICKSTART`. A flag may be written with `-` or `_`, and overrides the file wherever it stands.
         prog: The command, for help and messages.
         description: Text of the help before the list of settings.
 
@@ -91,8 +94,11 @@ def parse(
         SystemExit: after `--help` and `--print_config`.
     """
     parser = _build_parser(prog, description)
-    given, rest = parser.parse_known_args([_canonical(word) for word in argv])
+    given, rest = parser.parse_known_args(_switches_with_values([_canonical(word) for word in argv]))
+    flags = [word for word in rest if word.startswith("-")]
     words = vars(given)
+    if not flags:  # else the other words may be their values
+        take_images(rest, words)
     name, wants_help, print_config = (words.pop(each) for each in ("config", "help", "print_config"))
     path = _default_experiment(words) if name is None else find_experiment(name)
     tree = _read_tree(path)
@@ -103,8 +109,8 @@ def parse(
             prog, f"{description or ''}\nThe defaults below are those of {path.name}.", tree
         ).print_help()
         raise SystemExit(0)
-    if rest:
-        raise UserError(_stray(rest[0]))
+    if flags:
+        raise UserError(_stray(flags[0]))
     options = {}
     for name, word in words.items():
         if name in table():
@@ -122,7 +128,7 @@ def parse(
 
 def _default_experiment(words: Mapping[str, str]) -> Path:
     """The experiment file of a command line without --config, given its flags by setting."""
-    kind = words.get("data.kind", "folder" if "data.root" in words else "digits")
+    kind = words.get("data.kind", "digits" if words.keys().isdisjoint(IMAGES) else "folder")
     return QUICKSTART if kind == "digits" else OWN_IMAGES
 
 
@@ -131,7 +137,7 @@ def _name_after_folder(tree: dict[str, Any], words: Mapping[str, str]) -> None:
     root = words.get("data.root") or setting_in(tree, "data.root", None)
     kind = words.get("data.kind") or setting_in(tree, "data.kind", DataConfig.kind)
     if kind == "folder" and isinstance(root, str):
-        tree["name"] = Path(root).expanduser().resolve().name or OWN_IMAGES.stem
+        tree["name"] = dataset_name(root) or OWN_IMAGES.stem
 
 
 def read(path: Path) -> Experiment:
@@ -180,10 +186,17 @@ def _canonical(word: str) -> str:
     return f"--{flag[2:].replace('-', '_')}{equals}{value}" if flag.startswith("--") else word
 
 
+def _switches_with_values(argv: Sequence[str]) -> list[str]:
+    """The words, with `=true` at a switch that a path of images follows: it would be taken for the switch's value."""
+    switches = {f"--{name}" for name, value in BARE.items() if value == "true"}
+    return [
+        f"{word}=true" if word in switches and looks_like_path(after) else word
+        for word, after in zip(argv, [*argv[1:], ""], strict=False)
+    ]
+
+
 def _stray(word: str) -> str:
-    """The sentence for a word that the parser does not know."""
-    if not word.startswith("-"):
-        return f"Unexpected word {word!r}; settings are given as --name value (--help lists all settings)."
+    """The sentence for a flag that the parser does not know."""
     names = ["config", "print_config", *table(Options), *table()]
     return f"{unknown(word.lstrip('-').partition('=')[0], names)}."
 
@@ -194,10 +207,11 @@ def _build_parser(
     """The parser of a training command. Only with the settings of a file it has help, which takes time to write."""
     parser = CommandLineParser(
         prog=prog,
-        usage=f"{prog} [--config FILE|NAME] [--SETTING VALUE …]",
+        usage=f"{prog} [IMAGES] [--config FILE|NAME] [--SETTING VALUE …]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="In flags, - and _ are the same. Values are YAML, as --augment.scale '[0.8, 1]'.",
+        epilog="IMAGES is the path of your images: the same as --data.root IMAGES --data.kind folder. In flags, - and _"
+        " are the same. Values are YAML, as --augment.scale '[0.8, 1]'.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
         add_help=False,
@@ -213,8 +227,8 @@ def _build_parser(
         "--config",
         metavar="FILE|NAME",
         default=None,
-        help="Experiment file, or the name of one in experiments/ (default: folder if the flags name images with"
-        " --data.root or --data.kind, else quickstart).",
+        help="Experiment file, or the name of one in experiments/ (default: folder if IMAGES, --data.root"
+        " or --data.kind names images, else quickstart).",
     )
     parser.add_argument(
         "--print_config",

@@ -25,7 +25,8 @@ file. Short flags: `--name`, `--lr`, `--epochs`, `--batch-size`, `--seed` (of `s
 settings of an experiment.
 
 - **Default**: the value if neither the experiment file nor a flag gives one. Without `--config` the file is
-  `experiments/folder.yaml` if flags name images (`--data.root`, `--data.kind`), else `experiments/quickstart.yaml`.
+  `experiments/folder.yaml` if images are named (`train IMAGES`, `--data.root`, `--data.kind`), else
+  `experiments/quickstart.yaml`.
 - **Changes results**: no means that a run may be resumed, and the workers of a study may differ, with another value.
 - **Searchable**: whether a study may vary the setting (`runner search --space FILE`).
 """

@@ -11,6 +11,7 @@ import torch
 from runner.models.dropout import set_dropout_batch
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
+from runner.training.summary import describe_data
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.paths import cache_folder
@@ -32,11 +33,10 @@ def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
     missing = features.missing(views)
     counts = manifest.counts()
     rows = [
-        ("data", f"{experiment.data.kind}: {manifest.root}"),
+        ("data", describe_data(manifest)),
         ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
         ("weights", experiment.model.weights or "RANDOM"),
         ("images", ", ".join(f"{count:,} {split}" for split, count in counts.items())),
-        ("classes", f"{len(manifest.classes)}"),
         (
             "epochs",
             f"at most {experiment.train.epochs}, with {seeds} training seed{'s' * (seeds > 1)}",

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from runner.config.schema import Experiment
+from runner.data.manifest import Manifest
 from runner.evaluation.metrics import Scores
 from runner.features.cache import MissingFeatures
 from runner.tracking.tracker import Tracker
@@ -15,6 +16,7 @@ from runner.training.results import RunResult
 from runner.training.setup import Setup
 from runner.utils.console import Terminal, format_bytes
 from runner.utils.paths import cache_folder
+from runner.utils.text import printable
 
 
 def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
@@ -26,7 +28,7 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
     terminal.key_values(
         experiment.name,
         [
-            ("data", f"{manifest.root}: {len(manifest.entries):,} images of {len(manifest.classes)} classes"),
+            ("data", describe_data(manifest)),
             ("split", _split(setup)),
             ("views", _views(experiment)),
             ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
@@ -91,6 +93,13 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 def _values(scores: Scores) -> list[str]:
     return [f"{scores[metric.name]:.4f}" for metric in scores.shown]
+
+
+def describe_data(manifest: Manifest) -> str:
+    """Where the images are, how many, and in which layout."""
+    numbers = f"{len(manifest.entries):,} images of {len(manifest.classes):,} classes"
+    layout = f" ({printable(manifest.layout)})" if manifest.layout else ""
+    return f"{manifest.root}: {numbers}{layout}"
 
 
 def _split(setup: Setup) -> str:
