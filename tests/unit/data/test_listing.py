@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 from pictures import draw
 
-import runner.data.listing
 from runner.config.schema import Experiment
-from runner.data.listing import Stamp
+from runner.data.listing import list_folder
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
 from runner.training import setup
 from runner.training.restore import restore_manifest
@@ -143,17 +143,30 @@ def test_a_link_to_itself_is_ignored(make: Make, pictures: Path, silent: Termina
 
 
 def test_a_file_that_disappears_while_the_folder_is_listed_is_not_there(
-    make: Make, pictures: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stamp = runner.data.listing._stamp
+    class Disappearing:
+        """An entry of a folder whose file is gone."""
 
-    def disappearing(entry: os.DirEntry[str]) -> Stamp:
-        if entry.name == "05.png":
-            raise FileNotFoundError(2, "No such file or directory", entry.path)
-        return stamp(entry)
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.entry = entry
 
-    monkeypatch.setattr(runner.data.listing, "_stamp", disappearing)
-    assert len(build_manifest(make(), silent).entries) == 33
+        def __getattr__(self, name: str) -> object:
+            if name == "stat" and self.entry.name == "05.png":
+                raise FileNotFoundError(2, "No such file or directory", self.entry.path)
+            return getattr(self.entry, name)
+
+    scandir = os.scandir
+
+    @contextmanager
+    def listed(folder: str) -> Iterator[list[Disappearing]]:
+        with scandir(folder) as entries:
+            yield [Disappearing(entry) for entry in entries]
+
+    with monkeypatch.context() as disappearing:
+        disappearing.setattr(os, "scandir", listed)
+        found = list_folder(pictures, follow_links=False)
+    assert len(found.paths) == 33
 
 
 def test_a_folder_that_disappears_while_it_is_listed_is_empty(
