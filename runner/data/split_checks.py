@@ -49,7 +49,7 @@ def check_folds(clusters: Clusters, classes: tuple[str, ...], folds: int, by_gro
         smallest = small[numbers[small].argmin()]
         has_several = bool((clusters.sizes > 1).any())
         noun = "group" if by_group and has_several else "different image" if has_several else "image"
-        more = f" ({len(small) - 1:,} more have too few as well)" if len(small) > 1 else ""
+        more = f"; {len(small):,} classes have too few" if len(small) > 1 else ""
         raise UserError(
             f"split.folds={folds} needs {folds} {noun}s of each class to divide, but class {classes[smallest]!r} has"
             f" {numbers[smallest]}{more}; use fewer folds, add images or remove the class."
