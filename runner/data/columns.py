@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
@@ -27,18 +26,20 @@ class Paths(Sequence[str]):
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> Paths:
-        """A column of these paths."""
+        """A column of these paths. Raises ValueError if one holds a null character, which no file name does."""
         import pyarrow as pa
 
-        return cls(pa.array(map(os.fsencode, paths), pa.large_binary()))
-
-    @classmethod
-    def packed(cls, content: bytes | bytearray, ends: array[int]) -> Paths:
-        """The column of paths that `content` holds one after the other; `ends` are 0 and where each of them ends."""
-        import pyarrow as pa
-
-        buffers = [None, pa.py_buffer(bytes(ends)), pa.py_buffer(bytes(content))]
-        return cls(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(ends) - 1, buffers))
+        texts = list(paths)
+        content = np.frombuffer(os.fsencode("\0".join(texts)), np.uint8)
+        ends = np.flatnonzero(content == 0)
+        if len(ends) != max(0, len(texts) - 1):
+            raise ValueError("a path holds a null character")
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        if texts:
+            offsets[1:-1] = ends - np.arange(len(ends))
+            offsets[-1] = len(content) - len(ends)
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(content[content != 0])]
+        return cls(pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(texts), buffers))
 
     @classmethod
     def joined(cls, parts: Sequence[Paths]) -> Paths:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,6 +16,8 @@ from runner.data.columns import Paths
 from runner.data.files import FolderFiles, ImageFiles
 from runner.utils.errors import UserError
 from runner.utils.image_paths import is_system_file
+from runner.utils.process_pool import map_in_processes
+from runner.utils.processes import cpu_count
 
 STAMP = 4
 """Numbers of a stamp."""
@@ -59,6 +63,18 @@ class Listing:
     remarks: tuple[str, ...] = ()
     """What the user should know: each one a sentence without its end."""
 
+    def take(self, rows: np.ndarray) -> Listing:
+        """The images where a mask is true."""
+        columns = {
+            name: None if (column := getattr(self, name)) is None else column[rows]
+            for name in ("stamps", "labels", "splits", "groups")
+        }
+        return replace(self, paths=self.paths.take(rows), **columns)  # type: ignore[arg-type]
+
+
+MANY_FILES = 50_000
+"""From then on, the folders of a dataset are listed by several processes."""
+
 
 def list_folder(root: Path, follow_links: bool, excluded: frozenset[str] = frozenset()) -> FileList:
     """The files below a folder, without those that systems put there.
@@ -70,83 +86,122 @@ def list_folder(root: Path, follow_links: bool, excluded: frozenset[str] = froze
 
     Raises `UserError` if a folder cannot be read.
     """
-    walk = _Walk(follow_links)
-    walk.add("", str(root), frozenset({os.path.realpath(root)}), excluded)
-    return walk.result(FolderFiles(root))
+    walk = _walk_folder(_Folder("", str(root), frozenset(), follow_links, excluded), cpu_count())
+    return FileList(
+        FolderFiles(root),
+        Paths.joined(walk.paths),
+        tuple(walk.folders),
+        np.repeat(np.array(walk.folder_of, np.int32), [len(part) for part in walk.paths]),
+        np.concatenate([np.empty((0, STAMP), np.int64), *walk.stamps]),
+        tuple(sorted(walk.links)),
+        tuple(sorted(walk.broken_links)),
+    )
 
 
+class _Folder(NamedTuple):
+    """A folder to list: its path in the dataset ('' is the root) and on disk."""
+
+    name: str
+    path: str
+    seen: frozenset[str]
+    """Real paths of the folders that lead to it."""
+    follow_links: bool
+    excluded: frozenset[str] = frozenset()
+
+
+@dataclass
 class _Walk:
-    """Lists files in the order of their paths: each folder is sorted as if its folders ended with a slash."""
+    """What was found below a folder, in the order of the paths."""
 
-    def __init__(self, follow_links: bool) -> None:
-        self.follow_links = follow_links
-        self.names = bytearray()
-        self.ends = array("q", [0])
-        self.stamps = array("q")
-        self.folders: list[str] = []
-        self.folder_of = array("i")
-        self.links: list[str] = []
-        self.broken_links: list[str] = []
+    folders: list[str]
+    paths: list[Paths] = field(default_factory=list)
+    stamps: list[np.ndarray] = field(default_factory=list)
+    """Of each part of `paths`, n × 4."""
+    folder_of: list[int] = field(default_factory=list)
+    """The folder of each part of `paths`."""
+    links: list[str] = field(default_factory=list)
+    broken_links: list[str] = field(default_factory=list)
+    count: int = 0
 
-    def add(
-        self, name: str, folder: str, seen: frozenset[str], excluded: frozenset[str] = frozenset()
-    ) -> None:
-        """Add what is below a folder. `seen` are the real paths of the folders that lead to it."""
-        index = len(self.folders)
-        self.folders.append(name)
-        prefix = f"{name}/" if name else ""
-        entries = [
-            (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
-            for entry in _entries(folder)
-            if entry.name not in excluded and self._is_followed(entry, prefix)
-        ]
-        entries.sort(key=lambda named: named[0])
-        for key, entry in entries:
-            if not key.endswith("/"):
-                self._add_file(entry, prefix + key, index)
+    def add_files(self, entries: Sequence[os.DirEntry[str]], prefix: str) -> None:
+        """Add the regular files among some entries of the first folder."""
+        paths, stamps = [], array("q")
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except FileNotFoundError:  # it has disappeared since its folder was read
                 continue
-            inner = seen
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if target in seen:
-                    continue  # the link forms a cycle
-                inner = seen | {target}
-            self.add(prefix + entry.name, entry.path, inner)
+            if S_ISREG(status.st_mode):
+                paths.append(prefix + entry.name)
+                stamps.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+        if paths:
+            self.paths.append(Paths.of(paths))
+            self.stamps.append(np.array(stamps, np.int64).reshape(-1, STAMP))
+            self.folder_of.append(0)
+            self.count += len(paths)
 
-    def _is_followed(self, entry: os.DirEntry[str], prefix: str) -> bool:
-        """Whether an entry is to be looked at: it is no link, or one that is followed and leads somewhere."""
-        if not entry.is_symlink():
-            return True
-        is_broken = not os.path.exists(entry.path)
-        if is_broken and (self.follow_links or not prefix):  # perhaps a class on a disk that is not mounted
-            self.broken_links.append(prefix + entry.name)
-        elif not self.follow_links:
-            self.links.append(prefix + entry.name)
-        return self.follow_links and not is_broken
+    def add(self, inner: _Walk) -> None:
+        """Add what was found in a folder within."""
+        self.folder_of += [len(self.folders) + index for index in inner.folder_of]
+        for name in ("folders", "paths", "stamps", "links", "broken_links"):
+            getattr(self, name).extend(getattr(inner, name))
+        self.count += inner.count
 
-    def _add_file(self, entry: os.DirEntry[str], path: str, folder: int) -> None:
-        try:
-            status = entry.stat()
-        except FileNotFoundError:  # it has disappeared since its folder was read
+
+def _walk_folder(folder: _Folder, processes: int = 1) -> _Walk:
+    """List what is below a folder. Sorted as if the names of folders ended with a slash, so that paths are sorted."""
+    walk = _Walk([folder.name])
+    prefix = f"{folder.name}/" if folder.name else ""
+    entries = [
+        (f"{entry.name}/" if entry.is_dir() else entry.name, entry)
+        for entry in _entries(folder.path)
+        if entry.name not in folder.excluded and _is_followed(entry, prefix, folder.follow_links, walk)
+    ]
+    entries.sort(key=lambda named: named[0])
+    inner = {key: _inner_folder(folder, entry, prefix) for key, entry in entries if key.endswith("/")}
+    walks = _walk_folders([each for each in inner.values() if each], walk, processes)
+    files = []
+    for key, entry in entries:
+        if not key.endswith("/"):
+            files.append(entry)
+        elif inner[key]:
+            walk.add_files(files, prefix)
+            files = []
+            walk.add(next(walks))
+    walk.add_files(files, prefix)
+    return walk
+
+
+def _walk_folders(folders: Sequence[_Folder], walk: _Walk, processes: int) -> Iterator[_Walk]:
+    """List folders one after the other; once `walk` has many files, in several processes."""
+    for number, folder in enumerate(folders):
+        if processes > 1 and walk.count > MANY_FILES:
+            yield from map_in_processes(_walk_folder, folders[number:], processes)
             return
-        if not S_ISREG(status.st_mode):
-            return
-        self.names += os.fsencode(path)
-        self.ends.append(len(self.names))
-        self.stamps.extend((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-        self.folder_of.append(folder)
+        yield _walk_folder(folder)
 
-    def result(self, files: ImageFiles) -> FileList:
-        """What was found."""
-        return FileList(
-            files,
-            Paths.packed(self.names, self.ends),
-            tuple(self.folders),
-            np.array(self.folder_of, np.int32),
-            np.array(self.stamps, np.int64).reshape(-1, STAMP),
-            tuple(self.links),
-            tuple(self.broken_links),
-        )
+
+def _inner_folder(folder: _Folder, entry: os.DirEntry[str], prefix: str) -> _Folder | None:
+    """A folder within; None if it is a link that forms a cycle."""
+    seen = folder.seen or frozenset({os.path.realpath(folder.path)})
+    if entry.is_symlink() or not prefix:
+        target = os.path.realpath(entry.path)
+        if target in seen:
+            return None
+        seen |= {target}
+    return _Folder(prefix + entry.name, entry.path, seen, folder.follow_links)
+
+
+def _is_followed(entry: os.DirEntry[str], prefix: str, follow_links: bool, walk: _Walk) -> bool:
+    """Whether an entry is to be looked at: it is no link, or one that is followed and leads somewhere."""
+    if not entry.is_symlink():
+        return True
+    is_broken = not os.path.exists(entry.path)
+    if is_broken and (follow_links or not prefix):  # perhaps a class on a disk that is not mounted
+        walk.broken_links.append(prefix + entry.name)
+    elif not follow_links:
+        walk.links.append(prefix + entry.name)
+    return follow_links and not is_broken
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -15,14 +15,18 @@ from typing import NoReturn
 
 import numpy as np
 
+from runner.config.data_schema import SplitConfig
 from runner.config.schema import Experiment
+from runner.data.clusters import SplitInput
 from runner.data.datasets import list_dataset
 from runner.data.depth import depth_remarks, gray_images, resolve_depth
 from runner.data.files import ImageFiles
+from runner.data.groups import path_groups
 from runner.data.images import NO_SPLIT, SPLITS, Entry, Images
-from runner.data.interim_splits import assign_splits
 from runner.data.listing import Listing
 from runner.data.scan import Verdicts, scan_images
+from runner.data.split_checks import split_remarks
+from runner.data.splits import assign_splits
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
@@ -154,20 +158,38 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     cache, data = cache_folder(experiment.cache), experiment.data
     listing = list_dataset(data, cache, terminal)
     verdicts = scan_images(listing, cache, terminal)
-    rejected = _rejected(listing, verdicts)
-    if rejected and data.unreadable == "stop":
-        _refuse(rejected, listing)
-    images = _readable(listing, verdicts)
-    _check_class_folders(listing, images)
-    given = None if listing.splits is None else listing.splits
-    splits = assign_splits(images, given, experiment)
-    entries = dataclasses.replace(images, splits=splits).take(splits != NO_SPLIT)
+    rejected, digests = _rejected(listing, verdicts), verdicts.digests
+    if rejected:
+        if data.unreadable == "stop":
+            _refuse(rejected, listing)
+        readable = np.ones(len(listing.paths), bool)
+        readable[list(verdicts.errors)] = False
+        listing, digests = listing.take(readable), digests[readable]
+    _check_class_folders(listing)
+    groups, group_remark = _groups(listing, experiment.split)
+    columns = SplitInput(listing.paths, listing.classes, listing.labels, digests, listing.splits, groups)
+    splits = assign_splits(columns, experiment.split, experiment.seed.split)
+    entries = Images(
+        listing.paths, listing.classes, listing.labels, splits, listing.stamps[:, 0], digests
+    ).take(splits != NO_SPLIT)
     gray = gray_images(verdicts.gray.values())
     depth = resolve_depth(gray) if data.depth == "auto" else data.depth
-    remarks = (*listing.remarks, *depth_remarks(gray, data.depth, depth))
-    return Manifest(
-        listing.files, entries, rejected, len(images) - len(entries), depth, listing.layout, remarks
+    remarks = (
+        *listing.remarks,
+        *group_remark,
+        *split_remarks(columns, experiment.split, splits),
+        *depth_remarks(gray, data.depth, depth),
     )
+    unused = len(splits) - len(entries)
+    return Manifest(listing.files, entries, rejected, unused, depth, listing.layout, remarks)
+
+
+def _groups(listing: Listing, split: SplitConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The group of each image, and a remark on them. The listing has those that split.group finds in a table."""
+    if split.group is None or listing.groups is not None:
+        return listing.groups, ()
+    groups, remark = path_groups(listing.paths, split.group)
+    return groups, (remark,)
 
 
 def _rejected(listing: Listing, verdicts: Verdicts) -> tuple[RejectedFile, ...]:
@@ -191,26 +213,9 @@ def _refuse(rejected: Sequence[RejectedFile], listing: Listing) -> NoReturn:
     )
 
 
-def _readable(listing: Listing, verdicts: Verdicts) -> Images:
-    """The files that are images, without splits."""
-    table = Images(
-        listing.paths,
-        listing.classes,
-        listing.labels,
-        np.full(len(listing.paths), NO_SPLIT, np.int8),
-        listing.stamps[:, 0],
-        verdicts.digests,
-    )
-    if not verdicts.errors:
-        return table
-    readable = np.ones(len(table), bool)
-    readable[list(verdicts.errors)] = False
-    return table.take(readable)
-
-
-def _check_class_folders(listing: Listing, images: Images) -> None:
+def _check_class_folders(listing: Listing) -> None:
     """Raises `UserError` for classes without images."""
-    counts = np.bincount(images.labels, minlength=len(images.classes))
-    if empty := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
+    counts = np.bincount(listing.labels, minlength=len(listing.classes))
+    if empty := [name for name, count in zip(listing.classes, counts, strict=True) if not count]:
         shown = named([listing.files.shown(name) for name in empty])
         raise UserError(f"The class folder {shown} holds no image; fill or remove it.")

@@ -147,23 +147,26 @@ def _verify(files: ImageFiles, paths: Paths) -> Iterator[Verdicts]:
 
 def verify_files(files: ImageFiles, paths: list[str]) -> Verdicts:
     """Read and decode some files."""
-    verdicts = Verdicts.unknown(len(paths))
+    errors: dict[int, str] = {}
+    grays: dict[int, GrayRange] = {}
+    digests = [bytes(DIGEST_BYTES)] * len(paths)
     for index, path in enumerate(paths):
         try:
             content = files.read(path)
         except FileNotFoundError:
-            verdicts.errors[index] = "disappeared while the images were read"
+            errors[index] = "disappeared while the images were read"
             continue
         except OSError as error:
-            verdicts.errors[index] = f"cannot be read: {error.strerror or error}"
+            errors[index] = f"cannot be read: {error.strerror or error}"
             continue
-        verdicts.digests[index] = np.frombuffer(raw_digest(content), np.uint8)
+        digests[index] = raw_digest(content)
         reason, gray = _decode(content)
         if reason:
-            verdicts.errors[index] = reason
+            errors[index] = reason
         if gray:
-            verdicts.gray[index] = gray
-    return verdicts
+            grays[index] = gray
+    packed = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    return Verdicts(packed, errors, grays)
 
 
 def _decode(content: bytes) -> tuple[str, GrayRange | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ def _context():  # type: ignore[no-untyped-def]
 
 def _start(parent: int) -> None:
     """Begin a process. A signal to the process group is handled by the parent, which stops its workers itself."""
+    gc.freeze()  # collections would look through what the parent had, and copy its memory
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with, args=(parent,), daemon=True).start()

@@ -60,7 +60,7 @@ def test_each_class_is_split_50_25_25(make: Make, silent: Terminal) -> None:
     expected = {(label, name): n for label in COLORS for name, n in zip(SPLITS, (6, 3, 3), strict=True)}
     assert count_images(manifest) == expected
     assert manifest.unused == 0
-    assert manifest.labels("val") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert manifest.labels("val").tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [entry.split for entry in manifest.select("test")] == ["test"] * 9
 
 
