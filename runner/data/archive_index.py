@@ -154,7 +154,8 @@ class Index:
         numbers = {name: column.to_numpy() for name, column in columns.items()}
         self.members = Members(archives, Paths(paths), tuple(about["names"]), numbers)
         ends, text = (memoryview(buffer or b"") for buffer in paths.buffers()[1:])
-        self._ends, self._text = ends.cast("B").cast("q"), text.cast("B")  # signed bytes are not equal to bytes
+        self._ends = ends.cast("B").cast("q")
+        self._text = text.cast("B")  # as signed bytes it would not be equal to `bytes`
         self._views = {name: memoryview(column) for name, column in numbers.items()}
 
     def find(self, path: bytes) -> tuple[Archive, int, int, int, int, int]:

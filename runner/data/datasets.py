@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.config.choices import DATASETS
 from runner.config.data_schema import DataConfig
+from runner.data.archives import is_archive, list_archive
 from runner.data.combined import with_test_images
 from runner.data.layout import arrange, class_folders
 from runner.data.listing import Listing, list_folder
+from runner.data.webdataset import list_shards, shard_names
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,8 +63,15 @@ def list_dataset(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
 
 def _list(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
     folder = locate(data, cache, terminal)
-    found = list_folder(folder.root, data.follow_links, folder.excluded)
-    return class_folders(found) if folder.layout == "classes" else arrange(found, data)
+    if folder.layout == "classes":
+        return class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
+    if folder.root.is_file():
+        found = list_archive(folder.root, cache, terminal)
+    else:
+        found = list_folder(folder.root, data.follow_links, folder.excluded)
+    if names := shard_names(found):
+        return list_shards(folder.root, names, cache, terminal)
+    return arrange(found, data)
 
 
 def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:
@@ -88,8 +97,10 @@ def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
         raise UserError(
             f"There is no folder {root}; set data.root to the folder that holds the class folders."
         )
-    if not root.is_dir():
-        raise UserError(f"{root} is a file; data.root must be the folder that holds the class folders.")
+    if not root.is_dir() and not is_archive(root):
+        raise UserError(
+            f"{root} is a file; data.root must be the folder that holds the class folders, or an archive (.zip, .tar)."
+        )
     return ImageFolder(root, layout="detect")
 
 
