@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ class SplitInput:
     similar: np.ndarray | None = None
     """n numbers of clusters of near duplicates, as `groups`; but splits that the data give may divide them."""
 
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """The number of each image's content, int32, in the order of their first images."""
+        return content_ids(self.digests)
+
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
@@ -66,16 +72,15 @@ class Clusters:
         yield from np.split(order, np.flatnonzero(np.diff(strata[order])) + 1) if len(order) else ()
 
 
-def cluster_ids(digests: np.ndarray, *groups: np.ndarray | None) -> np.ndarray:
+def cluster_ids(contents: np.ndarray, *groups: np.ndarray | None) -> np.ndarray:
     """The cluster of each image, int32, numbered in the order of their first images.
 
     Images with the same content are in one cluster, and those that have a group in common, directly or through others.
 
     Args:
-        digests: n × 20 bytes, uint8.
+        contents: n numbers of contents.
         groups: Columns of n group numbers. A negative number stands for no group.
     """
-    contents = content_ids(digests)
     columns = [column for column in groups if column is not None and (column >= 0).any()]
     if not columns:
         return contents

@@ -1,63 +1,60 @@
-"""What a user should know about an image folder: what in it is not used, and what makes its labels or scores weak."""
+"""What a user should know about images: what makes their labels or scores weak."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from runner.data.listing import Listing
-from runner.data.scan import ImageFile
+import numpy as np
+
+from runner.data.clusters import SplitInput
+from runner.data.columns import Paths
 from runner.utils.text import counted, named
 
 FEW_IMAGES = 10
 """A class with fewer images has at most two or three for validation and test."""
 
 
-def unused_remarks(listing: Listing) -> Iterator[str]:
-    """Links and images that a scan has left out."""
-    if listing.links:
-        yield (
-            f"not followed: {counted(len(listing.links), 'link')} ({named(listing.links)});"
-            " set data.follow_links=true to use what they lead to"
-        )
-    if listing.broken_links:
-        yield (
-            f"left out: {counted(len(listing.broken_links), 'link')} to nowhere ({named(listing.broken_links)});"
-            " fetch what they lead to"
-        )
-    if listing.loose:
-        yield (
-            f"not used: {counted(len(listing.loose), 'image')} beside the class folders ({named(listing.loose)});"
-            " move them into the folders of their classes"
-        )
+def image_remarks(images: SplitInput) -> Iterator[str]:
+    """Contradicting labels and small classes: each one a sentence without its end."""
+    yield from _conflict_remark(images)
+    yield from _class_size_remark(images)
 
 
-def conflict_remark(files: Sequence[ImageFile]) -> Iterator[str]:
+def groups_with_several(groups: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+    """Indices of the members of each group whose members differ in `values`, in the order of their first members."""
+    if not len(groups):
+        return []
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0])
+    ends = np.append(starts[1:], len(order))
+    mixed = np.minimum.reduceat(values[order], starts) != np.maximum.reduceat(values[order], starts)
+    found = [order[start:end] for start, end in zip(starts[mixed], ends[mixed], strict=True)]
+    return sorted(found, key=lambda members: int(members[0]))
+
+
+def as_equation(paths: Paths, indices: np.ndarray) -> str:
+    """`a/1.jpg = b/2.jpg`."""
+    return " = ".join(paths[index] for index in indices.tolist())
+
+
+def _conflict_remark(images: SplitInput) -> Iterator[str]:
     """Identical files in several classes: at most one of their labels is right."""
-    labels: dict[str, set[str]] = defaultdict(set)
-    for file in files:
-        labels[file.digest].add(file.label)
-    conflicting = {content for content, names in labels.items() if len(names) > 1}
+    conflicting = groups_with_several(images.contents, images.labels)
     if conflicting:
-        paths: dict[str, list[str]] = defaultdict(list)
-        for file in files:
-            if file.digest in conflicting:
-                paths[file.digest].append(file.path)
         yield (
             f"contradicting labels: {counted(len(conflicting), 'image')} in more than one class"
-            f" ({named([' = '.join(group) for group in paths.values()])}); leave each in one class"
+            f" ({named([as_equation(images.paths, indices) for indices in conflicting])}); leave each in one class"
         )
 
 
-def class_size_remark(files: Sequence[ImageFile]) -> Iterator[str]:
+def _class_size_remark(images: SplitInput) -> Iterator[str]:
     """Classes with so few images that their scores mean little."""
-    counts = Counter(file.label for file in files)
-    small = {label: count for label, count in counts.items() if count < FEW_IMAGES}
-    if small:
-        sizes = named(
-            [f"{label}: {count}" for label, count in sorted(small.items(), key=lambda item: item[1])]
-        )
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    small = np.flatnonzero((counts > 0) & (counts < FEW_IMAGES))
+    if len(small):
+        ordered = small[np.argsort(counts[small], kind="stable")]
+        sizes = named([f"{images.classes[label]}: {counts[label]}" for label in ordered])
         yield (
-            f"fewer than {FEW_IMAGES} images in {len(small):,} of {len(counts):,} classes ({sizes}):"
+            f"fewer than {FEW_IMAGES} images in {len(small):,} of {np.count_nonzero(counts):,} classes ({sizes}):"
             " their scores depend on single images"
         )

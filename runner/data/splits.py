@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import Clusters, SplitInput, cluster_ids, content_ids, form_clusters
+from runner.data.clusters import Clusters, SplitInput, cluster_ids, form_clusters
 from runner.data.images import NO_SPLIT
 from runner.data.split_checks import check_classes, check_folds, check_groups
 from runner.data.stratify import TEST, TRAIN, VAL, SplitSizes, divide_by_class, fold_by_class
@@ -30,7 +30,7 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
     """
     plan = _Plan.of(images, split)
     check_groups(images, plan.fold)
-    ids = cluster_ids(images.digests, images.groups, images.similar)
+    ids = cluster_ids(images.contents, images.groups, images.similar)
     splits = np.full(len(images.labels), NO_SPLIT, np.int8) if images.given is None else images.given.copy()
     rows = _free_rows(images, plan.free, ids, splits)
     if len(rows):
@@ -94,7 +94,7 @@ def _free_rows(images: SplitInput, free: np.ndarray, ids: np.ndarray, splits: np
     bound = free & is_bound[ids]
     if bound.any():
         splits[bound & (splits != NO_SPLIT)] = TRAIN  # given for validation, which the folds divide again
-        for column in (content_ids(images.digests), images.groups, ids):
+        for column in (images.contents, images.groups, ids):
             if column is not None:
                 _follow(splits, column, bound)
     return np.flatnonzero(free & ~bound)
@@ -124,13 +124,14 @@ def _divide(clusters: Clusters, images: SplitInput, split: SplitConfig, plan: _P
         remaining = np.flatnonzero(splits == TRAIN)
     free = clusters.take(remaining)
     check_folds(free, images.classes, split.folds, by_group)
-    in_fold = _folds(free, split.folds, by_group) == split.fold
+    fold = split.fold or 0
+    in_fold = _folds(free, split.folds, by_group) == fold
     splits[remaining[in_fold]] = plan.fold
     if plan.fold == TEST and VAL in plan.parts:
         rest = remaining[~in_fold]
         others = clusters.take(rest)
         # Another order than that of the folds, and another for each fold: folds differ in their validation images.
-        turn = np.uint64(split.fold * (2**64 // split.folds))
+        turn = np.uint64(fold * (2**64 // split.folds))
         others = replace(others, keys=others.keys[:, ::-1] + turn)
         splits[rest] = _cut(others, SplitSizes(split, frozenset({TRAIN, VAL})), by_group)
     return splits

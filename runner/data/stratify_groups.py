@@ -1,8 +1,8 @@
 """Divides groups of images, which may span classes, into splits or folds with all classes in proportion.
 
 scikit-learn's StratifiedGroupKFold divides into equal folds only, and places each group by what the groups before it
-have led to: there, one new image moves a quarter to half of the others to another fold, here 1 to 8 %. Folds are about as
-even.
+have led to: there, one new image moves a quarter to half of the others to another fold, here 1 to 8 %. Folds are about
+as even.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from split_images import images_of, names_of, split_input
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import cluster_ids, form_clusters
+from runner.data.clusters import cluster_ids, content_ids, form_clusters
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
 from runner.data.split_checks import split_remarks
@@ -87,7 +87,7 @@ def test_groups_that_share_images_are_one() -> None:
     digests = np.arange(6, dtype=np.uint8).repeat(20).reshape(-1, 20)
     digests[5] = digests[0]
     one, other = np.array([4, 4, -1, 9, -1, -1]), np.array([-1, 3, 3, -1, -1, -1])
-    assert cluster_ids(digests, one, None, other).tolist() == [0, 0, 0, 1, 2, 0]
+    assert cluster_ids(content_ids(digests), one, None, other).tolist() == [0, 0, 0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("seed", range(4))
