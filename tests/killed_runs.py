@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from runner import train
 from runner.tracking.interrupted_runs import RunRecord, write_record
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import tracking_server
+from runner.tracking.moved_records import adopt_records
 from runner.tracking.recovery import recover_runs
 from runner.utils.console import Terminal
 from runner.utils.exit_status import run_main
@@ -196,16 +196,9 @@ class Workspace:
     def copy(self, folder: Path) -> Workspace:
         """A copy of the workspace, whose store knows its new place."""
         shutil.copytree(self.folder, folder)
+        adopt_records(folder / "mlruns")
         old, new = str(self.folder), str(folder)
-        copied = Workspace(folder, [word.replace(old, new) for word in self.words])
-        for owner in copied.journals.glob("*/owner.json"):
-            owner.write_text(owner.read_text().replace(old, new))
-        with sqlite3.connect(folder / "mlruns" / "mlflow.db") as database:
-            database.execute("UPDATE runs SET artifact_uri = replace(artifact_uri, ?, ?)", (old, new))
-            database.execute(
-                "UPDATE experiments SET artifact_location = replace(artifact_location, ?, ?)", (old, new)
-            )
-        return copied
+        return Workspace(folder, [word.replace(old, new) for word in self.words])
 
 
 def new_workspace(folder: Path, images: Path, mlflow_template: Path) -> Workspace:

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     server = tracking_server(args.tracking)
     server.check_exists()
-    client = server.connect()
+    client = server.connect(read_only=True)
     terminal = Terminal(stderr=args.json)
     selection = (
         recorded.find_trials(client, args.study) if args.study else recorded.find_runs(client, args.runs)

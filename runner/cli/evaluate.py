@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     terminal = Terminal(enabled=state.is_main_process, stderr=args.json)
     server = tracking_server(args.tracking)
     server.check_exists()
-    client = server.connect()
+    client = server.connect(read_only=True)
     # A new run may begin at the same time, so one process looks up `latest` for all.
     run = broadcast_object_list([find_run(client, args.run) if state.is_main_process else None])[0]
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:

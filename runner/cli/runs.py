@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     """List, delete or choose runs. Raises `UserError` for an unknown run or one that is running."""
     args = parse(argv)
     server = tracking_server(args.tracking)
-    server.check_exists()
-    client = server.connect()
+    server.check_exists(artifacts=False)
+    client = server.connect(read_only=args.action == "list")
     terminal = Terminal(stderr=args.json)
     if args.action == "list":
         _list(client, server, args, terminal)

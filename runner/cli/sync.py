@@ -11,10 +11,12 @@ from pathlib import Path
 from runner.cli.options import add_tracking_root
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.moved_records import adopt_records
 from runner.tracking.recovery import recover_runs
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.file_systems import is_sqlite, sqlite_path
 from runner.utils.redaction import redact
 
 
@@ -28,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     add_tracking_root(parser)
     root = Path(parser.parse_args(argv).tracking).expanduser().resolve()
     terminal = Terminal()
+    adopt_records(root)
     before = undelivered(root)
     if not before:
         terminal.line("Nothing to deliver.")
@@ -35,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     errors = []
     for uri in sorted({journal.owner.uri for journal in before}):
         try:
+            if is_sqlite(uri) and not sqlite_path(uri).exists():  # connecting would create it
+                raise UserError(f"There is no database {sqlite_path(uri)} any more; move it back.")
             server = TrackingServer(uri, root)
             recover_runs(server, server.connect(), terminal)
         except UserError as error:

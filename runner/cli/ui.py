@@ -15,6 +15,7 @@ from contextlib import closing
 from runner.cli.options import add_tracking_root
 from runner.tracking.links import UI_PORT, experiment_page
 from runner.tracking.mlflow_server import TrackingServer, configure_mlflow, tracking_server
+from runner.tracking.moved_records import is_read_only
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 from runner.utils.file_systems import sqlite_path
@@ -39,7 +40,13 @@ def main(argv: Sequence[str]) -> int:
     server = tracking_server(options.tracking)
     if not server.embedded:
         raise UserError(f"MLFLOW_TRACKING_URI is set: the pages are at {redact(server.uri)}.")
-    server.check_exists()
+    server.check_exists(artifacts=False)
+    if is_read_only(server.root):
+        raise UserError(
+            f"MLflow's pages need records that can be written, and those in {server.root} are read-only: copy the"
+            " folder (cp -r), and give the copy with --tracking.root; runner runs and runner predict can read it as it"
+            " is."
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

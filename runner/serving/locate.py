@@ -55,7 +55,7 @@ def locate_model(reference: str | Path | None, tracking: str) -> ModelLocation:
 
     server = tracking_server(tracking)
     server.check_exists()
-    client = server.connect()
+    client = server.connect(read_only=True)
     if reference is not None and "@" in reference:
         return _locate_registered(client, reference)
     if reference is not None and reference.startswith("m-"):

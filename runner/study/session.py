@@ -24,11 +24,13 @@ from runner.study.study import Study
 from runner.study.trials import owner_of
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
+from runner.tracking.moved_records import DATABASE
 from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.tracking.sessions import TrackingSession
 from runner.tracking.tracker import Tracker
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.file_systems import is_sqlite, sqlite_path
 from runner.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -106,9 +108,12 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
     client = _client(tracking)
     with study.lock:
         known = study.optuna.user_attrs
-        if "records" in known:
-            _check_same_store(study, known["records"], tracking.server)
         run_id = known.get("run", "")
+        if "records" in known:
+            if run_id and _moved_along(study, known["records"], tracking.server) and _exists(run_id, client):
+                study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
+            else:
+                _check_same_store(study, known["records"], tracking.server)
         if run_id and not owns:
             return StudyRun(run_id, study.plan.name)
         if run_id and _exists(run_id, client):
@@ -179,6 +184,13 @@ def _exists(run_id: str, client: MlflowClient) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
+
+
+def _moved_along(study: Study, stored: list[str], server: TrackingServer) -> bool:
+    """Whether the study lies in the folder of its run records, which was moved or copied."""
+    storage, uri = study.plan.storage, stored[0]
+    with_records = server.embedded and storage == storages.default_storage(server.root)
+    return with_records and uri != redact(server.uri) and is_sqlite(uri) and sqlite_path(uri).name == DATABASE
 
 
 def _check_same_store(study: Study, stored: list[str], server: TrackingServer) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from runner.tracking import moved_records
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
 from runner.utils.file_systems import absolute_uri, is_sqlite, network_file_system, sqlite_path, sqlite_uri
@@ -72,13 +73,27 @@ class TrackingServer:
         """Folder of the journals of runs that are in progress, interrupted or not delivered yet."""
         return self.root / "journals"
 
-    def check_exists(self) -> None:
-        """Raises `UserError` if the embedded database does not exist: commands that only read do not create it."""
+    def check_exists(self, artifacts: bool = True) -> None:
+        """Raises `UserError` if the embedded database does not exist: commands that only read do not create it.
+
+        Args:
+            artifacts: Artifacts are needed too: raises if they lie elsewhere because the folder was moved meanwhile.
+        """
         if self.embedded and not (self.root / "mlflow.db").exists():
             raise UserError(f"There are no records in {self.root} yet; ./launch.sh makes the first.")
+        if artifacts:
+            self.check_place()
 
-    def connect(self) -> MlflowClient:
+    def check_place(self) -> None:
+        """Raises `UserError` if a run writes to the embedded store under another path than its present one."""
+        if self.embedded:
+            moved_records.check_place(self.root)
+
+    def connect(self, read_only: bool = False) -> MlflowClient:
         """A client of a store that answers; a sqlite database that does not exist is created.
+
+        Args:
+            read_only: Nothing will be written: an embedded store that may not be written is read from a copy.
 
         Raises `UserError` if the server does not answer, or refuses.
         """
@@ -88,6 +103,8 @@ class TrackingServer:
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs the traceback of every error that it also raises, as of a full disk.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        if read_only and self.embedded and moved_records.is_read_only(self.root):
+            return _connect_to_sqlite(sqlite_uri(moved_records.readable_copy(self.root)))
         if is_sqlite(self.uri):
             return _connect_to_sqlite(self.uri)
         return _connect_to_server(self.uri)
@@ -129,6 +146,8 @@ class TrackingServer:
 def tracking_server(root: str) -> TrackingServer:
     """The store that MLFLOW_TRACKING_URI names, or else the one embedded under `root`.
 
+    The records of a folder that was moved or copied are told its new place.
+
     Raises `UserError` if the variable names a folder, or if MLflow cannot store the path of the embedded one.
     """
     folder = Path(root).expanduser().resolve()
@@ -145,6 +164,7 @@ def tracking_server(root: str) -> TrackingServer:
             f"{valid_unicode(str(folder))} cannot hold the run records: MLflow stores only paths that are valid UTF-8;"
             " set --tracking.root to another folder."
         )
+    moved_records.adopt_records(folder)
     return server
 
 

@@ -16,6 +16,7 @@ from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.utils.atomic_files import write_text
 from runner.utils.errors import UserError
+from runner.utils.paths import RECORDS
 from runner.utils.redaction import redact
 from runner.utils.safe_yaml import dump_yaml
 from runner.utils.text import one_line
@@ -70,7 +71,7 @@ def _why_missing(server: TrackingServer, reference: str) -> str:
             return f"{journal.folder / STATE_FOLDER / 'run.json'} is damaged, so run {reference} cannot be resumed"
     try:
         server.check_exists()
-        run = run_lookup.find_run(server.connect(), reference)
+        run = run_lookup.find_run(server.connect(read_only=True), reference)
     except UserError:
         return ""
     label = f"Run {run.run_id[:8]} ({one_line(run.name, 100)})"
@@ -161,10 +162,13 @@ def with_experiment_of_resumed_run(argv: Sequence[str]) -> list[str]:
     has_config = any(word == "--config" or word.startswith("--config=") for word in argv)
     if not reference or reference == AUTO or reference.startswith("-") or has_config:
         return list(argv)
-    run = find_interrupted_run(tracking_server(_option_value(argv, "--tracking.root") or "mlruns"), reference)
+    root = _option_value(argv, "--tracking.root")
+    run = find_interrupted_run(tracking_server(root or RECORDS), reference)
     path = run.state / "experiment.yaml"
     write_text(path, dump_yaml(run.record.requested))
-    return ["--config", str(path), *argv]
+    # The experiment may name the folder in which the records were before it was moved or copied.
+    place = [] if root else ["--tracking.root", RECORDS]
+    return ["--config", str(path), *place, *argv]
 
 
 def _option_value(argv: Sequence[str], option: str) -> str | None:

@@ -44,6 +44,7 @@ class TrackingSession:
         self.experiment = experiment
         self.terminal = terminal
         self.server = tracking_server(experiment.tracking.root)
+        self.server.check_place()
         self.client = self.server.connect() if accelerator is None or accelerator.is_main_process else None
         """None on ranks other than 0."""
         if self.client is not None:

@@ -17,6 +17,7 @@ from runner.cli.doctor.state_checks import check_saved_states, check_trials
 from runner.cli.options import JSON_HELP, add_tracking_root
 from runner.config.schema import Experiment
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.tracking.moved_records import is_read_only
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -57,6 +58,11 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     terminal = Terminal(stderr=options.json)
     server, cache = tracking_server(options.tracking), cache_folder(options.cache)
+    if server.embedded and is_read_only(server.root):
+        raise UserError(
+            f"The records in {server.root} are read-only, and doctor needs to lock them, also for --check: make the"
+            " folder writable, or check a copy of it."
+        )
     findings = examine(server, cache, not options.check, terminal)
     left = sum(not finding.done for finding in findings)
     if options.json:
