@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from runner.config.schema import TrackingConfig
-from runner.data.images import Entry
+from runner.data.images import Images
 from runner.data.loader import ImageLoader
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam, overlay
@@ -24,21 +23,21 @@ LONGEST = 80
 """Maximum characters of a picture's name. File systems allow 255 bytes, including the step, time and id."""
 
 
-def select_images(entries: Sequence[Entry], sample_results: Tensor, count: int) -> list[int]:
+def select_images(entries: Images, sample_results: Tensor, count: int) -> list[int]:
     """Indices of `count` images of a split, in its order: half of them misclassified, if there are enough.
 
     The digests of the images' contents decide, so that every run selects the same images.
 
     Args:
-        entries: The split.
+        entries: The split, sorted by path.
         sample_results: n × 3, one row per image; column 1 is the rank of the true class (0 is correct).
         count: Number of images to select.
     """
-    order = sorted(range(len(entries)), key=lambda index: (entries[index].digest, entries[index].path))
-    correct = [index for index in order if sample_results[index, 1] == 0]
-    wrong = [index for index in order if sample_results[index, 1] > 0]
+    order = np.argsort(entries.digest_values, kind="stable")
+    ranks = sample_results[:, 1].numpy()[order]
+    correct, wrong = order[ranks == 0], order[ranks > 0]
     wrong_count = min(len(wrong), max(count // 2, count - len(correct)))
-    return sorted([*wrong[:wrong_count], *correct[: count - wrong_count]])
+    return sorted([*wrong[:wrong_count].tolist(), *correct[: count - wrong_count].tolist()])
 
 
 class Gallery:
@@ -55,7 +54,7 @@ class Gallery:
     def __init__(
         self,
         model: TransferModel,
-        entries: Sequence[Entry],
+        entries: Images,
         loader: ImageLoader,
         settings: TrackingConfig,
         tracker: Tracker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import islice
 
 MAX_LENGTH = 1000
@@ -18,7 +19,8 @@ def one_line(text: str, max_length: int = MAX_LENGTH) -> str:
 
 def valid_unicode(text: str) -> str:
     """`text` with the bytes of a file name that is not valid UTF-8 written as `\\xe9`: databases take no others."""
-    if text.isascii():
+    with suppress(UnicodeEncodeError):
+        text.encode()
         return text
     shown = (f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else char for char in text)
     return "".join(shown).encode("utf-8", "replace").decode()

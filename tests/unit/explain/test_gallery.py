@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from runner.config.schema import TrackingConfig
-from runner.data.images import Entry
+from runner.data.images import Entry, Images
 from runner.explain import cam, overlay
 from runner.explain.gallery import Gallery, select_images
 from runner.models.transfer_model import TransferModel
@@ -61,13 +61,13 @@ def image_of(entry: Entry) -> Tensor:
     return torch.randint(0, 256, (3, 32, 32), generator=generator).to(torch.uint8)
 
 
-def split(count: int, classes: Sequence[str] = CLASSES) -> list[Entry]:
+def split(count: int, classes: Sequence[str] = CLASSES) -> Images:
     """A validation split of `count` images, whose order is not that of the digests."""
     labels = [classes[index % len(classes)] for index in range(count)]
-    return [
+    return Images.of(
         Entry(f"{label}/{index}.png", label, "val", 1, f"{index * 7919 % 1009:040x}")
         for index, label in enumerate(labels)
-    ]
+    )
 
 
 def sample_results(wrong: Sequence[bool]) -> Tensor:
@@ -88,7 +88,7 @@ def tracker(tmp_path: Path) -> TaggedRecorder:
 
 
 def gallery(
-    tracker: Recorder, model: TransferModel | None = None, entries: Sequence[Entry] = (), **changes: int
+    tracker: Recorder, model: TransferModel | None = None, entries: Images | None = None, **changes: int
 ) -> Gallery:
     """A gallery of three images (or `gallery=…`) that draws every 10 epochs (or `gallery_every=…`)."""
     chosen = TrackingConfig(**{"gallery": 3, "gallery_every": 10, **changes})
@@ -135,7 +135,7 @@ def test_the_selection_does_not_depend_on_the_order(wrong: list[bool], count: in
     selected = {entries[index].path for index in select_images(entries, sample_results(wrong), count)}
     order = list(range(len(wrong)))
     shuffle.shuffle(order)
-    shuffled = [entries[index] for index in order]
+    shuffled = entries.take(order)
     again = select_images(shuffled, sample_results([wrong[index] for index in order]), count)
     assert {shuffled[index].path for index in again} == selected
 

@@ -12,7 +12,8 @@ import pytest
 from pictures import draw
 from PIL import Image
 
-from runner.data.scan import _verify_file
+from runner.data.files import FolderFiles
+from runner.data.scan import verify_files
 from runner.portable.images import open_rgb
 
 PICTURE = draw("red", 1, (24, 16))
@@ -78,11 +79,11 @@ def test_odd_metadata_do_not_matter(tmp_path: Path, name: str) -> None:
     (tmp_path / "picture").write_bytes(content)
     for file in (tmp_path / "picture", io.BytesIO(content)):
         assert np.array_equal(np.asarray(open_rgb(file)), upright)
-    assert _verify_file(tmp_path / "picture")[1] is None
+    assert verify_files(FolderFiles(tmp_path), ["picture"]).errors == {}
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_damaged_pixels_are_refused_with_the_first_reason(tmp_path: Path, kind: str) -> None:
     for content in (saved(kind), png(b"zTXt", b"workflow\0\0" + LONG)):
         (tmp_path / "picture").write_bytes(content[: len(content) - 300])
-        assert (_verify_file(tmp_path / "picture")[1] or "").startswith("cannot be decoded: ")
+        assert verify_files(FolderFiles(tmp_path), ["picture"]).errors[0].startswith("cannot be decoded: ")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pictures import draw
 
-from runner.data.scan import _verify_file
+from runner.data.files import FolderFiles
+from runner.data.scan import verify_files
 from runner.utils.errors import UserError
 from runner.utils.image_paths import find_images
 
@@ -82,7 +83,7 @@ def test_a_pattern_may_name_folders(tree: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_folder_holds_what_training_takes_by_any_name(tree: Path, name: str, kind: str) -> None:
     draw("red", 1).save(tree / "empty" / name, kind)
     assert find_images([str(tree / "empty")]) == [tree / "empty" / name]
-    assert _verify_file(tree / "empty" / name).error is None
+    assert verify_files(FolderFiles(tree / "empty"), [name]).errors == {}
 
 
 def test_what_is_passed_over_is_said(tree: Path) -> None:
