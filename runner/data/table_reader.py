@@ -240,11 +240,11 @@ def _read_parquet(path: Path, content: bytes, choose: Choose) -> Table:
         raise UserError(
             f"The table {path} is no Parquet file, or it is damaged ({reason}); write it again."
         ) from None
-    columns = {role: _as_text(path, role, found[name], name) for role, name in names.items()}
+    columns = {role: as_text(path, role, found[name], name) for role, name in names.items()}
     return Table(path, columns, names, lambda rows: [f"row {row + 1}" for row in rows])
 
 
-def _as_text(path: Path, role: str, values: pa.ChunkedArray, name: str) -> pa.LargeStringArray:
+def as_text(path: Path, role: str, values: pa.ChunkedArray, name: str) -> pa.LargeStringArray:
     """A column's values as text; whole numbers without a fraction, also those of a column with missing values."""
     import pyarrow as pa
     import pyarrow.compute as pc
