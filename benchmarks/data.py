@@ -205,7 +205,7 @@ def _store(root: Path, cache: Path) -> dict[str, float]:
 
 def _warm(root: Path, cache: Path) -> dict[str, float]:
     """What a run does with its images before it trains, if nothing has changed."""
-    from runner.data.manifest import SPLITS
+    from runner.data.images import SPLITS
     from runner.features.shard_store import ShardStore
     from runner.features.stages import feature_keys
 
