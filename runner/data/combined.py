@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,20 @@ def with_test_images(main: Listing, test: Listing) -> Listing:
         f"{main.layout}; test images from {test.files.root} ({test.layout})",
         (*main.remarks, *(f"test images: {remark}" for remark in test.remarks)),
     )
+
+
+def separated(listing: Listing) -> Iterator[tuple[np.ndarray, Listing]]:
+    """The rows of each place in a combined listing, and its images by their paths in that place."""
+    import pyarrow.compute as pc
+
+    files = listing.files
+    assert isinstance(files, CombinedFiles)  # noqa: S101 (for types)
+    is_test = np.zeros(len(listing.paths), bool)
+    is_test[bisect_left(listing.paths, PREFIX) : bisect_left(listing.paths, PREFIX[:-1] + "0")] = True
+    yield np.flatnonzero(~is_test), replace(listing.take(~is_test), files=files.main)
+    test = listing.take(is_test)
+    paths = pc.replace_substring(test.paths.array, PREFIX, "", max_replacements=1)
+    yield np.flatnonzero(is_test), replace(test, files=files.test, paths=Paths(paths))
 
 
 def _groups(main: np.ndarray, test: Listing) -> np.ndarray:

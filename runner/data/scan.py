@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from runner.data.columns import Paths
+from runner.data.combined import CombinedFiles, separated
 from runner.data.depth import GrayRange
 from runner.data.files import ImageFiles
 from runner.data.images import DIGEST_BYTES
@@ -70,6 +71,11 @@ def scan_images(listing: Listing, cache: Path, terminal: Terminal) -> Verdicts:
 
     Raises `UserError` if a process that decodes dies.
     """
+    if isinstance(listing.files, CombinedFiles):
+        verdicts = Verdicts.unknown(len(listing.paths))
+        for rows, part in separated(listing):  # each place is remembered by itself
+            verdicts.put(rows, scan_images(part, cache, terminal))
+        return verdicts
     scan_cache = ScanCache(cache, listing.files)
     known = scan_cache.read()
     where = known.find(listing.paths, listing.stamps)

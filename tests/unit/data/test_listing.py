@@ -269,9 +269,9 @@ def test_a_missing_root_is_named(make: Make, silent: Terminal, tmp_path: Path) -
 
 
 def test_a_root_that_is_a_file_is_named(make: Make, silent: Terminal, tmp_path: Path) -> None:
-    (tmp_path / "archive.zip").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"archive\.zip is a file; data\.root must be the folder"):
-        build_manifest(make("--data.root", str(tmp_path / "archive.zip")), silent)
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"photo\.jpg is a file; data\.root must be the folder"):
+        build_manifest(make("--data.root", str(tmp_path / "photo.jpg")), silent)
 
 
 def test_a_folder_that_cannot_be_read_is_named(
