@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from runner.evaluation.metrics import gather, sample_results
+from runner.evaluation.metrics import TASK, gather
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.utils.tensors import float64_device, pad_rows
@@ -45,7 +45,7 @@ class Inference:
         true = torch.tensor(labels)
 
         def results(indices: Sequence[int], logits: Tensor) -> Tensor:
-            return sample_results(logits, true[list(indices)])
+            return TASK.results(logits, true[list(indices)])
 
         return self._run(features, len(labels), 3, results)
 

@@ -2,7 +2,8 @@
 
 A metric is a function of the sample results of a split: n × 3, float64, columns `LOSS`, `RANK` and `PREDICTED`. To add
 one, write that function and `register` it: evaluation, run logs, `train.best`, studies, comparisons and reports read
-the table `METRICS`. Torch is imported only where it computes, so that command lines can read the table without delay.
+the table `METRICS`. `TASK` says what models are trained for. Torch is imported only where it computes, so that command
+lines can read the table without delay.
 """
 
 from __future__ import annotations
@@ -106,6 +107,20 @@ register(
     )
 )
 register(Metric(name="loss", label="loss", direction="minimize", compute=_loss, counted=False))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What depends on the kind of targets. Those of an image are its class index (`Manifest.labels`)."""
+
+    loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    """The training loss, summed over images, of logits (n × classes), targets (n), class weights and smoothing."""
+    activation: Callable[[np.ndarray], np.ndarray]
+    """Probabilities from logits: n × classes."""
+    results: Callable[[Tensor, Tensor], Tensor]
+    """Sample results (n × 3) from logits (n × classes) and targets (n)."""
+    metrics: Mapping[str, Metric]
+    """What they are summarized by."""
 
 
 def metric_of(metric_key: str) -> Metric | None:
@@ -222,7 +237,7 @@ def compute_scores(results: Tensor, labels: np.ndarray | Sequence[int], classes:
     true = torch.tensor(labels, device=results.device)
     rank = results[:, RANK]
     return Scores(
-        {name: metric.compute(results, true) for name, metric in METRICS.items()},
+        {name: metric.compute(results, true) for name, metric in TASK.metrics.items()},
         images=len(labels),
         hits1=int((rank == 0).sum()),
         hits5=int((rank < TOP_K).sum()),
@@ -234,5 +249,25 @@ def scores_from_logits(logits: Tensor, labels: np.ndarray | Sequence[int]) -> Sc
     """All metrics of a split, from its logits (n × classes) and n class indices."""
     import torch
 
-    results = sample_results(logits, torch.tensor(labels, device=logits.device))
+    results = TASK.results(logits, torch.tensor(labels, device=logits.device))
     return compute_scores(results, labels, logits.shape[1])
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, class_weights: Tensor, smoothing: float) -> Tensor:
+    from torch.nn.functional import cross_entropy
+
+    weights = class_weights.to(logits.device)
+    return cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, n × classes. A row with a logit that is not finite becomes NaN."""
+    import numpy as np
+    from scipy import special
+
+    finite = np.isfinite(logits).all(axis=1, keepdims=True)
+    return np.where(finite, special.softmax(np.where(finite, logits, 0.0), axis=1), np.nan)
+
+
+TASK = Task(loss=_cross_entropy, activation=softmax, results=sample_results, metrics=METRICS)
+"""Classification with one label per image."""

@@ -12,9 +12,9 @@ from contextlib import nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from runner.config.schema import Experiment
+from runner.evaluation.metrics import TASK
 from runner.models.dropout import set_dropout_batch
 from runner.models.transfer_model import TransferModel
 from runner.training import lr_schedule, optimizers
@@ -81,13 +81,7 @@ class TrainStep:
         target = self.labels[micro_batch.indices].to(features.device)
         with nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model):
             logits = self._wrapped_model(features, start=self.model.split_index)
-            summed = cross_entropy(
-                logits,
-                target,
-                self.class_weights.to(logits.device),
-                reduction="sum",
-                label_smoothing=self.settings.label_smoothing,
-            )
+            summed = TASK.loss(logits, target, self.class_weights, self.settings.label_smoothing)
             loss = summed / self.class_weights[self.labels[micro_batch.batch]].sum().item()
             # The wrapper averages gradients over processes, but their sum is needed.
             self.accelerator.backward(loss * self.accelerator.num_processes)

@@ -10,7 +10,7 @@ from PIL import Image
 from sample_predictions import ODD_NAMES, from_pairs, predictions_of, random_predictions
 
 from runner.evaluation import plots, statistics
-from runner.evaluation.predictions import softmax
+from runner.evaluation.metrics import softmax
 
 
 def checked(path: Path, least: int, most: int) -> Image.Image:

@@ -13,7 +13,8 @@ from sample_predictions import few_predictions, from_pairs, predictions_of, rand
 from sklearn import metrics as sklearn_metrics
 
 from runner.evaluation import statistics
-from runner.evaluation.predictions import Predictions, softmax
+from runner.evaluation.metrics import softmax
+from runner.evaluation.predictions import Predictions
 from runner.evaluation.statistics import ConfusedPair
 
 
