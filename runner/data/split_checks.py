@@ -110,7 +110,8 @@ def _refuse_small(
         problems.append(f"Class {images.classes[label]!r} has {number}, too few for its splits ({empty})")
     more = f"; {len(missing) - MOST_NAMED} more classes are too small" if len(missing) > MOST_NAMED else ""
     raise UserError(
-        f"{'; '.join(problems)}{more}; add images{' of other groups' * by_group}, change split.*, or remove"
+        f"{'; '.join(problems)}{more}; add images{' of other groups' * by_group}, change split.*"
+        f"{' or data.near_duplicates' * (images.similar is not None)}, or remove"
         f" {'the class' if len(missing) == 1 else 'these classes'}."
     )
 
