@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -44,6 +45,7 @@ from runner.config.schema import Experiment
 from runner.config.tree import override
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.cache import FeatureCache
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.models.transfer_model import TransferModel
 from runner.training import devices
@@ -156,7 +158,10 @@ def _side_costs(setup: Setup, folder: Path) -> dict[str, float]:
         costs[name] = 1000 * seconds(lambda images=batches: list(images)) / len(entries)  # type: ignore[misc]
     image = torch.zeros(1, *_image_shape(setup.experiment), dtype=torch.uint8)
     shape, dtype = setup.features.extractor.stage_shapes(image)[0]
-    features, keys = torch.zeros(256, *shape, dtype=dtype), [str(number) for number in range(256)]
+    features = torch.zeros(256, *shape, dtype=dtype)
+    keys = FeatureKeys(
+        np.random.default_rng(0).integers(256, size=(256, 20), dtype=np.uint8), EVALUATION_VIEW
+    )
     store = ShardStore(folder, {})
     costs["write_ms"] = 1000 * seconds(lambda: store.write(keys, features)) / len(keys)
     return costs

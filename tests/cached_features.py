@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from helpers import QUIET
@@ -16,9 +17,17 @@ from runner.config.schema import Experiment
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.cache import FeatureCache
 from runner.features.eviction import feature_root, list_stores
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.training import setup
 from runner.utils.console import Terminal
+from runner.utils.hashing import raw_digest
+
+
+def keys_of(names: Iterable[str], view: int = EVALUATION_VIEW) -> FeatureKeys:
+    """Keys of images with these contents."""
+    content = b"".join(raw_digest(name.encode()) for name in names)
+    return FeatureKeys(np.frombuffer(content, np.uint8).reshape(-1, 20), view)
 
 
 def features_of(experiment: Experiment, accelerator: Accelerator, terminal: Terminal = QUIET) -> FeatureCache:
@@ -62,7 +71,7 @@ def old_stores(cache: Path) -> list[ShardStore]:
     stores = []
     for name, seconds in (("old", 86400), ("middle", 3600), ("new", 60)):
         store = ShardStore(cache / "features", {"name": name}, {"layer": name, "view": "not augmented"})
-        store.write(["a"], torch.ones(1, 1000))
+        store.write(keys_of("a"), torch.ones(1, 1000))
         store.release()
         os.utime(store.folder / "recipe.json", (time.time() - seconds,) * 2)
         stores.append(store)

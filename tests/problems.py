@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import torch
+from cached_features import keys_of
 from consistency import inconsistencies
 from helpers import QUIET
 from stores import DEAD, Store, dead_owner, end, metric, resumable
@@ -80,7 +81,7 @@ def healthy_records(store: Store, cache: Path) -> Records:
             tracker.log_metrics({"val/loss": 1 / step}, step)
         tracker.log_text("note.txt", "hello")
     features = ShardStore(cache / "features", {"layer": "a"}, {"layer": "a"})
-    features.write(["a:-1", "b:-1"], torch.arange(8.0).reshape(2, 4), 1.0)
+    features.write(keys_of("ab"), torch.arange(8.0).reshape(2, 4), 1.0)
     features.release()
     return Records(server, client, cache, tracker.run_id)
 

@@ -6,7 +6,9 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 from runner.utils.processes import cpu_count
 
+Batches: TypeAlias = Sequence[Sequence[int] | np.ndarray]
+"""The indices of each batch."""
 MIN_IMAGES_FOR_WORKERS = 256
 """For fewer images `workers=auto` starts no processes: starting them would cost more than it saves."""
 MAX_WORKERS = 16
@@ -42,9 +46,7 @@ class ImageLoader:
     ranks: int = 1
     pin: bool = False
 
-    def batches(
-        self, entries: Sequence[Entry], view: int, batches: Sequence[Sequence[int]]
-    ) -> Iterator[Tensor]:
+    def batches(self, entries: Sequence[Entry], view: int, batches: Batches) -> Iterator[Tensor]:
         """For each batch (indices into `entries`) a tensor n × 3 × crop × crop of uint8.
 
         Raises `UserError` if a file has changed or disappeared since the scan, or if a process dies or hangs.
@@ -63,7 +65,9 @@ class ImageLoader:
                 raise UserError(batch)
             yield batch
 
-    def _call(self, entries: Sequence[Entry], view: int, batch: Sequence[int]) -> Callable[[], Loaded]:
+    def _call(
+        self, entries: Sequence[Entry], view: int, batch: Sequence[int] | np.ndarray
+    ) -> Callable[[], Loaded]:
         chosen = [entries[index] for index in batch]
         files = [(entry.path, entry.digest) for entry in chosen]
         return partial(_load, self.files, self.transform, view, files)

@@ -23,6 +23,7 @@ from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.features import eviction
 from runner.features.extractor import FeatureExtractor
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.features.sources import ComputedSource, InMemorySource, MappedSource, SplitFeatures
 from runner.features.stages import CacheStats, StoredStages, feature_keys
@@ -113,11 +114,11 @@ class FeatureCache:
         images = features = size = 0
         stages = len(self.extractor.stages) if self.stored else 0
         for split, view in wanted:
-            entries = list(self.manifest.select(split))
+            entries = self.manifest.select(split)
             for stage in reversed(range(stages)):  # what a later stage has, it needs no input for
                 store = self._stages.open(stage, view)
                 store.refresh()
-                entries = [entries[index] for index in store.missing(feature_keys(entries, view))]
+                entries = entries.take(store.missing(feature_keys(entries, view)))
                 shape, dtype = self._stage_shapes[stage]
                 features += len(entries)
                 size += len(entries) * shape.numel() * dtype.itemsize
@@ -139,7 +140,7 @@ class FeatureCache:
         return sum(store.bytes for store in eviction.list_stores(self.storage.root) if store.folder in used)
 
     def _source(
-        self, memory_key: tuple[Path, str, int], store: ShardStore, keys: Sequence[str]
+        self, memory_key: tuple[Path, str, int], store: ShardStore, keys: FeatureKeys
     ) -> SplitFeatures:
         """Features from memory if they fit into it, otherwise from the store."""
         in_memory, limit = self._storage.in_memory, self._storage.memory_bytes

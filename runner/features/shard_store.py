@@ -12,19 +12,22 @@ import math
 import time
 import uuid
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from runner.features.key_index import KeyIndex
+from runner.features.keys import FeatureKeys
 from runner.features.store_lock import UseLock
 from runner.tracking.process_identity import this_boot
 from runner.utils.atomic_files import atomic_write
@@ -62,12 +65,16 @@ class ShardStore:
         self.on_damage = on_damage
         contents = {"description": description or {}, "recipe": recipe}
         self._use_lock = UseLock(self.folder, json.dumps(contents, indent=1, default=str))
-        self._shard_keys: dict[str, list[str]] = {}
-        """Keys of each shard, by its file name."""
-        self._locations: dict[str, tuple[str, int]] = {}
-        """Shard and row of each key."""
-        self._costs: dict[str, float] = {}
+        self._names: list[str] = []
+        """File names of the shards, also of those that are gone: a shard's number is its place here."""
+        self._numbers: dict[str, int] = {}
+        """Numbers of the shards that are there."""
+        self._costs: list[float] = []
         """Seconds per feature, for each shard."""
+        self._indices: defaultdict[int, KeyIndex] = defaultdict(KeyIndex)
+        """Where the features of each view are."""
+        self._found: tuple[np.ndarray, int, np.ndarray] | None = None
+        """The digests and the view that were last looked up, and their places."""
         self._verified: set[str] = set()
         self._dropped: set[str] = set()
         """Damaged shards. They still exist if they could not be deleted."""
@@ -79,36 +86,36 @@ class ShardStore:
         """Read the index of shards that any process added, forget removed ones, drop unreadable ones."""
         self._use_lock.acquire()
         present = {path.name for path in self.folder.glob("*.safetensors")}
-        self._forget(self._shard_keys.keys() - present)
-        for name in sorted(present - self._shard_keys.keys() - self._dropped):
+        self._forget(self._numbers.keys() - present)
+        for name in sorted(present - self._numbers.keys() - self._dropped):
             try:
                 with safe_open(self.folder / name, "pt") as file:
                     metadata = file.metadata()
-                keys, seconds = json.loads(metadata["keys"]), float(metadata["seconds"])
-                if not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-                    raise ValueError(keys)
+                keys, seconds = FeatureKeys.from_json(metadata["keys"]), float(metadata["seconds"])
                 if not 0 <= seconds < math.inf:
                     raise ValueError(seconds)
             except FileNotFoundError:
                 continue
-            except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
+            except (SafetensorError, KeyError, ValueError, TypeError):
                 self._drop(name)
                 continue
-            self._shard_keys[name] = keys
-            self._costs[name] = seconds / max(1, len(keys))
-            self._locations.update({key: (name, row) for row, key in enumerate(keys)})
+            self._found = None
+            self._numbers[name] = len(self._names)
+            self._indices[keys.view].add(len(self._names), keys.digests)
+            self._names.append(name)
+            self._costs.append(seconds / len(keys))
 
-    def missing(self, keys: Sequence[str]) -> list[int]:
+    def missing(self, keys: FeatureKeys) -> np.ndarray:
         """Indices of the keys that are not stored."""
-        return [index for index, key in enumerate(keys) if key not in self._locations]
+        return np.flatnonzero(self._places(keys) < 0)
 
-    def compute_seconds(self, keys: Sequence[str]) -> float:
+    def compute_seconds(self, keys: FeatureKeys) -> float:
         """Seconds that computing the features took, for those that are stored."""
-        return sum(self._costs[self._locations[key][0]] for key in keys if key in self._locations)
+        return float(np.array(self._costs) @ self._counts(keys))
 
-    def verify(self, keys: Sequence[str]) -> list[str]:
+    def verify(self, keys: FeatureKeys) -> list[str]:
         """Check the shards that hold `keys`, each once per process. Returns the damaged ones, which are dropped."""
-        names = {self._locations[key][0] for key in keys if key in self._locations} - self._verified
+        names = {self._names[shard] for shard in np.flatnonzero(self._counts(keys))} - self._verified
         damaged = sorted(
             name for name in names if not (is_intact(self.folder / name) and self._has_same_type(name))
         )
@@ -117,30 +124,38 @@ class ShardStore:
             self._drop(name)
         return damaged
 
-    def read(self, keys: Sequence[str]) -> Tensor:
+    def read(self, keys: FeatureKeys) -> Tensor:
         """The features of `keys` (at least one), in order: len(keys) × feature. Raises KeyError if one is missing."""
-        rows_by_shard: dict[str, list[tuple[int, int]]] = {}
-        for target, key in enumerate(keys):
-            name, row = self._locations[key]
-            rows_by_shard.setdefault(name, []).append((target, row))
-        features: Tensor | None = None
-        for name, pairs in rows_by_shard.items():
+        places = self._places(keys)
+        if places.min() < 0:
+            raise KeyError(keys.take([int(places.argmin())]).to_json())
+        order = np.argsort(places)
+        shards = places[order] >> 32
+        features: np.ndarray | None = None
+        for targets in np.split(order, np.flatnonzero(np.diff(shards)) + 1):
+            name = self._names[places[targets[0]] >> 32]
             shard = self._map(name)
+            rows = shard.reshape(len(shard), -1).view(torch.uint8).numpy()
             if features is None:
-                features = torch.empty(len(keys), *shard.shape[1:], dtype=shard.dtype)
-            targets, rows = zip(*pairs, strict=True)
-            features[list(targets)] = shard[list(rows)]
+                features = np.empty((len(keys), rows.shape[1]), np.uint8)
+                shape, dtype = shard.shape[1:], shard.dtype
+            features[targets] = rows[places[targets] & 0xFFFFFFFF]
+            if 2 * len(targets) > len(
+                shard
+            ):  # read at once: what stays mapped would count as this process's memory
+                del self._maps[name]
         assert features is not None, "no keys were given"  # noqa: S101 (a precondition of the method)
-        return features
+        return torch.from_numpy(features).view(dtype).reshape(len(keys), *shape)
 
-    def write(self, keys: Sequence[str], features: Tensor, seconds: float = 0.0) -> None:
+    def write(self, keys: FeatureKeys, features: Tensor, seconds: float = 0.0) -> None:
         """Add a shard of features (len(keys) × feature), which took `seconds` to compute."""
         self._use_lock.acquire(create=True)
         features = features.contiguous()
+        text = keys.to_json()
         metadata = {
-            "keys": json.dumps(list(keys)),
+            "keys": text,
             "seconds": f"{seconds:.9e}",  # always as long: equal runs have stores of equal size
-            "checksum": checksum(keys, features),
+            "checksum": checksum(text, features),
         }
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         with atomic_write(path) as temporary:
@@ -168,6 +183,17 @@ class ShardStore:
         """Allow others to remove the store."""
         self._use_lock.release()
 
+    def _places(self, keys: FeatureKeys) -> np.ndarray:
+        """The shard and row of each key, as `KeyIndex.find` gives them. The last result is kept."""
+        if self._found is None or self._found[0] is not keys.digests or self._found[1] != keys.view:
+            self._found = keys.digests, keys.view, self._indices[keys.view].find(keys.digests)
+        return self._found[2]
+
+    def _counts(self, keys: FeatureKeys) -> np.ndarray:
+        """How many of the keys each shard holds."""
+        places = self._places(keys)
+        return np.bincount(places[places >= 0] >> 32, minlength=len(self._names))
+
     def _map(self, name: str) -> Tensor:
         """The features of a shard, memory-mapped: only what is accessed is read."""
         if name not in self._maps:
@@ -192,13 +218,13 @@ class ShardStore:
         self._forget({name})
 
     def _forget(self, names: set[str]) -> None:
+        numbers = {self._numbers.pop(name) for name in names if name in self._numbers}
         for name in names:
-            self._shard_keys.pop(name, None)
             self._maps.pop(name, None)
-        if names:  # another shard may hold the same features
-            self._locations = {
-                key: (name, row) for name, keys in self._shard_keys.items() for row, key in enumerate(keys)
-            }
+        if numbers:
+            self._found = None
+            for index in self._indices.values():
+                index.remove(numbers)
 
 
 class ShardWriter:
@@ -214,7 +240,7 @@ class ShardWriter:
     def __init__(self, store: ShardStore, share: float = 1.0) -> None:
         self.store = store
         self.share = share
-        self._keys: list[str] = []
+        self._keys: list[FeatureKeys] = []
         self._features: list[Tensor] = []
         self._input_seconds = 0.0
         self._start = time.monotonic()
@@ -237,9 +263,12 @@ class ShardWriter:
         finally:
             self._pool.shutdown()
 
-    def add(self, keys: Sequence[str], features: Tensor, input_seconds: float = 0.0) -> None:
-        """Add features, whose inputs took `input_seconds` to compute. Raises OSError if an earlier shard failed."""
-        self._keys += keys
+    def add(self, keys: FeatureKeys, features: Tensor, input_seconds: float = 0.0) -> None:
+        """Add features, whose inputs took `input_seconds` to compute; all have one view.
+
+        Raises OSError if an earlier shard failed.
+        """
+        self._keys.append(keys)
         self._features.append(features)
         self._input_seconds += input_seconds
         is_full = sum(part.nbytes for part in self._features) >= SHARD_BYTES
@@ -252,7 +281,8 @@ class ShardWriter:
         self._wait()
         now = time.monotonic()
         seconds = (now - self._start) * self.share + self._input_seconds
-        self._pending = self._pool.submit(self.store.write, self._keys, torch.cat(self._features), seconds)
+        keys = FeatureKeys(np.concatenate([part.digests for part in self._keys]), self._keys[0].view)
+        self._pending = self._pool.submit(self.store.write, keys, torch.cat(self._features), seconds)
         self._keys, self._features, self._input_seconds, self._start = [], [], 0.0, now
 
     def _wait(self) -> None:
@@ -266,13 +296,14 @@ def is_intact(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             metadata, features = file.metadata(), file.get_tensor(TENSOR)
-        keys = json.loads(metadata["keys"])
-        return len(features) == len(keys) and metadata["checksum"] == checksum(keys, features)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+        keys = FeatureKeys.from_json(metadata["keys"])
+        return len(features) == len(keys) and metadata["checksum"] == checksum(metadata["keys"], features)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return False
 
 
-def checksum(keys: Sequence[str], features: Tensor) -> str:
-    """CRC-32 of keys, shape, dtype and values. It detects disk errors, not deliberate changes."""
-    header = zlib.crc32(f"{list(keys)} {tuple(features.shape)} {features.dtype}".encode())
+def checksum(keys: str, features: Tensor) -> str:
+    """CRC-32 of keys (as JSON), shape, dtype and values. It detects disk errors, not deliberate changes."""
+    listed = keys.replace('"', "'")  # as Python prints a list: so the checksum was first defined
+    header = zlib.crc32(f"{listed} {tuple(features.shape)} {features.dtype}".encode())
     return f"{zlib.crc32(features.flatten().view(torch.uint8).numpy().data, header):08x}"

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from runner.data.images import Entry
-from runner.data.loader import ImageLoader
+from runner.data.images import Images
+from runner.data.loader import Batches, ImageLoader
 from runner.features.extractor import FeatureExtractor
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 
 
 class SplitFeatures(Protocol):
     """The features of a split in one view: what the trainable part of a model takes as input."""
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def batches(self, batches: Batches) -> Iterator[Tensor]:
         """For each batch of indices in the split a tensor with its features, on the run's device."""
 
 
@@ -29,7 +31,7 @@ class InMemorySource:
     features: Tensor
     device: torch.device
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def batches(self, batches: Batches) -> Iterator[Tensor]:
         for batch in batches:
             yield self.features[torch.as_tensor(batch, dtype=torch.long)].to(self.device)
 
@@ -39,14 +41,13 @@ class MappedSource:
     """Features read from a memory-mapped store; `keys` has one key per image of the split."""
 
     store: ShardStore
-    keys: Sequence[str]
+    keys: FeatureKeys
     device: torch.device
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        empty = self.store.read(self.keys[:1])[:0]
+    def batches(self, batches: Batches) -> Iterator[Tensor]:
+        empty = self.store.read(self.keys.take([0]))[:0]
         for batch in batches:
-            keys = [self.keys[index] for index in batch]
-            yield (self.store.read(keys) if keys else empty).to(self.device)
+            yield (self.store.read(self.keys.take(batch)) if len(batch) else empty).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,12 @@ class ComputedSource:
 
     extractor: FeatureExtractor
     loader: ImageLoader
-    entries: Sequence[Entry]
+    entries: Images
     view: int
 
-    def batches(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def batches(self, batches: Batches) -> Iterator[Tensor]:
         size = self.extractor.batch_size
-        indices = [index for batch in batches for index in batch]
+        indices = np.concatenate([(), *batches], dtype=np.int64, casting="unsafe")
         image_batches = [indices[start : start + size] for start in range(0, len(indices), size)]
         images = self.loader.batches(self.entries, self.view, image_batches) if image_batches else iter(())
         buffer: list[Tensor] = []

@@ -13,16 +13,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.features
 import torch
 import torchvision
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from runner.data.images import Entry
+from runner.data.images import Images
 from runner.data.loader import ImageLoader
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.extractor import FeatureExtractor
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, ShardWriter
 from runner.tracking.process_identity import this_boot
 from runner.utils.console import Terminal
@@ -92,7 +94,7 @@ class StoredStages:
         return {store.folder for store in self._stores.values()}
 
     @long_wait()
-    def ensure(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
+    def ensure(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
         """Compute what a stage's store lacks for these images. Every process calls this with the same arguments.
 
         `stats` counts the images that go through the first stage.
@@ -103,7 +105,7 @@ class StoredStages:
         for _ in range(MAX_ATTEMPTS):
             self._compute_missing(stage, entries, view, stats)
             # Any process may find a shard damaged or removed when it first reads it.
-            is_incomplete = bool(store.verify(keys)) or bool(store.missing(keys))
+            is_incomplete = bool(store.verify(keys)) or len(store.missing(keys)) > 0
             if not any(gather_object([is_incomplete])):
                 return
         raise UserError(
@@ -111,16 +113,17 @@ class StoredStages:
             " or set cache to another one."
         )
 
-    def _compute_missing(self, stage: int, entries: Sequence[Entry], view: int, stats: CacheStats) -> None:
+    def _compute_missing(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
         """The first process of each host finds out what is missing; its processes share the batches."""
         store, keys = self.open(stage, view), feature_keys(entries, view)
         with ExitStack() as stack:
-            found = self._claim_missing(store, keys, stack) if self._host_ranks[0] == self._rank else None
+            is_first = self._host_ranks[0] == self._rank
+            found = self._claim_missing(store, keys, stack) if is_first else np.empty(0, np.int64)
             gathered = gather_object([found])
             missing = gathered[self._host_ranks[0]]
-            if any(gathered):
+            if any(map(len, gathered)):
                 start = time.monotonic()
-                missing_entries = [entries[index] for index in missing]
+                missing_entries = entries.take(missing)
                 if stage:
                     self.ensure(stage - 1, missing_entries, view, stats)
                 self._compute(stage, missing_entries, view)
@@ -130,11 +133,11 @@ class StoredStages:
                     stats.compute_seconds += time.monotonic() - start
             store.refresh()
 
-    def _claim_missing(self, store: ShardStore, keys: Sequence[str], stack: ExitStack) -> list[int]:
+    def _claim_missing(self, store: ShardStore, keys: FeatureKeys, stack: ExitStack) -> np.ndarray:
         """Indices of the keys that this run has to compute. If another run computes some, wait for it first."""
         store.refresh()
         missing = store.missing(keys)
-        if missing:
+        if len(missing):
             stack.enter_context(
                 store.compute_lock(
                     lambda: self.terminal.line(
@@ -156,7 +159,7 @@ class StoredStages:
         hosts = gather_object([this_boot()])
         return [rank for rank, host in enumerate(hosts) if host == hosts[self._rank]]
 
-    def _compute(self, stage: int, entries: Sequence[Entry], view: int) -> None:
+    def _compute(self, stage: int, entries: Images, view: int) -> None:
         """Compute this process's share of the features: every n-th batch, for n processes on this host."""
         processes = len(self._host_ranks)
         store, keys = self.open(stage, view), feature_keys(entries, view)
@@ -167,20 +170,20 @@ class StoredStages:
         with self.terminal.progress(title, len(keys)) as advance, ShardWriter(store, 1 / processes) as writer:
             for indices, (inputs, seconds) in zip(own, self._inputs(stage, entries, view, own), strict=True):
                 features = self.extractor.run_stage(inputs, stage).cpu()
-                writer.add([keys[index] for index in indices], features, seconds)
+                writer.add(keys.take(indices), features, seconds)
                 advance(min(len(indices) * processes, len(keys)))
 
     def _inputs(
-        self, stage: int, entries: Sequence[Entry], view: int, batches: Sequence[range]
+        self, stage: int, entries: Images, view: int, batches: Sequence[range]
     ) -> Iterator[tuple[Tensor, float]]:
         """A stage's inputs, batch by batch, and the seconds that computing them took: images cost nothing."""
         if stage == 0:
             for images in self.loader.batches(entries, view, batches):
                 yield images, 0.0
             return
-        store = self.open(stage - 1, view)
+        store, all_keys = self.open(stage - 1, view), feature_keys(entries, view)
         for indices in batches:
-            keys = feature_keys([entries[index] for index in indices], view)
+            keys = all_keys.take(indices)
             yield store.read(keys), store.compute_seconds(keys)
 
     def _description(self, stage: int, view: int) -> dict[str, str]:
@@ -198,9 +201,9 @@ class StoredStages:
         self.terminal.warn(f"{path} is damaged; computing its features again")
 
 
-def feature_keys(entries: Sequence[Entry], view: int) -> list[str]:
+def feature_keys(entries: Images, view: int) -> FeatureKeys:
     """Keys of the features of images in a view. They depend on the image's content, not on its path."""
-    return [f"{entry.digest}:{view}" for entry in entries]
+    return FeatureKeys(entries.digests, view)
 
 
 def _library_versions() -> dict[str, Any]:

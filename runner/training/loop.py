@@ -140,7 +140,7 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
     ]
     state.model.train()
     if features is not None:
-        inputs = features.batches([part.indices.tolist() for part in parts])
+        inputs = features.batches([part.indices for part in parts])
         for micro_batch, values in zip(parts, inputs, strict=True):
             step.forward_backward(values, micro_batch)
             if micro_batch.last:

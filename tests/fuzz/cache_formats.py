@@ -25,11 +25,17 @@ from runner.data import channel_stats
 from runner.data import scan as scans
 from runner.data.datasets import list_dataset
 from runner.features import eviction, store_lock
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, checksum
 from runner.utils.console import Terminal
-from runner.utils.hashing import digest_bytes
+from runner.utils.hashing import digest_bytes, raw_digest
 
 QUIET = Terminal(enabled=False)
+
+
+def eight_keys() -> FeatureKeys:
+    content = b"".join(raw_digest(bytes([number])) for number in range(8))
+    return FeatureKeys(np.frombuffer(content, np.uint8).reshape(8, 20), -1)
 
 
 class StoreFile(Target):
@@ -38,21 +44,21 @@ class StoreFile(Target):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.keys = [f"{digest_bytes(bytes([n]))}:-1" for n in range(8)]
+        self.keys = eight_keys()
         self.rows = torch.arange(8 * 4, dtype=torch.float32).reshape(8, 4) / 7
-        self.files = [self._file(self.keys[:4], self.rows[:4]), self._file(self.keys[4:], self.rows[4:])]
+        self.files = [self._file(self.keys.take(part), self.rows[list(part)]) for part in (range(4), range(4, 8))]
         self.store = ShardStore(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
-        self.store.write(self.keys[:1], self.rows[:1])
+        self.store.write(self.keys.take([0]), self.rows[:1])
 
     @staticmethod
-    def _file(keys: list[str], rows: torch.Tensor) -> bytes:
-        metadata = {"keys": json.dumps(keys), "seconds": "0.5", "checksum": checksum(keys, rows)}
+    def _file(keys: FeatureKeys, rows: torch.Tensor) -> bytes:
+        metadata = {"keys": keys.to_json(), "seconds": "0.5", "checksum": checksum(keys.to_json(), rows)}
         return safetensors.torch.save({"features": rows}, metadata)
 
     def make(self, random: Random) -> bytes:
         if random.random() < 0.7:
             return b"0" + tensorfile.hostile(random, *self.files)
-        keys: Any = mutated(random, self.keys[:4])
+        keys: Any = mutated(random, json.loads(self.keys.take(range(4)).to_json()))
         rows = random.choice(
             (
                 self.rows[:4],
@@ -71,7 +77,7 @@ class StoreFile(Target):
                 "keys": json.dumps(keys),
                 "seconds": random.choice(("0.5", "nan", "-1", "1e999", "x")),
             }
-            metadata["checksum"] = checksum(keys, rows)
+            metadata["checksum"] = checksum(metadata["keys"], rows)
         except (TypeError, UnicodeEncodeError):
             metadata["checksum"] = "00000000"
         return b"1" + safetensors.torch.save({"features": rows}, metadata)
@@ -85,15 +91,15 @@ class StoreFile(Target):
         store = ShardStore(self.folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
         store.refresh()
         for _ in range(3):
-            present = [place for place in range(8) if place not in store.missing(self.keys)]
-            if not store.verify([self.keys[place] for place in present]):
+            present = sorted({*range(8)} - set(store.missing(self.keys).tolist()))
+            if not store.verify(self.keys.take(present)):
                 break
         seconds = store.compute_seconds(self.keys)
         check(math.isfinite(seconds) and seconds >= 0, f"rows cost {seconds} s")
         if content[:1] == b"0":
             check(set(present) >= {4, 5, 6, 7}, "rows of another file were lost")
         if present:
-            rows = store.read([self.keys[place] for place in present])
+            rows = store.read(self.keys.take(present))
             check(len(rows) == len(present), "some rows are not there")
             if content[:1] == b"0":
                 check(torch.equal(rows, self.rows[present]), "other rows come back")
@@ -115,7 +121,7 @@ class Recipe(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.store = ShardStore(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
-        self.store.write(["a"], torch.zeros(1, 2))
+        self.store.write(eight_keys().take([0]), torch.zeros(1, 2))
         self.store.release()
 
     def make(self, random: Random) -> bytes:

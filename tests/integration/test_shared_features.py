@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import ROOT
 from helpers import TEST, TRAIN, VAL, Make, comparable
 
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.training import run
 
@@ -49,16 +51,19 @@ result = run.train(parse(sys.argv[1:])[0], Accelerator(cpu=True), records, QUIET
 misses = [value for name, _, value in records.points if name == "system/features/misses"]
 print(json.dumps({"misses": misses, "history": comparable(result.history), "test": result.best.to_dict()}))
 """
+ZEROS = FeatureKeys(np.zeros((1, 20), np.uint8), -1)
+"""The key that such a process writes."""
 HOLD = """
 import sys, time
 from pathlib import Path
 from runner.features.shard_store import ShardStore
-import torch
+from runner.features.keys import FeatureKeys
+import numpy, torch
 store = ShardStore(Path(sys.argv[1]), {})
 with store.compute_lock(lambda: None):
     print("locked", flush=True)
     time.sleep(float(sys.argv[2]))
-    store.write(["a"], torch.ones(1, 4))
+    store.write(FeatureKeys(numpy.zeros((1, 20), "uint8"), -1), torch.ones(1, 4))
 """
 
 
@@ -123,7 +128,7 @@ def test_a_process_waits_for_another_and_uses_its_features(tmp_path: Path) -> No
     store, waited = ShardStore(tmp_path, {}), []
     with store.compute_lock(lambda: waited.append(True)):
         store.refresh()
-        assert store.missing(["a"]) == []
+        assert store.missing(ZEROS).tolist() == []
     assert waited == [True]
     assert other.wait() == 0
 
@@ -135,5 +140,5 @@ def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
     store, waited = ShardStore(tmp_path, {}), []
     with store.compute_lock(lambda: waited.append(True)):
         store.refresh()
-        assert store.missing(["a"]) == [0]
+        assert store.missing(ZEROS).tolist() == [0]
     assert waited == []

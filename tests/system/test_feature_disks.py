@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from cached_features import keys_of
 from helpers import Make, comparable
 
 from runner.features.shard_store import ShardStore, ShardWriter
@@ -53,14 +54,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
         pytest.skip("needs the right to mount a small tmpfs")
     try:
         store = ShardStore(disk, {})
-        store.write(["a"], torch.ones(1, 1000))
+        store.write(keys_of("a"), torch.ones(1, 1000))
         with pytest.raises(OSError, match=r"(?i)no space") as failure, ShardWriter(store) as writer:
-            writer.add(["b"], torch.ones(1, 100_000))
+            writer.add(keys_of("b"), torch.ones(1, 100_000))
         assert "disk is full" in (user_message(failure.value) or "")
         assert len(list(store.folder.iterdir())) == 3
         fresh = ShardStore(disk, {})
         fresh.refresh()
-        assert fresh.missing(["a", "b"]) == [1]
+        assert fresh.missing(keys_of("ab")).tolist() == [1]
         store.release()
         fresh.release()
     finally:

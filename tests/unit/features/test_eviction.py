@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_features import old_stores, store_names
+from cached_features import keys_of, old_stores, store_names
 from helpers import QUIET
 
 from runner.features.eviction import ensure_space, list_stores, remove_store
@@ -76,10 +76,10 @@ def test_a_store_that_was_removed_while_open_is_created_again(root: Path) -> Non
     store.release()
     assert all(remove_store(found) for found in list_stores(root))
     store.refresh()
-    assert store.missing(["a"]) == [0]
-    store.write(["a"], torch.ones(1, 4))
+    assert store.missing(keys_of("a")).tolist() == [0]
+    store.write(keys_of("a"), torch.ones(1, 4))
     store.refresh()
-    assert store.missing(["a"]) == []
+    assert store.missing(keys_of("a")).tolist() == []
     store.release()
 
 
