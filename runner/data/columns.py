@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+BLOCK = 65536
+"""Rows that become objects at a time."""
+
+
 class Paths(Sequence[str]):
     """A column of paths in one block of bytes. A path with bytes that are not UTF-8 is a text as `os.fsdecode` gives.
 
@@ -61,13 +65,23 @@ class Paths(Sequence[str]):
         return os.fsdecode(self.array[int(index)].as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for path in self.iter_bytes():
-            yield os.fsdecode(path)
+        for start in range(0, len(self), BLOCK):
+            yield from self[start : start + BLOCK].to_list()
 
-    def iter_bytes(self, block: int = 65536) -> Iterator[bytes]:
+    def to_list(self) -> list[str]:
+        """All paths as texts."""
+        import pyarrow as pa
+
+        try:
+            texts: list[str] = self.array.cast(pa.large_string()).to_numpy(zero_copy_only=False).tolist()
+        except pa.ArrowInvalid:  # bytes that are not UTF-8
+            texts = [os.fsdecode(path) for path in self.array.to_pylist()]
+        return texts
+
+    def iter_bytes(self) -> Iterator[bytes]:
         """The paths as bytes; a block of them at a time becomes objects."""
-        for start in range(0, len(self), block):
-            yield from self.array[start : start + block].to_pylist()
+        for start in range(0, len(self), BLOCK):
+            yield from self.array[start : start + BLOCK].to_numpy(zero_copy_only=False).tolist()
 
     def take(self, indices: np.ndarray) -> Paths:
         """The paths at these indices, or where a mask is true."""

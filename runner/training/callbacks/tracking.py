@@ -60,7 +60,7 @@ class TrackingCallback(Callback):
         name = data.kind if data.kind != "folder" else manifest.root.name
         for split in SPLITS:
             entries = manifest.select(split)
-            images = entries.digest("path", "label", "digest")
+            images = entries.digest(with_splits=False)
             classes = len(np.unique(entries.labels))
             profile = json.dumps({"images": len(entries), "classes": classes})
             self.tracker.log_dataset(f"{name} {split}", images[:32], str(manifest.root), profile, split)
