@@ -7,7 +7,7 @@ import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +19,17 @@ from runner.config.data_schema import SplitConfig
 from runner.config.schema import Experiment
 from runner.data.clusters import SplitInput
 from runner.data.datasets import list_dataset
-from runner.data.depth import depth_remarks, gray_images, resolve_depth
+from runner.data.depth import GrayImages, depth_remarks, gray_images, resolve_depth
 from runner.data.files import ImageFiles
 from runner.data.groups import path_groups
 from runner.data.images import NO_SPLIT, SPLITS, Entry, Images
+from runner.data.leaks import leak_remarks
 from runner.data.listing import Listing
+from runner.data.near_duplicates import NearDuplicates, find_near_duplicates, near_duplicate_remarks
+from runner.data.remarks import image_remarks
 from runner.data.scan import Verdicts, scan_images
 from runner.data.split_checks import split_remarks
-from runner.data.splits import assign_splits
+from runner.data.splits import assign_splits, fold_split
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
@@ -62,6 +65,8 @@ class Manifest:
     """How the images lie, for people."""
     remarks: tuple[str, ...] = ()
     """What the user should know about the dataset: each one a sentence without its end."""
+    fold: str = field(default="", compare=False)
+    """The split that a fold is, with split.folds."""
 
     @property
     def root(self) -> Path:
@@ -99,7 +104,7 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """Digest of paths, classes, splits and contents."""
-        return self.entries.digest("path", "label", "split", "digest")
+        return self.entries.digest()
 
     def to_csv(self) -> str:
         """The images as a table with a header."""
@@ -149,14 +154,65 @@ def _row_problem(row: Sequence[str]) -> str | None:
     return None if re.fullmatch("[0-9a-f]{40}", content) else "an invalid digest"
 
 
+@dataclass(frozen=True, eq=False)
+class ScannedImages:
+    """The images of an experiment before they are split. Several splits of the same images need one scan."""
+
+    listing: Listing
+    """Those that can be decoded."""
+    digests: np.ndarray
+    """n × 20 bytes of content digests, uint8."""
+    rejected: tuple[RejectedFile, ...]
+    gray: Mapping[str, GrayImages]
+    """Images with gray values of a type without a depth, by type."""
+    near: NearDuplicates | None = None
+    """If data.near_duplicates asks for them."""
+
+    def split(self, experiment: Experiment) -> Manifest:
+        """The images as an experiment splits them; it has the same `data`. Raises `UserError` for classes that are too
+        small, and groups that are in two given splits."""
+        listing, data = self.listing, experiment.data
+        groups, group_remark = _groups(listing, experiment.split)
+        similar = self.near.clusters if self.near and data.near_duplicates == "group" else None
+        columns = SplitInput(
+            listing.paths, listing.classes, listing.labels, self.digests, listing.splits, groups, similar
+        )
+        leaks = tuple(leak_remarks(columns, data.leaks))
+        splits = assign_splits(columns, experiment.split, experiment.seed.split)
+        entries = Images(
+            listing.paths, listing.classes, listing.labels, splits, listing.stamps[:, 0], self.digests
+        )
+        is_used = splits != NO_SPLIT
+        if not is_used.all():
+            entries = entries.take(is_used)
+        depth = resolve_depth(self.gray) if data.depth == "auto" else data.depth
+        remarks = (
+            *listing.remarks,
+            *leaks,
+            *image_remarks(columns),
+            *group_remark,
+            *split_remarks(columns, experiment.split, splits),
+            *(near_duplicate_remarks(columns, self.near, splits) if self.near else ()),
+            *depth_remarks(self.gray, data.depth, depth),
+        )
+        fold = SPLITS[fold_split(columns, experiment.split)] if experiment.split.folds is not None else ""
+        unused = len(splits) - len(entries)
+        return Manifest(listing.files, entries, self.rejected, unused, depth, listing.layout, remarks, fold)
+
+
 def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
     """List, scan and split an experiment's images.
 
     Raises `UserError` for missing data, for unreadable files (unless `data.unreadable=skip`) and for classes
     with too few images.
     """
+    return scan_dataset(experiment, terminal).split(experiment)
+
+
+def scan_dataset(experiment: Experiment, terminal: Terminal) -> ScannedImages:
+    """List and scan an experiment's images. Raises `UserError` as `build_manifest`."""
     cache, data = cache_folder(experiment.cache), experiment.data
-    listing = list_dataset(data, cache, terminal)
+    listing = list_dataset(data, cache, terminal, experiment.split.group)
     verdicts = scan_images(listing, cache, terminal)
     rejected, digests = _rejected(listing, verdicts), verdicts.digests
     if rejected:
@@ -166,22 +222,10 @@ def build_manifest(experiment: Experiment, terminal: Terminal) -> Manifest:
         readable[list(verdicts.errors)] = False
         listing, digests = listing.take(readable), digests[readable]
     _check_class_folders(listing)
-    groups, group_remark = _groups(listing, experiment.split)
-    columns = SplitInput(listing.paths, listing.classes, listing.labels, digests, listing.splits, groups)
-    splits = assign_splits(columns, experiment.split, experiment.seed.split)
-    entries = Images(
-        listing.paths, listing.classes, listing.labels, splits, listing.stamps[:, 0], digests
-    ).take(splits != NO_SPLIT)
-    gray = gray_images(verdicts.gray.values())
-    depth = resolve_depth(gray) if data.depth == "auto" else data.depth
-    remarks = (
-        *listing.remarks,
-        *group_remark,
-        *split_remarks(columns, experiment.split, splits),
-        *depth_remarks(gray, data.depth, depth),
-    )
-    unused = len(splits) - len(entries)
-    return Manifest(listing.files, entries, rejected, unused, depth, listing.layout, remarks)
+    near = None
+    if data.near_duplicates != "off":
+        near = find_near_duplicates(listing.files, listing.paths, digests, cache, terminal)
+    return ScannedImages(listing, digests, rejected, gray_images(verdicts.gray.values()), near)
 
 
 def _groups(listing: Listing, split: SplitConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
