@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from runner.config.data_schema import DataConfig, SplitConfig
+from runner.config.data_schema import DataConfig
 from runner.data.label_table import list_table
 from runner.data.listing import Listing, list_folder
 
@@ -40,4 +40,4 @@ def list_images(
         table.write_bytes(content if isinstance(content, bytes) else content.encode())
     found = list_folder(images, False) if root else None
     data = DataConfig("folder", root=str(images) if root else None, table=str(table), columns=columns)
-    return list_table(found, data, SplitConfig(group=group))
+    return list_table(found, data, group)

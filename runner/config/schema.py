@@ -279,8 +279,9 @@ class Experiment:
     """Folder of scans and features for all runs. auto: $RUNNER_CACHE, or vgg-runner in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
-        if "root" in DATASETS.find(self.data.kind).uses and self.data.root is None:
-            raise ValueError(f"data.kind={self.data.kind} needs data.root, the folder of the images")
+        data = self.data
+        if "root" in DATASETS.find(data.kind).uses and data.root is None and data.table is None:
+            raise ValueError(f"data.kind={data.kind} needs data.root, the folder of the images")
         if not self.name.strip() or "/" in self.name:
             raise ValueError(f"name must not be empty or contain a slash; it is {self.name!r}")
         backbone = ARCHITECTURES.find(self.model.arch).implementation

@@ -18,9 +18,11 @@ from runner.config.choices import DATASETS
 from runner.config.data_schema import DataConfig
 from runner.data.archives import is_archive, list_archive
 from runner.data.combined import with_test_images
+from runner.data.hf_dataset import is_saved_dataset, list_saved_dataset
+from runner.data.label_table import list_table
 from runner.data.layout import arrange, class_folders
 from runner.data.listing import Listing, list_folder
-from runner.data.webdataset import list_shards, shard_names
+from runner.data.webdataset import is_shard, list_shards, shard_names
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,12 +49,18 @@ class ImageFolder:
     layout: Literal["classes", "detect"] = "classes"
 
 
-def list_dataset(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
+def list_dataset(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:
     """The images of a dataset, with the class of each. Downloads or unpacks it first if necessary.
+
+    Args:
+        data: Its settings.
+        cache: Keeps what is downloaded, and indexes of archives.
+        terminal: Shows progress.
+        group: As `split.group`, which may name a column of data.table.
 
     Raises `UserError` if it is missing, or lies in no way that is supported.
     """
-    listing = _list(data, cache, terminal)
+    listing = _list(data, cache, terminal, group)
     if data.test is None:
         return listing
     if not Path(data.test).expanduser().exists():
@@ -61,14 +69,22 @@ def list_dataset(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
     return with_test_images(listing, _list(elsewhere, cache, terminal))
 
 
-def _list(data: DataConfig, cache: Path, terminal: Terminal) -> Listing:
+def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:
+    if data.table is not None and data.root is None:
+        return list_table(None, data, group)
     folder = locate(data, cache, terminal)
     if folder.layout == "classes":
         return class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
+    if data.table is None and is_saved_dataset(folder.root):
+        return list_saved_dataset(folder.root, data)
+    if is_shard(folder.root):
+        return list_shards(folder.root, [folder.root.name], cache, terminal)
     if folder.root.is_file():
         found = list_archive(folder.root, cache, terminal)
     else:
         found = list_folder(folder.root, data.follow_links, folder.excluded)
+    if data.table is not None:
+        return list_table(found, data, group)
     if names := shard_names(found):
         return list_shards(folder.root, names, cache, terminal)
     return arrange(found, data)

@@ -183,7 +183,9 @@ def _opened(folder: str, saved: int) -> pa.Table:
     tables = []
     for path in _arrow_files(Path(folder)):
         try:
-            tables.append(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
+            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            table.validate(full=True)  # a damaged file must not end the process
+            tables.append(table)
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{path} is missing, damaged or not complete ({one_line(str(error), 200)}); save the dataset again."

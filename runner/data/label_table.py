@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runner.config.data_schema import DataConfig, SplitConfig
+from runner.config.data_schema import DataConfig
 from runner.data.files import FolderFiles
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.layout import SPLIT_FOLDERS
@@ -30,20 +30,20 @@ MAX_LABEL = 255
 """Bytes, as of a folder's name."""
 
 
-def list_table(found: FileList | None, data: DataConfig, split: SplitConfig) -> Listing:
+def list_table(found: FileList | None, data: DataConfig, group: str | None = None) -> Listing:
     """The images that the table `data.table` names.
 
     Args:
         found: The files of data.root: the table's paths are relative to it. None: they are relative to its own folder.
         data: Names the table, and its columns if they are not called path, label, split and group.
-        split: Its group may be a column of the table.
+        group: As `split.group`, which may name a column of the table.
 
     Raises `UserError` for a table that cannot be read or lacks a column and, with the lines, for images that are not
     there or named twice, addresses instead of paths, images with no or several labels, and unknown splits.
     """
     assert data.table is not None  # noqa: S101 (for types: it is called for a table)
     path = Path(data.table).expanduser()
-    table = read_table(path, lambda names: _columns(path, names, data, split))
+    table = read_table(path, lambda names: _columns(path, names, data, group))
     if not len(table):
         raise UserError(f"The table {path} has a header but names no image; fill it.")
     classes, labels = _labels(table)
@@ -53,15 +53,13 @@ def list_table(found: FileList | None, data: DataConfig, split: SplitConfig) -> 
     layout, remarks = f"images named in {printable(path.name)}", images.remarks
     if splits is not None:
         splits = splits[images.rows]
+        layout += ", with splits"
     elif (splits := _splits_by_folder(images)) is not None:
         layout += ", in folders of their splits"
     if groups is not None:
-        layout += f", in groups by {printable(table.names['group'])}"
+        layout += f", groups by {printable(table.names['group'])}"
         if alone := int((groups < 0).sum()):
-            remarks = (
-                *remarks,
-                f"{counted(alone, 'image')} of the table without a group: each is on its own",
-            )
+            remarks += (f"{counted(alone, 'image')} of the table without a group: each is on its own",)
         groups = groups[images.rows]
     return Listing(
         FolderFiles(path.parent) if found is None else found.files,
@@ -76,13 +74,13 @@ def list_table(found: FileList | None, data: DataConfig, split: SplitConfig) -> 
     )
 
 
-def _columns(path: Path, names: Sequence[str], data: DataConfig, split: SplitConfig) -> dict[str, str]:
+def _columns(path: Path, names: Sequence[str], data: DataConfig, group: str | None) -> dict[str, str]:
     """The names of the columns to read, by role."""
     wanted = {role: data.columns.get(role, role) for role in ("path", "label", "split", "group")}
     needed = {"path", "label", *data.columns} & wanted.keys()
-    if split.group is not None and split.group in names:
-        wanted["group"] = split.group
-    elif split.group is not None:  # a regular expression
+    if group is not None and group in names:
+        wanted["group"] = group
+    elif group is not None:  # a regular expression
         del wanted["group"]
         needed.discard("group")
     return columns_of(path, names, wanted, sorted(needed, key=list(wanted).index))

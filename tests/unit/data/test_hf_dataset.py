@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_trees import parse_tree
 from PIL import Image
 
 from runner.config.data_schema import DataConfig
@@ -21,6 +22,7 @@ from runner.data.listing import Listing
 from runner.data.scan import scan_images
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.paths import PACKAGE
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None, reason="the package datasets, which writes them, is missing"
@@ -78,14 +80,15 @@ def test_splits_classes_and_contents_of_a_dataset_dict(
 ) -> None:
     listing = listed(splits)
     assert labels(listing) == {
-        "test/00000000": "cat", "test/00000001": "dog", "test/00000002": "fox",
-        
-            "train/00000000": "fox",
-            "train/00000001": "cat",
-            "train/00000002": "dog",
-            "train/00000003": "cat"
-        ,
-        "validation/00000000": "dog", "validation/00000001": "cat",
+        "test/00000000": "cat",
+        "test/00000001": "dog",
+        "test/00000002": "fox",
+        "train/00000000": "fox",
+        "train/00000001": "cat",
+        "train/00000002": "dog",
+        "train/00000003": "cat",
+        "validation/00000000": "dog",
+        "validation/00000001": "cat",
     }
     assert list(listing.paths) == sorted(listing.paths)
     assert listing.splits is not None
@@ -190,6 +193,18 @@ def test_names_of_files_stay_in_the_folder(splits: Path) -> None:
     (splits / "dataset_dict.json").write_text('{"splits": ["../train"]}')
     with pytest.raises(UserError, match="names no splits"):
         listed(splits)
+
+
+def test_the_data_guide_draws_what_is_saved(tmp_path: Path) -> None:
+    import datasets
+
+    page = (PACKAGE.parent / "docs" / "data.md").read_text()
+    drawing = page.split("### Hugging Face datasets\n\n```text\n")[1].split("\n```")[0]
+    parts = datasets.DatasetDict(train=dataset([0, 1]), test=dataset([0, 1]))
+    parts.save_to_disk(str(tmp_path / "beans"))
+    written = {str(path.relative_to(tmp_path / "beans")) for path in (tmp_path / "beans").rglob("*.*")}
+    assert set(parse_tree(drawing)[0].files()) == written
+    assert f"# {listed(tmp_path / 'beans').layout}\n" in page
 
 
 def test_nothing_asks_the_hub(splits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

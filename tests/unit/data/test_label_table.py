@@ -60,7 +60,7 @@ def test_a_table_names_images_their_classes_splits_and_groups(read: Read, folder
     assert listing.labels.dtype == np.int32
     sizes = [os.stat(folder / "images" / path).st_size for path in listing.paths]
     assert listing.stamps[:, 0].tolist() == sizes
-    assert listing.layout == "images named in labels.csv, in groups by group"
+    assert listing.layout == "images named in labels.csv, with splits, groups by group"
     assert listing.remarks == ("1 image of the table without a group: each is on its own",)
     assert pickle.loads(pickle.dumps(listing.files)).read("a.jpg") == b"a.jpg"
 

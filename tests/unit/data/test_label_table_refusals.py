@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from tables import IMAGES, list_images
 
-from runner.config.data_schema import DataConfig, SplitConfig
+from runner.config.data_schema import DataConfig
 from runner.data.label_table import list_table
 from runner.utils.errors import UserError
 
@@ -159,7 +159,7 @@ def test_tables_that_are_no_tables(refusal: Refusal, folder: Path) -> None:
     (folder / "folder.csv").mkdir()
     for name, message in {"folder.csv": "folder.csv is a folder", "no.csv": "There is no table"}.items():
         with pytest.raises(UserError, match=message):
-            list_table(None, DataConfig("folder", table=str(folder / name)), SplitConfig())
+            list_table(None, DataConfig("folder", table=str(folder / name)))
 
 
 def test_without_a_root_the_folders_of_the_images_are_looked_into(refusal: Refusal) -> None:
