@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +30,19 @@ from runner.utils.text import counted, named
 CLASS_FILES = ("classes.txt", "classnames.txt")
 """Beside the shards: the name of class 0, 1, … in each line."""
 TAR = (".tar",)
+PEEKED = 100
+"""Members that are looked at."""
 LARGE = 1 << 28
 """Bytes of shards whose index takes long enough to say so."""
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a tar file has a .cls member among the first: then it need not be listed to know that it is a shard."""
+    if not is_tar(path):
+        return False
+    with suppress(OSError, tarfile.TarError, ValueError), tarfile.open(path, "r:") as tar:
+        return any(info.name.lower().endswith(".cls") for info in islice(tar, PEEKED))
+    return False
 
 
 def shard_names(found: FileList) -> list[str]:

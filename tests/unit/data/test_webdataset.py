@@ -17,7 +17,7 @@ import runner.data.webdataset
 from runner.data.archives import list_archive
 from runner.data.images import SPLITS
 from runner.data.listing import Listing, list_folder
-from runner.data.webdataset import list_shards, shard_names
+from runner.data.webdataset import is_shard, list_shards, shard_names
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -257,11 +257,13 @@ def test_one_shard(tmp_path: Path, silent: Terminal) -> None:
         (class_members(1) | {"labels.json": b"{}"}, False),
         ({"a.jpg": b"1", "a.json": b"{}"}, True),
         ({"deep/a.jpg": b"1", "deep/a.cls": b"1"}, True),
+        ({f"{number:03}.jpg": b"1" for number in range(150)} | {"149.cls": b"1"}, True),
     ],
 )
 def test_what_is_a_shard(tmp_path: Path, silent: Terminal, members: dict[str, bytes], expected: bool) -> None:
     path = write_tar(tmp_path / "a.tar", members)
     assert bool(shard_names(list_archive(path, tmp_path / "cache", silent))) is expected
+    assert not is_shard(path) or expected
 
 
 def test_a_folder_with_images_is_no_folder_of_shards(tmp_path: Path) -> None:
