@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     plan = plan.on_images(manifest.digest, len(manifest.classes))
     with open_session(plan, accelerator, role) as session:
         if role.runs_trials:
-            Worker(session, lambda: bool(stop_requests), SharedSetup(manifest)).run()
+            Worker(session, lambda: bool(stop_requests), SharedSetup.of_trials(plan.baseline, manifest)).run()
         if role.writes_report:
             write_report(session, options.confirm)
     accelerator.end_training()

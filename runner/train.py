@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     experiment, start = resume.resolve(experiment, options, state, terminal)
     accelerator = devices.create_accelerator(experiment)
     if options.dry_run:
-        dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeat, terminal)
+        dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeated, terminal)
     else:
         seeds.train(experiment, options.repeated, accelerator, terminal, start)
     accelerator.end_training()

@@ -9,6 +9,9 @@ from typing import Literal
 from runner.config.choices import DATASETS
 from runner.config.fields import AtLeastTwo, Depth, NonNegativeInt, PositiveFloat, setting
 
+COLUMNS = ("path", "image", "label", "split", "group")
+"""What columns of a table or a saved dataset can be."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -25,8 +28,9 @@ class DataConfig:
     table: str | None = setting(None, changes_results=False)
     """A table of labels (.csv, .tsv or .parquet): path, label and, if it has them, split and group of each image. Paths
     are relative to data.root, or to the table's folder."""
-    columns: dict[str, str] = setting(dict)
-    """Names of the table's columns where they differ, as {path: file, label: species}."""
+    columns: dict[str, str] = setting(dict, changes_results=False)
+    """Names of columns where they differ, as {path: file, label: species}: path, label, split and group of data.table,
+    image and label of a saved Hugging Face dataset."""
     nested: Literal["top", "path"] = "top"
     """Class of an image in nested folders, as a/b/photo.jpg: top: a; path: a/b."""
     leaks: Literal["stop", "report"] = "stop"
@@ -49,6 +53,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         kind = DATASETS.find(self.kind)
+        if unknown := sorted(self.columns.keys() - COLUMNS):
+            raise ValueError(
+                f"data.columns renames {', '.join(COLUMNS)}, not {', '.join(unknown)}; write it as {{path: file}} for a"
+                " column that is called file"
+            )
         for name in ("root", "test", "table", "download", "background"):
             if getattr(self, name) and name not in kind.uses:
                 users = [choice.name for choice in DATASETS.choices.values() if name in choice.uses]
@@ -60,7 +69,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Training, validation and test images: a stratified split that never separates duplicates. Given splits are kept."""
+    """Training, validation and test images: stratified, duplicates kept together. Given splits are kept."""
 
     by: Literal["fraction", "count"] = "fraction"
     """fraction: sizes are fractions of each class; count: sizes are images per class."""
@@ -74,12 +83,17 @@ class SplitConfig:
     """Images of a group stay in one split. The name of a column of data.table, or a regular expression that is searched
     in each path: its first group in parentheses, else all that it matches, names the group."""
     folds: AtLeastTwo | None = None
-    """Cross-validation with this number of folds: as many child runs, each evaluated on its own fold."""
-    fold: NonNegativeInt = 0
-    """The fold that a run is evaluated on, from 0."""
+    """Cross-validation with this number of folds: a child run for each, evaluated on its own fold."""
+    fold: NonNegativeInt | None = None
+    """With split.folds: this fold alone, from 0, in a run of its own. null: all folds."""
     fold_as: Literal["test", "val"] = "test"
     """What the fold is. test: the test split; val: the validation split, beside a test split that is the same for all
     folds. If the data say which images are for test, it is val."""
+
+    @property
+    def is_cross_validation(self) -> bool:
+        """Whether all folds are wanted: a run of one split cannot have them."""
+        return self.folds is not None and self.fold is None
 
     def __post_init__(self) -> None:
         sizes = (self.train, self.val, self.test)
@@ -92,7 +106,9 @@ class SplitConfig:
             raise ValueError(
                 "split.train, split.val and split.test must be whole numbers with split.by=count"
             )
-        if self.folds is not None and self.fold >= self.folds:
+        if self.fold is not None and self.folds is None:
+            raise ValueError("split.fold needs split.folds, the number of folds")
+        if self.fold is not None and self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"split.fold must be less than split.folds ({self.folds}); it is {self.fold}")
         if self.folds is not None and self.by == "count":
             raise ValueError("split.folds divides all images; it does not go with split.by=count")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runner.evaluation.metrics import PREDICTED, RANK, TOP_K, Scores, compute_scores, sample_results
+from runner.evaluation.metrics import PREDICTED, RANK, TASK, TOP_K, Scores, compute_scores
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 
@@ -21,16 +22,11 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "digest", "true", "predicted", "probability", "true_probability", "true_rank")
 """Header of predictions.csv. `true_rank` is the rank of the true class, from 1, as all ranks in tables are."""
+FOLD_COLUMNS = ("fold", "split")
+"""Further columns of the table of a cross-validation: the fold of each image; and, if there are several divisions into
+folds, the seed of the division."""
 FIRST_RANK = {"true_rank": 1, "rank": 0}
 """What the last column calls the first rank; earlier versions wrote `rank`, from 0."""
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities, n × classes. A row with a logit that is not finite becomes NaN."""
-    from scipy import special
-
-    finite = np.isfinite(logits).all(axis=1, keepdims=True)
-    return np.where(finite, special.softmax(np.where(finite, logits, 0.0), axis=1), np.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +73,7 @@ class Predictions:
         """n × 3, as `metrics.sample_results` returns them."""
         import torch
 
-        return sample_results(torch.from_numpy(self.logits), torch.from_numpy(self.labels))
+        return TASK.results(torch.from_numpy(self.logits), torch.from_numpy(self.labels))
 
     @cached_property
     def scores(self) -> Scores:
@@ -92,7 +88,7 @@ class Predictions:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """n × classes; NaN where the logits are not finite."""
-        return softmax(self.logits)
+        return TASK.activation(self.logits)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -125,21 +121,20 @@ class Predictions:
 
     def to_csv(self) -> str:
         """One row per image with the header `COLUMNS`; classes by name."""
-        return to_csv(
-            COLUMNS,
-            (
-                (
-                    path,
-                    digest,
-                    self.classes[self.labels[index]],
-                    self.classes[self.predicted[index]],
-                    f"{self.confidence[index]:.6f}",
-                    f"{self.true_probability[index]:.6f}",
-                    self.ranks[index] + FIRST_RANK[COLUMNS[-1]],
-                )
-                for index, (path, digest) in enumerate(zip(self.paths, self.digests, strict=True))
-            ),
-        )
+        return to_csv(COLUMNS, self.rows())
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The cells of each row of the table."""
+        for index, (path, digest) in enumerate(zip(self.paths, self.digests, strict=True)):
+            yield (
+                path,
+                digest,
+                self.classes[self.labels[index]],
+                self.classes[self.predicted[index]],
+                f"{self.confidence[index]:.6f}",
+                f"{self.true_probability[index]:.6f}",
+                self.ranks[index] + FIRST_RANK[COLUMNS[-1]],
+            )
 
 
 @dataclass(frozen=True)
@@ -165,19 +160,27 @@ def read_predictions(text: str) -> list[PredictionRow]:
     """Read predictions.csv.
 
     Args:
-        text: The file's content with its line ends unchanged: a path may contain a line break.
+        text: The file's content with its line ends unchanged: a path may contain a line break. Of a table with several
+            divisions into folds, the first division counts.
 
     Raises:
         UserError: The table was not written by `Predictions.to_csv`.
     """
     try:
         header, *rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        if header[:-1] != [*COLUMNS[:-1]] or header[-1] not in FIRST_RANK:
+        header, more = header[: len(COLUMNS)], header[len(COLUMNS) :]
+        if (
+            header[:-1] != [*COLUMNS[:-1]]
+            or header[-1] not in FIRST_RANK
+            or more != [*FOLD_COLUMNS][: len(more)]
+        ):
             raise ValueError(header)
         offset = 1 - FIRST_RANK[header[-1]]
+        if len(more) == len(FOLD_COLUMNS):
+            rows = [row for row in rows if row[-1] == rows[0][-1]]
         predictions = [
             PredictionRow(path, digest, true, predicted, float(probability), int(rank) + offset)
-            for path, digest, true, predicted, probability, _, rank in rows
+            for path, digest, true, predicted, probability, _, rank, *_ in rows
         ]
         if any(row.rank < 1 or row.probability < 0 or row.probability > 1 for row in predictions):
             raise ValueError("out of range")

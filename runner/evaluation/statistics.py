@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runner.evaluation.metrics import METRICS, TOP_K
-from runner.evaluation.predictions import Predictions, softmax
+from runner.evaluation.metrics import METRICS, TASK, TOP_K
+from runner.evaluation.predictions import Predictions
 
 BINS = 15
 """Confidence bins, as in Guo et al. (2017)."""
@@ -109,7 +109,7 @@ def analyze(predictions: Predictions, val: Predictions) -> Analysis:
         confused=confused_pairs(predictions),
         temperature=temperature,
         before=calibration(predictions.probabilities, predictions.labels),
-        after=calibration(softmax(predictions.logits / temperature), predictions.labels),
+        after=calibration(TASK.activation(predictions.logits / temperature), predictions.labels),
     )
 
 
@@ -230,6 +230,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def bootstrap(
     predictions: Predictions, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, Interval]:
+    """`bootstrap_ranks` of predictions."""
+    labels, ranks, classes = predictions.labels, predictions.ranks, len(predictions.classes)
+    return bootstrap_ranks(labels, ranks, classes, resamples, seed, confidence)
+
+
+def bootstrap_ranks(
+    labels: np.ndarray,
+    ranks: np.ndarray,
+    classes: int,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Interval]:
     """Percentile bootstrap intervals over images, for the metrics that define `Metric.resampled`.
 
     They describe how a metric varies with the drawing of test images, not from one training to another. A resample's
@@ -237,18 +250,19 @@ def bootstrap(
     jackknife, Annals of Statistics 1979.
 
     Args:
-        predictions: Of the split.
+        labels: The n true class indices.
+        ranks: The rank of the true class of each image, from 0.
+        classes: Number of classes.
         resamples: Number of resamples.
         seed: Seed of the resampling; the same seed gives the same intervals.
         confidence: Confidence level of the intervals.
     """
     # These metrics depend on how many images of a class have rank 0, 1 to 4, or more. Drawing n images with
     # replacement draws these counts from a multinomial distribution, at a cost that does not grow with the images.
-    classes = len(predictions.classes)
-    level = np.where(predictions.correct, 0, np.where(predictions.ranks < TOP_K, 1, 2))
-    observed = np.bincount(predictions.labels * 3 + level, minlength=3 * classes)
+    level = np.where(ranks == 0, 0, np.where(ranks < TOP_K, 1, 2))
+    observed = np.bincount(labels * 3 + level, minlength=3 * classes)
     filled = np.flatnonzero(observed)  # the last cell absorbs rounding errors, so it must not be an empty one
-    images = len(predictions.paths)
+    images = len(labels)
     drawn = np.zeros((resamples, 3 * classes), dtype=np.int64)
     drawn[:, filled] = np.random.default_rng(seed).multinomial(images, observed[filled] / images, resamples)
     bounds = [(1 - confidence) / 2, (1 + confidence) / 2]

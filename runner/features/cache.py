@@ -8,31 +8,32 @@ each time, so that the results are the same bit for bit.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
+from runner.data.images import SPLITS
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.features import eviction
 from runner.features.extractor import FeatureExtractor
+from runner.features.in_memory import FeatureTable, InMemoryFeatures
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.features.sources import ComputedSource, InMemorySource, MappedSource, SplitFeatures
 from runner.features.stages import CacheStats, StoredStages, feature_keys
 from runner.utils.console import Terminal
+from runner.utils.hashing import digest_bytes
 
 SplitViews: TypeAlias = Sequence[tuple[str, int]]
 """Splits and views of them."""
-InMemoryFeatures: TypeAlias = OrderedDict[tuple[Path, str, int], Tensor]
-"""Features in memory by (store folder, split, view), the least recently used first."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FeatureStorage:
     root: Path
     memory_bytes: float
     max_bytes: float
-    in_memory: InMemoryFeatures = field(default_factory=OrderedDict)
+    in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class FeatureCache:
     storage: FeatureStorage | None
     terminal: Terminal
     stats: CacheStats = field(default_factory=CacheStats)
+    _rows: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, init=False)
 
     @property
     def stored(self) -> bool:
@@ -93,17 +95,29 @@ class FeatureCache:
 
         Raises `UserError` if the disk is full or an image can no longer be read.
         """
-        entries = self.manifest.select(split)
         if not self.stored:
-            return ComputedSource(self.extractor, self.loader, entries, view)
+            return ComputedSource(self.extractor, self.loader, self.manifest.select(split), view)
         last = len(self.extractor.stages) - 1
-        store, keys = self._stages.open(last, view), feature_keys(entries, view)
-        memory_key = (store.folder, split, view)
-        if memory_key not in self._storage.in_memory:
-            self._stages.ensure(last, entries, view, self.stats)
+        rows, digests = self._rows_of(split)
+        store, keys = self._stages.open(last, view), FeatureKeys(digests, view)
+        indices, table = self._table(store, view, rows, digests)
+        if table is None or not table.has(indices):
+            self._stages.ensure(last, self.manifest.select(split), view, self.stats)
         self.stats.served += len(keys)
         self.stats.served_seconds += store.compute_seconds(keys)
-        return self._source(memory_key, store, keys)
+        if table is None:
+            return MappedSource(store, keys, self.accelerator.device)
+        table.fill(indices, keys, store)
+        self._storage.in_memory.shrink(self._storage.memory_bytes)
+        return InMemorySource(table.rows, indices, self.accelerator.device)
+
+    def of(self, manifest: Manifest) -> FeatureCache:
+        """The features of another manifest's images, with the same stores, and statistics of their own."""
+        other = dataclasses.replace(self, manifest=manifest, stats=CacheStats())
+        if self.stored:
+            other._stages = self._stages
+        other._stage_shapes = self._stage_shapes
+        return other
 
     def feature_shape(self) -> tuple[torch.Size, torch.dtype]:
         """Shape and dtype of one image's features."""
@@ -139,21 +153,32 @@ class FeatureCache:
         used = self._stages.folders()
         return sum(store.bytes for store in eviction.list_stores(self.storage.root) if store.folder in used)
 
-    def _source(
-        self, memory_key: tuple[Path, str, int], store: ShardStore, keys: FeatureKeys
-    ) -> SplitFeatures:
-        """Features from memory if they fit into it, otherwise from the store."""
-        in_memory, limit = self._storage.in_memory, self._storage.memory_bytes
-        device = self.accelerator.device
-        if memory_key not in in_memory:
-            shape, dtype = self.feature_shape()
-            if len(keys) * shape.numel() * dtype.itemsize > limit:
-                return MappedSource(store, keys, device)
-            in_memory[memory_key] = store.read(keys)
-            while sum(features.nbytes for features in in_memory.values()) > limit:
-                in_memory.popitem(last=False)
-        in_memory.move_to_end(memory_key)
-        return InMemorySource(in_memory[memory_key], device)
+    def _rows_of(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """The indices of a split's images in the manifest, and their digests."""
+        if split not in self._rows:
+            rows = np.flatnonzero(self.manifest.entries.splits == SPLITS.index(split))
+            self._rows[split] = rows, self.manifest.entries.digests[rows]
+        return self._rows[split]
+
+    def _table(
+        self, store: ShardStore, view: int, rows: np.ndarray, digests: np.ndarray
+    ) -> tuple[np.ndarray, FeatureTable | None]:
+        """The table in memory for a split, and the split's rows in it: of all images if they fit into memory, else of
+        the split; None if that does not fit either."""
+        shape, dtype = self.feature_shape()
+        size, limit = shape.numel() * dtype.itemsize, self._storage.memory_bytes
+        images, images_digest = len(self.manifest.entries), self._images_digest
+        if images * size > limit:
+            images, images_digest, rows = len(rows), digest_bytes(digests.tobytes()), np.arange(len(rows))
+        if images * size > limit:
+            return rows, None
+        key = (store.folder, view, images_digest)
+        return rows, self._storage.in_memory.table(key, images, shape, dtype)
+
+    @cached_property
+    def _images_digest(self) -> str:
+        """Of the images' contents, in their order."""
+        return digest_bytes(self.manifest.entries.digests.tobytes())
 
     @property
     def _storage(self) -> FeatureStorage:

@@ -26,14 +26,22 @@ class SplitFeatures(Protocol):
 
 @dataclass(frozen=True)
 class InMemorySource:
-    """Features in memory: one row of `features` per image of the split."""
+    """Features in memory.
 
-    features: Tensor
+    Args:
+        rows: One row per image, also of other splits.
+        indices: The row of each image of the split.
+        device: The run's device.
+    """
+
+    rows: Tensor
+    indices: np.ndarray
     device: torch.device
 
     def batches(self, batches: Batches) -> Iterator[Tensor]:
         for batch in batches:
-            yield self.features[torch.as_tensor(batch, dtype=torch.long)].to(self.device)
+            chosen = self.indices[np.asarray(batch, np.int64)]
+            yield self.rows[torch.from_numpy(chosen)].to(self.device)
 
 
 @dataclass(frozen=True)

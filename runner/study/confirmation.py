@@ -168,7 +168,7 @@ def _train(session: StudySession, side: str, experiment: Experiment, seed: int) 
     title = f"confirm {side}, seed {seed}"
     with session.tracking.start_run(title, study_run, system_metrics=False, resume=start.run_id) as tracker:
         tracker.set_tags({"runner.study": study_run.name, "runner.confirms": side})
-        result = run.train(lean, session.accelerator, tracker, quiet, start, study_run.run_id)
+        result = run.train(lean, session.accelerator, tracker, quiet, start)
     results = {**result.best_epoch.val.metrics("val"), **result.best.metrics("test")}
     if session.study is not None:
         session.study.optuna.set_user_attr(key, results)

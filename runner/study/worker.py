@@ -168,7 +168,7 @@ class Worker:
 
     session: StudySession
     stop_requested: Callable[[], bool]
-    shared: SharedSetup = field(default_factory=SharedSetup)
+    shared: SharedSetup = field(default_factory=SharedSetup.of_trials)
 
     def run(self) -> int:
         """Run trials until none is left or a stop is requested. Returns how many it ran.

@@ -135,6 +135,10 @@ def runs_to_resume(server: TrackingServer, experiment: Experiment, options: Opti
     if options.branch:
         if options.repeat != 1 or run.record.repeat != 1:
             raise UserError("--branch continues one run; it cannot be combined with --repeat.")
+        if experiment.split.is_cross_validation:
+            raise UserError(
+                "--branch continues one run, not the runs of all folds; name the fold of that run (--split.fold K)."
+            )
         return [run]
     if run.record.repeated != options.repeated:
         raise UserError(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
+from runner.config.repeat import Repeat
+from runner.data.images import NO_SPLIT, SPLITS
+from runner.data.transforms import EVALUATION_VIEW
+from runner.features.cache import MissingFeatures
 from runner.models.dropout import set_dropout_batch
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
@@ -17,48 +23,73 @@ from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.paths import cache_folder
 
 
-def print_estimate(setup: Setup, seeds: int, terminal: Terminal) -> None:
+def print_estimate(setup: Setup, repeat: Repeat, terminal: Terminal) -> None:
     """Print images, features, time and disk space of a run.
 
     Nothing is trained, stored or logged. Time is extrapolated from one batch through the frozen backbone and one
     training step, which are measured here.
 
     Args:
-        setup: The run.
-        seeds: Number of training seeds.
+        setup: The run; of a cross-validation its first fold.
+        repeat: How often it is trained.
         terminal: Prints.
     """
     experiment, manifest, features = setup.experiment, setup.manifest, setup.features
     views = required_views(experiment)
-    missing = features.missing(views)
-    counts = manifest.counts()
+    missing_images, missing_bytes = _missing(setup, views)
+    counts, trainings = manifest.counts(), len(repeat.experiments(experiment))
+    each = f", with {trainings} training seed{'s' * (trainings > 1)}"
+    if experiment.split.is_cross_validation:
+        each = f" in each of {trainings} trainings: {repeat.describe(experiment)}"
     rows = [
         ("data", describe_data(manifest)),
         ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
         ("weights", experiment.model.weights or "RANDOM"),
-        ("images", ", ".join(f"{count:,} {split}" for split, count in counts.items())),
         (
-            "epochs",
-            f"at most {experiment.train.epochs}, with {seeds} training seed{'s' * (seeds > 1)}",
+            "images",
+            ", ".join(f"{count:,} {split}" for split, count in counts.items())
+            + " (fold 0)" * experiment.split.is_cross_validation,
         ),
+        ("epochs", f"at most {experiment.train.epochs}{each}"),
     ]
     if features.stored:
         cache = cache_folder(experiment.cache)
         train_views = sum(split == "train" for split, _ in views)
-        size = format_bytes(missing.bytes)
+        size = format_bytes(missing_bytes)
         rows += [
             ("views", f"{train_views} of each training image, 1 of the others"),
             (
                 "features",
-                f"{missing.images:,} images and views to compute; {size} to store in {cache / 'features'}",
+                f"{missing_images:,} images and views to compute; {size} to store in {cache / 'features'}",
             ),
         ]
     rows += [
-        ("time", _time(setup, seeds, missing.images)),
-        ("disk", _disk(setup, seeds)),
+        ("time", _time(setup, trainings, missing_images)),
+        ("disk", _disk(setup, trainings)),
         ("device", f"{setup.accelerator.device}, precision {experiment.train.precision}"),
     ]
     terminal.key_values(f"{experiment.name}: nothing was run", rows)
+
+
+def _missing(setup: Setup, views: Sequence[tuple[str, int]]) -> tuple[int, int]:
+    """Images and views to compute, and their bytes; of a cross-validation for all folds."""
+    experiment, features, entries = setup.experiment, setup.features, setup.manifest.entries
+    if not experiment.split.is_cross_validation:
+        missing = features.missing(views)
+        return missing.images, missing.bytes
+
+    def of(split: str, chosen: np.ndarray, views: Sequence[int]) -> MissingFeatures:
+        splits = np.where(chosen, SPLITS.index(split), NO_SPLIT).astype(np.int8)
+        manifest = dataclasses.replace(setup.manifest, entries=dataclasses.replace(entries, splits=splits))
+        return features.of(manifest).missing([(split, view) for view in views])
+
+    # Each image is in the fold once, and trained on in the other folds, but for those of a fixed test split.
+    all_images = np.ones(len(entries), bool)
+    every = of("val", all_images, [EVALUATION_VIEW])
+    is_trained = entries.splits != SPLITS.index("test") if setup.manifest.fold == "val" else all_images
+    trained = of("train", is_trained, [view for _, view in views if view != EVALUATION_VIEW])
+    divisions = (experiment.split.folds or 1) if experiment.model.normalize == "statistics" else 1
+    return divisions * (every.images + trained.images), divisions * (every.bytes + trained.bytes)
 
 
 def _time(setup: Setup, seeds: int, missing_images: int) -> str:
@@ -85,7 +116,7 @@ def _disk(setup: Setup, seeds: int) -> str:
         sum(value.nbytes for value in state.values())
         for state in (setup.model.trainable_state(), setup.model.frozen_state())
     )
-    models = 1 if setup.experiment.tracking.model else 0
+    models = 1 if setup.experiment.tracking.model and setup.experiment.split.folds is None else 0
     copies = 1 if tracking_server(setup.experiment.tracking.root).embedded else seeds * (1 + models)
     checkpoints = format_bytes(seeds * (2 + models) * trainable + copies * frozen)
     free = format_bytes(free_bytes(cache_folder(setup.experiment.cache)))

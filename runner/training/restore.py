@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ from runner.data.scan import scan_images
 from runner.data.transforms import EVALUATION_VIEW
 from runner.evaluation.checkpoint_evaluation import CheckpointEvaluation
 from runner.evaluation.predictions import Predictions
-from runner.features.cache import InMemoryFeatures
+from runner.features.in_memory import InMemoryFeatures
 from runner.models import checkpoint
-from runner.tracking.run_lookup import RunInfo, download_artifact
+from runner.tracking.run_lookup import MOST_NAMED, PARENT_TAG, RunInfo, download_artifact, search_runs
 from runner.training import devices
 from runner.training.error_translation import translate_errors
 from runner.training.setup import Setup, assemble
@@ -97,24 +97,42 @@ class LoadedCheckpoint:
         )
 
 
+def _check_has_model(client: MlflowClient, run: RunInfo) -> None:
+    """Raises `UserError` for the parent of repeated runs or of a cross-validation, whose children have the models."""
+    params = client.get_run(run.run_id).data.params
+    if "repeat" not in params:
+        return
+    parts = [RunInfo.of(part) for part in search_runs(client, f"tags.`{PARENT_TAG}` = '{run.run_id}'")]
+    named = ", ".join(
+        f"{part.run_id[:8]} ({part.name.partition(' of ')[0]})" for part in parts[: -MOST_NAMED - 1 : -1]
+    )
+    is_folds = params.get("split.folds", "None") != "None"
+    what = "a cross-validation" if is_folds else "the parent of repeated runs"
+    table = "; its out-of-fold predictions are its artifact predictions.csv" * is_folds
+    raise UserError(
+        f"Run {run.run_id[:8]} ({run.name}) is {what} and has no model of its own{table}; evaluate one of its runs:"
+        f" {named or 'none is left'}."
+    )
+
+
 def restore_checkpoints(
-    client: MlflowClient, run: RunInfo, root: str | None, folder: Path, terminal: Terminal
+    client: MlflowClient, run: RunInfo, moved: Mapping[str, str], folder: Path, terminal: Terminal
 ) -> list[LoadedCheckpoint]:
     """Download a run's checkpoints and set them up with its data, the best first. All processes call it together.
 
     Args:
         client: Of the run records.
         run: The run.
-        root: Folder of the images, if they have moved.
+        moved: Other values of settings that say where the images are.
         folder: Folder for the downloads.
         terminal: For progress.
 
     Raises:
         UserError: Something that is needed is missing or damaged, or images have changed.
     """
+    _check_has_model(client, run)
     experiment = read(download_artifact(client, run, "experiment.yaml", folder))
-    if root:
-        experiment = override(experiment, {"data.root": root})
+    experiment = override(experiment, moved)
     experiment = devices.adapt_to_device(experiment)
     # Bytes, because a path may contain a line break.
     table = download_artifact(client, run, "manifest.csv", folder).read_bytes()
@@ -122,7 +140,7 @@ def restore_checkpoints(
     accelerator = devices.create_accelerator(experiment)
     with translate_errors(experiment, accelerator), long_wait(), accelerator.local_main_process_first():
         manifest = restore_manifest(experiment, table.decode("utf-8", "surrogateescape"), terminal)
-    in_memory: InMemoryFeatures = OrderedDict()  # both checkpoints read the same features
+    in_memory = InMemoryFeatures()  # both checkpoints read the same features
     restored = []
     for path in (checkpoints / "best.safetensors", checkpoints / "last.safetensors"):
         if path.exists():

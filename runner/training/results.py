@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runner.evaluation.metrics import Scores
+from runner.evaluation.predictions import Predictions
 
 
 def _no_samples() -> Tensor:
@@ -81,6 +82,8 @@ class RunResult:
     """Of the best checkpoint on the test split."""
     last: Scores
     """Of the last checkpoint on the test split."""
+    on_fold: Predictions | None = field(default=None, repr=False, compare=False)
+    """Of the best checkpoint on the fold of a cross-validation; None without folds, and in a result that was stored."""
 
     @property
     def best_epoch(self) -> EpochResult:
@@ -88,7 +91,7 @@ class RunResult:
         return best_epoch(self.history)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without `sample_results`."""
+        """For JSON, without `sample_results` and `on_fold`."""
         history = [epoch.to_dict() for epoch in self.history]
         return {"history": history, "best": self.best.to_dict(), "last": self.last.to_dict()}
 

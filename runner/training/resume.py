@@ -38,6 +38,7 @@ class ResumePoint:
         branch_of: Id of the run that the snapshot is from, if this run branches from it.
         resolved: What "auto" was resolved to in the interrupted run, by dotted name.
         identity: Images and weights that the run must have, as far as they are known.
+        parent_id: Id of the run that it is a child of; empty if of none.
     """
 
     requested: dict[str, Any]
@@ -47,6 +48,7 @@ class ResumePoint:
     branch_of: str = ""
     resolved: dict[str, Any] = dataclasses.field(default_factory=dict)
     identity: Identity = dataclasses.field(default_factory=Identity)
+    parent_id: str = ""
 
     @property
     def position(self) -> str:
@@ -88,13 +90,14 @@ def resolve_child(
     """As `resolve`, for one run of a repeated run, which is resumed if it was interrupted.
 
     Args:
-        experiment: With its seeds.
-        requested: The repeated run's experiment as nested settings, with its first seed.
+        experiment: With its seeds and its fold.
+        requested: The repeated run's experiment as nested settings, before "auto" was resolved.
         parent_id: Id of the repeated run.
         accelerator: Device and processes.
         terminal: Reports what is resumed.
     """
-    requested = {**requested, "seed": dataclasses.asdict(experiment.seed)}
+    own = {"seed": dataclasses.asdict(experiment.seed), "split": dataclasses.asdict(experiment.split)}
+    requested = {**requested, **own}
     found = None
     if accelerator.is_main_process:
         server = tracking_server(experiment.tracking.root)
@@ -102,7 +105,8 @@ def resolve_child(
         runs = _take_over_first(candidates, server, False, terminal)
         found = _resume_point(runs[0], False, terminal) if runs else None
     found = broadcast_object_list([found])[0]
-    return apply_resume_point(experiment, found or ResumePoint(requested))
+    experiment, start = apply_resume_point(experiment, found or ResumePoint(requested))
+    return experiment, dataclasses.replace(start, parent_id=parent_id)
 
 
 def apply_resume_point(experiment: Experiment, found: ResumePoint | None) -> tuple[Experiment, ResumePoint]:

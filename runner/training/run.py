@@ -27,7 +27,7 @@ from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.loop import fit
 from runner.training.results import EpochResult, RunResult
 from runner.training.resume import ResumePoint, check_same_data, data_identity
-from runner.training.setup import Setup, prepare, required_views
+from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.training.summary import print_start
 from runner.utils.console import Terminal
 
@@ -38,7 +38,7 @@ def train(
     tracker: Tracker,
     terminal: Terminal,
     start: ResumePoint | None = None,
-    parent_id: str = "",
+    shared: SharedSetup | None = None,
 ) -> RunResult:
     """Run an experiment.
 
@@ -50,18 +50,20 @@ def train(
         tracker: Logs the run.
         terminal: Shows progress.
         start: Where an interrupted run continues; None: a new run.
-        parent_id: Id of the run that this one is a child of.
+        shared: What it shares with other runs; None: nothing.
 
     Raises `UserError` as `prepare` and `fit` do, and if a run cannot be resumed with these images or weights.
     """
     start = start or ResumePoint(as_tree(experiment))
     is_main = accelerator.is_main_process
     state_folder = tracker.local_folder(STATE_FOLDER) if is_main else None
-    record = RunRecordCallback(state_folder, RunRecord(tracker.name, start.requested, parent_id=parent_id))
+    record = RunRecordCallback(
+        state_folder, RunRecord(tracker.name, start.requested, parent_id=start.parent_id)
+    )
 
     with translate_errors(experiment, accelerator):
         with record.during_setup(is_new=not start.run_id):
-            setup = prepare(experiment, accelerator, terminal)
+            setup = prepare(experiment, accelerator, terminal, shared)
         frozen = frozen_digest(setup.model) if is_main else ""
         identity = data_identity(setup, frozen)
         check_same_data(start, setup, identity, terminal)
@@ -70,7 +72,6 @@ def train(
         tracking.log_start(start)
         print_start(setup, setup.features.reserve_space(required_views(experiment)), terminal)
         record.resolve(setup.experiment, identity["manifest"], identity["weights"])
-
         checkpoints = CheckpointCallback(setup, tracker, frozen)
         callbacks: list[Callback] = [checkpoints, tracking, ConsoleCallback(terminal)]
         if is_main:
@@ -119,5 +120,11 @@ def _test(
     last = setup.inference().logits(features, len(labels))
     checkpoints.load_best()
     best = setup.inference().logits(features, len(labels))
-    result = RunResult(tuple(history), scores_from_logits(best, labels), scores_from_logits(last, labels))
-    return result, Predictions.of_split(setup.manifest, "test", best)
+    predictions = Predictions.of_split(setup.manifest, "test", best)
+    on_fold = predictions if setup.manifest.fold == "test" else None
+    if setup.manifest.fold == "val":
+        features = setup.features.get("val", EVALUATION_VIEW)
+        logits = setup.inference().logits(features, len(setup.manifest.labels("val")))
+        on_fold = Predictions.of_split(setup.manifest, "val", logits)
+    scores = scores_from_logits(best, labels), scores_from_logits(last, labels)
+    return RunResult(tuple(history), *scores, on_fold), predictions

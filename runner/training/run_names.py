@@ -8,12 +8,14 @@ from runner.data.manifest import Manifest
 
 def run_name(experiment: Experiment) -> str:
     """Network, learning rate and seed, as `vgg16-pooled lr=3e-4 seed=0`."""
-    model, seed = experiment.model, experiment.seed
+    model, seed, split = experiment.model, experiment.seed, experiment.split
     parts = [f"{model.arch}-{model.head}" if model.head == "pooled" else model.arch]
     if model.trainable != "head":
         parts.append(f"trains={model.trainable}")
     parts.append(f"lr={_short(experiment.optim.lr)}")
     parts.append(f"seed={seed.train}" + (f" split={seed.split}" if seed.split else ""))
+    if split.folds is not None:
+        parts.append(f"folds={split.folds}" if split.fold is None else f"fold={split.fold} of {split.folds}")
     return " ".join(parts)
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import gc
 import os
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
@@ -16,12 +15,13 @@ from accelerate.utils import gather_object
 from runner.config.schema import Experiment, Normalization
 from runner.data.channel_stats import channel_statistics
 from runner.data.loader import ImageLoader
-from runner.data.manifest import Manifest, build_manifest
+from runner.data.manifest import Manifest, ScannedImages, scan_dataset
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
 from runner.evaluation.inference import Inference
-from runner.features.cache import FeatureCache, FeatureStorage, InMemoryFeatures
+from runner.features.cache import FeatureCache, FeatureStorage
 from runner.features.eviction import feature_root
 from runner.features.extractor import FeatureExtractor
+from runner.features.in_memory import InMemoryFeatures
 from runner.models import pretrained
 from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
@@ -60,14 +60,37 @@ class Setup:
 
 @dataclass
 class SharedSetup:
-    """What the trials of a study share in one process: images, features, and features in memory."""
+    """What several trainings share in one process: scanned images, features, features in memory.
 
-    manifest: Manifest | None = None
-    in_memory: InMemoryFeatures = field(default_factory=OrderedDict)
+    They have the same settings of data and device: the trials of a study, the runs of a repeated run.
+    """
+
+    hides_test: bool = False
+    """Their setups have no test split: tuning must not see it."""
+    images: ScannedImages | None = None
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    """By the settings that split the images."""
+    in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
     features: dict[str, FeatureCache] = field(default_factory=dict)
+    """By frozen backbone and views."""
+
+    @classmethod
+    def of_trials(cls, experiment: Experiment | None = None, manifest: Manifest | None = None) -> SharedSetup:
+        """What the trials of a study share; `manifest` has the images of `experiment`, if they are scanned already."""
+        known = {_split_key(experiment): manifest} if experiment is not None and manifest is not None else {}
+        return cls(hides_test=True, manifests=known)
+
+    def manifest(self, experiment: Experiment, terminal: Terminal) -> Manifest:
+        """The images of an experiment, with all splits. Raises `UserError` as `build_manifest`."""
+        key = _split_key(experiment)
+        if key not in self.manifests:
+            if self.images is None:
+                self.images = scan_dataset(experiment, terminal)
+            self.manifests[key] = self.images.split(experiment)
+        return self.manifests[key]
 
     def share(self, setup: Setup) -> Setup:
-        """The setup with the features of an earlier trial, if it has the same frozen backbone and views."""
+        """The setup with the features of an earlier training, if it has the same frozen backbone and views."""
         if not setup.features.stored:
             return setup
         model, settings = setup.model, setup.experiment.model
@@ -81,7 +104,14 @@ class SharedSetup:
         )
         views = (setup.experiment.augment, setup.experiment.seed.augment)
         key = digest(backbone, model.spec.normalization, *views)
-        return dataclasses.replace(setup, features=self.features.setdefault(key, setup.features))
+        if key not in self.features:
+            self.features[key] = setup.features
+            return setup
+        return dataclasses.replace(setup, features=self.features[key].of(setup.manifest))
+
+
+def _split_key(experiment: Experiment) -> str:
+    return digest(dataclasses.asdict(experiment.split), experiment.seed.split)
 
 
 @long_wait()
@@ -97,16 +127,15 @@ def prepare(
         experiment: What to set up.
         accelerator: Device and processes. Every process calls this function.
         terminal: Shows progress.
-        shared: Of the trials of a study, which have the same settings of data, split and device. Their setups have no
-            test split: tuning must not see it.
+        shared: What it shares with other trainings; None: nothing.
 
     Raises `UserError` if data, weights or settings cannot work.
     """
     _freeze_imported_objects()
     with accelerator.local_main_process_first():
-        manifest = shared.manifest if shared else None
-        if manifest is None:
-            manifest = build_manifest(experiment, terminal)
+        shared, is_alone = shared or SharedSetup(), shared is None
+        manifest = shared.manifest(experiment, terminal)
+        if is_alone:
             warn_about_images(manifest, terminal)
         if manifest.depth is not None:
             data = dataclasses.replace(experiment.data, depth=manifest.depth)
@@ -127,9 +156,7 @@ def prepare(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
             " from process to process; use one process, or train from a later layer on."
         )
-    if shared is None:
-        return assemble(experiment, manifest, model, accelerator, terminal)
-    shared.manifest, visible = manifest, manifest.without("test")
+    visible = manifest.without("test") if shared.hides_test else manifest
     return shared.share(assemble(experiment, visible, model, accelerator, terminal, shared.in_memory))
 
 
@@ -170,7 +197,7 @@ def assemble(
         feature_root(experiment.cache),
         settings.memory * GIB,
         settings.cap * GIB,
-        OrderedDict() if in_memory is None else in_memory,
+        in_memory or InMemoryFeatures(),
     )
     features = FeatureCache(
         manifest, extractor, loader, accelerator, storage if settings.store else None, terminal

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 
 from runner.config.schema import Experiment
 from runner.data.manifest import Manifest
@@ -14,9 +12,20 @@ from runner.tracking.tracker import Tracker
 from runner.training.devices import describe_device
 from runner.training.results import RunResult
 from runner.training.setup import Setup
+from runner.training.spread import Results
 from runner.utils.console import Terminal, format_bytes
 from runner.utils.paths import cache_folder
 from runner.utils.text import printable
+
+SUMMARIZED = {
+    "test/best": "test, best checkpoint",
+    "test/last": "test, last checkpoint",
+    "val/best": "validation, best",
+}
+"""Scores of several runs that are summarized, and what people call them."""
+RANDOM_WEIGHTS = (
+    "the backbone had random weights: the run shows that everything works, not what the model can do"
+)
 
 
 def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> None:
@@ -57,22 +66,47 @@ def print_result(result: RunResult, terminal: Terminal) -> None:
     terminal.table("Result", ("", "epoch", "images", *(metric.label for metric in best.val.shown)), cells)
 
 
-def print_spread(results: Sequence[RunResult], over: str, terminal: Terminal) -> None:
-    """Print mean and standard deviation of the test scores of several runs; `over` says what differs between them."""
-    rows, metrics = [], results[0].best.shown
-    for which in ("best", "last"):
-        spreads = [mean_and_sd([getattr(result, which)[each.name] for result in results]) for each in metrics]
-        rows.append((f"test, {which} checkpoint", *(f"{mean:.4f} ± {sd:.4f}" for mean, sd in spreads)))
-    header = ("", *(metric.label for metric in metrics))
-    terminal.table(f"Mean ± sd of {over}", header, rows)
+def print_spread(results: Results, over: str, terminal: Terminal) -> None:
+    """Print mean and standard deviation of the scores of several runs; `over` says what differs between them."""
+    metrics = results.runs[0].best.shown
+    figures = {(scores, metric): figure for scores, metric, figure in results.figures()}
+    rows = []
+    for name, what in SUMMARIZED.items():
+        if (name, metrics[0].name) not in figures:
+            continue
+        spreads = [results.spread(figures[name, metric.name]) for metric in metrics]
+        rows.append((what, *(f"{each.mean:.4f} ± {each.sd:.4f}" for each in spreads)))
+        deviations = [each.sd_repeats for each in spreads if each.sd_repeats is not None]
+        if deviations:
+            rows.append((f"  sd over the {results.repeats}", *(f"{sd:.4f}" for sd in deviations)))
+    terminal.table(f"Mean ± sd of {over}", ("", *(metric.label for metric in metrics)), rows)
+    if results.explanation:
+        terminal.line(results.explanation)
+
+
+def print_cross_validation(
+    experiment: Experiment, parent: Tracker, child: Tracker, terminal: Terminal
+) -> None:
+    """Print where a finished cross-validation is, and what to do with it; `child` is one of its runs."""
+    if experiment.model.weights is None:
+        terminal.warn(RANDOM_WEIGHTS)
+    label = f"Run {parent.run_id} ({experiment.name}, {parent.name})"
+    if parent.deleted:
+        return
+    if not parent.delivered:
+        terminal.line(f"{label} has finished; ./launch.sh sync sends its records to MLflow.")
+        return
+    terminal.line(f"{label} is in MLflow: {parent.link or './launch.sh ui shows it'},")
+    terminal.line(
+        f"with its out-of-fold predictions as predictions.csv; ./launch.sh evaluate {child.run_id[:8]} writes a report"
+        " on a fold. For a model to use, train without --split.folds."
+    )
 
 
 def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> None:
     """Print where a finished run is, and what to do with it."""
     if experiment.model.weights is None:
-        terminal.warn(
-            "the backbone had random weights: the run shows that everything works, not what the model can do"
-        )
+        terminal.warn(RANDOM_WEIGHTS)
     label, run = f"Run {tracker.run_id} ({experiment.name}, {tracker.name})", tracker.run_id[:8]
     if tracker.deleted:
         return
@@ -84,11 +118,6 @@ def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> N
     terminal.line(
         f"./launch.sh evaluate {run} writes a report, ./launch.sh predict IMAGE --model {run} uses it."
     )
-
-
-def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and (n - 1) standard deviation of two values or more."""
-    return statistics.fmean(values), statistics.stdev(values)
 
 
 def _values(scores: Scores) -> list[str]:

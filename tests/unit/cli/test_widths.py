@@ -23,6 +23,7 @@ from runner.features.eviction import StoreInfo
 from runner.study.live_view import LiveView
 from runner.study.study import Study
 from runner.training.results import EpochResult, RunResult
+from runner.training.spread import Results
 from runner.training.summary import print_result, print_spread
 from runner.utils.console import Terminal
 
@@ -33,7 +34,7 @@ EPOCH = EpochResult(12_345, 1.0, 0.5, SCORES, 1e-3, 1.0, 1.0, True, False)
 def print_training(terminal: Terminal) -> None:
     result = RunResult((EPOCH,), SCORES, SCORES)
     print_result(result, terminal)
-    print_spread([result, result], "2 splits, each with another training seed", terminal)
+    print_spread(Results([result, result]), "2 splits, each with another training seed", terminal)
 
 
 def print_evaluation(terminal: Terminal) -> None:

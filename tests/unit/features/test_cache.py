@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,8 +15,10 @@ from cached_features import damage_all, features_of, missing_images, read
 from helpers import TRAIN, VAL, InBfloat16, Make
 from torch import Tensor
 
+from runner.data.images import SPLITS
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.extractor import FeatureExtractor
+from runner.features.shard_store import ShardStore
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -163,7 +167,8 @@ class TestSources:
         assert features.storage is not None
         for view in (0, 1, 2):
             features.get("train", view)
-            assert [key[1:] for key in features.storage.in_memory] == [("train", view)]
+            tables = features.storage.in_memory.tables
+            assert [(key[1], table.filled.sum()) for key, table in tables.items()] == [(view, TRAIN)]
 
     def test_statistics_count_hits_and_misses(self, make: Make, accelerator: Accelerator) -> None:
         features = features_of(make(), accelerator)
@@ -241,3 +246,21 @@ class TestFaults:
         with pytest.raises(KeyboardInterrupt):
             features_of(make(), accelerator).get("train", 0)
         assert missing_images(make(), accelerator)[0] == TRAIN - 16  # two batches
+
+
+def test_other_splits_of_the_same_images_share_their_memory(make: Make, accelerator: Accelerator) -> None:
+    """Nothing is read twice, and each has statistics of its own."""
+    features = features_of(make("--augment.views", "none"), accelerator)
+    assert features.storage is not None
+    for split in SPLITS:
+        features.get(split, EVALUATION_VIEW)
+    (table,) = features.storage.in_memory.tables.values()
+    assert table.filled.all()
+    entries = features.manifest.entries
+    moved = dataclasses.replace(entries, splits=np.roll(entries.splits, 5))
+    other = features.of(dataclasses.replace(features.manifest, entries=moved))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardStore, "read", None)
+        chosen = read(other, "val", EVALUATION_VIEW, range(VAL))
+    assert torch.equal(chosen, table.rows[torch.from_numpy(np.flatnonzero(moved.splits == 1))])
+    assert (other.stats.served, other.stats.misses, features.stats.misses) == (VAL, 0, len(entries))
