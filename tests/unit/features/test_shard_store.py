@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cached_features import flip_a_bit, keys_of, shards
 from safetensors.torch import save_file
 
 from runner.features import shard_store
+from runner.features.keys import FeatureKeys
 from runner.features.shard_store import TENSOR, ShardStore, ShardWriter
 from runner.utils.hashing import digest_bytes
 
@@ -98,6 +101,20 @@ class TestShards:
         assert len(store._maps) == 1
         store.read(keys_of("abc"))
         assert len(store._maps) == 0
+
+    def test_of_many_features_take_little_memory(self, tmp_path: Path) -> None:
+        digests = np.random.default_rng(0).integers(256, size=(100_000, 20), dtype=np.uint8)
+        for part in np.split(digests, 10):
+            ShardStore(tmp_path, {}).write(FeatureKeys(part, 0), torch.ones(len(part), 1))
+        store, keys = ShardStore(tmp_path, {}), FeatureKeys(digests[::-1].copy(), 0)
+        tracemalloc.start()
+        store.refresh()
+        assert len(store.missing(keys)) == 0
+        held, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 40 * len(keys)  # 28 for the index, 8 for the places that were found
+        assert peak < 150 * len(keys)
+        assert torch.equal(store.read(keys), torch.ones(len(keys), 1))
 
     def test_of_another_shape_or_dtype_are_dropped(self, tmp_path: Path) -> None:
         store = ShardStore(tmp_path, {})
