@@ -37,7 +37,7 @@ def leak_remarks(images: SplitInput, leaks: Literal["stop", "report"]) -> Iterat
         raise UserError(
             f"{what} ({where}); leave each in one split, or set data.leaks=report to go on: scores will be too good."
         )
-    yield f"leaks: {what} ({where}); scores on them are too good"
+    yield f"leaks: {what} ({where}); scores on {'it' if len(found) == 1 else 'them'} are too good"
 
 
 def find_leaks(images: SplitInput) -> list[np.ndarray]:

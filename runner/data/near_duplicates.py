@@ -125,21 +125,24 @@ def near_duplicate_remarks(images: SplitInput, near: NearDuplicates, splits: np.
     sizes = np.bincount(near.clusters[near.clusters >= 0])
     of_pairs = splits[near.pairs]
     divided = near.pairs[(of_pairs[:, 0] != of_pairs[:, 1]) & (of_pairs != NO_SPLIT).all(axis=1)]
-    if len(near.pairs):
-        yield (
-            f"near duplicates: {counted(len(near.pairs), 'pair')} of images that look nearly alike, in"
-            f" {counted(int((sizes > 0).sum()), 'cluster')} of up to {sizes.max():,} images"
-        )
+    found = (
+        f"{counted(len(near.pairs), 'pair')} of images that look nearly alike, in"
+        f" {counted(int((sizes > 0).sum()), 'cluster')} of up to {sizes.max():,} images"
+        if len(near.pairs)
+        else "none found"
+    )
+    yield f"near duplicates: {found}"
     if len(divided):
         pairs = [
             f"{images.paths[one]} ~ {images.paths[other]} in {SPLITS[splits[one]]}/{SPLITS[splits[other]]}"
             for one, other in divided[:MOST_NAMED].tolist()
         ]
         more = f" and {len(divided) - MOST_NAMED:,} more" if len(divided) > MOST_NAMED else ""
-        is_free = images.similar is None and images.given is None
+        good = f"scores on {'it' if len(divided) == 1 else 'them'} are too good"
+        can_group = images.similar is None and images.given is None
         yield (
-            f"near duplicates in different splits: {counted(len(divided), 'pair')} ({named(pairs)}{more}); scores on"
-            f" them are too good{'; data.near_duplicates=group keeps each pair in one split' * is_free}"
+            f"near duplicates in different splits: {counted(len(divided), 'pair')} ({named(pairs)}{more}); {good}"
+            f"{'; data.near_duplicates=group keeps each pair in one split' * can_group}"
         )
     if near.flat:
         yield (

@@ -106,8 +106,10 @@ def _refuse_small(
                 f" in {groups} groups" if groups > 1 else f" in one group (that of {images.paths[rows[0]]})"
             )
         empty = f"{' and '.join(SPLITS[part] for part in parts)} get{'s' * (len(parts) == 1)} none"
-        number = f"{len(rows)} image{'s' * (len(rows) != 1)}{printable(where)}"
-        problems.append(f"Class {images.classes[label]!r} has {number}, too few for its splits ({empty})")
+        number = f"{len(rows)} image{'s' * (len(rows) != 1)}{printable(where)}, too few for its splits"
+        if not len(rows):
+            number = "only images that belong to images with a given split"
+        problems.append(f"Class {images.classes[label]!r} has {number} ({empty})")
     more = f"; {len(missing) - MOST_NAMED} more classes are too small" if len(missing) > MOST_NAMED else ""
     raise UserError(
         f"{'; '.join(problems)}{more}; add images{' of other groups' * by_group}, change split.*"

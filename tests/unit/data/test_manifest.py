@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import COLORS, draw
+from PIL import Image
 
 import runner.data.listing
 from runner.config.schema import Experiment
@@ -215,3 +217,17 @@ def test_any_file_name_survives_the_csv(entries: list[Entry]) -> None:
 def test_a_csv_of_something_else_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="was not written by the runner"):
         parse_manifest(text, Path("root"))
+
+
+def test_near_duplicates_are_reported_or_kept_together(make: Make, pictures: Path, silent: Terminal) -> None:
+    for number in range(6):
+        spots = np.random.default_rng(number).integers(0, 256, (7, 7, 3), np.uint8)
+        soft = Image.fromarray(spots).resize((90, 90), Image.Resampling.BICUBIC)
+        soft.save(pictures / "red" / f"soft{number}.png")
+        soft.resize((60, 60)).save(pictures / "red" / f"small{number}.jpg")
+    assert not build_manifest(make(), silent).remarks
+    manifest = build_manifest(make("--data.near_duplicates", "report"), silent)
+    assert any("6 pairs of images that look nearly alike" in remark for remark in manifest.remarks)
+    manifest = build_manifest(make("--data.near_duplicates", "group"), silent)
+    splits = {entry.path: entry.split for entry in manifest.entries}
+    assert all(splits[f"red/soft{n}.png"] == splits[f"red/small{n}.jpg"] for n in range(6))

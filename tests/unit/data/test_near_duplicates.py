@@ -131,8 +131,12 @@ def test_identical_images_are_no_near_duplicates(
     contents: dict[str, bytes], tmp_path: Path, silent: Terminal
 ) -> None:
     contents["a/again.jpg"] = contents["a/04.jpg"]
-    near = compare(Contents(contents), images_of(contents), tmp_path, silent)
+    images = images_of(contents)
+    near = compare(Contents(contents), images, tmp_path, silent)
     assert not len(near.pairs)
+    assert list(near_duplicate_remarks(images, near, np.zeros(21, np.int8))) == [
+        "near duplicates: none found"
+    ]
     assert (near.clusters == -1).all()
 
 

@@ -148,6 +148,18 @@ def test_groups_in_several_given_splits_are_refused() -> None:
     )
 
 
+def test_a_group_that_leaves_nothing_to_divide_is_named() -> None:
+    paths = images_of({f"{name}/{label}": 8 for name in ("train", "test") for label in "ab"})
+    contents = [path.rpartition("/")[2] if path.endswith("a/000.png") else path for path in paths]
+    groups = [path.startswith("train") for path in paths]
+    images = split_input(paths, contents, given=[path.split("/")[0] for path in paths], groups=groups)
+    with pytest.raises(UserError) as refusal:
+        assign_splits(images, SplitConfig(), 0)
+    assert str(refusal.value).startswith(
+        "Class 'a' has only images that belong to images with a given split (val gets none); Class 'b'"
+    )
+
+
 def test_an_image_whose_group_has_a_given_test_image_is_a_test_image() -> None:
     paths = images_of({"a": 30, "b": 30})
     given_splits = ["test" if path.endswith("0.png") else None for path in paths]
