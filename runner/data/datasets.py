@@ -77,7 +77,7 @@ def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None =
         return class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
     if data.table is None and is_saved_dataset(folder.root):
         return list_saved_dataset(folder.root, data)
-    if is_shard(folder.root):
+    if data.table is None and is_shard(folder.root):
         return list_shards(folder.root, [folder.root.name], cache, terminal)
     if folder.root.is_file():
         found = list_archive(folder.root, cache, terminal)
