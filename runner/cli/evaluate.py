@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
+from runner.cli.options import JSON_HELP, RUN_HELP, add_moved_images, add_tracking_root, moved_images
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="measure the faithfulness of Grad-CAM (ROAD) on N images; takes some seconds per image",
     )
     add("--boxes", type=Path, metavar="CSV", help="bounding boxes: path,left,top,right,bottom in pixels")
-    add("--data.root", dest="root", help="folder of the images, if they have moved")
+    add_moved_images(parser)
     add_tracking_root(parser)
     args = parser.parse_args(argv)
     if args.faithfulness == 1 or args.faithfulness < 0:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     # A new run may begin at the same time, so one process looks up `latest` for all.
     run = broadcast_object_list([find_run(client, args.run) if state.is_main_process else None])[0]
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
-        checkpoints = restore_checkpoints(client, run, args.root, Path(temporary), terminal)
+        checkpoints = restore_checkpoints(client, run, moved_images(args), Path(temporary), terminal)
         evaluations = [loaded.evaluate(args.split) for loaded in checkpoints]
         if state.is_main_process:
             _print_scores(run, args, evaluations, state.num_processes, terminal)

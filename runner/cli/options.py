@@ -18,6 +18,11 @@ SOME_UNREADABLE = 1
 """Exit status if some of the given files are not readable images."""
 LATEST_HELP = "latest is the newest finished run that is not part of a study or of --repeat"
 RUN_HELP = f"run: its id, the first characters of its id, its name, or latest; {LATEST_HELP}"
+MOVED_IMAGES = {
+    "data.root": "folder or archive of the images",
+    "data.test": "folder or archive of the test images",
+    "data.table": "table of labels",
+}
 JSON_HELP = "write one JSON object to standard output, and nothing else"
 
 
@@ -30,6 +35,17 @@ def add_tracking_root(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the run records; default: mlruns in this folder or the nearest one above it that has records",
     )
+
+
+def add_moved_images(parser: argparse.ArgumentParser) -> None:
+    """`--data.root`, `--data.test` and `--data.table`, for `moved_images`."""
+    for name, what in MOVED_IMAGES.items():
+        parser.add_argument(f"--{name}", metavar="PATH", help=f"{what}, if it has moved")
+
+
+def moved_images(args: argparse.Namespace) -> dict[str, str]:
+    """Where images have moved, by setting."""
+    return {name: path for name in MOVED_IMAGES if (path := getattr(args, name))}
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.cli.launcher import launch, take_processes
-from runner.cli.options import JSON_HELP, RUN_HELP, add_tracking_root
+from runner.cli.options import JSON_HELP, RUN_HELP, add_moved_images, add_tracking_root, moved_images
 from runner.config.parser import parse as parse_settings
 from runner.config.validation import check_weights
 from runner.evaluation.reproduction import (
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("run", metavar="RUN", help=RUN_HELP)
     add("--json", action="store_true", help=JSON_HELP)
-    add("--data.root", metavar="PATH", help="folder of the images, if they have moved")
+    add_moved_images(parser)
     add("--model.weights", metavar="FILE", help="file of the pretrained weights, if it has moved")
     add("--cache", metavar="FOLDER", help="another cache; an empty one computes all features again")
     add("-n", "--processes", metavar="PROCESSES", help="default: as many as the run used")
@@ -120,8 +120,8 @@ def _settings(original: OriginalRun, args: argparse.Namespace) -> list[str]:
         "tracking.model": "false",  # the original's model is registered already
         "tracking.gallery": "0",  # pictures change no metric
     }
-    moved = {name: getattr(args, name) for name in ("data.root", "model.weights", "cache")}
-    settings |= {name: value for name, value in moved.items() if value is not None}
+    moved = {name: getattr(args, name) for name in ("model.weights", "cache")}
+    settings |= {name: value for name, value in moved.items() if value is not None} | moved_images(args)
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
