@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS_FILE, STATE_FILE, INFO_FILE = "dataset_dict.json", "state.json", "dataset_info.json"
+FILE_NAME = r"\w[\w.-]{0,200}"
+"""Of a split's folder, or of an Arrow file."""
 DIGITS = 8
 """Of an image's number in its path."""
 OPEN_DATASETS = 16
@@ -129,7 +131,7 @@ def _parts(root: Path, remarks: list[str]) -> tuple[list[_Part], dict[str, int] 
         return [_part(root, "")], None
     names = _json(root / SPLITS_FILE).get("splits")
     if not isinstance(names, list) or not all(
-        isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) for name in names
+        isinstance(name, str) and re.fullmatch(FILE_NAME, name) for name in names
     ):
         raise UserError(f"{root / SPLITS_FILE} names no splits; save the dataset again.")
     splits = {
@@ -204,7 +206,7 @@ def _arrow_files(folder: Path) -> list[Path]:
         names = [str(entry["filename"]) for entry in state["_data_files"]]
     except (KeyError, TypeError):
         names = []
-    if not names or any(os.path.basename(name) != name for name in names):
+    if not names or not all(re.fullmatch(FILE_NAME, name) for name in names):
         raise UserError(f"{folder / STATE_FILE} names no Arrow files of its folder; save the dataset again.")
     if state.get("_indices_data_files"):
         raise UserError(

@@ -95,9 +95,10 @@ def columns_of(
     missing = [wanted[role] for role in needed if wanted[role] not in names]
     if missing:
         plural = "s" * (len(missing) > 1)
+        known = named([one_line(name, 60) for name in names], 20)
         raise UserError(
             f"{path} has no column{plural} {joined(missing)}{did_you_mean(missing[0], names)}; its columns are"
-            f" {named(names, 20)}; give it a header with these names, or name the columns by data.columns, as"
+            f" {known}; give it a header with these names, or name the columns by data.columns, as"
             " {path: file, label: species}."
         )
     found = {role: name for role, name in wanted.items() if name in names}
@@ -235,6 +236,7 @@ def _read_parquet(path: Path, content: bytes, choose: Choose) -> Table:
         file = parquet.ParquetFile(pa.BufferReader(content))
         names = choose(file.schema_arrow.names)
         found = file.read(list(dict.fromkeys(names.values())))
+        found.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = one_line(str(error), 200)
         raise UserError(

@@ -37,6 +37,9 @@ FORMATS: tuple[str, ...] = (
     "owner",
     "run",
     "snapshot",
+    "labels",
+    "parquet",
+    "saved dataset",
 )
 LIMIT = 5.0
 """Seconds that a case may take."""

@@ -14,7 +14,8 @@ from PIL import Image, features
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.data.scan import _verify_file
+from runner.data.files import FolderFiles
+from runner.data.scan import verify_files
 from runner.portable.images import open_rgb
 from runner.portable.transform import evaluation_transform
 from runner.utils.hashing import digest_bytes
@@ -40,9 +41,9 @@ class Picture(Target):
     def read(self, content: bytes) -> None:
         path = self.folder / "image"
         path.write_bytes(content)
-        digest, fault, _ = _verify_file(path)
-        check(digest == digest_bytes(content), "the digest is another file's")
-        if fault is not None:
+        verdicts = verify_files(FolderFiles(self.folder), [path.name])
+        check(verdicts.digests.tobytes().hex() == digest_bytes(content), "the digest is another file's")
+        if fault := verdicts.errors.get(0, ""):
             check(fault.isprintable() and 0 < len(fault) < 1000, f"the reason is {fault[:300]!r}")
             return
         image = open_rgb(path)

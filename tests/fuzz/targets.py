@@ -6,6 +6,7 @@ import torchvision
 
 from fuzz.cache_formats import Recipe, Scan, Statistics, StoreFile
 from fuzz.image_format import Picture
+from fuzz.label_formats import LabelTable, ParquetTable, SavedDataset
 from fuzz.network_formats import CheckpointFiles, ModelFolder, OldModelFolder, PickleFile, WeightsFile
 from fuzz.planted import PLANTED
 from fuzz.run_formats import JournalFile, OwnerFile, RunFile, SnapshotFile
@@ -35,6 +36,9 @@ TARGETS: dict[str, type[Target]] = {
     "owner": OwnerFile,
     "run": RunFile,
     "snapshot": SnapshotFile,
+    "labels": LabelTable,
+    "parquet": ParquetTable,
+    "saved dataset": SavedDataset,
     **PLANTED,
 }
 
