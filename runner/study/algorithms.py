@@ -1,6 +1,6 @@
 """Sampling and pruning algorithms. One entry in the table `SAMPLERS` or `PRUNERS` is all there is to add for a new one.
 
-A pruner sees the validation metric after every epoch or, if a trial has several training seeds, after every seed.
+A pruner sees the validation metric after every epoch or, if a trial has several trainings (seeds, folds), after each.
 Optuna is imported only where an algorithm is built, so that command lines can read the tables at once.
 """
 
@@ -80,35 +80,37 @@ def check_sampler(name: str) -> None:
         raise UserError(f"The sampler {name} needs the package {package}: pip install {wanted}.")
 
 
-def _median(epochs: int, seeds: int) -> BasePruner:
+def _median(epochs: int, trainings: int) -> BasePruner:
     from optuna.pruners import MedianPruner
 
-    return MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 5 if seeds == 1 else 0)
+    return MedianPruner(n_startup_trials=5, n_warmup_steps=epochs // 5 if trainings == 1 else 0)
 
 
-def _hyperband(epochs: int, seeds: int) -> BasePruner:
+def _hyperband(epochs: int, trainings: int) -> BasePruner:
     from optuna.pruners import HyperbandPruner
 
-    return HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs if seeds == 1 else seeds)
+    return HyperbandPruner(
+        min_resource=max(1, epochs // 9), max_resource=epochs if trainings == 1 else trainings
+    )
 
 
-def _wilcoxon(epochs: int, seeds: int) -> BasePruner:
+def _wilcoxon(epochs: int, trainings: int) -> BasePruner:
     from optuna.pruners import WilcoxonPruner
 
-    return WilcoxonPruner(p_threshold=0.1, n_startup_steps=min(2, seeds - 1))
+    return WilcoxonPruner(p_threshold=0.1, n_startup_steps=min(2, trainings - 1))
 
 
-def _none(epochs: int, seeds: int) -> BasePruner:
+def _none(epochs: int, trainings: int) -> BasePruner:
     from optuna.pruners import NopPruner
 
     return NopPruner()
 
 
 PRUNERS: dict[str, Callable[[int, int], BasePruner]] = {
-    "auto": lambda epochs, seeds: (_wilcoxon if seeds > 1 else _median)(epochs, seeds),
+    "auto": lambda epochs, trainings: (_wilcoxon if trainings > 1 else _median)(epochs, trainings),
     "median": _median,
     "hyperband": _hyperband,
     "wilcoxon": _wilcoxon,
     "none": _none,
 }
-"""Name → function of (epochs of a training, training seeds of a trial)."""
+"""Name → function of (epochs of a training, trainings of a trial)."""

@@ -34,12 +34,14 @@ def search(argv: Sequence[str]) -> int:
     from runner.tracking.mlflow_server import check_reachable, tracking_server
     from runner.tracking.recovery import recover_runs
     from runner.tracking.sessions import TrackingSession
-    from runner.training.preflight import check, warn_about_images
+    from runner.training.preflight import check, warn_about_images, warn_about_statistics
 
     check_reachable(tracking_server(plan.baseline.tracking.root).uri)
     terminal = Terminal()
     manifest = check(plan.baseline, terminal, plan.objective)
     warn_about_images(manifest, terminal)
+    if plan.folds:
+        warn_about_statistics(plan.baseline, terminal)
     plan = plan.on_images(manifest.digest, len(manifest.classes))
     tracking = TrackingSession(plan.baseline, None, terminal)
     study = Study(plan, tracking.server.root)

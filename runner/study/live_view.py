@@ -73,7 +73,7 @@ class LiveView:
             if not trial.intermediate_values:
                 return "starting"
             step, value = max(trial.intermediate_values.items())
-            when = f"seed {step + 1}" if self.study.plan.seeds > 1 else f"epoch {step}"
+            when = self.study.plan.training_name(step) if self.study.plan.trainings > 1 else f"epoch {step}"
             return f"{when}: {value:.4f}"
         if is_lost(trial):
             return f"lost ({trial.user_attrs.get('lost', 'its host stopped responding')})"

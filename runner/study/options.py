@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.schema import Experiment
 from runner.evaluation.metrics import METRICS
 from runner.study.algorithms import PRUNERS, SAMPLERS
 from runner.study.plan import Plan
@@ -82,8 +83,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--storage", None, "journal file or Optuna URL", "studies.journal in tracking.root", metavar="URL")
     add("--objective", "top1", "validation metric to optimize", choices=[*METRICS])
     add("--seeds", 1, "training seeds per trial; its value is their mean", metavar="K", type=positive)
+    text = "folds of a trial's cross-validation on training and validation images; its value is their mean"
+    add("--folds", None, text, "none", metavar="K", type=_at_least(2))
     add("--sampler", "tpe", "search algorithm", choices=[*SAMPLERS])
-    add("--pruner", "auto", "auto: median; with several seeds wilcoxon", choices=[*PRUNERS])
+    add("--pruner", "auto", "auto: median; with several seeds or folds wilcoxon", choices=[*PRUNERS])
     add("--sampler-seed", 0, "seed of the sampler", metavar="SEED", type=natural)
     add("--confirm", 5, "new seeds to compare best and baseline on; 0: none", metavar="K", type=natural)
     options, rest = parser.parse_known_args(list(argv))
@@ -107,6 +110,7 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool) -
     baseline, training = parse_experiment(rest, prog="runner search")
     if training.repeat != 1 or training.dry_run:
         raise UserError("--repeat and --dry-run are for runner train; studies have --seeds and --confirm.")
+    _check_folds(baseline, options.folds)
     return Plan(
         name=options.study,
         baseline=baseline,
@@ -114,11 +118,28 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool) -
         storage=options.storage or default_storage(Path(baseline.tracking.root).expanduser().resolve()),
         objective=options.objective,
         seeds=options.seeds,
+        folds=options.folds,
         trials=options.trials,
         sampler=options.sampler,
         pruner=options.pruner,
         sampler_seed=options.sampler_seed,
     )
+
+
+def _check_folds(baseline: Experiment, folds: int | None) -> None:
+    """Raises `UserError` if an experiment cannot be the baseline of a study with so many folds; None: without folds."""
+    if folds is None and baseline.split.is_cross_validation:
+        raise UserError(
+            "split.folds alone is for runner train; in a study, --folds K gives each trial K folds."
+        )
+    if folds is not None and baseline.split.folds is not None:
+        raise UserError(
+            "--folds divides the training and validation images by itself; leave out split.folds."
+        )
+    if folds is not None and baseline.split.by == "count":
+        raise UserError(
+            "--folds divides all training and validation images; it does not go with split.by=count."
+        )
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:

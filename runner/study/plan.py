@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.config.identity import WEIGHTS, Identity, describe_changes, weights_digest
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, flatten
+from runner.config.tree import as_tree, flatten, override
 from runner.evaluation.metrics import METRICS, Metric
 from runner.study.space import Space
 
@@ -25,6 +25,8 @@ class Plan:
     """Name of the validation metric to optimize."""
     seeds: int = 1
     """Training seeds of a trial; its value is their mean."""
+    folds: int | None = None
+    """Folds that the training and validation images of a trial are divided into; its value is their mean, too."""
     trials: int = 50
     """Total number of trials, over all workers and commands."""
     sampler: str = "tpe"
@@ -49,11 +51,36 @@ class Plan:
         """The space, with conditions on searched settings only."""
         return self.space.within(flatten(as_tree(self.baseline)))
 
+    @property
+    def trainings(self) -> int:
+        """Trainings of a trial."""
+        return self.seeds * (self.folds or 1)
+
+    def validated(self, experiment: Experiment) -> Experiment:
+        """A trial's experiment with the folds that it is validated on. The test split stays what it is without them."""
+        if self.folds is None:
+            return experiment
+        return override(experiment, {"split.folds": self.folds, "split.fold_as": "val"})
+
+    def training(self, experiment: Experiment, index: int) -> Experiment:
+        """The experiment of one of a trial's trainings: all folds with a seed, then with the next one."""
+        repeat, fold = divmod(index, self.folds or 1)
+        values: dict[str, Any] = {"seed.train": experiment.seed.train + repeat}
+        if self.folds is not None:
+            values["split.fold"] = fold
+        return override(self.validated(experiment), values)
+
+    def training_name(self, index: int) -> str:
+        """What distinguishes one of a trial's trainings: `seed 2 of 3`, `fold 2 of 5`, `training 7 of 10`."""
+        what = "training" if self.folds and self.seeds > 1 else "fold" if self.folds else "seed"
+        return f"{what} {index + 1} of {self.trainings}"
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for all workers and commands that share the study, as JSON-like values."""
         return {
             "objective": self.objective,
             "seeds": self.seeds,
+            **({"folds": self.folds} if self.folds else {}),  # plans of earlier versions have no such entry
             "space": self.space.as_plain(),
             "baseline": dict(Identity.of(as_tree(self.baseline)).settings),
             "manifest": self.manifest,
@@ -79,7 +106,7 @@ def describe_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list
         Identity(plan.get("baseline", {}), plan.get("manifest", ""), plan.get("weights", ""))
         for plan in (stored, wanted)
     )
-    names = ("objective", "seeds", "space")
+    names = ("objective", "seeds", "folds", "space")
     how = [{name: plan[name] for name in names if name in plan} for plan in (stored, wanted)]
     clauses = [*describe_changes(*how), *then.changes(now)]
     searched, searched_now = (plan.get("searched_weights") for plan in (stored, wanted))

@@ -155,6 +155,7 @@ def _create(study: Study, tracking: TrackingSession) -> str:
         "study.space": ", ".join(plan.space.settings),
         "study.objective": plan.objective,
         "study.seeds": plan.seeds,
+        **({"study.folds": plan.folds} if plan.folds else {}),
         "study.storage": redact(plan.storage),
     }
     with tracking.start_run(f"study {plan.name}", system_metrics=False) as tracker:

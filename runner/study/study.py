@@ -218,7 +218,7 @@ class Study:
             "study_name": plan.name,
             "direction": plan.metric.direction,
             "sampler": SeededSampler(plan.sampler, plan.searched_space, plan.sampler_seed),
-            "pruner": PRUNERS[plan.pruner](plan.baseline.train.epochs, plan.seeds),
+            "pruner": PRUNERS[plan.pruner](plan.baseline.train.epochs, plan.trainings),
         }
         try:
             return optuna.create_study(**arguments)

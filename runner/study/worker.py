@@ -1,7 +1,8 @@
 """A worker of a study: asks for trials and runs each as a child run in MLflow, until none is left.
 
-A trial trains on the training split with one or several seeds, and is evaluated on the validation split; it never
-sees the test split. Rank 0 asks the study and decides; its peers get the decisions by broadcast.
+A trial trains on the training split with one or several seeds, and is evaluated on the validation split; with folds,
+their images are divided anew for each. It never sees the test split. Rank 0 asks the study and decides; its peers get
+the decisions by broadcast.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
-from runner.config.tree import as_yaml, override
+from runner.config.tree import as_yaml
 from runner.models import checkpoint
 from runner.serving.packaging import inference_settings
 from runner.study.cpu_share import all_cores
@@ -44,8 +45,8 @@ class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
 
 
 @dataclass
-class _SeedTraining(Callback):
-    """The training of a trial with one seed: logs and reports its epochs, and remembers the best weights."""
+class _Training(Callback):
+    """A training of a trial: logs and reports its epochs, and remembers the best weights."""
 
     setup: Setup
     tracker: Tracker
@@ -105,19 +106,19 @@ class TrialTraining:
     """Time spent in the training loop so far."""
 
     def run(self, tracker: Tracker) -> float:
-        """Train with each seed of the plan. Returns the trial's value: the mean of the objective at the best epochs.
+        """Train with each seed and fold. Returns the trial's value: the mean of the objective at the best epochs.
 
         Raises `Pruned` on all ranks if the study's pruner stops the trial, and what preparation and training raise.
         """
         plan, study = self.session.plan, self.session.study
         values: list[float] = []
-        for index in range(plan.seeds):
-            training = self._train_seed(index, tracker)
+        for index in range(plan.trainings):
+            training = self._train(index, tracker)
             values.append(training.best_epoch.val[plan.objective])
             if index == 0:
                 first = training
-            if plan.seeds > 1:
-                self._report(index, values[-1], f"after seed {index + 1} of {plan.seeds}")
+            if plan.trainings > 1:
+                self._report(index, values[-1], f"after {plan.training_name(index)}")
         value, best = statistics.fmean(values), first.best_epoch
         tracker.log_metrics({"objective": value, "best_epoch": best.number, **best.val.metrics("val/best")})
         if len(values) > 1:
@@ -128,9 +129,12 @@ class TrialTraining:
                 first.log_best()
         return value
 
-    def _train_seed(self, index: int, tracker: Tracker) -> _SeedTraining:
-        first = self.trial.experiment.seed.train
-        experiment = override(self.trial.experiment, {"seed.train": first + index})
+    def _train(self, index: int, tracker: Tracker) -> _Training:
+        experiment = self.session.plan.training(self.trial.experiment, index)
+        parts = [] if experiment.split.fold is None else [f"fold{experiment.split.fold}"]
+        if experiment.seed.train != self.trial.experiment.seed.train:
+            parts.append(f"seed{experiment.seed.train}")
+        prefix = "/".join([*parts, ""]) if index else ""
         setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
         # The other workers wait for the features: all cores compute them.
         needed = [(split, view) for split, view in required_views(experiment) if split != "test"]
@@ -138,7 +142,7 @@ class TrialTraining:
             with all_cores():
                 for split, view in needed:
                     setup.features.get(split, view)
-        training = _SeedTraining(setup, tracker, f"seed{first + index}/" if index else "", self._report_epoch)
+        training = _Training(setup, tracker, prefix, self._report_epoch)
         start = time.monotonic()
         try:
             run.fit_setup(setup, [training], Terminal(enabled=False))
@@ -148,7 +152,7 @@ class TrialTraining:
 
     def _report_epoch(self, epoch: EpochResult) -> None:
         plan = self.session.plan
-        if plan.seeds == 1:
+        if plan.trainings == 1:
             self._report(epoch.number, epoch.val[plan.objective], f"at epoch {epoch.number}")
 
     def _report(self, step: int, value: float, when: str) -> None:
@@ -203,7 +207,7 @@ class Worker:
         pruned, value = "", 0.0
         try:
             with session.tracking.start_run(trial.name, session.study_run, system_metrics=False) as tracker:
-                tracker.log_params(decisive_settings(trial.experiment))
+                tracker.log_params(decisive_settings(session.plan.validated(trial.experiment)))
                 tags = {"runner.trial": str(trial.number), "runner.study": session.plan.name}
                 identity = Identity.on_images(trial.experiment, session.plan.manifest)
                 tracker.set_tags({**tags, **identity.tags()})

@@ -37,6 +37,16 @@ def warn_about_images(manifest: Manifest, terminal: Terminal) -> None:
         terminal.warn(remark)
 
 
+def warn_about_statistics(experiment: Experiment, terminal: Terminal) -> None:
+    """Print that the folds of an experiment cannot share their features, if its normalization forbids it."""
+    if experiment.model.normalize == "statistics":
+        terminal.warn(
+            "model.normalize=statistics: each fold has the statistics of its own training images, so that features are"
+            " computed again for each fold; with what the weights expect (--model.normalize weights, or an enum as"
+            " VGG16_Weights.IMAGENET1K_V1) all folds share them"
+        )
+
+
 def check_metric(setting: str, name: str, classes: int) -> None:
     """Check that models of so many classes can differ in the metric that a setting names. Raises `UserError`."""
     metric = METRICS[name]

@@ -23,7 +23,7 @@ from runner.tracking.tracker import Tracker
 from runner.training import fold_results, run, summary
 from runner.training.error_translation import translate_errors
 from runner.training.fold_results import FoldStore
-from runner.training.preflight import warn_about_images
+from runner.training.preflight import warn_about_images, warn_about_statistics
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint, resolve_child
 from runner.training.run_names import run_name
@@ -152,12 +152,8 @@ class _RepeatedTraining:
         with long_wait(), self.accelerator.local_main_process_first():
             manifest = self.shared.manifest(experiment, self.terminal)
             warn_about_images(manifest, self.terminal)
-        if experiment.split.folds is not None and experiment.model.normalize == "statistics":
-            self.terminal.warn(
-                "model.normalize=statistics: each fold has the statistics of its own training images, so that features"
-                " are computed again for each fold; with what the weights expect (--model.normalize weights, or an enum"
-                " as VGG16_Weights.IMAGENET1K_V1) all folds share them"
-            )
+        if experiment.split.folds is not None:
+            warn_about_statistics(experiment, self.terminal)
         now = Identity.on_images(experiment, manifest.digest)
         for has_changed, what in (
             (self.start.identity.has_other_images(now), f"The images in {manifest.root}, or their split,"),

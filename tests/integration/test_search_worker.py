@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 from commands import client_of
-from helpers import Place
+from helpers import QUIET, Place
 from searches import artifacts_of, baseline_of, runs_of_study, states, study_words, trial_runs, trials_of
 from stores import status
 
+from runner.data.manifest import build_manifest
 from runner.features.cache import FeatureCache
 from runner.study import storage, worker
 from runner.study.options import Role
@@ -122,6 +123,42 @@ def test_a_trial_may_have_several_training_seeds(
     assert run.data.metrics["objective"] == trials_of(tmp_path)[0].value == pytest.approx(sum(best) / 2)
     assert "objective_sd" in run.data.metrics
     assert list(trials_of(tmp_path)[0].intermediate_values.values()) == best
+
+
+def test_a_trial_may_be_validated_on_folds(
+    place: Place, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its value is their mean. They divide the training and validation images; those of the test split stay unseen."""
+    setups, read, prepare, get = [], set(), worker.prepare, FeatureCache.get
+
+    def watch_setups(*args: Any) -> Setup:
+        setups.append(prepare(*args))
+        return setups[-1]
+
+    def watch_splits(self: FeatureCache, split: str, view: int) -> Any:
+        read.add(split)
+        return get(self, split, view)
+
+    monkeypatch.setattr(worker, "prepare", watch_setups)
+    monkeypatch.setattr(FeatureCache, "get", watch_splits)
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=1, seeds=2, folds=3)
+    with open_session(plan, accelerator, Role()) as session:
+        assert Worker(session, stop_requested=lambda: False).run() == 1
+    run, (trial,) = trial_runs(tmp_path)[0], trials_of(tmp_path)
+    best = list(trial.intermediate_values.values())
+    assert len(best) == 6
+    assert run.data.metrics["objective"] == trial.value == pytest.approx(sum(best) / 6)
+    assert {"val/top1", "fold2/val/top1", "fold0/seed1/val/top1"} <= run.data.metrics.keys()
+    assert (run.data.params["split.folds"], run.data.params["split.fold_as"]) == ("3", "val")
+    assert read == {"train", "val"}
+    plain = build_manifest(plan.baseline, QUIET)
+    hidden = {entry.path for entry in plain.select("test")}
+    visible = {entry.path for entry in plain.entries} - hidden
+    folds = [{entry.path for entry in setup.manifest.select("val")} for setup in setups]
+    assert folds[:3] == folds[3:]
+    assert set.union(*folds) == visible
+    assert sum(map(len, folds[:3])) == len(visible)
+    assert all({entry.path for entry in setup.manifest.entries} == visible for setup in setups)
 
 
 def test_a_baseline_that_no_trial_beat_is_kept_without_training_it_again(

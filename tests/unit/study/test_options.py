@@ -85,3 +85,38 @@ def test_the_command_line_is_read_without_heavy_imports() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_folds_are_of_a_study_or_of_one_training() -> None:
+    options, rest = parse(["--study", "some", "--folds", "5"])
+    plan = make_plan(options, rest, checked=True)
+    assert (plan.folds, plan.trainings, plan.baseline.split.folds) == (5, 5, None)
+    experiments = [plan.training(plan.baseline, index) for index in range(5)]
+    assert [(each.split.fold, each.split.fold_as) for each in experiments] == [
+        (fold, "val") for fold in range(5)
+    ]
+    assert plan.training_name(1) == "fold 2 of 5"
+    for words, message in (
+        (["--split.folds", "5"], "--folds K gives each trial K folds"),
+        (["--split.folds", "5", "--folds", "5"], "leave out split"),
+        (
+            [
+                "--split.by",
+                "count",
+                "--split.train",
+                "5",
+                "--split.val",
+                "2",
+                "--split.test",
+                "2",
+                "--folds",
+                "2",
+            ],
+            "count",
+        ),
+    ):
+        options, rest = parse(["--study", "some", *words])
+        with pytest.raises(UserError, match=message):
+            make_plan(options, rest, checked=True)
+    options, rest = parse(["--study", "some", "--split.folds", "5", "--split.fold", "1"])
+    assert make_plan(options, rest, checked=True).trainings == 1

@@ -37,6 +37,7 @@ def test_an_identity_is_plain_values() -> None:
         ),
         ({"objective": "loss"}, "objective was top1 and is loss now"),
         ({"seeds": 3}, "seeds was 1 and is 3 now"),
+        ({"folds": 3}, "folds was not set and is 3 now"),
         ({"baseline": quickstart("--train.epochs", "6")}, "train.epochs was 5 and is 6 now"),
         ({"baseline": quickstart("--optim.lr", "0.004")}, "optim.lr was 0.003 and is 0.004 now"),
         ({"baseline": quickstart("--seed.split", "1")}, "seed.split was 0 and is 1 now"),
