@@ -47,6 +47,8 @@ VERBS = {
     ),
     "compare": Verb("runner.cli.compare:main", "compare runs", "RUN RUN… | --study NAME [--json]"),
     "export": Verb("runner.cli.export:main", "export a model to ONNX", "[--model MODEL] --onnx FILE"),
+    "export-run": Verb("runner.cli.export_run:main", "write a run to a file", "RUN FILE.zip"),
+    "import-run": Verb("runner.cli.import_run:main", "add the run of such a file", "FILE.zip"),
     "reproduce": Verb("runner.cli.reproduce:main", "repeat a run and compare", "RUN [--json]", True),
     "runs": Verb("runner.cli.runs:main", "list or delete runs", "[--name NAME] | delete RUN… | champion RUN"),
     "ui": Verb("runner.cli.ui:main", "open the MLflow UI", "[--port 5000]"),

@@ -19,6 +19,10 @@ LATEST = "latest"
 """Stands for the run that `latest_run` returns; verbs that need a model use it if they are given none."""
 PARENT_TAG = "mlflow.parentRunId"
 """Tag of a run that is part of another: the id of that one."""
+ORIGINAL_TAG = "runner.original_run"
+"""Tag of a run that was imported: its id where it was trained."""
+IMPORTING_TAG = "runner.importing"
+"""Tag of a run that is being imported: the id of the first run of its file. One that stays was interrupted."""
 MOST_NAMED = 5
 """Runs that a message names."""
 PAGE = 1000
@@ -69,7 +73,7 @@ def find_run(client: MlflowClient, reference: str) -> RunInfo:
 
 
 def _matching(client: MlflowClient, reference: str) -> list[RunInfo]:
-    """The runs with an id or a name, or else with this start of an id, the newest first."""
+    """The runs with an id or a name, or else with this start of an id, here or where it was trained."""
     quote = '"' if "'" in reference else "'"
     if quote in reference:  # a filter of MLflow cannot hold both
         found = [run for run in search_runs(client) if reference in (run.info.run_id, run.info.run_name)]
@@ -79,6 +83,7 @@ def _matching(client: MlflowClient, reference: str) -> list[RunInfo]:
         # A whole id goes before a name, and a name before the start of an id.
         by_id = search_runs(client, f"attributes.run_id LIKE '{reference}%'")
         found = [run for run in by_id if run.info.run_id == reference] or found or by_id
+        found = found or search_runs(client, f"tags.`{ORIGINAL_TAG}` LIKE '{reference}%'")
     return [RunInfo.of(run) for run in found]
 
 

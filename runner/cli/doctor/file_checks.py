@@ -26,7 +26,8 @@ def check_partial_files(examination: Examination) -> Iterator[Finding]:
             owners = (journal for place, journal in journals.items() if path.is_relative_to(place))
             journal = next(owners, None)
             if (journal is not None and not journal.alive) or age(path) > ABANDONED_AGE:
-                yield examination.resolve(path, "is an incomplete file", path.unlink, "removed")
+                remove = partial(shutil.rmtree, path) if path.is_dir() else path.unlink
+                yield examination.resolve(path, "is an incomplete file", remove, "removed")
 
 
 def check_journal_folder(examination: Examination) -> Iterator[Finding]:

@@ -1,0 +1,428 @@
+"""`runner export-run` and `runner import-run`: a run goes to another store with all that belongs to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from consistency import inconsistencies
+from faulty_proxy import MlflowServer
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from stores import (
+    FailingClient,
+    Store,
+    artifacts,
+    copy_store,
+    end,
+    journal_of_dead_process,
+    metric,
+    new_run,
+    open_store,
+    status,
+)
+from trained import TrainedRun
+
+from runner.cli import main
+from runner.tracking import run_import
+from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.tracking.run_import import import_run
+from runner.tracking.run_lookup import IMPORTING_TAG, ORIGINAL_TAG, PARENT_TAG, find_run
+from runner.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("plain_environment")
+Command = Callable[..., str]
+SECRET = "s3cret-word"
+ODD = (math.nan, math.inf, -math.inf, 0.1, 5e-324, -0.0)
+PROCESS = ("runner.host", "runner.pid", "runner.started")
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """`command(root, "runs", …)`: the standard output of a verb that succeeds, its lines joined."""
+
+    def run(root: Path, *words: object) -> str:
+        capfd.readouterr()
+        code = main.main([*map(str, words), "--tracking.root", str(root)])
+        captured = capfd.readouterr()
+        assert code == 0, captured.err
+        return " ".join(captured.out.split())
+
+    return run
+
+
+@pytest.fixture
+def other(mlflow_template: Path, tmp_path: Path) -> Path:
+    """An empty store of another machine."""
+    return copy_store(mlflow_template, tmp_path / "other" / "mlruns")
+
+
+def add_run(store: Store, folder: Path, name: str, parent: str = "", ended: str = "FINISHED") -> str:
+    """A run of another program's making, with all that a run can have but a model."""
+    client: MlflowClient = store[1]
+    run_id = new_run(store, **({PARENT_TAG: parent} if parent else {}))
+    client.update_run(run_id, name=name)
+    points = [Metric(f"m{i}", value, 1000 + i, step) for i, value in enumerate(ODD) for step in (-1, 0, 7, 7)]
+    points += [Metric("long", step / 3, 5000 - step, step) for step in range(1100)]
+    points += [Metric("again", value, 1, 3) for value in (0.1, 0.2, 0.3)]
+    for start in range(0, len(points), 1000):
+        client.log_batch(run_id, points[start : start + 1000])
+    client.log_batch(run_id, params=[Param(f"p{i}", f"{name} {i}") for i in range(90)])
+    client.log_batch(run_id, params=[Param("long", "x" * 6000), Param("empty", "")])
+    client.log_batch(
+        run_id, tags=[RunTag("note", "line\nbreak ü"), RunTag("token", f"http://me:{SECRET}@host/")]
+    )
+    inputs = [("train", f"sqlite://me:{SECRET}@host/"), ("test", "/data")]
+    client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                Dataset(f"flowers {context}", "d1", "local", source, None, '{"images": 3}'),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for context, source in inputs
+        ],
+    )
+    for path, content in (
+        ("a/b ü (1).txt", name),
+        ("empty.bin", ""),
+        ("weights.safetensors", "the same" * 999),
+    ):
+        file = folder / name / Path(path).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+        client.log_artifact(run_id, str(file), str(Path(path).parent) if "/" in path else None)
+    if ended != "RUNNING":
+        client.set_terminated(run_id, ended, 1_700_000_000_123)
+    return run_id
+
+
+def everything(client: MlflowClient, run_id: str, folder: Path) -> dict[str, Any]:
+    """All of a run but its ids, with the bits of every value and the content of every file."""
+    run = client.get_run(run_id)
+    history = {name: client.get_metric_history(run_id, name) for name in run.data.metrics}
+    folder = folder / run_id
+    folder.mkdir(parents=True)
+    client.download_artifacts(run_id, "", str(folder))
+    own = (ORIGINAL_TAG, PARENT_TAG, "runner.model", "runner.champion")
+    return {
+        "info": (run.info.run_name, run.info.status, run.info.start_time, run.info.end_time),
+        "experiment": client.get_experiment(run.info.experiment_id).name,
+        "params": run.data.params,
+        "tags": {
+            name: value.replace(SECRET, "…") for name, value in run.data.tags.items() if name not in own
+        },
+        "metrics": {
+            name: sorted((point.step, point.timestamp, struct.pack("d", point.value)) for point in points)
+            for name, points in history.items()
+        },
+        "last": {name: struct.pack("d", value) for name, value in run.data.metrics.items()},
+        "inputs": sorted(
+            (
+                *(each.dataset.name, each.dataset.digest, each.dataset.source_type, each.dataset.profile),
+                *(each.dataset.source.replace(SECRET, "…"), each.dataset.schema),
+                *sorted((tag.key, tag.value) for tag in each.tags),
+            )
+            for each in run.inputs.dataset_inputs
+        ),
+        "files": {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        },
+    }
+
+
+def children(client: MlflowClient, run_id: str) -> list[str]:
+    experiment = client.get_run(run_id).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{run_id}'")
+    return [run.info.run_id for run in sorted(found, key=lambda run: run.info.run_name)]
+
+
+def stored(root: Path) -> list[Path]:
+    """All files and folders of artifacts in a store."""
+    return sorted((root / "artifacts").rglob("*"))
+
+
+def test_a_run_with_its_parts_arrives_to_the_last_bit(
+    mlflow_store: Store, other: Path, tmp_path: Path, command: Command
+) -> None:
+    client = mlflow_store[1]
+    parent = add_run(mlflow_store, tmp_path, "parent")
+    parts = [
+        add_run(mlflow_store, tmp_path, f"part {i}", parent, ("FINISHED", "KILLED")[i]) for i in range(2)
+    ]
+    grandchild = add_run(mlflow_store, tmp_path, "part of part", parts[0])
+    file = tmp_path / "files" / "run.zip"
+    said = command(mlflow_store[0].root, "export-run", parent[:8], file)
+    assert f"run {parent[:8]} (parent) and 3 runs that are part of it" in said
+    assert [path.name for path in file.parent.iterdir()] == ["run.zip"]
+    with zipfile.ZipFile(file) as archive:
+        assert SECRET.encode() not in b"".join(archive.read(name) for name in archive.namelist())
+        assert sum(name.endswith("weights.safetensors") for name in archive.namelist()) == 1
+
+    assert "with 3 runs that are part of it" in command(other, "import-run", file)
+    imported = open_store(other)[1]
+    found = find_run(imported, parent[:8])  # by its original id
+    assert imported.get_run(found.run_id).data.tags[ORIGINAL_TAG] == parent
+    new = [found.run_id, *children(imported, found.run_id)]
+    new.append(*children(imported, new[1]))
+    for original, run_id in zip([parent, *parts, grandchild], new, strict=True):
+        assert everything(imported, run_id, tmp_path / "new") == everything(
+            client, original, tmp_path / "old"
+        )
+    assert status(imported, new[2]) == "KILLED"
+    assert sorted(path.name for path in other.iterdir() if "import." in path.name) == [".import.lock"]
+
+
+def test_a_run_that_is_there_is_not_imported_again(
+    mlflow_store: Store, other: Path, tmp_path: Path, command: Command
+) -> None:
+    root, file = mlflow_store[0].root, tmp_path / "run.zip"
+    run_id = add_run(mlflow_store, tmp_path, "once", ended="KILLED")
+    command(root, "export-run", run_id, file)
+    assert f"is here already, as {run_id[:8]}: nothing was imported" in command(root, "import-run", file)
+    command(other, "import-run", file)
+    new = find_run(open_store(other)[1], run_id).run_id
+    files = stored(other)
+    assert f"is here already, as {new[:8]}: nothing" in command(other, "import-run", file)
+    assert stored(other) == files
+    mlflow_store[1].set_terminated(run_id, "FINISHED")  # it was resumed
+    command(root, "export-run", run_id, file)
+    said = command(other, "import-run", file)
+    assert f"as {new[:8]}, and KILLED here, but FINISHED in the file: nothing was imported" in said
+    command(other, "runs", "delete", new)
+    assert "is imported as" in command(other, "import-run", file)
+
+
+def test_a_run_keeps_its_first_id_from_store_to_store(
+    mlflow_store: Store, other: Path, tmp_path: Path, command: Command
+) -> None:
+    run_id = add_run(mlflow_store, tmp_path, "traveler")
+    command(mlflow_store[0].root, "export-run", run_id, tmp_path / "run.zip")
+    command(other, "import-run", tmp_path / "run.zip")
+    command(other, "export-run", run_id, tmp_path / "again.zip")
+    assert (tmp_path / "again.zip").read_bytes() == (tmp_path / "run.zip").read_bytes()
+    said = command(mlflow_store[0].root, "import-run", tmp_path / "again.zip")
+    assert f"is here already, as {run_id[:8]}" in said
+
+
+def test_a_part_that_came_alone_joins_its_whole(
+    mlflow_store: Store, other: Path, tmp_path: Path, command: Command
+) -> None:
+    root = mlflow_store[0].root
+    parent = add_run(mlflow_store, tmp_path, "parent")
+    part = add_run(mlflow_store, tmp_path, "part", parent)
+    for run_id in (part, parent):
+        command(root, "export-run", run_id, tmp_path / f"{run_id}.zip")
+    command(other, "import-run", tmp_path / f"{part}.zip")
+    client = open_store(other)[1]
+    alone = find_run(client, part).run_id
+    assert PARENT_TAG not in client.get_run(alone).data.tags
+    command(other, "import-run", tmp_path / f"{parent}.zip")
+    assert children(client, find_run(client, parent).run_id) == [alone]
+
+
+def test_runs_that_have_not_ended_are_refused(
+    mlflow_store: Store, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    root, file = str(mlflow_store[0].root), tmp_path / "run.zip"
+    parent = add_run(mlflow_store, tmp_path, "parent")
+    part = add_run(mlflow_store, tmp_path, "part", parent, "RUNNING")
+    sentence = refused(["export-run", parent, str(file), "--tracking.root", root])
+    assert f"Run {part[:8]} (part) is RUNNING" in sentence
+    mlflow_store[1].set_terminated(part)
+    journal = journal_of_dead_process(mlflow_store, part)
+    journal.append(metric("late", 1.0))
+    journal.append(end())
+    sentence = refused(["export-run", parent, str(file), "--tracking.root", root])
+    assert f"Records of run {part[:8]} (part) wait for delivery; runner sync" in sentence
+    assert not file.exists()
+
+
+def test_an_interrupted_run_is_exported_with_a_word(
+    mlflow_store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_id = add_run(mlflow_store, tmp_path, "stopped", ended="KILLED")
+    words = ["export-run", run_id, str(tmp_path / "run.zip"), "--tracking.root", str(mlflow_store[0].root)]
+    assert main.main(words) == 0
+    assert "is KILLED: it is exported with what it logged" in capfd.readouterr().out
+
+
+def test_odd_words_are_refused(mlflow_store: Store, tmp_path: Path, refused: Callable[..., str]) -> None:
+    root = ["--tracking.root", str(mlflow_store[0].root)]
+    run_id = add_run(mlflow_store, tmp_path, "some")
+    assert "is a folder" in refused(["export-run", run_id, str(tmp_path), *root])
+    assert "There is no run 'none'" in refused(["export-run", "none", str(tmp_path / "run.zip"), *root])
+    assert "There is no" in refused(["import-run", str(tmp_path / "none.zip"), *root])
+    assert "no records" in refused(["export-run", run_id, "a.zip", "--tracking.root", str(tmp_path / "none")])
+
+
+def test_a_file_that_cannot_be_read_leaves_no_archive(
+    mlflow_store: Store, tmp_path: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add_run(mlflow_store, tmp_path, "some")
+    (tmp_path / "run.zip").write_text("an earlier file")
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "weights.safetensors")
+
+    monkeypatch.setattr("runner.tracking.run_archive.hashlib.file_digest", fail)
+    words = ["export-run", run_id, str(tmp_path / "run.zip"), "--tracking.root", str(mlflow_store[0].root)]
+    assert "No permission for weights.safetensors" in refused(words)
+    assert (tmp_path / "run.zip").read_text() == "an earlier file"
+    assert not list(tmp_path.glob(".run.zip*"))
+
+
+# Imports that fail
+
+
+@pytest.fixture
+def file(mlflow_store: Store, tmp_path: Path, command: Command) -> Path:
+    """A file of a run with a part."""
+    parent = add_run(mlflow_store, tmp_path, "parent")
+    add_run(mlflow_store, tmp_path, "part", parent)
+    command(mlflow_store[0].root, "export-run", parent, tmp_path / "run.zip")
+    return tmp_path / "run.zip"
+
+
+@pytest.mark.parametrize("call", ["log_batch", "log_inputs", "set_terminated", "delete_tag"])
+def test_an_import_that_fails_leaves_nothing(file: Path, other: Path, call: str) -> None:
+    server, client = open_store(other)
+    failing: Any = FailingClient(client, 1000, (call,))
+    with pytest.raises(
+        UserError, match=r"does not take the run \(the server is away\); nothing was imported"
+    ):
+        import_run(server, failing, file)
+    everywhere = [each.experiment_id for each in client.search_experiments()]
+    assert list(client.search_runs(everywhere)) == []
+    assert [path for path in stored(other) if path.is_file()] == []
+    assert import_run(server, client, file).known == ""
+
+
+def test_an_import_that_was_killed_is_begun_again(
+    file: Path, other: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, client = open_store(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_import, "_discard", lambda *_: None)
+        failing: Any = FailingClient(client, 1000, ("set_terminated",))
+        with pytest.raises(UserError):
+            import_run(server, failing, file)
+    (other / ".import.abc.partial").mkdir()
+    everywhere = [each.experiment_id for each in client.search_experiments()]
+    left = client.search_runs(everywhere, f"tags.`{IMPORTING_TAG}` != ''")
+    assert len(left) == 2
+    command(other, "import-run", file)
+    assert {run.info.status for run in client.search_runs(everywhere)} == {"FINISHED"}
+    assert len(client.search_runs(everywhere)) == 2
+
+
+def test_a_run_that_does_not_fit_is_refused(
+    file: Path, other: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")._replace(free=100)
+    monkeypatch.setattr("runner.tracking.run_import.shutil.disk_usage", lambda _: usage)
+    sentence = refused(["import-run", str(file), "--tracking.root", str(other)])
+    assert "where 100 B are free; free some space" in sentence
+    assert stored(other) == []
+
+
+def test_a_damaged_file_imports_nothing(file: Path, other: Path, refused: Callable[..., str]) -> None:
+    raw = file.read_bytes()
+    place = raw.index(b"the same" * 9) + 100  # in a file that is not compressed
+    file.write_bytes(raw[:place] + b"!" + raw[place + 1 :])
+    sentence = refused(["import-run", str(file), "--tracking.root", str(other)])
+    assert "is damaged, not complete" in sentence
+    assert stored(other) == []
+    assert not list(other.glob(".import.*.partial"))
+
+
+# Models, and other kinds of stores
+
+
+def test_a_model_arrives_registered(
+    trained_run: TrainedRun, other: Path, tmp_path: Path, command: Command
+) -> None:
+    file, image = tmp_path / "run.zip", trained_run.pictures / "red" / "00.png"
+    root = Path(trained_run.tracking)
+    command(root, "export-run", trained_run.run_id, file)
+    assert "model 'small' version 1 is the champion" in command(other, "import-run", file)
+    original = command(root, "predict", image, "--model", trained_run.run_id).partition("classes")[2]
+    for reference in (trained_run.run_id[:8], "small@champion"):
+        assert command(other, "predict", image, "--model", reference).partition("classes")[2] == original
+    client, old = open_store(other)[1], trained_run.client
+    run_id = find_run(client, trained_run.run_id).run_id
+    assert everything(client, run_id, tmp_path / "new") == everything(
+        old, trained_run.run_id, tmp_path / "old"
+    )
+    version, before = client.get_model_version("small", "1"), old.get_model_version("small", "1")
+    assert (version.tags, version.run_id) == (before.tags, run_id)
+    assert inconsistencies(other) == []
+    frozen = list(other.rglob("frozen.safetensors"))
+    assert [path.stat().st_nlink for path in frozen] == [2, 2]
+    assert artifacts(client, run_id, "checkpoints") == artifacts(old, trained_run.run_id, "checkpoints")
+
+
+def test_a_model_may_stay_unregistered(
+    trained_run: TrainedRun, other: Path, tmp_path: Path, command: Command
+) -> None:
+    command(Path(trained_run.tracking), "export-run", trained_run.run_id, tmp_path / "run.zip")
+    said = command(other, "import-run", tmp_path / "run.zip", "--no-register")
+    assert "is logged with its run" in said
+    assert open_store(other)[1].search_registered_models() == []
+    image = trained_run.pictures / "red" / "00.png"
+    assert "%" in command(other, "predict", image, "--model", trained_run.run_id)
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path_factory.mktemp("server"), mlflow_template)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_run_goes_to_a_server_and_back(
+    mlflow_server: MlflowServer,
+    trained_run: TrainedRun,
+    mlflow_store: Store,
+    other: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = add_run(mlflow_store, tmp_path, "odd")
+    command(mlflow_store[0].root, "export-run", odd, tmp_path / "odd.zip")
+    command(Path(trained_run.tracking), "export-run", trained_run.run_id, tmp_path / "model.zip")
+    originals = {odd: mlflow_store[1], trained_run.run_id: trained_run.client}
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{mlflow_server.port}")
+        here = tmp_path / "here"
+        for name, run_id in zip(("odd", "model"), originals, strict=True):
+            assert "is imported as" in command(here, "import-run", tmp_path / f"{name}.zip")
+            assert "is here already" in command(here, "import-run", tmp_path / f"{name}.zip")
+            command(here, "export-run", run_id, tmp_path / f"{name} again.zip")
+        server: TrackingServer = tracking_server(str(here))
+        remote = server.connect()
+        for run_id, client in originals.items():
+            there = find_run(remote, run_id).run_id
+            assert everything(remote, there, tmp_path / "new") == everything(client, run_id, tmp_path / "old")
+        image = trained_run.pictures / "red" / "00.png"
+        assert "%" in command(here, "predict", image, "--model", "small@champion")
+    for name in ("odd", "model"):
+        command(other, "import-run", tmp_path / f"{name} again.zip")
+    client = open_store(other)[1]
+    for index, (run_id, before) in enumerate(originals.items()):
+        back = find_run(client, run_id).run_id
+        folder = tmp_path / str(index)
+        assert everything(client, back, folder / "new") == everything(before, run_id, folder / "old")
+    assert json.loads(command(other, "runs", "--json"))[0]["status"] == "FINISHED"
