@@ -102,11 +102,12 @@ def _free_rows(images: SplitInput, free: np.ndarray, ids: np.ndarray, splits: np
 
 def _follow(splits: np.ndarray, groups: np.ndarray, bound: np.ndarray) -> None:
     """Give images without a split that of the images in their group; of several, test before val before train."""
+    names, numbers = np.unique(groups, return_inverse=True)
     known = (splits != NO_SPLIT) & (groups >= 0)
-    split_of = np.full(int(groups.max(initial=-1)) + 1, NO_SPLIT, np.int8)
-    np.maximum.at(split_of, groups[known], splits[known])
+    split_of = np.full(len(names), NO_SPLIT, np.int8)
+    np.maximum.at(split_of, numbers[known], splits[known])
     unknown = bound & (splits == NO_SPLIT) & (groups >= 0)
-    splits[unknown] = split_of[groups[unknown]]
+    splits[unknown] = split_of[numbers[unknown]]
 
 
 def _divide(clusters: Clusters, images: SplitInput, split: SplitConfig, plan: _Plan) -> np.ndarray:

@@ -93,7 +93,7 @@ class _Division:
         """What moving each cluster to each part would add to the cost."""
         there = self.counts @ ((sizes - self.wanted) * self.weights[:, None])
         here = np.take_along_axis(there, self.parts[:, None].astype(np.intp), 1)
-        changes = 2 * (self.own_cost[:, None] + there - here)
+        changes = np.round(2 * (self.own_cost[:, None] + there - here), 9)  # ties do not hang on the last bit
         np.put_along_axis(changes, self.parts[:, None].astype(np.intp), 0.0, 1)
         return changes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -231,3 +232,21 @@ def test_near_duplicates_are_reported_or_kept_together(make: Make, pictures: Pat
     manifest = build_manifest(make("--data.near_duplicates", "group"), silent)
     splits = {entry.path: entry.split for entry in manifest.entries}
     assert all(splits[f"red/soft{n}.png"] == splits[f"red/small{n}.jpg"] for n in range(6))
+
+
+def test_the_same_image_in_train_and_test_folders_stops_the_run(
+    make: Make, pictures: Path, tmp_path: Path, silent: Terminal
+) -> None:
+    root = tmp_path / "given"
+    shutil.copytree(pictures, root / "train")
+    (root / "test" / "red").mkdir(parents=True)
+    for number in range(4):
+        shutil.copy(pictures / "red" / f"{number:02}.png", root / "test" / "red")
+    with pytest.raises(
+        UserError, match=r"^4 images are in more than one given split \(train/red/00\.png = test/red"
+    ):
+        build_manifest(make("--data.root", str(root)), silent)
+    manifest = build_manifest(make("--data.root", str(root), "--data.leaks", "report"), silent)
+    assert manifest.counts()["test"] == 4
+    assert any(remark.startswith("leaks: 4 images") for remark in manifest.remarks)
+    assert any(remark.startswith("no test images for 2 of 3 classes") for remark in manifest.remarks)
