@@ -17,12 +17,20 @@ from runner.utils.errors import UserError
 from runner.utils.image_paths import is_system_file
 from runner.utils.text import printable
 
+LONG_NAME = 200
+"""Characters of a name in messages."""
 NUMBERS = ("offset", "stored", "size", "method", "crc", "time")
 
 
 def refuse(archive: Path, member: str, problem: str, remedy: str) -> NoReturn:
     """Raises the `UserError` about a member: `problem` follows its name."""
-    raise UserError(f"The archive {archive} cannot be used: {printable(member)!r} {problem}; {remedy}.")
+    raise UserError(f"The archive {archive} cannot be used: {quoted(member)} {problem}; {remedy}.")
+
+
+def quoted(name: str) -> str:
+    """A member's name for messages."""
+    shown = printable(name)
+    return f"'{shown if len(shown) <= LONG_NAME else f'{shown[:LONG_NAME]}…'}'"
 
 
 def plain_path(archive: Path, name: str) -> str | None:

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-from runner.data.archive_members import MemberList
+from runner.data.archive_members import MemberList, quoted
 from runner.utils.errors import UserError
 from runner.utils.image_paths import SUFFIXES
-from runner.utils.text import printable, valid_unicode
+from runner.utils.text import valid_unicode
 
 FIELDS = ("cls", "label", "class")
 """Of a .json member: the first of these that it has is the class."""
@@ -42,9 +42,14 @@ def find_samples(shard: Path, paths: Sequence[str]) -> list[Sample]:
             _refuse(
                 shard,
                 folder + slash + key,
-                f"has two members of the same kind ({printable(first)}, {printable(path)})",
+                f"has two members of the same kind ({quoted(first)}, {quoted(path)})",
                 "a sample is what has the same name up to the first dot, so give each one a name of its own",
             )
+    if rows["image"] and not rows["cls"] and not rows["json"]:
+        raise UserError(
+            f"The tar file {shard} holds images without classes: a WebDataset shard has name.cls or name.json beside"
+            " name.jpg. Unpack it if it is something else; docs/data.md shows what is accepted."
+        )
     for key in rows["image"]:
         if key not in rows["cls"] and key not in rows["json"]:
             _refuse(shard, key, "has an image but no class", "add a member .cls or .json to it, or remove it")
@@ -64,20 +69,18 @@ def read_label(file: IO[bytes], shard: Path, members: MemberList, sample: Sample
     key, is_json = path.rpartition(".")[0], path.lower().endswith(".json")
     offset, size = members.place(sample.label)
     if size > (MAX_JSON if is_json else MAX_CLASS):
-        _refuse(
-            shard, key, f"has a class of {size:,} bytes in {printable(path)}", "write the name of its class"
-        )
+        _refuse(shard, key, f"has a class of {size:,} bytes in {quoted(path)}", "write the name of its class")
     file.seek(offset)
     try:
         text = file.read(size).decode("utf-8-sig")
         value = _field(json.loads(text)) if is_json else _parsed(text.strip())
     except (ValueError, RecursionError):
-        _refuse(shard, key, f"has a class that cannot be read in {printable(path)}", "write it as UTF-8 text")
+        _refuse(shard, key, f"has a class that cannot be read in {quoted(path)}", "write it as UTF-8 text")
     if isinstance(value, list):
         _refuse(
             shard,
             key,
-            f"has several labels in {printable(path)} (multi-label classification is not supported)",
+            f"has several labels in {quoted(path)} (multi-label classification is not supported)",
             "give each image one",
         )
     if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -85,12 +88,12 @@ def read_label(file: IO[bytes], shard: Path, members: MemberList, sample: Sample
         _refuse(
             shard,
             key,
-            f"has no class in {printable(path)}",
+            f"has no class in {quoted(path)}",
             f"it must hold {fields} a text or a whole number",
         )
     name = valid_unicode(str(value).strip())
     if not name or len(name.splitlines()) > 1 or "\0" in name or len(name) > MAX_CLASS:
-        _refuse(shard, key, f"has no class name in {printable(path)}", "write one name in one line")
+        _refuse(shard, key, f"has no class name in {quoted(path)}", "write one name in one line")
     return name
 
 
@@ -110,4 +113,4 @@ def _parsed(text: str) -> Any:
 
 
 def _refuse(shard: Path, key: str, problem: str, remedy: str) -> NoReturn:
-    raise UserError(f"The sample {printable(key)!r} in {shard} {problem}; {remedy}.")
+    raise UserError(f"The sample {quoted(key)} in {shard} {problem}; {remedy}.")

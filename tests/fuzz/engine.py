@@ -40,6 +40,11 @@ FORMATS: tuple[str, ...] = (
     "labels",
     "parquet",
     "saved dataset",
+    "zip",
+    "tar",
+    "compressed tar",
+    "shard",
+    "archive index",
 )
 LIMIT = 5.0
 """Seconds that a case may take."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torchvision
 
+from fuzz.archive_formats import CompressedTarFile, Index, Shard, TarFile, ZipFile
 from fuzz.cache_formats import Recipe, Scan, Statistics, StoreFile
 from fuzz.image_format import Picture
 from fuzz.label_formats import LabelTable, ParquetTable, SavedDataset
@@ -39,6 +40,11 @@ TARGETS: dict[str, type[Target]] = {
     "labels": LabelTable,
     "parquet": ParquetTable,
     "saved dataset": SavedDataset,
+    "zip": ZipFile,
+    "tar": TarFile,
+    "compressed tar": CompressedTarFile,
+    "shard": Shard,
+    "archive index": Index,
     **PLANTED,
 }
 

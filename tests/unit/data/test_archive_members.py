@@ -69,7 +69,7 @@ def test_names_that_lead_elsewhere(tmp_path: Path, refused: Refused, name: str, 
     for path in (write_tar(tmp_path / "a.tar", members), write_zip(tmp_path / "a.zip", members)):
         message = refused(path)
         assert f"{problem}; pack it again with relative paths and slashes." in message
-        assert repr(name) in message
+        assert f"'{name}'" in message
 
 
 def test_a_null_byte_in_a_name(tmp_path: Path, refused: Refused) -> None:
@@ -81,7 +81,7 @@ def test_a_null_byte_in_a_name(tmp_path: Path, refused: Refused) -> None:
     content = (tmp_path / "a.zip").read_bytes().replace(b"red/0x.jpg", b"red/0\0.jpg")
     (tmp_path / "a.zip").write_bytes(content)
     for name in ("a.tar", "a.zip"):
-        assert "'red/0\\\\x00.jpg' has a null byte" in refused(tmp_path / name)
+        assert "'red/0\\x00.jpg' has a null byte" in refused(tmp_path / name)
 
 
 @pytest.mark.parametrize("names", [("red/0.jpg", "red/0.jpg"), ("red/0.jpg", "./red//0.jpg")])
