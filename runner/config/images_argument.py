@@ -11,7 +11,8 @@ from runner.utils.image_paths import expand_user
 from runner.utils.paths import EXPERIMENTS
 from runner.utils.text import did_you_mean, printable
 
-ARCHIVE_SUFFIX = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tzst|tar\.\w+)$", re.IGNORECASE)
+SUFFIX = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|tzst|tar\.\w+|csv|tsv|parquet)$", re.IGNORECASE)
+"""Of archives and tables."""
 
 
 def take_images(stray: Sequence[str], words: dict[str, str]) -> None:
@@ -79,6 +80,6 @@ def _beside(path: str) -> Iterable[str]:
 
 
 def dataset_name(root: str) -> str:
-    """The name of a dataset: its folder's, or its archive's without the suffix."""
+    """The name of a dataset: its folder's, or its archive's or table's without the suffix."""
     path = Path(root).expanduser().resolve()
-    return path.name if path.is_dir() else ARCHIVE_SUFFIX.sub("", path.name)
+    return path.name if path.is_dir() else SUFFIX.sub("", path.name)

@@ -133,8 +133,8 @@ def _default_experiment(words: Mapping[str, str]) -> Path:
 
 
 def _name_after_folder(tree: dict[str, Any], words: Mapping[str, str]) -> None:
-    """Name an experiment after its folder of images, if it has one: a shipped file's name is that of other images."""
-    root = words.get("data.root") or setting_in(tree, "data.root", None)
+    """Name an experiment after its folder of images, or its table: a shipped file's name is that of other images."""
+    root = words.get("data.root") or setting_in(tree, "data.root", None) or words.get("data.table")
     kind = words.get("data.kind") or setting_in(tree, "data.kind", DataConfig.kind)
     if kind == "folder" and isinstance(root, str):
         tree["name"] = dataset_name(root) or OWN_IMAGES.stem

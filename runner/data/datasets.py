@@ -115,7 +115,8 @@ def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
         )
     if not root.is_dir() and not is_archive(root):
         raise UserError(
-            f"{root} is a file; data.root must be the folder that holds the class folders, or an archive (.zip, .tar)."
+            f"{root} is a file; data.root must be the folder that holds the class folders, or an archive (.zip, .tar);"
+            " a table of labels is data.table."
         )
     return ImageFolder(root, layout="detect")
 

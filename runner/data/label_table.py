@@ -62,7 +62,7 @@ def list_table(found: FileList | None, data: DataConfig, group: str | None = Non
             remarks += (f"{counted(alone, 'image')} of the table without a group: each is on its own",)
         groups = groups[images.rows]
     return Listing(
-        FolderFiles(path.parent) if found is None else found.files,
+        FolderFiles(path.absolute().parent) if found is None else found.files,
         images.paths,
         images.stamps,
         classes,

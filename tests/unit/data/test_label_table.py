@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,12 @@ import pyarrow as pa
 import pytest
 from tables import IMAGES, list_images
 
+from runner.config.data_schema import DataConfig
+from runner.config.parser import parse
+from runner.data.datasets import list_dataset
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.listing import Listing, list_folder
+from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
 Read = Callable[..., Listing]
@@ -179,3 +184,27 @@ def test_split_group_may_name_a_column_else_it_is_left_to_the_paths(read: Read) 
     assert found is not None
     assert found[0] == found[1]
     assert read(table, group="^(.)").groups is None
+
+
+def test_a_table_names_images_of_an_archive(folder: Path, tmp_path: Path, silent: Terminal) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in IMAGES:
+            archive.writestr(f"images/{name}", name)
+    table = tmp_path / "labels.csv"
+    data = DataConfig("folder", root=str(tmp_path / "images.zip"), table=str(table))
+    table.write_text("path,label\nb.jpg,dog\na,cat\n")
+    listing = list_dataset(data, tmp_path / "cache", silent)
+    assert labels(listing) == {"images/a.jpg": "cat", "images/b.jpg": "dog"}
+    assert listing.files.read("images/a.jpg") == b"a.jpg"
+    table.write_text(f"path,label\na.jpg,cat\n{folder}/images/b.jpg,dog\n")
+    with pytest.raises(
+        UserError, match=r"line 3 \(.*b\.jpg\): not in .*images\.zip; write paths as they are in the"
+    ):
+        list_dataset(data, tmp_path / "cache", silent)
+
+
+def test_a_table_is_enough_to_begin_a_run(tmp_path: Path) -> None:
+    experiment = parse(["--data.table", str(tmp_path / "birds.csv")])[0]
+    assert (experiment.name, experiment.data.kind, experiment.data.root) == ("birds", "folder", None)
+    with pytest.raises(UserError, match=r"data\.columns renames path, image, label, split, group, not file"):
+        parse(["--data.table", "birds.csv", "--data.columns", "{file: path}"])
