@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 
 from runner.data.archive_files import ArchiveFiles
 from runner.data.archive_index import Archive, Index, cached_path, file_stamp, read_index, write_index
 from runner.data.listing import FileList
-from runner.data.plain_tar import compression, plain_tar
+from runner.data.plain_tar import opener_of, plain_tar
 from runner.data.tar_members import list_tar
 from runner.data.zip_members import list_zip
 from runner.utils.console import Terminal, format_bytes
@@ -67,11 +66,13 @@ def _index(path: Path, cache: Path, terminal: Terminal) -> Index:
 
 
 def opened_archive(path: Path, cache: Path, terminal: Terminal) -> tuple[Archive, bool]:
-    """The file to read an archive's members from, and whether it is a zip file. Raises `UserError` if it is neither."""
+    """The file to read an archive's members from, and whether it is a zip file by its name.
+
+    Raises `UserError` if it is missing, empty, or named otherwise.
+    """
     try:
         source = file_stamp(path)
-        compressed = compression(path)
-        is_zip = not compressed and zipfile.is_zipfile(path)
+        is_compressed = opener_of(path) is not None
     except OSError as error:
         raise UserError(
             f"The archive {path} cannot be read ({error.strerror}); check its path and mode."
@@ -84,9 +85,6 @@ def opened_archive(path: Path, cache: Path, terminal: Terminal) -> tuple[Archive
             f"{path} is of a kind that is not read; unpack it, or pack its images as .zip or .tar, best without"
             " compression."
         )
-    if name.endswith(".zip") and not is_zip:
-        raise UserError(
-            f"{path} is no zip archive, or it is damaged or not complete; fetch or pack it again."
-        )
-    plain = plain_tar(path, cache, terminal) if compressed else path
+    is_zip = name.endswith(".zip")
+    plain = plain_tar(path, cache, terminal) if is_compressed and not is_zip else path
     return Archive(os.path.abspath(plain), file_stamp(plain), source), is_zip

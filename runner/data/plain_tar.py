@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -28,20 +29,20 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return pa.input_stream(str(path), "zstd")
 
 
-COMPRESSIONS: dict[bytes, tuple[str, Callable[[Path], Any]]] = {
-    b"\x1f\x8b": ("gzip", gzip.open),
-    b"BZh": ("bzip2", bz2.open),
-    b"\xfd7zXZ\0": ("xz", lzma.open),
-    b"\x28\xb5\x2f\xfd": ("zstd", _open_zstd),
+OPENERS: dict[re.Pattern[bytes], Callable[[Path], Any]] = {
+    re.compile(rb"\x1f\x8b\x08"): gzip.open,
+    re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.open,
+    re.compile(rb"\xfd7zXZ\0"): lzma.open,
+    re.compile(rb"\x28\xb5\x2f\xfd"): _open_zstd,
 }
-"""By the first bytes of a file: its compression, and what opens it."""
+"""What opens a compressed file, by how it begins. A tar file begins with the name of a member."""
 
 
-def compression(path: Path) -> str | None:
-    """The compression of a file; None if it has none that is known. Raises OSError if it cannot be read."""
+def opener_of(path: Path) -> Callable[[Path], Any] | None:
+    """What opens a compressed file; None for another one. Raises OSError if it cannot be read."""
     with path.open("rb") as file:
-        start = file.read(8)
-    return next((name for magic, (name, _) in COMPRESSIONS.items() if start.startswith(magic)), None)
+        start = file.read(16)
+    return next((opener for pattern, opener in OPENERS.items() if pattern.match(start)), None)
 
 
 def plain_tar(path: Path, cache: Path, terminal: Terminal) -> Path:
@@ -68,12 +69,12 @@ def plain_tar(path: Path, cache: Path, terminal: Terminal) -> Path:
 
 
 def _expand(path: Path, target: Path) -> None:
-    name = compression(path)
-    opener = next(opener for label, opener in COMPRESSIONS.values() if label == name)
-    size = path.stat().st_size
-    written = 0
     import pyarrow as pa
 
+    opener = opener_of(path)
+    assert opener is not None  # noqa: S101 (for types: it is called for a compressed file)
+    size = path.stat().st_size
+    written = 0
     try:
         with opener(path) as source, target.open("wb") as file:
             _check_space(path, target, size)

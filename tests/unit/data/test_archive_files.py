@@ -164,6 +164,18 @@ def test_long_names_and_large_headers(tmp_path: Path, listed: ListFiles) -> None
         assert found.files.read(name) == b"abc"
 
 
+def test_members_that_look_like_other_archives(tmp_path: Path, listed: ListFiles) -> None:
+    inner = write_zip(tmp_path / "inner.zip", {"blue/0.jpg": b"1"}).read_bytes()
+    for first in ("BZh9/0.jpg", "PK/0.jpg"):
+        found = listed(write_tar(tmp_path / "a.tar", {first: b"1", "z/inner.zip": inner}))
+        assert list(found.paths) == [first, "z/inner.zip"]
+
+
+def test_a_tar_file_whose_name_hides_its_compression(tmp_path: Path, listed: ListFiles) -> None:
+    for mode in ("w:gz", "w:bz2", "w:xz"):
+        assert len(listed(write_tar(tmp_path / "a.tar", class_members(1), mode)).paths) == 3
+
+
 # Threads and processes
 
 
@@ -264,6 +276,15 @@ def test_the_copy_of_a_compressed_tar_is_made_again_if_it_is_gone(tmp_path: Path
     new = listed(archive)
     assert {path: new.files.read(path) for path in new.paths} == members
     assert np.array_equal(old.stamps, new.stamps)  # the images need not be verified again
+
+
+def test_what_a_killed_copy_left_is_removed(tmp_path: Path, listed: ListFiles) -> None:
+    archive = write_tar(tmp_path / "a.tgz", class_members(1), "w:gz")
+    listed(archive)
+    (copy,) = (tmp_path / "cache" / "archives").glob("*.tar")
+    partial = copy.rename(copy.with_name(f".{copy.name}.0a1b2c3d.partial"))
+    assert len(listed(archive).paths) == 3
+    assert not partial.exists()
 
 
 def test_a_copy_that_does_not_fit_is_refused(
