@@ -15,6 +15,9 @@ from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.utils.tensors import float64_device, pad_rows
 
+CONVERTED = 1024
+"""Images whose logits are converted at once. Each row is computed by itself."""
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -67,12 +70,18 @@ class Inference:
         columns: int,
         convert: Callable[[Sequence[int], Tensor], Tensor],
     ) -> Tensor:
-        """`convert` the indices and logits of each batch; the rows of all processes: count × columns."""
+        """`convert` indices and logits; the rows of all processes: count × columns."""
         size, accelerator = self.batch_size, self.accelerator
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         own = batches[accelerator.process_index :: accelerator.num_processes]
         rows = [torch.zeros(0, columns, dtype=torch.float64, device=float64_device(accelerator.device))]
         self.network.eval()
+        group: list[int] = []
+        logits: list[Tensor] = []
         for indices, batch in zip(own, features.batches(own), strict=True):
-            rows.append(convert(indices, self.batch(batch)))
+            group += indices
+            logits.append(self.batch(batch))
+            if len(group) >= CONVERTED or indices is own[-1]:
+                rows.append(convert(group, torch.cat(logits)))
+                group, logits = [], []
         return gather([index for indices in own for index in indices], torch.cat(rows), count, accelerator)

@@ -6,12 +6,24 @@ the same model.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from runner.utils import hashing
+
+MaskKey: TypeAlias = tuple[int, int, torch.Size]
+"""Step, images in the global batch, and shape of an image's values."""
+
+
+@functools.cache
+def _drawing() -> ThreadPoolExecutor:
+    """A thread that draws the masks of the next step: drawing is serial, and would let other cores wait."""
+    return ThreadPoolExecutor(1, thread_name_prefix="dropout")
 
 
 class KeyedDropout(nn.Dropout):
@@ -32,6 +44,8 @@ class KeyedDropout(nn.Dropout):
         self.step = 0
         self.samples = slice(0, 0)
         self.batch_size = 0
+        self._masks: dict[MaskKey, Tensor | Future[Tensor]] = {}
+        """Of the present step, and of the next one as it is drawn."""
 
     def set_batch(self, step: int, samples: slice, batch_size: int) -> None:
         """Announce the next input: these samples of a global batch of `batch_size`, at this optimizer step."""
@@ -43,11 +57,27 @@ class KeyedDropout(nn.Dropout):
             return values
         if len(values) != self.samples.stop - self.samples.start:
             raise RuntimeError(f"{self.layer}: got {len(values)} samples, but {self.samples} were announced")
-        generator = torch.Generator().manual_seed(
-            hashing.derive_seed("dropout", self.training_seed, self.step, self.layer)
-        )
-        mask = torch.rand(self.batch_size, *values.shape[1:], generator=generator)[self.samples] >= self.p
+        mask = self._mask(values.shape[1:])[self.samples]
         return values * mask.to(values.device) / (1 - self.p)
+
+    def _mask(self, shape: torch.Size) -> Tensor:
+        """The mask of the global batch. That of the next step is drawn meanwhile; most often it has as many images."""
+        key, following = (self.step, self.batch_size, shape), (self.step + 1, self.batch_size, shape)
+        known = self._masks.get(key)
+        mask = known.result() if isinstance(known, Future) else self._draw(key) if known is None else known
+        if following not in self._masks:
+            self._masks[following] = _drawing().submit(self._draw, following)
+        self._masks = {key: mask, following: self._masks[following]}
+        return mask
+
+    def _draw(self, key: MaskKey) -> Tensor:
+        step, batch_size, shape = key
+        seed = hashing.derive_seed("dropout", self.training_seed, step, self.layer)
+        return torch.rand(batch_size, *shape, generator=torch.Generator().manual_seed(seed)) >= self.p
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without masks, which can be drawn again: a copy need not have them, and a file cannot."""
+        return {**self.__dict__, "_masks": {}}
 
 
 def set_dropout_batch(modules: Iterable[nn.Module], step: int, samples: slice, batch_size: int) -> None:

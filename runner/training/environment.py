@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import importlib.metadata
 import os
@@ -48,8 +49,12 @@ def _user() -> str:
         return str(os.getuid())
 
 
+@functools.cache
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout that holds this package, and whether it has uncommitted changes; None outside of git."""
+    """Commit of the checkout that holds this package, and whether it has uncommitted changes; None outside of git.
+
+    As it was when a process first asked: that is the code which it runs.
+    """
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK
-from runner.models.dropout import set_dropout_batch
+from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.models.transfer_model import TransferModel
 from runner.training import lr_schedule, optimizers
 from runner.training.batches import MicroBatch, class_weights
@@ -47,6 +47,7 @@ class TrainStep:
         )
         groups = model.parameter_groups(self.optim.lr, self.optim.groups)
         self.optimizer = optimizers.build(groups, self.optim)
+        self._dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
         self.steps_per_epoch = math.ceil(len(labels) / self.settings.batch_size)
         steps = self.settings.epochs * self.steps_per_epoch
         self.schedule = lr_schedule.build(experiment.schedule, self.optimizer, steps)
@@ -77,7 +78,7 @@ class TrainStep:
         """
         self.between_steps = False
         batch_size = len(micro_batch.batch)
-        set_dropout_batch(self.model.modules(), self.steps_taken, micro_batch.samples, batch_size)
+        set_dropout_batch(self._dropouts, self.steps_taken, micro_batch.samples, batch_size)
         target = self.labels[micro_batch.indices].to(features.device)
         with nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model):
             logits = self._wrapped_model(features, start=self.model.split_index)

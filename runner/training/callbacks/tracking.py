@@ -38,10 +38,13 @@ class TrackingCallback(Callback):
     def __init__(self, setup: Setup, tracker: Tracker) -> None:
         self.setup = setup
         self.tracker = tracker
+        self._draws_curves = True
+        """The folds of a cross-validation have none: MLflow draws their metrics, and drawing takes a second a run."""
 
     def log_start(self, start: ResumePoint) -> None:
         """Log settings, images, split and environment. Called before features are computed."""
         experiment, manifest, tracker = self.setup.experiment, self.setup.manifest, self.tracker
+        self._draws_curves = not (start.parent_id and experiment.split.folds)
         tracker.log_params(decisive_settings(experiment))
         if not self.setup.accelerator.is_main_process:
             return
@@ -75,7 +78,8 @@ class TrackingCallback(Callback):
             return
         for path in sorted(self.tracker.artifact_path("checkpoints/any").parent.glob("*.safetensors")):
             self.tracker.log_artifact(path, "checkpoints")
-        curves.log_curves(state.history, self.setup.experiment.name, self.tracker)
+        if self._draws_curves:
+            curves.log_curves(state.history, self.setup.experiment.name, self.tracker)
 
     def on_test_end(self, result: RunResult, predictions: Predictions) -> None:
         """Log the test scores, at step 0: MLflow draws them as bars, not as curves with one point."""

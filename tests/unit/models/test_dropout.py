@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from helpers import small_model
@@ -76,3 +78,19 @@ def test_every_dropout_layer_of_a_model_has_its_own_masks() -> None:
     assert [layer.layer for layer in layers] == ["classifier.2", "classifier.5", "classifier.6.2"]  # type: ignore[union-attr]
     set_dropout_batch(model.modules(), 7, slice(1, 3), 4)
     assert [(layer.step, layer.samples, layer.batch_size) for layer in layers] == [(7, slice(1, 3), 4)] * 3  # type: ignore[union-attr]
+
+
+def test_masks_that_were_drawn_ahead_are_those_of_their_step() -> None:
+    """Also where the last batch of an epoch is smaller, steps are repeated, and a batch comes in parts."""
+    layer = dropout()
+    for step, samples, size in [
+        (0, slice(0, 6), 6),
+        (1, slice(0, 2), 6),
+        (1, slice(2, 6), 6),
+        (2, slice(0, 4), 4),
+    ] * 2:
+        assert torch.equal(mask(layer, step, samples, size), mask(dropout(), step, samples, size)), (
+            step,
+            samples,
+        )
+    assert torch.equal(mask(copy.deepcopy(layer)), mask(layer))
