@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from runner.data.clusters import SplitInput
 from runner.data.columns import Paths
 from runner.data.images import NO_SPLIT, SPLITS
+from runner.data.splitting.clusters import SplitInput
 from runner.utils.hashing import digest_bytes
 
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from runner.config.data_schema import DataConfig
-from runner.data.label_table import list_table
 from runner.data.listing import Listing, list_folder
+from runner.data.tables.label_table import list_table
 
 IMAGES = ("a.jpg", "b.jpg", "c.png", "d.jpg")
 

@@ -17,19 +17,19 @@ import numpy as np
 
 from runner.config.data_schema import SplitConfig
 from runner.config.schema import Experiment
-from runner.data.clusters import SplitInput
 from runner.data.datasets import list_dataset
 from runner.data.depth import GrayImages, depth_remarks, gray_images, resolve_depth
 from runner.data.files import ImageFiles
-from runner.data.groups import path_groups
 from runner.data.images import NO_SPLIT, SPLITS, Entry, Images
-from runner.data.leaks import leak_remarks
 from runner.data.listing import Listing
-from runner.data.near_duplicates import NearDuplicates, find_near_duplicates, near_duplicate_remarks
 from runner.data.remarks import image_remarks
 from runner.data.scan import Verdicts, scan_images
-from runner.data.split_checks import split_remarks
-from runner.data.splits import assign_splits, fold_split
+from runner.data.splitting.checks import split_remarks
+from runner.data.splitting.clusters import SplitInput
+from runner.data.splitting.groups import path_groups
+from runner.data.splitting.leaks import leak_remarks
+from runner.data.splitting.near_duplicates import NearDuplicates, find_near_duplicates, near_duplicate_remarks
+from runner.data.splitting.splits import assign_splits, fold_split
 from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError

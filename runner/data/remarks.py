@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from runner.data.clusters import SplitInput
 from runner.data.columns import Paths
+from runner.data.splitting.clusters import SplitInput
 from runner.utils.text import counted, named
 
 FEW_IMAGES = 10

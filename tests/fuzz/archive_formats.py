@@ -11,10 +11,11 @@ from random import Random
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.data import archive_files, archive_index
-from runner.data.archives import list_archive
+from runner.data.archives import files as archive_files
+from runner.data.archives import index as archive_index
+from runner.data.archives.listing import list_archive
+from runner.data.archives.webdataset import list_shards, shard_names
 from runner.data.listing import FileList
-from runner.data.webdataset import list_shards, shard_names
 from runner.utils.console import Terminal
 from runner.utils.text import valid_unicode
 

@@ -15,9 +15,9 @@ from fuzz.damage import damaged
 from fuzz.table_formats import Table, rows_of
 from fuzz.target import Target, check
 from runner.config.data_schema import DataConfig
-from runner.data.hf_dataset import list_saved_dataset
-from runner.data.label_table import list_table
 from runner.data.listing import Listing, list_folder
+from runner.data.tables.hf_dataset import list_saved_dataset
+from runner.data.tables.label_table import list_table
 from runner.utils.errors import UserError
 
 IMAGES = ("a.jpg", "b b.jpg", "c,d.png", "é.jpg", "f/g.jpg")

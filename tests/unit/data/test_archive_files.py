@@ -18,11 +18,11 @@ from archive_makers import class_members, jpeg, write_tar, write_zip
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import runner.data.archives
-import runner.data.plain_tar
-from runner.data import archive_files
-from runner.data.archive_index import open_index
-from runner.data.archives import is_archive, list_archive
+import runner.data.archives.listing
+import runner.data.archives.plain_tar
+from runner.data.archives import files as archive_files
+from runner.data.archives.index import open_index
+from runner.data.archives.listing import is_archive, list_archive
 from runner.data.listing import FileList, list_folder
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -217,7 +217,7 @@ def test_many_archives_are_not_all_held_open(
 def test_the_index_is_read_once(tmp_path: Path, listed: ListFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = write_zip(tmp_path / "a.zip", class_members())
     first = listed(archive)
-    monkeypatch.setattr(runner.data.archives, "list_zip", None)
+    monkeypatch.setattr(runner.data.archives.listing, "list_zip", None)
     second = listed(archive)
     assert list(second.paths) == list(first.paths)
     assert np.array_equal(second.stamps, first.stamps)
@@ -291,7 +291,7 @@ def test_a_copy_that_does_not_fit_is_refused(
     tmp_path: Path, listed: ListFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = write_tar(tmp_path / "a.tgz", class_members(), "w:gz")
-    monkeypatch.setattr(runner.data.plain_tar, "free_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(runner.data.archives.plain_tar, "free_bytes", lambda _: 1 << 20)
     with pytest.raises(UserError, match=r"not enough space in .* \(1\.0 MiB free\); pack it as \.tar"):
         listed(archive)
     assert not list((tmp_path / "cache" / "archives").glob("*.tar"))

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from archive_makers import class_members, jpeg, write_special, write_tar, write_zip
 
-import runner.data.plain_tar
-import runner.data.zip_members
-from runner.data.archives import list_archive
+import runner.data.archives.plain_tar
+import runner.data.archives.zip_members
+from runner.data.archives.listing import list_archive
 from runner.data.listing import FileList
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -177,7 +177,7 @@ def test_other_compressions(tmp_path: Path, refused: Refused, method: int, name:
 def test_a_member_that_expands_too_much(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.data.zip_members, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(runner.data.archives.zip_members, "BOMB_BYTES", 1 << 20)
     path = write_zip(tmp_path / "a.zip", {"red/0.jpg": b"1", "red/bomb.jpg": bytes(2 << 20)})
     assert "'red/bomb.jpg' expands to more than 100 times its size" in refused(path)
 
@@ -185,7 +185,7 @@ def test_a_member_that_expands_too_much(
 def test_an_archive_that_expands_too_much(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner.data.plain_tar, "BOMB_BYTES", 1 << 20)
+    monkeypatch.setattr(runner.data.archives.plain_tar, "BOMB_BYTES", 1 << 20)
     path = write_tar(tmp_path / "a.tar.gz", {"red/bomb.jpg": bytes(4 << 20)}, "w:gz")
     assert "expands to more than 100 times its size" in refused(path)
 
@@ -326,7 +326,7 @@ def test_an_archive_that_changes_while_it_is_read(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_tar(tmp_path / "a.tar", {"red/0.jpg": b"1"})
-    real = runner.data.archives.list_tar
+    real = runner.data.archives.listing.list_tar
 
     def changing(*arguments: Path) -> object:
         found = real(*arguments)
@@ -334,7 +334,7 @@ def test_an_archive_that_changes_while_it_is_read(
             file.write(bytes(512))
         return found
 
-    monkeypatch.setattr(runner.data.archives, "list_tar", changing)
+    monkeypatch.setattr(runner.data.archives.listing, "list_tar", changing)
     assert "has changed while it was read" in refused(path)
 
 

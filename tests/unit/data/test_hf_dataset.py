@@ -16,10 +16,10 @@ from drawn_trees import parse_tree
 from PIL import Image
 
 from runner.config.data_schema import DataConfig
-from runner.data.hf_dataset import is_saved_dataset, list_saved_dataset
 from runner.data.images import SPLITS
 from runner.data.listing import Listing
 from runner.data.scan import scan_images
+from runner.data.tables.hf_dataset import is_saved_dataset, list_saved_dataset
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.paths import PACKAGE

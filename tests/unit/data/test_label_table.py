@@ -198,7 +198,7 @@ def test_a_table_names_images_of_an_archive(folder: Path, tmp_path: Path, silent
     assert listing.files.read("images/a.jpg") == b"a.jpg"
     table.write_text(f"path,label\na.jpg,cat\n{folder}/images/b.jpg,dog\n")
     with pytest.raises(
-        UserError, match=r"line 3 \(.*b\.jpg\): not in .*images\.zip; write paths as they are in the"
+        UserError, match=r"line 3 \(.*\): not in .*images\.zip; write paths as they are in the"
     ):
         list_dataset(data, tmp_path / "cache", silent)
 

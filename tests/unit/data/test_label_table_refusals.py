@@ -14,7 +14,7 @@ import pytest
 from tables import IMAGES, list_images
 
 from runner.config.data_schema import DataConfig
-from runner.data.label_table import list_table
+from runner.data.tables.label_table import list_table
 from runner.utils.errors import UserError
 
 HEADER = "path,label\n"

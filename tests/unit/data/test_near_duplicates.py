@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from runner.config.data_schema import SplitConfig
-from runner.data import image_hashes
-from runner.data.clusters import SplitInput
 from runner.data.columns import Paths
-from runner.data.image_hashes import ROW
-from runner.data.near_duplicates import (
+from runner.data.splitting import image_hashes
+from runner.data.splitting.clusters import SplitInput
+from runner.data.splitting.image_hashes import ROW
+from runner.data.splitting.near_duplicates import (
     NearDuplicates,
     _close_pairs,
     find_near_duplicates,
     near_duplicate_remarks,
 )
-from runner.data.splits import assign_splits
+from runner.data.splitting.splits import assign_splits
 from runner.utils.console import Terminal
 from runner.utils.hashing import digest_bytes
 

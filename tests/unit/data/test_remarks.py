@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from split_images import images_of, split_input
 
-from runner.data.leaks import find_leaks, leak_remarks
 from runner.data.remarks import groups_with_several, image_remarks
+from runner.data.splitting.leaks import find_leaks, leak_remarks
 from runner.utils.errors import UserError
 
 

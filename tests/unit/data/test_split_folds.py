@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from split_images import images_of, names_of, split_input
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import SplitInput
 from runner.data.images import SPLITS
-from runner.data.split_checks import split_remarks
-from runner.data.splits import assign_splits
-from runner.data.stratify import _level
+from runner.data.splitting.checks import split_remarks
+from runner.data.splitting.clusters import SplitInput
+from runner.data.splitting.splits import assign_splits
+from runner.data.splitting.stratify import _level
 from runner.utils.errors import UserError
 
 

@@ -13,12 +13,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from split_images import images_of, names_of, split_input
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import cluster_ids, content_ids, form_clusters
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
-from runner.data.split_checks import split_remarks
-from runner.data.splits import assign_splits
-from runner.data.stratify_groups import divide_groups
+from runner.data.splitting.checks import split_remarks
+from runner.data.splitting.clusters import cluster_ids, content_ids, form_clusters
+from runner.data.splitting.splits import assign_splits
+from runner.data.splitting.stratify_groups import divide_groups
 from runner.utils.errors import UserError
 
 FOLDS = 5

@@ -17,10 +17,10 @@ from sklearn.model_selection import train_test_split
 from split_images import images_of, names_of, split_input
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import SplitInput, content_ids, split_keys
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
-from runner.data.splits import assign_splits
+from runner.data.splitting.clusters import SplitInput, content_ids, split_keys
+from runner.data.splitting.splits import assign_splits
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from archive_makers import class_members, jpeg, shard_members, write_tar
 
-import runner.data.webdataset
-from runner.data.archives import list_archive
+import runner.data.archives.webdataset
+from runner.data.archives.listing import list_archive
+from runner.data.archives.webdataset import is_shard, list_shards, shard_names
 from runner.data.images import SPLITS
 from runner.data.listing import Listing, list_folder
-from runner.data.webdataset import is_shard, list_shards, shard_names
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -285,7 +285,7 @@ def test_the_labels_are_read_once(
     shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, silent: Terminal
 ) -> None:
     first = shards({"0.tar": shard_members({"a": "cat", "b": "dog"})})
-    monkeypatch.setattr(runner.data.webdataset, "list_tar", None)
+    monkeypatch.setattr(runner.data.archives.webdataset, "list_tar", None)
     second = list_shards(tmp_path / "shards", ["0.tar"], tmp_path / "cache", silent)
     assert classes_of(second) == classes_of(first)
     assert Counter(second.labels.tolist()) == {0: 1, 1: 1}

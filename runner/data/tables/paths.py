@@ -16,7 +16,7 @@ import numpy as np
 from runner.data.columns import Paths
 from runner.data.files import FolderFiles
 from runner.data.listing import STAMP, FileList
-from runner.data.table_reader import Table
+from runner.data.tables.reader import Table
 from runner.utils.errors import UserError
 from runner.utils.image_paths import SUFFIXES
 from runner.utils.text import counted, named, printable

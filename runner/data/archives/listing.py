@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runner.data.archive_files import ArchiveFiles
-from runner.data.archive_index import Archive, Index, cached_path, file_stamp, read_index, write_index
+from runner.data.archives.files import ArchiveFiles
+from runner.data.archives.index import Archive, Index, cached_path, file_stamp, read_index, write_index
+from runner.data.archives.plain_tar import opener_of, plain_tar
+from runner.data.archives.tar_members import list_tar
+from runner.data.archives.zip_members import list_zip
 from runner.data.listing import FileList
-from runner.data.plain_tar import opener_of, plain_tar
-from runner.data.tar_members import list_tar
-from runner.data.zip_members import list_zip
 from runner.utils.console import Terminal, format_bytes
 from runner.utils.errors import UserError
 

@@ -10,8 +10,8 @@ from math import ceil
 import numpy as np
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import Clusters
 from runner.data.images import NO_SPLIT, SPLITS
+from runner.data.splitting.clusters import Clusters
 
 TRAIN, VAL, TEST = range(len(SPLITS))
 

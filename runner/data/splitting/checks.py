@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import Clusters, SplitInput
 from runner.data.images import NO_SPLIT, SPLITS
-from runner.data.stratify import TEST, TRAIN, VAL
+from runner.data.splitting.clusters import Clusters, SplitInput
+from runner.data.splitting.stratify import TEST, TRAIN, VAL
 from runner.utils.errors import UserError
 from runner.utils.text import counted, named, printable
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, NoReturn
 
-from runner.data.archive_members import MemberList, quoted
+from runner.data.archives.members import MemberList, quoted
 from runner.utils.errors import UserError
 from runner.utils.image_paths import SUFFIXES
 from runner.utils.text import valid_unicode

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.sparse import csr_array, hstack
 
-from runner.data.clusters import Clusters
+from runner.data.splitting.clusters import Clusters
 
 MOST_PASSES = 200
 """Rounds of improvement; in each one, a cluster of each class may move."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runner.config.data_schema import SplitConfig
-from runner.data.clusters import Clusters, SplitInput, cluster_ids, form_clusters
 from runner.data.images import NO_SPLIT
-from runner.data.split_checks import check_classes, check_folds, check_groups
-from runner.data.stratify import TEST, TRAIN, VAL, SplitSizes, divide_by_class, fold_by_class
-from runner.data.stratify_groups import divide_groups
+from runner.data.splitting.checks import check_classes, check_folds, check_groups
+from runner.data.splitting.clusters import Clusters, SplitInput, cluster_ids, form_clusters
+from runner.data.splitting.stratify import TEST, TRAIN, VAL, SplitSizes, divide_by_class, fold_by_class
+from runner.data.splitting.stratify_groups import divide_groups
 
 
 def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarray:

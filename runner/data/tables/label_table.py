@@ -16,8 +16,8 @@ from runner.data.files import FolderFiles
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.layout import SPLIT_FOLDERS
 from runner.data.listing import FileList, Listing
-from runner.data.table_paths import TableImages, find_images
-from runner.data.table_reader import Table, columns_of, read_table
+from runner.data.tables.paths import TableImages, find_images
+from runner.data.tables.reader import Table, columns_of, read_table
 from runner.utils.errors import UserError
 from runner.utils.text import counted, did_you_mean, printable
 

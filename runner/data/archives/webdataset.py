@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.data.archive_files import ArchiveFiles
-from runner.data.archive_index import Archive, Members, cached_path, file_stamp, read_index, write_index
-from runner.data.archive_members import MemberList, check_unique
-from runner.data.archives import is_tar
+from runner.data.archives.files import ArchiveFiles
+from runner.data.archives.index import Archive, Members, cached_path, file_stamp, read_index, write_index
+from runner.data.archives.listing import is_tar
+from runner.data.archives.members import MemberList, check_unique
+from runner.data.archives.shard_samples import find_samples, read_label
+from runner.data.archives.tar_members import list_tar
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
 from runner.data.layout import SPLIT_FOLDERS
 from runner.data.listing import FileList, Listing
-from runner.data.shard_samples import find_samples, read_label
-from runner.data.tar_members import list_tar
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.image_paths import SUFFIXES

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from runner.data.clusters import SplitInput
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.remarks import as_equation, groups_with_several
+from runner.data.splitting.clusters import SplitInput
 from runner.utils.errors import UserError
 from runner.utils.text import counted, named
 

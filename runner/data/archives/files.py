@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from runner.data.archive_index import DEFLATED, RAW, Archive, file_stamp, open_index
+from runner.data.archives.index import DEFLATED, RAW, Archive, file_stamp, open_index
 
 MAX_MEMBER = 1 << 30
 """Bytes. A larger member is no image, and is not read."""

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.data.clusters import SplitInput, content_ids
 from runner.data.columns import Paths
 from runner.data.files import ImageFiles
-from runner.data.image_hashes import image_hashes
 from runner.data.images import NO_SPLIT, SPLITS
+from runner.data.splitting.clusters import SplitInput, content_ids
+from runner.data.splitting.image_hashes import image_hashes
 from runner.utils.console import Terminal
 from runner.utils.text import counted, named
 

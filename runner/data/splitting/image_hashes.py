@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.data.clusters import content_ids
 from runner.data.columns import Paths
 from runner.data.files import ImageFiles
 from runner.data.images import DIGEST_BYTES
+from runner.data.splitting.clusters import content_ids
 from runner.utils.atomic_files import atomic_write
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError

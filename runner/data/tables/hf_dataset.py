@@ -23,7 +23,7 @@ from runner.data.columns import Paths
 from runner.data.images import SPLITS
 from runner.data.layout import SPLIT_FOLDERS
 from runner.data.listing import STAMP, Listing
-from runner.data.table_reader import as_text
+from runner.data.tables.reader import as_text
 from runner.utils.errors import UserError
 from runner.utils.text import counted, did_you_mean, joined, named, one_line
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from runner.data.archive_files import LOCAL_HEADER
-from runner.data.archive_index import DEFLATED, STORED
-from runner.data.archive_members import MemberList, plain_path, refuse
+from runner.data.archives.files import LOCAL_HEADER
+from runner.data.archives.index import DEFLATED, STORED
+from runner.data.archives.members import MemberList, plain_path, refuse
 from runner.utils.errors import UserError
 
 ENCRYPTED, UTF8 = 0x1, 0x800

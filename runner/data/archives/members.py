@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from runner.data.archive_index import RAW, Archive, Members
+from runner.data.archives.index import RAW, Archive, Members
 from runner.data.columns import Paths
 from runner.utils.errors import UserError
 from runner.utils.image_paths import is_system_file

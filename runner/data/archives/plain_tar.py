@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from runner.data.archive_index import cached_path, file_stamp, remove_older
+from runner.data.archives.index import cached_path, file_stamp, remove_older
 from runner.utils.atomic_files import atomic_write, free_bytes
 from runner.utils.console import Terminal, format_bytes
 from runner.utils.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from runner.data.archive_members import MemberList, plain_path, refuse
+from runner.data.archives.members import MemberList, plain_path, refuse
 from runner.utils.errors import UserError
 
 KINDS = {

@@ -1,0 +1,1 @@
+"""Images in archives and WebDataset shards, read where they lie."""

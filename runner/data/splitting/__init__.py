@@ -1,0 +1,1 @@
+"""Which image is in which split: given splits, groups, folds, duplicates."""

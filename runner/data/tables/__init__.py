@@ -1,0 +1,1 @@
+"""Images and labels from tables: CSV, Parquet, saved Hugging Face datasets."""
