@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.tracking import artifact_store
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.errors import UserError
 from runner.utils.image_paths import expand_user
-from runner.utils.redaction import redact
+from runner.utils.redaction import error_line, redact
 from runner.utils.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -151,7 +152,11 @@ def _locate_run(client: MlflowClient, reference: str | None) -> ModelLocation:
     source = f"run {run_info.run_id[:8]} ({experiment}, {run_info.name})"
     if model_id := run.data.tags.get(MODEL_TAG):
         return _download(client.get_logged_model(model_id).artifact_location, source)
-    if "checkpoints" not in {artifact.path for artifact in client.list_artifacts(run_info.run_id)}:
+    try:
+        artifacts = {artifact.path for artifact in client.list_artifacts(run_info.run_id)}
+    except Exception as error:  # each kind of artifact store raises its own
+        raise UserError(f"The files of {source} cannot be listed: {_download_problem(error)}.") from None
+    if "checkpoints" not in artifacts:
         raise UserError(
             f"Run {run_info.run_id[:8]} ({run_info.name}, {run_info.status}) has no model and no checkpoint; choose"
             " another run."
@@ -164,6 +169,13 @@ def _locate_run(client: MlflowClient, reference: str | None) -> ModelLocation:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return ModelLocation(checkpoints / "best.safetensors", source, settings, folder)
+
+
+def _download_problem(error: Exception) -> str:
+    return (
+        artifact_store.explain(error)
+        or f"{error_line(error)[:200]}; check that they exist and that the server is running"
+    )
 
 
 def _download(location: str, source: str) -> ModelLocation:
@@ -181,7 +193,6 @@ def _download(location: str, source: str) -> ModelLocation:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"The files of {source} cannot be downloaded from {redact(location)}"
-            f" ({redact(' '.join(str(error).split()))[:200]}); check that they exist and that the server is running."
+            f"The files of {source} cannot be downloaded from {redact(location)}: {_download_problem(error)}."
         ) from None
     return ModelLocation(Path(folder), source, temporary=temporary)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from runner.tracking import moved_records
+from runner.tracking.artifact_store import ROOT_VARIABLE, artifact_root, check_takes_files, location_in
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
 from runner.utils.file_systems import absolute_uri, is_sqlite, network_file_system, sqlite_path, sqlite_uri
@@ -33,8 +34,15 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the URL may hold a password
 }
 """Always set before MLflow is imported: no telemetry, no pickles, no output of its own."""
-MLFLOW_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-"""Shorter than MLflow's minutes; used unless the environment says otherwise."""
+MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "AWS_MAX_ATTEMPTS": "2",
+}
+"""Used unless the environment says otherwise: seconds instead of minutes until an outage is noticed, and no way around
+a server to the store behind it, which this host may not reach and which takes 100 MB of memory per piece of a file."""
 CONNECT_TIMEOUT = 10.0
 """Seconds that a tracking server has for its first answer."""
 LONGEST_FOLDER_NAME = 200
@@ -121,11 +129,13 @@ class TrackingServer:
         with FileLock(self.root / ".lock"):
             found = client.get_experiment_by_name(name)
             if found is None:
-                folder = self.root / "artifacts" / _folder_name(name)
-                location = folder.as_uri() if self.embedded else None
+                location = self._new_location(name)
+                if location is not None:  # before MLflow stores a wrong one for good
+                    check_takes_files(location, self.uri)
                 kind = {"mlflow.experimentKind": "custom_model_development"}  # selects the view in the UI
                 try:
-                    return str(client.create_experiment(name, artifact_location=location, tags=kind))
+                    created = client.create_experiment(name, artifact_location=location, tags=kind)
+                    found = client.get_experiment(created)
                 except MlflowException as error:
                     # The lock is of this root; processes with other roots may share the store.
                     found = client.get_experiment_by_name(name)
@@ -133,6 +143,7 @@ class TrackingServer:
                         raise UserError(
                             f"The MLflow experiment {name!r} cannot be created ({error_line(error)})."
                         ) from None
+        check_takes_files(found.artifact_location, self.uri)
         if found.lifecycle_stage != "active":
             try:
                 client.restore_experiment(found.experiment_id)
@@ -141,6 +152,33 @@ class TrackingServer:
                     f"The MLflow experiment {name!r} was deleted and cannot be restored ({error})."
                 ) from None
         return str(found.experiment_id)
+
+    def check_artifacts(self, client: MlflowClient, run_id: str) -> None:
+        """Raises `UserError` if the artifacts of a run cannot be stored."""
+        experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        check_takes_files(experiment.artifact_location, self.uri)
+
+    def other_location(self, client: MlflowClient, name: str) -> str:
+        """Says that the artifacts of an experiment stay elsewhere than MLFLOW_DEFAULT_ARTIFACT_ROOT; else empty."""
+        root = artifact_root() if self.decides_location else ""
+        found = client.get_experiment_by_name(valid_unicode(name)) if root else None
+        if found is None or found.artifact_location.startswith(f"{root}/"):
+            return ""
+        return (
+            f"the artifacts of the experiment {name!r} stay in {found.artifact_location}, where it was created;"
+            f" {ROOT_VARIABLE} is for new experiments: give another --name, or unset it"
+        )
+
+    @property
+    def decides_location(self) -> bool:
+        """Whether this program says where the artifacts of a new experiment go; else a server does."""
+        return not self.uri.startswith(("http://", "https://", "databricks"))
+
+    def _new_location(self, name: str) -> str | None:
+        """The address of the artifacts of a new experiment; None if MLflow decides."""
+        if self.decides_location and (root := artifact_root()):
+            return location_in(root, _folder_name(name))
+        return (self.root / "artifacts" / _folder_name(name)).as_uri() if self.embedded else None
 
 
 def tracking_server(root: str) -> TrackingServer:

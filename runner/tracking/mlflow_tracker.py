@@ -16,6 +16,7 @@ from runner.tracking.uploader import (
     STOPPED_UPLOAD_TIMEOUT,
     UPLOAD_TIMEOUT,
     Uploader,
+    failing_store,
     short_reason,
 )
 from runner.utils.atomic_files import write_text
@@ -67,8 +68,8 @@ class MlflowTracker(Tracker):
         if self._earlier and self.journal.ended:
             self.journal.append({"kind": "begin"})
         self._terminal = terminal
-        self._server_away = False
-        """Whether the terminal shows that the server does not answer."""
+        self._away = ""
+        """What the terminal shows not to take records at present; empty if nothing."""
         self.uploader = Uploader(self.journal, client)
         self.uploader.start()
         self._heartbeat = Heartbeat(self.journal)
@@ -158,11 +159,12 @@ class MlflowTracker(Tracker):
         timeout = STOPPED_UPLOAD_TIMEOUT if status == "KILLED" else None
         if self.uploader.error is not None:
             seconds = timeout or UPLOAD_TIMEOUT
-            terminal.line(f"waiting up to {seconds:.0f} s for the tracking server to take the last records")
+            away = failing_store(self.uploader.error)
+            terminal.line(f"waiting up to {seconds:.0f} s for {away} to take the last records")
         delivered = self.delivered = self.uploader.close(timeout)
         self._heartbeat.stop()
-        if self._server_away and delivered:
-            terminal.line("the tracking server is back, and has all records")
+        if self._away and delivered:
+            terminal.line(f"{self._away} is back, and has all records")
         for message in self.journal.messages:
             terminal.line(message)
         resumable = self.journal.resumable
@@ -189,11 +191,12 @@ class MlflowTracker(Tracker):
         self.journal.append(event)
         self.uploader.notify()
         error = self.uploader.error
-        if self._terminal is not None and self._server_away != (error is not None):
-            self._server_away = error is not None
+        if self._terminal is not None and bool(self._away) != (error is not None):
             if error is None:
-                self._terminal.line("the tracking server is back, and gets what it missed")
+                self._terminal.line(f"{self._away} is back, and gets what it missed")
+                self._away = ""
             else:
+                self._away = failing_store(error)
                 self._terminal.warn(
                     f"{short_reason(error)}; training continues, and the records wait on disk"
                 )

@@ -9,9 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.tracking.artifact_store import describe as describe_store_failure
+from runner.tracking.artifact_store import s3_code
 from runner.tracking.journal import Event, Journal
 from runner.tracking.model_registry import MODEL_TAG
 from runner.utils.atomic_files import write_text
+from runner.utils.errors import error_chain
 from runner.utils.redaction import error_line
 from runner.utils.text import valid_unicode
 
@@ -30,6 +33,8 @@ PERMANENT_CODES = frozenset({"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST
 LOGIN_CODES = frozenset({"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"})
 PERMANENT_ERRNO = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP})
 """Errors of a file system that a retry does not change; others, as of a full disk, can be mended."""
+PERMANENT_S3_CODES = frozenset({"KeyTooLongError", "EntityTooLarge", "MetadataTooLarge"})
+"""Answers of S3 that a retry does not change; most others are about the bucket or who asks."""
 TEMPORARY_CODES = frozenset({"TEMPORARILY_UNAVAILABLE", "RESOURCE_EXHAUSTED", "REQUEST_LIMIT_EXCEEDED"})
 TEMPORARY_STATUS = frozenset({408, 425, 429})
 """HTTP statuses below 500 that ask for another attempt."""
@@ -47,13 +52,15 @@ def is_permanent(error: BaseException) -> bool | None:
     True: it will not. False: the store is away or full, or its login is missing or has ended. None: the error does
     not tell.
     """
-    chain = _chain(error)
+    chain = error_chain(error)
     if wants_login(error):
         return False
     if any(isinstance(each, UnicodeError) or _is_refusal(each) for each in chain):
         return True
     text = str(error)
-    if any(each in text for each in (*UNREACHABLE, NO_ANSWER, SERVER_ERRORS)):
+    if describe_store_failure(error) or any(
+        each in text for each in (*UNREACHABLE, NO_ANSWER, SERVER_ERRORS)
+    ):
         return False
     if any(isinstance(each, OSError) or _code(each) in TEMPORARY_CODES for each in chain):
         return False
@@ -63,22 +70,14 @@ def is_permanent(error: BaseException) -> bool | None:
 
 def wants_login(error: BaseException) -> bool:
     """Whether a store refuses who asks, not what it is given."""
-    return any(_status(each) in (401, 403) or _code(each) in LOGIN_CODES for each in _chain(error))
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """An error and those that led to it."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
+    return any(_status(each) in (401, 403) or _code(each) in LOGIN_CODES for each in error_chain(error))
 
 
 def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in PERMANENT_ERRNO:
         return True
+    if code := s3_code(error):  # a wrong bucket, key or region can be mended
+        return code in PERMANENT_S3_CODES
     status = _status(error)
     return (400 <= status < 500 and status not in TEMPORARY_STATUS) or _code(error) in PERMANENT_CODES
 

@@ -61,11 +61,7 @@ def track_run(
     tags = ProcessIdentity.current().tags()
     if request.parent_id:
         tags["mlflow.parentRunId"] = request.parent_id
-    run_id = request.run_id
-    if not run_id:
-        experiment = server.get_or_create_experiment(client, request.experiment)
-        name = valid_unicode(request.name)
-        run_id = str(client.create_run(experiment, tags=tags, run_name=name).info.run_id)
+    run_id = _existing_or_new_run(server, client, request, tags)
     tracker = _take_over(server, client, request, terminal) if request.resume else None
     sampler: SystemMetricsSampler | None = None
     status, reason, hint = "FAILED", "", ""
@@ -104,6 +100,17 @@ def track_run(
             except OSError:  # the disk of the journal is full; that of MLflow may not be
                 with suppress(Exception):
                     client.set_terminated(run_id, status)
+
+
+def _existing_or_new_run(
+    server: TrackingServer, client: MlflowClient, request: RunRequest, tags: dict[str, str]
+) -> str:
+    """The id of the run to log to. Raises `UserError` if its artifacts cannot be stored."""
+    if request.run_id:
+        server.check_artifacts(client, request.run_id)
+        return request.run_id
+    experiment = server.get_or_create_experiment(client, request.experiment)
+    return str(client.create_run(experiment, tags=tags, run_name=valid_unicode(request.name)).info.run_id)
 
 
 def _take_over(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.config.identity import MANIFEST_TAG
+from runner.tracking import artifact_store
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,9 +109,10 @@ def download_artifact(client: MlflowClient, run: RunInfo, path: str, folder: Pat
     try:
         return Path(client.download_artifacts(run.run_id, path, str(folder)))
     except Exception as error:  # each kind of artifact store raises its own
-        raise UserError(
-            f"Run {run.run_id[:8]} ({run.name}, {run.status}) has no {path} ({' '.join(str(error).split())[:200]})."
-        ) from None
+        label = f"Run {run.run_id[:8]} ({run.name}, {run.status})"
+        if problem := artifact_store.explain(error):
+            raise UserError(f"{label}: {path} cannot be downloaded: {problem}.") from None
+        raise UserError(f"{label} has no {path} ({' '.join(str(error).split())[:200]}).") from None
 
 
 def search_runs(client: MlflowClient, condition: str = "", max_results: int = 50_000) -> list[Run]:

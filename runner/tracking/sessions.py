@@ -50,6 +50,8 @@ class TrackingSession:
         if self.client is not None:
             if warning := self.server.warning:
                 terminal.warn(warning)
+            if warning := self.server.other_location(self.client, experiment.name):
+                terminal.warn(warning)
             recover_runs(self.server, self.client, terminal)
 
     @contextmanager

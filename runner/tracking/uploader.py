@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.tracking import artifact_store
 from runner.tracking.journal import Event, Journal
+from runner.tracking.mlflow_server import MLFLOW_DEFAULTS
 from runner.tracking.model_registry import MODEL_TAG, ModelInfo, register_model
 from runner.tracking.refused import SERVER_ERRORS, UNREACHABLE, is_permanent, set_aside, wants_login
 from runner.utils.atomic_files import sync_tree
@@ -37,6 +40,9 @@ FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 """Seconds between two attempts; doubled after each."""
 EXITED_UNEXPECTEDLY = "the process exited unexpectedly"
 """The reason of a run that was KILLED and could not log one."""
+REQUEST_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+SLOWEST_STORE = 1e6
+"""Bytes per second that the store behind a server takes at least."""
 ATTEMPTS = 3
 """How often a record is sent that the store answers with an error of unknown meaning, before it is set aside."""
 LONGEST_REASON = 200
@@ -118,7 +124,8 @@ def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
     if not folder.exists():  # it is removed after delivery only
         return
     lock = journal.folder.parent / ".champion.lock"
-    message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
+    with _time_to_pass_on(*folder.rglob("*")):
+        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
     client.set_tag(run_id, "runner.champion", message)
     journal.messages.append(message)
     shutil.rmtree(folder)
@@ -136,8 +143,15 @@ def _is_deleted(run_id: str, client: MlflowClient) -> bool:
         raise
 
 
+def failing_store(error: Exception) -> str:
+    """What does not take the records, for messages."""
+    return "the artifact store" if artifact_store.describe(error) else "the tracking server"
+
+
 def short_reason(error: Exception) -> str:
     """The first line of a library's error, or a plain sentence if it says that the server is away."""
+    if store := artifact_store.describe(error):
+        return f"the artifact store does not take files: {store}"
     text = redact(str(error).strip().split("\n", 1)[0])
     if SERVER_ERRORS in text:
         return "the tracking server answers with errors"
@@ -192,12 +206,31 @@ def _send_file(path: Path, folder: str, journal: Journal, client: MlflowClient) 
     sent, run_id = path.stat().st_ino, journal.owner.run_id
     place = local_path(client.get_run(run_id).info.artifact_uri) if is_sqlite(journal.owner.uri) else None
     if place is None or not link_instead_of_copy(path, place / folder / path.name):
-        client.log_artifact(run_id, str(path), folder or None)
+        with _time_to_pass_on(path):
+            client.log_artifact(run_id, str(path), folder or None)
     with suppress(FileNotFoundError):
         if place is not None:  # MLflow has copied it, but not flushed the copy
             sync_tree(place / folder / path.name)
         if path.stat().st_ino == sent:
             path.unlink()
+
+
+@contextmanager
+def _time_to_pass_on(*paths: Path) -> Iterator[None]:
+    """Within the block a server has time to pass each of these files on to its own store before it answers.
+
+    Nothing changes if the environment sets the timeout of requests.
+    """
+    default = MLFLOW_DEFAULTS[REQUEST_TIMEOUT]
+    if os.environ.get(REQUEST_TIMEOUT) != default:
+        yield
+        return
+    largest = max((path.stat().st_size for path in paths), default=0)
+    os.environ[REQUEST_TIMEOUT] = str(int(default) + int(largest / SLOWEST_STORE))
+    try:
+        yield
+    finally:
+        os.environ[REQUEST_TIMEOUT] = default
 
 
 def _begin_again(run_id: str, client: MlflowClient) -> None:

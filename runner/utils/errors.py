@@ -25,6 +25,16 @@ class NotResumableError(UserError):
     """An interrupted run cannot be resumed as requested. Its status stays as it was."""
 
 
+def error_chain(error: BaseException) -> list[BaseException]:
+    """An error and those that led to it."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
 def user_message(error: BaseException) -> str | None:
     """One sentence for an error that the user can fix; None for any other error."""
     if isinstance(error, UserError):
