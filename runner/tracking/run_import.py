@@ -177,7 +177,7 @@ class _Import:
         files = self.folder / run.id / "artifacts"
         if not run.files:
             return
-        place = _local_place(self.server, created)
+        place = local_path(created.info.artifact_uri) if is_sqlite(self.server.uri) else None
         if place is None or place.exists():
             self.client.log_artifacts(created.info.run_id, str(files))
         else:  # no copy: weights may be large
@@ -230,11 +230,6 @@ def _check_space(content: RunArchive, folder: Path) -> None:
         )
 
 
-def _local_place(server: TrackingServer, run: Run) -> Path | None:
-    """The folder of a run's artifacts, if this process writes to it itself."""
-    return local_path(run.info.artifact_uri) if is_sqlite(server.uri) else None
-
-
 def _discard(server: TrackingServer, client: MlflowClient, run_id: str) -> None:
     """Remove what an import that failed has created."""
     with suppress(Exception):  # the store may be away; the next import of the file tries again
@@ -243,9 +238,14 @@ def _discard(server: TrackingServer, client: MlflowClient, run_id: str) -> None:
         run = client.get_run(run_id)
         condition = f"source_run_id = '{run_id}'"
         for model in client.search_logged_models([run.info.experiment_id], condition):
-            if (files := local_path(model.artifact_location)) and is_sqlite(server.uri):
-                shutil.rmtree(files, ignore_errors=True)
+            _delete_files(server, model.artifact_location)
             client.delete_logged_model(model.model_id)
-        if files := _local_place(server, run):
-            shutil.rmtree(files, ignore_errors=True)
+        _delete_files(server, run.info.artifact_uri)
         client.delete_run(run_id)
+
+
+def _delete_files(server: TrackingServer, location: str) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with suppress(Exception):  # not every store allows it
+        get_artifact_repository(location, tracking_uri=server.uri).delete_artifacts()
