@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -56,6 +57,10 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, RunArchive]]:
         raise UserError(f"There is no {path}; give a file that runner export-run wrote.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a file that runner export-run wrote.") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a place in the file that cannot be
+            raise
+        raise UserError(_damaged(path, "a file lies outside the archive")) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))[:100]

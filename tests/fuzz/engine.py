@@ -45,6 +45,7 @@ FORMATS: tuple[str, ...] = (
     "compressed tar",
     "shard",
     "archive index",
+    "exported run",
 )
 LIMIT = 5.0
 """Seconds that a case may take."""

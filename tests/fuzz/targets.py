@@ -6,6 +6,7 @@ import torchvision
 
 from fuzz.archive_formats import CompressedTarFile, Index, Shard, TarFile, ZipFile
 from fuzz.cache_formats import Recipe, Scan, Statistics, StoreFile
+from fuzz.exported_runs import ExportedRun
 from fuzz.image_format import Picture
 from fuzz.label_formats import LabelTable, ParquetTable, SavedDataset
 from fuzz.network_formats import CheckpointFiles, ModelFolder, OldModelFolder, PickleFile, WeightsFile
@@ -45,6 +46,7 @@ TARGETS: dict[str, type[Target]] = {
     "compressed tar": CompressedTarFile,
     "shard": Shard,
     "archive index": Index,
+    "exported run": ExportedRun,
     **PLANTED,
 }
 
