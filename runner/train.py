@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     exit_with_launcher()
     experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
 
-    from runner.training import devices, dry_run, resume, seeds, setup
+    from runner.training import devices, dry_run, repeated, resume, setup
     from runner.utils.console import Terminal
 
     state = devices.init_processes()
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeated, terminal)
     else:
-        seeds.train(experiment, options.repeated, accelerator, terminal, start)
+        repeated.train(experiment, options.repeated, accelerator, terminal, start)
     accelerator.end_training()
     return 0
 

@@ -30,7 +30,7 @@ from runner.utils.console import Terminal
 from runner.utils.exit_status import run_main
 from runner.utils.signals import interrupt_on_signals
 
-PRELOADED = ["runner.train", "runner.training.seeds", "mlflow.tracking.client"]
+PRELOADED = ["runner.train", "runner.training.repeated", "mlflow.tracking.client"]
 """Loaded once, before processes are forked. Only installed packages: the server that forks has no other path."""
 EVERY_STEP = ("--checkpoints.minutes", "0")
 """A snapshot at every step."""

@@ -13,7 +13,7 @@ from pictures import small_experiment, write_pictures
 from runner.config.parser import parse
 from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
-from runner.training.seeds import train
+from runner.training.repeated import train
 
 
 @dataclass(frozen=True)

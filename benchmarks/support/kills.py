@@ -21,7 +21,7 @@ from runner.utils.console import Terminal
 
 FREQUENT_SNAPSHOTS = {"checkpoints.minutes": "0.005"}
 PRELOADED = (
-    "runner.training.seeds",
+    "runner.training.repeated",
     "runner.train",
     "mlflow.pyfunc",
     "mlflow.store.db.utils",

@@ -58,7 +58,7 @@ class KeyedDropout(nn.Dropout):
         if len(values) != self.samples.stop - self.samples.start:
             raise RuntimeError(f"{self.layer}: got {len(values)} samples, but {self.samples} were announced")
         mask = self._mask(values.shape[1:])[self.samples]
-        return values * mask.to(values.device) / (1 - self.p)
+        return (values * mask.to(values.device)).div_(1 - self.p)
 
     def _mask(self, shape: torch.Size) -> Tensor:
         """The mask of the global batch. That of the next step is drawn meanwhile; most often it has as many images."""

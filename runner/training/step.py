@@ -98,7 +98,7 @@ class TrainStep:
         else:
             self.skipped += 1
         self._pending.clear()
-        self._wrapped_optimizer.zero_grad()
+        self.optimizer.zero_grad()
         self.schedule.step()
         self.steps_taken += 1
         self.sums.all_processes = None
@@ -137,7 +137,8 @@ class TrainStep:
         # All processes have the same gradient, so they decide alike. A gradient scaler skips such steps by itself.
         skip = can_skip and norm is not None and not bool(torch.isfinite(norm))
         if not skip or self.accelerator.scaler is not None:
-            self._wrapped_optimizer.step()
+            # Only a scaler needs the wrapper, which looks for a package on disk in each step: a millisecond.
+            (self.optimizer if self.accelerator.scaler is None else self._wrapped_optimizer).step()
         return not skip
 
     def _losses_are_finite(self) -> bool:

@@ -173,7 +173,7 @@ def test_telemetry_and_pickles_are_off_before_mlflow_is_imported(tmp_path: Path)
 
 @pytest.mark.slow
 def test_mlflow_is_not_imported_before_it_is_needed() -> None:
-    modules = "runner.training.seeds, runner.training.dry_run, runner.cli.evaluate"
+    modules = "runner.training.repeated, runner.training.dry_run, runner.cli.evaluate"
     code = f"import sys, {modules}; print('mlflow' in sys.modules)"
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert outcome.stdout == "False\n", outcome.stderr

@@ -15,7 +15,7 @@ from runner import load_model
 from runner.config.parser import parse
 from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
-from runner.training.seeds import train
+from runner.training.repeated import train
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from pictures import draw
 from runner import train
 from runner.config import parser
 from runner.config.effective import decisive_settings
-from runner.training import seeds
+from runner.training import repeated
 from runner.utils import long_wait
 from runner.utils.exit_status import run_main
 
@@ -236,7 +236,7 @@ def test_runs_of_a_repeated_run_have_the_same_images(
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)
     words = [*small, "--data.root", str(moved), "--repeat", "2", "--train.epochs", "1"]
-    train_one, changed = seeds._RepeatedTraining._train_one, next(moved.rglob("*.png"))
+    train_one, changed = repeated._RepeatedTraining._train_one, next(moved.rglob("*.png"))
     original = changed.read_bytes()
 
     def change_after(self: Any, *args: Any) -> Any:
@@ -245,7 +245,7 @@ def test_runs_of_a_repeated_run_have_the_same_images(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeds._RepeatedTraining, "_train_one", change_after)
+        patch.setattr(repeated._RepeatedTraining, "_train_one", change_after)
         assert run_main(lambda: train.main(words)) == 130
     assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 2
     assert "or their split, are not those of run" in capfd.readouterr().err

@@ -19,7 +19,7 @@ from runner.cli import main
 from runner.config.parser import parse
 from runner.config.repeat import Repeat
 from runner.tracking.mlflow_server import tracking_server
-from runner.training.seeds import train
+from runner.training.repeated import train
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -120,7 +120,7 @@ def watched_look_up(host, *rest, **more):
 
 socket.getaddrinfo = watched_look_up
 from accelerate import Accelerator
-from runner.training.seeds import train
+from runner.training.repeated import train
 from runner.config.parser import parse
 from runner.config.repeat import Repeat
 from runner.utils.console import Terminal
