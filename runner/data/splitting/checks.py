@@ -8,6 +8,7 @@ import numpy as np
 
 from runner.config.data_schema import SplitConfig
 from runner.data.images import NO_SPLIT, SPLITS
+from runner.data.remarks import groups_with_several
 from runner.data.splitting.clusters import Clusters, SplitInput
 from runner.data.splitting.stratify import TEST, TRAIN, VAL
 from runner.utils.errors import UserError
@@ -39,6 +40,31 @@ def check_groups(images: SplitInput, fold: int | None) -> None:
             f"{counted(number, 'group')} {'is' if number == 1 else 'are'} in more than one split that the data give:"
             f" {printable('; '.join(pairs))}; correct the groups or the splits, or leave out split.group."
         )
+
+
+def check_kept_together(images: SplitInput, splits: np.ndarray) -> None:
+    """Raises `UserError` if given splits leave no place for an image: its group is in one, identical images in another.
+
+    Args:
+        images: The images.
+        splits: Their splits.
+    """
+    if images.groups is None or images.given is None:
+        return
+    used = np.flatnonzero(splits != NO_SPLIT)
+    for column, what in ((images.contents, "identical"), (images.groups, "of one group")):
+        rows = used[column[used] >= 0]
+        for members in groups_with_several(column[rows], splits[rows]):
+            given = images.given[rows[members]]
+            if (given != NO_SPLIT).all():
+                continue  # a leak, which is reported as such
+            row, other = rows[members][np.unique(splits[rows[members]], return_index=True)[1][:2]]
+            raise UserError(
+                f"Images cannot be kept together as the given splits, the groups and identical images demand:"
+                f" {printable(images.paths[row])} must be in {SPLITS[splits[row]]} and"
+                f" {printable(images.paths[other])} in {SPLITS[splits[other]]}, but they are {what}; correct the groups"
+                " or the splits, or leave out split.group."
+            )
 
 
 def check_folds(clusters: Clusters, classes: tuple[str, ...], folds: int, by_group: bool) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from runner.config.data_schema import SplitConfig
 from runner.data.images import NO_SPLIT
-from runner.data.splitting.checks import check_classes, check_folds, check_groups
+from runner.data.splitting.checks import check_classes, check_folds, check_groups, check_kept_together
 from runner.data.splitting.clusters import Clusters, SplitInput, cluster_ids, form_clusters
 from runner.data.splitting.stratify import TEST, TRAIN, VAL, SplitSizes, divide_by_class, fold_by_class
 from runner.data.splitting.stratify_groups import divide_groups
@@ -25,8 +25,8 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
     With `split.folds` the images are divided into folds, in the same order: one of them is the test split, or the
     validation split beside a fixed test split.
 
-    Raises `UserError` for a class that has too few images for its splits or folds, for a group in two given splits, and
-    if there is only one class.
+    Raises `UserError` for a class that has too few images for its splits or folds, for a group in two given splits, for
+    groups and identical images that contradict given splits, and if there is only one class.
     """
     plan = _Plan.of(images, split)
     check_groups(images, plan.fold)
@@ -37,6 +37,7 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
         paths = images.paths if len(rows) == len(splits) else images.paths.take(rows)
         clusters, members = form_clusters(paths, images.labels[rows], ids[rows], seed)
         splits[rows] = _divide(clusters, images, split, plan)[members]
+    check_kept_together(images, splits)
     check_classes(images, splits, plan.required, rows, ids)
     return splits
 

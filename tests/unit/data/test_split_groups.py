@@ -148,6 +148,30 @@ def test_groups_in_several_given_splits_are_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given_splits", "groups", "message"),
+    [
+        # Identical images without a split, whose groups are in two of them.
+        (("val", None, "test", None), (0, 0, 1, 1), "a/001.png must be in val and .*identical"),
+        # A training image, and one of its group that is identical to a test image.
+        (("train", None, "test", "test"), (0, 0, -1, -1), "a/000.png must be in train and .*of one group"),
+    ],
+)
+def test_groups_and_duplicates_that_contradict_given_splits_are_refused(
+    given_splits: tuple[str | None, ...], groups: tuple[int, ...], message: str
+) -> None:
+    paths = images_of({"a": 30, "b": 30})
+    contents = ["same" if path in ("a/001.png", "a/003.png") else path for path in paths]
+    images = split_input(
+        paths,
+        contents,
+        given=[*given_splits, *("train", "val", "test", "train") * 14],
+        groups=[*groups, *[-1] * 56],
+    )
+    with pytest.raises(UserError, match=message):
+        assign_splits(images, SplitConfig(), 0)
+
+
 def test_a_group_that_leaves_nothing_to_divide_is_named() -> None:
     paths = images_of({f"{name}/{label}": 8 for name in ("train", "test") for label in "ab"})
     contents = [path.rpartition("/")[2] if path.endswith("a/000.png") else path for path in paths]
