@@ -6,7 +6,6 @@ opened at another place than it names, it is told its new one; whatever else it 
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import sqlite3
 import tempfile
 from contextlib import closing, suppress
 from dataclasses import asdict, replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from urllib.parse import quote
 
@@ -128,7 +128,8 @@ def readable_copy(root: Path) -> Path:
     cannot be copied.
     """
     folder = Path(tempfile.mkdtemp(prefix="runner-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Unlike atexit's, it is called in forked processes too, as in the one in which `predict` looks for its model.
+    Finalize(None, shutil.rmtree, (folder,), {"ignore_errors": True}, exitpriority=0)
     database = folder / DATABASE
     try:
         for suffix in ("", "-wal"):

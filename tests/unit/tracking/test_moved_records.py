@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import sqlite3
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -239,3 +241,12 @@ def test_a_read_only_copy_is_read_from_a_copy_of_its_database(tmp_path: Path) ->
     artifacts = (new / "artifacts").as_uri()
     assert places(copy.parent)[:2] == [f"{artifacts}/flowers", f"{artifacts}/late"]
     assert content(new) == before
+
+
+@pytest.mark.usefixtures("read_only")
+def test_the_copy_is_removed_when_its_process_ends(tmp_path: Path) -> None:
+    root = records(tmp_path / "mlruns")
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        copy = pool.submit(readable_copy, root).result()
+    assert copy.name == "mlflow.db"
+    assert not copy.parent.exists()
