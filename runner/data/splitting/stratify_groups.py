@@ -72,7 +72,7 @@ class _Division:
         totals = counts.sum(axis=1)
         with_all = hstack([counts, totals[:, None]])  # all images, as another class
         self.counts = csr_array(with_all, dtype=np.float64)
-        self.counts.sort_indices()
+        self.own = csr_array(counts, dtype=np.float64)
         self.wanted = np.vstack([wanted, wanted.sum(axis=0)])
         self.weights = 1 / np.maximum(self.wanted.sum(axis=1), 1)
         self.own_cost = self.counts.power(2) @ self.weights
@@ -106,35 +106,49 @@ class _Division:
             gains = -changes[np.arange(len(target)), target]
             candidates = np.flatnonzero(gains > SMALLEST_GAIN)
             candidates = candidates[np.argsort(-gains[candidates], kind="stable")]
-            moves = self._independent(candidates, sizes, required)
-            if not moves:
+            moves = self._independent(self._movable(candidates, sizes, required))
+            before, cost = self.parts.copy(), self.cost(sizes)
+            while len(moves):
+                self.parts[moves] = target[moves]
+                moved = self.sizes()
+                if self.cost(moved) < cost:
+                    break
+                self.parts[moves] = before[moves]
+                moves = moves[: len(moves) // 2]  # together they move too many images: only the best ones
+            if not len(moves):
                 return
-            before, cost = self.parts[moves], self.cost(sizes)
-            self.parts[moves] = target[moves]
-            sizes = self.sizes()
-            if self.cost(sizes) >= cost:  # together they move too many images: only the best one
-                self.parts[moves[1:]] = before[1:]
-                sizes = self.sizes()
+            sizes = moved
 
-    def _independent(self, candidates: np.ndarray, sizes: np.ndarray, required: Sequence[int]) -> list[int]:
-        """The first clusters that have no class in common."""
-        used = np.zeros(self.classes + 1, bool)
-        moves: list[int] = []
-        for cluster in candidates.tolist():
-            classes, images = self._row(cluster)
-            part = self.parts[cluster]
-            if used[classes].any() or (part in required and (sizes[classes, part] <= images).any()):
-                continue
-            used[classes] = True
-            moves.append(cluster)
-            if used[: self.classes].all():
-                break
-        return moves
+    def _movable(self, candidates: np.ndarray, sizes: np.ndarray, required: Sequence[int]) -> np.ndarray:
+        """Without the clusters that are a class's last images in a required part."""
+        rows = self.own[candidates]
+        cluster = _row_numbers(rows)
+        part = self.parts[candidates[cluster]]
+        is_last = (sizes[rows.indices, part] <= rows.data) & np.isin(part, list(required))
+        return np.delete(candidates, cluster[is_last])
+
+    def _independent(self, candidates: np.ndarray) -> np.ndarray:
+        """The candidates that have no class in common with one before them that is taken too, in order."""
+        taken = np.zeros(len(candidates), bool)
+        left = np.arange(len(candidates))
+        while len(left):
+            rows = self.own[candidates[left]]
+            cluster, classes = _row_numbers(rows), rows.indices
+            first = np.empty(self.classes, np.int64)
+            first[classes[::-1]] = cluster[::-1]  # of each class, its first candidate
+            waits = np.zeros(len(left), bool)
+            waits[cluster[first[classes] != cluster]] = True
+            taken[left[~waits]] = True
+            used = np.zeros(self.classes, bool)
+            used[classes[~waits[cluster]]] = True
+            waits[cluster[used[classes]]] = False
+            left = left[waits]
+        return candidates[taken]
 
     def _row(self, cluster: int) -> tuple[np.ndarray, np.ndarray]:
         """Classes of a cluster, and their images."""
-        start, end = self.counts.indptr[cluster], self.counts.indptr[cluster + 1] - 1
-        return self.counts.indices[start:end], self.counts.data[start:end]
+        start, end = self.own.indptr[cluster], self.own.indptr[cluster + 1]
+        return self.own.indices[start:end], self.own.data[start:end]
 
     def complete(self, required: Sequence[int]) -> bool:
         """Move clusters into required parts in which their class is missing. Returns whether one was moved."""
@@ -156,3 +170,8 @@ class _Division:
                     has_moved = True
                     break
         return has_moved
+
+
+def _row_numbers(rows: csr_array) -> np.ndarray:
+    """The row of each value."""
+    return np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr))

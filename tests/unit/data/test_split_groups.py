@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 from split_images import images_of, names_of, split_input
 
+import runner.data.splitting.stratify_groups
 from runner.config.data_schema import SplitConfig
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
@@ -109,6 +110,15 @@ def test_a_new_image_moves_few_others() -> None:
         more = (np.append(labels, 2), np.append(groups, groups[7]), [*names, "new"])
         moved.append(np.mean(folds_of(*more)[:-1] != folds_of(labels, groups, names)))
     assert np.mean(moved) < 0.1
+
+
+def test_many_classes_are_improved_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One class after the other, a million images in groups would take minutes."""
+    labels = np.repeat(np.arange(300, dtype=np.int32), 200)
+    groups = np.arange(len(labels), dtype=np.int32) // 3
+    expected = folds_of(labels, groups)
+    monkeypatch.setattr(runner.data.splitting.stratify_groups, "MOST_PASSES", 20)
+    assert np.array_equal(folds_of(labels, groups), expected)
 
 
 def test_a_class_in_few_groups_is_in_every_split() -> None:
