@@ -55,6 +55,8 @@ class S3Server:
         ]
         (folder / "logins.json").write_text(json.dumps({"identities": identities}))
         self._stack = ExitStack()
+        self.process: subprocess.Popen[bytes]
+        """The server, once it was started."""
 
     @property
     def address(self) -> str:
@@ -99,12 +101,12 @@ class S3Server:
             *("-volume.max=100", "-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64", *self._ports),
         ]
         log = self._stack.enter_context((self.folder / "s3.txt").open("a"))
-        process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-        self._stack.callback(_end, process)
+        self.process = subprocess.Popen(words, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        self._stack.callback(_end, self.process)
         deadline = time.monotonic() + START_TIMEOUT
         while not self._has_bucket():
             log_so_far = (self.folder / "s3.txt").read_text()[-2000:]
-            assert process.poll() is None, log_so_far
+            assert self.process.poll() is None, log_so_far
             assert time.monotonic() < deadline, log_so_far
             time.sleep(0.3)
 

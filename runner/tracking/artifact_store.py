@@ -7,10 +7,14 @@ import tempfile
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from runner.utils.errors import UserError, error_chain
 from runner.utils.redaction import error_line, redact
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 ROOT_VARIABLE = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 """MLflow's environment variable for the address under which new experiments keep their artifacts."""
@@ -19,6 +23,8 @@ CHECKED = frozenset({"s3", "mlflow-artifacts"})
 """Schemes of the stores that a run tries before it computes anything."""
 CHECK_FILE = ".runner-write-check.txt"
 """Written to a store and removed again, to see whether it takes files."""
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 20
+"""Seconds that S3 has to accept a connection, and to answer."""
 LIBRARIES = frozenset({"boto3", "botocore", "s3transfer"})
 NO_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"}
@@ -68,6 +74,30 @@ def location_in(root: str, folder: str) -> str:
     return f"{root}/{quote(folder)}"
 
 
+def limit_waiting() -> None:
+    """Give S3 seconds instead of minutes for its answers: a process waits for them even when it was told to end."""
+    from mlflow.store.artifact import artifact_repository_registry as registry
+
+    registry._artifact_repository_registry.register("s3", _s3_repository)
+
+
+def _s3_repository(*args: Any, **options: Any) -> ArtifactRepository:
+    """MLflow's artifact repository for an s3: address; MLflow calls it when it first needs one."""
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    with suppress(ImportError):  # the first request says that boto3 is missing
+        import boto3
+        from botocore.config import Config
+        from botocore.session import get_session
+
+        if boto3.DEFAULT_SESSION is None:
+            session = get_session()
+            timeouts = Config(connect_timeout=CONNECT_TIMEOUT, read_timeout=READ_TIMEOUT)
+            session.set_default_client_config(timeouts)
+            boto3.setup_default_session(botocore_session=session)
+    return S3ArtifactRepository(*args, **options)
+
+
 @lru_cache
 def check_takes_files(location: str, uri: str) -> None:
     """Store a small file in an artifact store and remove it, once in a process; local folders are not tried.
@@ -82,8 +112,8 @@ def check_takes_files(location: str, uri: str) -> None:
         return
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    repository = get_artifact_repository(location, tracking_uri=uri)
     try:
+        repository = get_artifact_repository(location, tracking_uri=uri)
         with tempfile.TemporaryDirectory(prefix="runner-") as folder:
             file = Path(folder) / CHECK_FILE
             file.write_text("This file may be removed.\n")

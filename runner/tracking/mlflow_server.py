@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from runner.tracking import moved_records
-from runner.tracking.artifact_store import ROOT_VARIABLE, artifact_root, check_takes_files, location_in
+from runner.tracking.artifact_store import (
+    ROOT_VARIABLE,
+    artifact_root,
+    check_takes_files,
+    limit_waiting,
+    location_in,
+)
 from runner.utils.atomic_files import atomic_write, make_folder
 from runner.utils.errors import UserError
 from runner.utils.file_systems import absolute_uri, is_sqlite, network_file_system, sqlite_path, sqlite_uri
@@ -107,6 +113,7 @@ class TrackingServer:
         """
         configure_mlflow()
         check_reachable(self.uri)
+        limit_waiting()
         for name in ("alembic", "mlflow.tracking", "mlflow.store.model_registry.abstract_store"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs the traceback of every error that it also raises, as of a full disk.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ PASSWORD = "s3cret-endpoint-word"
 TOKEN = "s3cret-session-token"
 SECRETS = (KEY_SECRET, READER_SECRET, PASSWORD, TOKEN)
 ARRANGEMENTS = ("embedded", "proxied", "direct")
+MOST_WAITED = 90
+"""Seconds that a process may take to end while S3 does not answer."""
 LARGE = 500 * 1024**2
 MOST_MEMORY = 64 * 1024**2
 """Bytes that our process may need more while it handles a file of `LARGE` bytes."""
@@ -355,6 +359,53 @@ def test_an_outage_of_s3_loses_no_record(
     assert Path(client.download_artifacts(tracker.run_id, "2.txt", str(tmp_path))).read_text() == "second"
     assert list(server.journals.glob("*/")) == []
     assert_no_secret(tmp_path, server.root)
+
+
+HANG = """
+import os, signal, sys, time
+from runner.tracking.mlflow_server import tracking_server
+from runner.tracking.run_lifecycle import RunRequest, track_run
+from runner.utils.console import Terminal
+from runner.utils.exit_status import run_script
+
+def main(words):
+    server = tracking_server(words[0])
+    with track_run(server, server.connect(), RunRequest("hang", "run"), Terminal()) as tracker:
+        os.kill(int(words[1]), signal.SIGSTOP)
+        tracker.log_text("1.txt", "first")
+        print("hanging", flush=True)
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+sys.exit(run_script(main))
+"""
+
+
+def test_a_process_that_is_stopped_while_s3_hangs_ends(
+    s3: S3Server, login: Callable[..., None], tmp_path: Path, mlflow_template: Path
+) -> None:
+    """The threads of boto3 keep a process until their requests end."""
+    root = copy_store(mlflow_template, tmp_path / "mlruns")
+    environment = user_environment(**s3.environment, **{ROOT_VARIABLE: f"s3://{BUCKET}/hang"})
+    words = [sys.executable, "-c", HANG, str(root), str(s3.process.pid)]
+    try:
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first == "hanging\n", first + process.stdout.read()
+        started = time.monotonic()
+        rest = process.communicate()[0]
+        assert time.monotonic() - started < MOST_WAITED, rest
+    finally:
+        s3.process.send_signal(signal.SIGCONT)
+    assert process.returncode == 128 + signal.SIGTERM, rest
+    assert main.main(["sync", "--tracking.root", str(root)]) == 0
+    (run,) = runs_of(tracking_server(str(root)).connect(), "hang")
+    assert run.info.status == "KILLED"
+    assert s3.file_names(f"hang/hang/{run.info.run_id}/artifacts/1.txt")
 
 
 MEMORY = """
