@@ -8,10 +8,14 @@ import numpy as np
 
 from runner.data.columns import Paths
 from runner.data.splitting.clusters import SplitInput
-from runner.utils.text import counted, named
+from runner.utils.text import counted, named, printable
 
 FEW_IMAGES = 10
 """A class with fewer images has at most two or three for validation and test."""
+
+
+MOST_NAMED, MOST_EQUAL = 5, 3
+"""Images that a message names, and paths of each of them."""
 
 
 def image_remarks(images: SplitInput) -> Iterator[str]:
@@ -33,18 +37,27 @@ def groups_with_several(groups: np.ndarray, values: np.ndarray) -> list[np.ndarr
 
 
 def as_equation(paths: Paths, indices: np.ndarray) -> str:
-    """`a/1.jpg = b/2.jpg`."""
-    return " = ".join(paths[index] for index in indices.tolist())
+    """`a/1.jpg = b/2.jpg`; of many, the first ones."""
+    shown = " = ".join(paths[index] for index in indices[:MOST_EQUAL].tolist())
+    return shown if len(indices) <= MOST_EQUAL else f"{shown} = {len(indices) - MOST_EQUAL:,} more"
 
 
 def _conflict_remark(images: SplitInput) -> Iterator[str]:
     """Identical files in several classes: at most one of their labels is right."""
     conflicting = groups_with_several(images.contents, images.labels)
     if conflicting:
+        firsts = [_one_per_class(images, indices) for indices in conflicting[:MOST_NAMED]]
+        shown = ", ".join(printable(as_equation(images.paths, indices)) for indices in firsts)
+        more = f" and {len(conflicting) - MOST_NAMED:,} more" if len(conflicting) > MOST_NAMED else ""
         yield (
-            f"contradicting labels: {counted(len(conflicting), 'image')} in more than one class"
-            f" ({named([as_equation(images.paths, indices) for indices in conflicting])}); leave each in one class"
+            f"contradicting labels: {counted(len(conflicting), 'image')} in more than one class ({shown}{more}); leave"
+            " each in one class"
         )
+
+
+def _one_per_class(images: SplitInput, indices: np.ndarray) -> np.ndarray:
+    """The first of some images in each class, in their order."""
+    return indices[np.sort(np.unique(images.labels[indices], return_index=True)[1])]
 
 
 def _class_size_remark(images: SplitInput) -> Iterator[str]:

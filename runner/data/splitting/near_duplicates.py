@@ -20,6 +20,7 @@ from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.splitting.clusters import SplitInput, content_ids
 from runner.data.splitting.image_hashes import image_hashes
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 from runner.utils.text import counted, named
 
 MOST_BITS = 6
@@ -32,6 +33,8 @@ NUMBER_OF_PAIR[*BYTE_PAIRS.T] = np.arange(len(BYTE_PAIRS))
 FLAT = 4.0
 """Standard deviation of gray values (0 to 255) below which an image has nothing to compare."""
 MOST_NAMED = 3
+MOST_PAIRS = 2_000_000
+"""All pairs among the thousands of frames that a fixed camera takes would not fit in memory, and say nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,10 @@ class NearDuplicates:
 def find_near_duplicates(
     files: ImageFiles, paths: Paths, digests: np.ndarray, cache: Path, terminal: Terminal
 ) -> NearDuplicates:
-    """Compare all images: arguments as of `image_hashes`. Raises `UserError` if a process that decodes them dies."""
+    """Compare all images: arguments as of `image_hashes`.
+
+    Raises `UserError` if a process that decodes them dies, and if more than `MOST_PAIRS` pairs look alike.
+    """
     return compare_hashes(content_ids(digests), image_hashes(files, paths, digests, cache, terminal))
 
 
@@ -59,6 +65,8 @@ def compare_hashes(contents: np.ndarray, hashes: np.ndarray) -> NearDuplicates:
     Args:
         contents: n numbers; those of identical images are equal.
         hashes: As `image_hashes` gives them.
+
+    Raises `UserError` if more than `MOST_PAIRS` pairs look alike.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -82,7 +90,7 @@ def _close_pairs(hashes: np.ndarray) -> np.ndarray:
     """
     perceptual = hashes["perceptual"]
     codes = np.ascontiguousarray(perceptual).view(np.uint8).reshape(-1, BYTES)
-    found = [np.empty((0, 2), np.int64)]
+    found, number_found = [np.empty((0, 2), np.int64)], 0
     for number, (first, second) in enumerate(BYTE_PAIRS.tolist()):
         keys = codes[:, first].astype(np.uint16) << 8 | codes[:, second]
         order = np.argsort(keys, kind="stable")
@@ -102,6 +110,12 @@ def _close_pairs(hashes: np.ndarray) -> np.ndarray:
                 _first_agreement(codes[one] == codes[other]) == number
             )
             found.append(np.stack([one[close], other[close]], 1))
+            number_found += len(found[-1])
+            if number_found > MOST_PAIRS:
+                raise UserError(
+                    f"More than {MOST_PAIRS:,} pairs of images look nearly alike, as frames of one camera do; name what"
+                    " belongs together by split.group instead, and set data.near_duplicates=off."
+                )
     return np.sort(np.concatenate(found), axis=1)
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from runner.config.data_schema import SplitConfig
 from runner.data.columns import Paths
-from runner.data.splitting import image_hashes
+from runner.data.splitting import image_hashes, near_duplicates
 from runner.data.splitting.clusters import SplitInput
 from runner.data.splitting.image_hashes import ROW
 from runner.data.splitting.near_duplicates import (
@@ -26,6 +26,7 @@ from runner.data.splitting.near_duplicates import (
 )
 from runner.data.splitting.splits import assign_splits
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 
 
@@ -225,3 +226,11 @@ def test_all_close_pairs_are_found_once(seed: int, number: int, flips: int) -> N
 
 def bits(hashes: np.ndarray, name: str, one: int, other: int) -> int:
     return int(hashes[name][one] ^ hashes[name][other]).bit_count()
+
+
+def test_more_pairs_than_fit_in_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the frames of a fixed camera have them."""
+    monkeypatch.setattr(near_duplicates, "MOST_PAIRS", 1000)
+    with pytest.raises(UserError, match=r"More than 1,000 pairs .* split\.group"):
+        _close_pairs(np.zeros(100, ROW))
+    assert len(_close_pairs(np.zeros(40, ROW))) == 780

@@ -18,9 +18,19 @@ def test_images_in_several_classes_are_named() -> None:
     contents = ["same" if path in ("a/003.png", "c/001.png", "c/002.png") else path for path in paths]
     (remark,) = image_remarks(split_input(paths, contents))
     assert remark == (
-        "contradicting labels: 1 image in more than one class (a/003.png = c/001.png = c/002.png); leave each in one"
-        " class"
+        "contradicting labels: 1 image in more than one class (a/003.png = c/001.png); leave each in one class"
     )
+
+
+def test_of_many_identical_images_a_few_are_named() -> None:
+    paths = images_of(dict.fromkeys("abcdef", 1000))
+    (remark,) = image_remarks(split_input(paths, ["same"] * len(paths)))
+    assert "(a/000.png = b/000.png = c/000.png = 3 more)" in remark
+    pairs = [path.partition("/")[2] for path in paths]
+    (remark,) = image_remarks(split_input(paths, pairs))
+    assert "1,000 images in more than one class" in remark
+    assert "and 995 more" in remark
+    assert len(remark) < 500
 
 
 def test_small_classes_are_named_the_smallest_first() -> None:
