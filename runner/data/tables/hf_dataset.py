@@ -11,10 +11,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
@@ -84,8 +86,11 @@ class _Part:
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote."""
-    return any((folder / name).is_file() for name in (SPLITS_FILE, STATE_FILE, INFO_FILE))
+    """Whether a folder is one that `save_to_disk` of Hugging Face's `datasets` wrote, perhaps not whole."""
+    if (folder / SPLITS_FILE).is_file():
+        return True
+    # Other programs write files with these names too.
+    return any((folder / name).is_file() for name in (STATE_FILE, INFO_FILE)) and any(folder.glob("*.arrow"))
 
 
 def list_saved_dataset(root: Path, data: DataConfig) -> Listing:
@@ -116,7 +121,7 @@ def list_saved_dataset(root: Path, data: DataConfig) -> Listing:
     return Listing(
         SavedImages(root, image, max(part.saved for part in texts)),
         Paths.joined([_paths(part) for part in texts]),
-        np.concatenate([_stamps(part, image) for part in texts]),
+        np.concatenate([_stamps(root, part, image) for part in texts]),
         tuple(classes),
         labels,
         given,
@@ -299,15 +304,30 @@ def _paths(part: _Part) -> Paths:
     return Paths(pc.binary_join_element_wise(text[0], numbers, text[1]).cast(pa.large_binary()))
 
 
-def _stamps(part: _Part, image: str) -> np.ndarray:
-    """n × 4, as in `FileList`; a row has the times of its Arrow file."""
+def _stamps(root: Path, part: _Part, image: str) -> np.ndarray:
+    """n × 4, as in `FileList`: a row has its size, when and how large the dataset was saved, and its column; an image
+    that lies in a file of its own has that file's stamp."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     values = part.table.column(image)
+    paths = values if pa.types.is_string(values.type) else None
     if pa.types.is_struct(values.type):
-        values = pc.struct_field(values, "bytes")
+        has_paths = values.type.get_field_index("path") >= 0
+        content = pc.struct_field(values, "bytes")
+        if has_paths:
+            nothing = pa.scalar(None, pa.string())
+            paths = pc.if_else(
+                pc.is_null(content), pc.struct_field(values, "path").cast(pa.string()), nothing
+            )
+        values = content
     stamps = np.empty((len(values), STAMP), np.int64)
     stamps[:, 0] = pc.fill_null(pc.binary_length(values), 0).to_numpy()
-    stamps[:, 1:] = part.saved, part.table.num_rows, 0
+    stamps[:, 1:] = part.saved, part.table.num_rows, crc32(image.encode())
+    if paths is not None:
+        outside = np.flatnonzero(pc.is_valid(paths).to_numpy())
+        for row, path in zip(outside, paths.drop_null().to_pylist(), strict=True):
+            with suppress(OSError, ValueError):  # it is missing: the scan says so
+                status = os.stat(root / path)
+                stamps[row] = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
     return stamps

@@ -22,6 +22,7 @@ from runner.data.scan import scan_images
 from runner.data.tables.hf_dataset import is_saved_dataset, list_saved_dataset
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.hashing import digest_bytes
 from runner.utils.paths import PACKAGE
 
 pytestmark = pytest.mark.skipif(
@@ -136,6 +137,46 @@ def test_columns_are_found_by_their_kind_or_named(tmp_path: Path) -> None:
         listed(tmp_path / "two")
     with pytest.raises(UserError, match=r"no column course \(did you mean 'coarse'\?\)"):
         listed(tmp_path / "two", label="course")
+
+
+def test_other_programs_may_write_files_with_these_names(tmp_path: Path) -> None:
+    for name in ("state.json", "dataset_info.json"):
+        (tmp_path / name).write_text("{}")
+    assert not is_saved_dataset(tmp_path)
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    assert is_saved_dataset(tmp_path)
+
+
+def test_another_column_is_another_image(silent: Terminal, tmp_path: Path) -> None:
+    """Pictures of equal size: the cache of the scan must not take one for the other."""
+    import datasets
+
+    whole = datasets.concatenate_datasets(
+        [dataset([0, 1]), dataset([0, 1], None, "mask", "other", 50)], axis=1
+    )
+    whole.save_to_disk(str(tmp_path / "saved"))
+    digests = [
+        scan_images(listed(tmp_path / "saved", image=name), tmp_path / "cache", silent).digests.tobytes()
+        for name in ("image", "mask")
+    ]
+    assert digests[0] != digests[1]
+    assert digests[1][:20] == bytes.fromhex(digest_bytes(picture(50)))
+
+
+def test_a_changed_file_beside_a_dataset_is_scanned_again(silent: Terminal, tmp_path: Path) -> None:
+    """Some datasets hold the paths of their images."""
+    import datasets
+
+    files = [tmp_path / f"{number}.png" for number in range(2)]
+    for number, file in enumerate(files):
+        file.write_bytes(picture(number))
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.Value("string")})
+    rows = {"image": [str(file) for file in files], "label": ["cat", "dog"]}
+    datasets.Dataset.from_dict(rows, features).save_to_disk(str(tmp_path / "saved"))
+    scan_images(listed(tmp_path / "saved"), tmp_path / "cache", silent)
+    files[1].write_bytes(picture(9))
+    found = scan_images(listed(tmp_path / "saved"), tmp_path / "cache", silent)
+    assert found.digests[1].tobytes() == bytes.fromhex(digest_bytes(picture(9)))
 
 
 def test_a_split_without_labels_and_one_of_another_name_are_left_out(tmp_path: Path) -> None:
