@@ -184,7 +184,7 @@ def _walk_folders(folders: Sequence[_Folder], walk: _Walk, processes: int) -> It
 def _inner_folder(folder: _Folder, entry: os.DirEntry[str], prefix: str) -> _Folder | None:
     """A folder within; None if it is a link that forms a cycle."""
     seen = folder.seen or frozenset({os.path.realpath(folder.path)})
-    if entry.is_symlink() or not prefix:
+    if folder.follow_links:
         target = os.path.realpath(entry.path)
         if target in seen:
             return None

@@ -221,7 +221,7 @@ def scan_dataset(experiment: Experiment, terminal: Terminal) -> ScannedImages:
         readable = np.ones(len(listing.paths), bool)
         readable[list(verdicts.errors)] = False
         listing, digests = listing.take(readable), digests[readable]
-    _check_class_folders(listing)
+    _check_classes(listing)
     near = None
     if data.near_duplicates != "off":
         near = find_near_duplicates(listing.files, listing.paths, digests, cache, terminal)
@@ -257,9 +257,12 @@ def _refuse(rejected: Sequence[RejectedFile], listing: Listing) -> NoReturn:
     )
 
 
-def _check_class_folders(listing: Listing) -> None:
-    """Raises `UserError` for classes without images."""
+def _check_classes(listing: Listing) -> None:
+    """Raises `UserError` for classes without images. The layouts refuse empty folders: here, no image could be read."""
     counts = np.bincount(listing.labels, minlength=len(listing.classes))
     if empty := [name for name, count in zip(listing.classes, counts, strict=True) if not count]:
-        shown = named([listing.files.shown(name) for name in empty])
-        raise UserError(f"The class folder {shown} holds no image; fill or remove it.")
+        plural = len(empty) > 1
+        raise UserError(
+            f"No image of the class{'es' * plural} {named(empty)} can be read, and data.unreadable=skip leaves all of"
+            f" them out; repair some, or remove {'these classes' if plural else 'the class'}."
+        )
