@@ -34,6 +34,8 @@ from runner.utils.long_wait import long_wait
 from runner.utils.paths import cache_folder
 
 GIB = 2**30
+MOST_SHARED = 2
+"""Kinds of features that trainings in one process share. With `model.normalize=statistics` each fold has its own."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class SharedSetup:
     """By the settings that split the images."""
     in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
     features: dict[str, FeatureCache] = field(default_factory=dict)
-    """By frozen backbone and views."""
+    """By frozen backbone and views, the oldest first. Each holds a model."""
 
     @classmethod
     def of_trials(cls, experiment: Experiment | None = None, manifest: Manifest | None = None) -> SharedSetup:
@@ -106,6 +108,8 @@ class SharedSetup:
         key = digest(backbone, model.spec.normalization, *views)
         if key not in self.features:
             self.features[key] = setup.features
+            if len(self.features) > MOST_SHARED:
+                del self.features[next(iter(self.features))]
             return setup
         return dataclasses.replace(setup, features=self.features[key].of(setup.manifest))
 
