@@ -18,8 +18,8 @@ from runner.config.choices import DATASETS
 from runner.config.data_schema import DataConfig
 from runner.data.archives.listing import is_archive, list_archive
 from runner.data.archives.webdataset import is_shard, list_shards, shard_names
-from runner.data.combined import with_test_images
-from runner.data.layout import arrange, class_folders
+from runner.data.layouts.combined import with_test_images
+from runner.data.layouts.layout import arrange, class_folders
 from runner.data.listing import Listing, list_folder
 from runner.data.tables.hf_dataset import is_saved_dataset, list_saved_dataset
 from runner.data.tables.label_table import list_table

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from runner.data.columns import Paths
-from runner.data.combined import CombinedFiles, separated
 from runner.data.depth import GrayRange
 from runner.data.files import ImageFiles
 from runner.data.images import DIGEST_BYTES
+from runner.data.layouts.combined import CombinedFiles, separated
 from runner.data.listing import Listing
 from runner.data.scan_cache import KnownImages, ScanCache
 from runner.utils.console import Terminal

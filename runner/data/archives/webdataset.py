@@ -20,7 +20,7 @@ from runner.data.archives.shard_samples import find_samples, read_label
 from runner.data.archives.tar_members import list_tar
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
-from runner.data.layout import SPLIT_FOLDERS
+from runner.data.layouts.layout import SPLIT_FOLDERS
 from runner.data.listing import FileList, Listing
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError

@@ -23,7 +23,7 @@ import numpy as np
 from runner.config.data_schema import DataConfig
 from runner.data.columns import Paths
 from runner.data.images import SPLITS
-from runner.data.layout import SPLIT_FOLDERS
+from runner.data.layouts.layout import SPLIT_FOLDERS
 from runner.data.listing import STAMP, Listing
 from runner.data.tables.reader import as_text
 from runner.utils.errors import UserError

@@ -14,7 +14,7 @@ import numpy as np
 from runner.config.data_schema import DataConfig
 from runner.data.files import FolderFiles
 from runner.data.images import NO_SPLIT, SPLITS
-from runner.data.layout import SPLIT_FOLDERS
+from runner.data.layouts.layout import SPLIT_FOLDERS
 from runner.data.listing import FileList, Listing
 from runner.data.tables.paths import TableImages, find_images
 from runner.data.tables.reader import Table, columns_of, read_table

@@ -12,8 +12,8 @@ from pictures import draw
 
 from runner.config.data_schema import DataConfig
 from runner.config.schema import Experiment
-from runner.data.combined import with_test_images
-from runner.data.layout import arrange
+from runner.data.layouts.combined import with_test_images
+from runner.data.layouts.layout import arrange
 from runner.data.listing import Listing, list_folder
 from runner.data.manifest import build_manifest
 from runner.utils.console import Terminal

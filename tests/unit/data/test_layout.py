@@ -14,8 +14,8 @@ from runner.config.data_schema import DataConfig
 from runner.data.columns import Paths
 from runner.data.files import FolderFiles
 from runner.data.images import SPLITS
-from runner.data.layout import arrange
-from runner.data.layout_trees import CLASS_FOLDERS, SPLIT_FOLDERS
+from runner.data.layouts.layout import arrange
+from runner.data.layouts.trees import CLASS_FOLDERS, SPLIT_FOLDERS
 from runner.data.listing import STAMP, FileList, Listing, list_folder
 from runner.utils.errors import UserError
 

@@ -10,7 +10,7 @@ import pytest
 from drawn_trees import make_tree
 
 from runner.config.parser import parse
-from runner.data.layout_trees import CLASS_FOLDERS, SPLIT_FOLDERS
+from runner.data.layouts.trees import CLASS_FOLDERS, SPLIT_FOLDERS
 from runner.data.manifest import build_manifest
 from runner.utils.console import Terminal
 from runner.utils.paths import PACKAGE

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from runner.config.data_schema import DataConfig
-from runner.data.folders import Child, Folders, Parts, is_image_file
 from runner.data.images import NO_SPLIT, SPLITS
-from runner.data.layout_trees import layout_error
+from runner.data.layouts.folders import Child, Folders, Parts, is_image_file
+from runner.data.layouts.trees import layout_error
 from runner.data.listing import FileList, Listing
 from runner.utils.errors import UserError
 from runner.utils.text import counted, joined, named, printable, valid_unicode
