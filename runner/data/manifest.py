@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import itertools
-import re
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
 from runner.config.data_schema import SplitConfig
 from runner.config.schema import Experiment
+from runner.data.columns import Paths
 from runner.data.datasets import list_dataset
 from runner.data.depth import GrayImages, depth_remarks, gray_images, resolve_depth
 from runner.data.files import ImageFiles
-from runner.data.images import NO_SPLIT, SPLITS, Entry, Images
+from runner.data.images import NO_SPLIT, SPLITS, Images, pack_digests
 from runner.data.listing import Listing
 from runner.data.remarks import image_remarks
 from runner.data.scan import Verdicts, scan_images
@@ -34,9 +33,11 @@ from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.paths import cache_folder
-from runner.utils.text import named
+from runner.utils.text import named, one_line
 
 COLUMNS = ("path", "class", "split", "size", "digest")
+MAX_CELL = 100_000
+"""Bytes. No file system has longer paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +120,72 @@ class Manifest:
 
 def parse_manifest(text: str, files: ImageFiles) -> Manifest:
     """The manifest that `Manifest.to_csv` wrote, of images in `files`. Raises `UserError` if the table is not one."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import csv
+
+    types = {"path": pa.large_binary(), **dict.fromkeys(COLUMNS[1:], pa.large_string())}
     try:
-        header, *rows = csv.reader(io.StringIO(text, newline=""))
-        if tuple(header) != COLUMNS:
-            raise ValueError(header)
-    except (ValueError, csv.Error):
-        raise UserError("The manifest was not written by the runner.") from None
-    for number, row in enumerate(rows, 1):
-        if problem := _row_problem(row):
-            raise UserError(f"The manifest was not written by the runner: {problem} in row {number}.")
-    if any(first[0] >= second[0] for first, second in itertools.pairwise(rows)):
-        raise UserError("The manifest was not written by the runner: its paths are not sorted and unique.")
-    return Manifest(
-        files,
-        Images.of(
-            Entry(path, label, split, int(size), content) for path, label, split, size, content in rows
-        ),
+        table = csv.read_csv(
+            pa.BufferReader(os.fsencode(text)),
+            parse_options=csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+            convert_options=csv.ConvertOptions(column_types=types, strings_can_be_null=False),
+        )
+        if tuple(table.column_names) != COLUMNS or text.startswith("\ufeff"):
+            raise ValueError("other columns")
+        if not len(table):
+            raise ValueError("no image")
+    except ValueError as error:  # also of Arrow
+        raise UserError(
+            f"The manifest was not written by the runner ({one_line(str(error), 200)})."
+        ) from None
+    columns = {name: table[name].combine_chunks() for name in COLUMNS}
+    for problem, mask in _row_problems(columns):
+        if (row := pc.index(mask, True).as_py()) >= 0:
+            raise UserError(f"The manifest was not written by the runner: {problem} in row {row + 1}.")
+    paths = Paths(columns["path"])
+    _check_order(paths)
+    labels = columns["class"].dictionary_encode()
+    names = labels.dictionary.to_pylist()
+    classes = sorted(names)
+    number = {name: index for index, name in enumerate(classes)}
+    images = Images(
+        paths,
+        tuple(classes),
+        np.array([number[name] for name in names], np.int32)[labels.indices.to_numpy()],
+        pc.index_in(columns["split"], pa.array(SPLITS, pa.large_string())).to_numpy().astype(np.int8),
+        columns["size"].cast(pa.int64()).to_numpy(),
+        pack_digests(columns["digest"].to_numpy(zero_copy_only=False).tolist()),
     )
+    return Manifest(files, images)
 
 
-def _row_problem(row: Sequence[str]) -> str | None:
-    """Why a row cannot be one of a manifest; None if it can."""
-    if len(row) != len(COLUMNS):
-        return f"{len(row)} cells"
-    path, label, split, size, content = row
-    if {"", ".", ".."} & set(path.removeprefix("/").split("/")) or "\0" in path:
-        return "a path outside its dataset"
-    if not label:
-        return "no class"
-    if split not in SPLITS:
-        return "an unknown split"
-    if not re.fullmatch("0|[1-9][0-9]{0,17}", size):
-        return "a size that is not a number of bytes"
-    return None if re.fullmatch("[0-9a-f]{40}", content) else "an invalid digest"
+def _row_problems(columns: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What can be wrong with a row of a manifest, and n booleans: where it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in ("path", "class"):
+        yield f"a {name} that is too long", pc.greater(pc.binary_length(columns[name]), MAX_CELL)
+    outside = pc.match_substring_regex(columns["path"], r"^$|//|/$|(?:^|/)\.\.?(?:/|$)|\x00")
+    yield "a path outside its dataset", outside
+    yield "no class", pc.equal(columns["class"], "")
+    yield "an unknown split", pc.invert(pc.is_in(columns["split"], pa.array(SPLITS, pa.large_string())))
+    is_size = pc.match_substring_regex(columns["size"], "^(?:0|[1-9][0-9]{0,17})$")
+    yield "a size that is not a number of bytes", pc.invert(is_size)
+    yield "an invalid digest", pc.invert(pc.match_substring_regex(columns["digest"], "^[0-9a-f]{40}$"))
+
+
+def _check_order(paths: Paths) -> None:
+    """Raises `UserError` for paths that are not sorted and unique. Bytes that are not UTF-8 are sorted otherwise than
+    as they are written: `\\xe9`."""
+    import pyarrow.compute as pc
+
+    array = paths.array
+    is_sorted = pc.all(pc.less(array[:-1], array[1:]), min_count=0).as_py()
+    if is_sorted or (pc.any(pc.match_substring(array, r"\x")).as_py() and len(array.unique()) == len(array)):
+        return
+    raise UserError("The manifest was not written by the runner: its paths are not sorted and unique.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from runner.data.files import FolderFiles
 from runner.data.images import SPLITS, Entry, Images
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
 from runner.utils.console import Terminal
+from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 
@@ -205,12 +207,47 @@ def test_any_file_name_survives_the_csv(entries: list[Entry]) -> None:
     assert parse_manifest(manifest.to_csv(), FolderFiles(Path("root"))) == manifest
 
 
+def test_names_that_are_not_utf8_may_be_sorted_otherwise_in_the_csv() -> None:
+    names = sorted(["a/z.png", os.fsdecode(b"a/\xe9.png"), "a/é.png"])
+    manifest = Manifest(
+        FolderFiles(Path("root")), Images.of(Entry(name, "a", "val", 1, "0" * 40) for name in names)
+    )
+    again = parse_manifest(manifest.to_csv(), manifest.files)
+    assert list(again.entries.paths) == ["a/z.png", "a/é.png", r"a/\xe9.png"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"path": "a/../1"}, "outside its dataset in row 2"),
+        ({"path": ""}, "outside its dataset in row 2"),
+        ({"path": "a//1"}, "outside its dataset in row 2"),
+        ({"class": ""}, "no class in row 2"),
+        ({"split": "tune"}, "an unknown split in row 2"),
+        ({"size": "01"}, "a size that is not a number of bytes in row 2"),
+        ({"digest": "0" * 39}, "an invalid digest in row 2"),
+        ({"path": "a/1"}, "not sorted and unique"),
+        ({"path": "a/0"}, "not sorted and unique"),
+    ],
+)
+@pytest.mark.parametrize("first", ["a/1", r"a/\x1"])
+def test_rows_that_no_manifest_has_are_named(first: str, changed: dict[str, str], problem: str) -> None:
+    row = {"path": first, "class": "a", "split": "train", "size": "1", "digest": "0" * 40}
+    changed = {name: first if value == "a/1" else value for name, value in changed.items()}
+    if changed.get("path") == "a/0" and first != "a/1":
+        return  # names that are not UTF-8 are sorted otherwise
+    text = to_csv(list(row), [list(row.values()), list({**row, "path": "b/1", **changed}.values())])
+    with pytest.raises(UserError, match=problem):
+        parse_manifest(text, FolderFiles(Path("root")))
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "name,label\n1,2\n",
         "path,class,size,reason\n",
+        "path,class,split,size,digest\n",
         "path,class,split,size,digest\na/b.png,a,train,large,00\n",
         "path,class,split,size,digest\na/b.png,a,train,12\n",
     ],
