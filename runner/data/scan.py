@@ -83,15 +83,17 @@ def scan_images(listing: Listing, cache: Path, terminal: Terminal) -> Verdicts:
     old = np.flatnonzero(where >= 0)
     verdicts.digests[old] = known.digests[where[old]]
     if known.gray:
-        gray = {int(row): known.gray[int(where[row])] for row in old if int(where[row]) in known.gray}
-        verdicts.gray.update(gray)
+        row_of = np.full(len(known), -1)
+        row_of[where[old]] = old
+        verdicts.gray.update((int(row_of[at]), gray) for at, gray in known.gray.items() if row_of[at] >= 0)
     new = np.flatnonzero(where < 0)
     if len(new):
         _verify_all(listing, new, verdicts, scan_cache, terminal)
-    if len(new) or len(known) != len(listing.paths):
+    if len(new) > len(verdicts.errors) or scan_cache.has_parts:
         images = np.ones(len(listing.paths), bool)
         images[list(verdicts.errors)] = False
-        scan_cache.replace(_remembered(listing, verdicts, np.flatnonzero(images)))
+        remembered = _remembered(listing, verdicts, np.flatnonzero(images))
+        scan_cache.replace(remembered, known.others(listing.paths))
     return verdicts
 
 

@@ -30,6 +30,8 @@ SCAN_VERSION = 5
 WHOLE = "scan.arrow"
 """The result of a finished scan; other files are parts of one that was interrupted."""
 GRAY = b"gray"
+MOST_OTHERS = 2_000_000
+"""Images that are remembered beside those of the last scan: another table may name them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,14 @@ class KnownImages:
         same = where >= 0
         same[same] = (self.stamps[where[same]] == stamps[same]).all(axis=1)
         return np.where(same, where, -1)
+
+    def others(self, paths: Paths) -> KnownImages:
+        """The images that are not among these paths: at most `MOST_OTHERS`."""
+        rows = np.flatnonzero(paths.positions(self.paths) < 0)[:MOST_OTHERS]
+        place = np.full(len(self), -1)
+        place[rows] = np.arange(len(rows))
+        gray = {int(place[row]): value for row, value in self.gray.items() if place[row] >= 0}
+        return KnownImages(self.paths.take(rows), self.stamps[rows], self.digests[rows], gray)
 
 
 class ScanCache:
@@ -91,9 +101,14 @@ class ScanCache:
         _write(path, images)
         self._parts.append(path)
 
-    def replace(self, images: KnownImages) -> None:
-        """Remember these images and no others."""
-        _write(self.folder / WHOLE, images)
+    @property
+    def has_parts(self) -> bool:
+        """Whether a scan was interrupted: then there are other files beside the one of a finished scan."""
+        return any(path.name != WHOLE for path in self._parts)
+
+    def replace(self, images: KnownImages, others: KnownImages) -> None:
+        """Remember these images, those of other parts of the dataset, and no more."""
+        _write(self.folder / WHOLE, _joined([images, others]) if len(others) else images)
         for path in self._parts:
             if path.name != WHOLE:
                 path.unlink(missing_ok=True)

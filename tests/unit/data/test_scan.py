@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pictures import draw
 from PIL import Image
@@ -15,10 +16,11 @@ from PIL import Image
 import runner.data.manifest
 import runner.data.scan
 from runner.config.schema import Experiment
+from runner.data.datasets import list_dataset
 from runner.data.files import FolderFiles, ImageFiles
 from runner.data.listing import Listing
 from runner.data.manifest import Manifest, build_manifest
-from runner.data.scan import Verdicts
+from runner.data.scan import Verdicts, scan_images
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
@@ -87,6 +89,31 @@ def test_only_a_new_file_is_decoded_and_a_deleted_one_is_dropped(
     assert decoded == ["new.png"]
     assert "red/new.png" in found
     assert "red/05.png" not in found
+
+
+def test_images_that_another_table_names_stay_remembered(
+    make: Make, pictures: Path, silent: Terminal, decoded: list[str], tmp_path: Path
+) -> None:
+    deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
+    for name in ("00.png", "08.png"):
+        deep.save(pictures / "red" / name)
+
+    def scan(rows: slice) -> Verdicts:
+        decoded.clear()
+        listing = list_dataset(make().data, tmp_path, silent)
+        chosen = np.zeros(len(listing.paths), bool)
+        chosen[rows] = True
+        return scan_images(listing.take(chosen), tmp_path / "cache", silent)
+
+    whole = scan(slice(None))
+    draw("red", 50).save(pictures / "red" / "05.png")
+    scan(slice(24, 32))
+    assert decoded == ["05.png"]
+    again = scan(slice(None))
+    assert not decoded
+    assert np.array_equal(again.digests[:29], whole.digests[:29])
+    assert again.gray == whole.gray
+    assert sorted(again.gray) == [24, 32]
 
 
 def test_an_interrupted_scan_continues_where_it_stopped(
