@@ -42,6 +42,7 @@ class S3Server:
         self.program = weed()
         ports = _free_ports(4)
         self.port = ports[0]
+        self._sockets = [f"seaweedfs-*-{port + more}.sock" for port in ports for more in (0, 10_000)]
         names = ("-s3.port", "-master.port", "-volume.port", "-filer.port")
         self._ports = [f"{name}={port}" for name, port in zip(names, ports, strict=True)]
         (folder / "data").mkdir()
@@ -128,6 +129,9 @@ class S3Server:
         """Stop the server; its files stay."""
         self._stack.close()
         self._stack = ExitStack()
+        for pattern in self._sockets:  # SeaweedFS leaves them
+            for socket_file in Path("/tmp").glob(pattern):  # noqa: S108 (it uses no other folder)
+                socket_file.unlink(missing_ok=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
