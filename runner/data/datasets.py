@@ -21,7 +21,7 @@ from runner.data.archives.webdataset import is_shard, list_shards, shard_names
 from runner.data.layouts.combined import with_test_images
 from runner.data.layouts.layout import arrange, class_folders
 from runner.data.listing import Listing, list_folder
-from runner.data.tables.hf_dataset import is_saved_dataset, list_saved_dataset
+from runner.data.tables.hf_dataset import SavedImages, is_saved_dataset, list_saved_dataset
 from runner.data.tables.label_table import list_table
 from runner.utils.errors import UserError
 
@@ -62,11 +62,31 @@ def list_dataset(data: DataConfig, cache: Path, terminal: Terminal, group: str |
     """
     listing = _list(data, cache, terminal, group)
     if data.test is None:
+        _check_columns(data, listing)
         return listing
-    if not Path(data.test).expanduser().exists():
+    test = Path(data.test).expanduser()
+    if not test.exists():
         raise UserError(f"There is no {data.test}; set data.test to where the test images are.")
-    elsewhere = replace(data, root=data.test, test=None, table=None)
-    return with_test_images(listing, _list(elsewhere, cache, terminal))
+    if not test.is_dir() and not is_archive(test):
+        raise UserError(
+            f"{data.test} is a file; data.test must be a folder of test images, or an archive (.zip, .tar)."
+        )
+    tested = _list(replace(data, root=data.test, test=None, table=None), cache, terminal)
+    _check_columns(data, listing, tested)
+    return with_test_images(listing, tested)
+
+
+def _check_columns(data: DataConfig, *listings: Listing) -> None:
+    """Raises `UserError` if `data.columns` names columns, and nothing has any."""
+    if (
+        data.columns
+        and data.table is None
+        and not any(isinstance(each.files, SavedImages) for each in listings)
+    ):
+        raise UserError(
+            f"data.columns names columns, but {listings[0].files.root} has none ({listings[0].layout}); remove it, or"
+            " set data.table to a table of labels."
+        )
 
 
 def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:

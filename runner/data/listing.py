@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISREG
@@ -176,7 +177,12 @@ def _walk_folders(folders: Sequence[_Folder], walk: _Walk, processes: int) -> It
     """List folders one after the other; once `walk` has many files, in several processes."""
     for number, folder in enumerate(folders):
         if processes > 1 and walk.count > MANY_FILES:
-            yield from map_in_processes(_walk_folder, folders[number:], processes)
+            try:
+                yield from map_in_processes(_walk_folder, folders[number:], processes)
+            except BrokenProcessPool:
+                raise UserError(
+                    "A process that lists folders has ended unexpectedly, perhaps for lack of memory; start again."
+                ) from None
             return
         yield _walk_folder(folder)
 

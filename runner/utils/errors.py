@@ -50,6 +50,8 @@ def user_message(error: BaseException) -> str | None:
         )
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return f"{error.filename or 'The disk'} cannot be written: its file system is read-only; choose another place."
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return f"The path {str(error.filename)[:100]} cannot be used ({error.strerror}); correct it."
     if isinstance(error, PermissionError):
         return f"No permission for {error.filename}; change its mode or choose another place."
     return None

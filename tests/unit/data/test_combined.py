@@ -161,3 +161,14 @@ def test_groups_of_test_images_are_others(pictures: Path, tests: Path) -> None:
     assert groups is not None
     assert groups.max() == 18
     assert (groups == 18).sum() == 15
+
+
+def test_a_file_that_is_no_archive_holds_no_test_images(make: Make, silent: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "tests.txt").touch()
+    with pytest.raises(UserError, match=r"tests\.txt is a file; data\.test must be a folder"):
+        build_manifest(make("--data.test", str(tmp_path / "tests.txt")), silent)
+
+
+def test_columns_of_what_has_none_are_refused(make: Make, silent: Terminal) -> None:
+    with pytest.raises(UserError, match=r"data\.columns names columns, but .* has none \(class folders\)"):
+        build_manifest(make("--data.columns", "{label: species}"), silent)

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
-from pictures import draw
+from pictures import COLORS, draw
 
+import runner.data.listing
 from runner.config.schema import Experiment
 from runner.data.listing import list_folder
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
@@ -140,6 +142,45 @@ def test_a_link_to_itself_is_ignored(make: Make, pictures: Path, silent: Termina
     (pictures / "red" / "self.png").symlink_to("self.png")
     assert len(build_manifest(make("--data.follow_links", "false"), silent).entries) == 36
     assert len(build_manifest(make("--data.follow_links", "true"), silent).entries) == 36
+
+
+# Many files
+
+
+def test_processes_list_what_one_process_lists(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for label in COLORS:
+        for inner in ("a", "a.b", "a b/c"):
+            (pictures / label / inner).mkdir(parents=True)
+            draw(label, 60).save(pictures / label / inner / "1.png")
+    alone = list_folder(pictures, follow_links=False)
+    monkeypatch.setattr(runner.data.listing, "MANY_FILES", 0)
+    monkeypatch.setattr(runner.data.listing, "cpu_count", lambda: 3)
+    together = list_folder(pictures, follow_links=False)
+    assert list(alone.paths) == sorted(alone.paths)
+    assert together.paths == alone.paths
+    assert together.folders == alone.folders
+    assert np.array_equal(together.folder_of, alone.folder_of)
+    assert np.array_equal(together.stamps, alone.stamps)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_what_goes_wrong_in_a_process_that_lists_is_said(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, ends: bool
+) -> None:
+    entries = runner.data.listing._entries
+
+    def failing(folder: str) -> list[os.DirEntry[str]]:
+        if folder.endswith("red"):
+            if ends:
+                os._exit(1)
+            raise UserError(f"The folder {folder} cannot be read.")
+        return entries(folder)
+
+    monkeypatch.setattr(runner.data.listing, "_entries", failing)
+    monkeypatch.setattr(runner.data.listing, "MANY_FILES", 0)
+    monkeypatch.setattr(runner.data.listing, "cpu_count", lambda: 2)
+    with pytest.raises(UserError, match="lists folders has ended" if ends else "red cannot be read"):
+        list_folder(pictures, follow_links=False)
 
 
 # Files that come and go

@@ -18,6 +18,7 @@ from runner.utils.errors import DivergedError, NotResumableError, UserError, use
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "a file"),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), "read-only"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000), "File name too long"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "/data/x"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
