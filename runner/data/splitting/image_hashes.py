@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ MIN_FILES_FOR_PROCESSES = 512
 FILES_PER_CALL = 64
 SAVE_SECONDS = 30.0
 """A killed run loses no more."""
+MOST_OTHERS = 2_000_000
+"""Hashes that are remembered beside those of the images at hand: another table may name them."""
 
 
 def image_hashes(
@@ -60,13 +63,16 @@ def image_hashes(
 
     Raises `UserError` if a process that decodes dies.
     """
-    kind = type(files).__name__
-    cache_file = cache / "image_hashes" / digest(HASH_VERSION, kind, os.path.realpath(files.root))
+    versions = [HASH_VERSION, version("pillow"), version("imagehash")]
+    key = digest(versions, type(files).__name__, os.path.realpath(files.root))
+    cache_file = cache / "image_hashes" / key
     contents = content_ids(digests)
     firsts = np.unique(contents, return_index=True)[1]
     hashes = np.zeros(len(firsts), ROW)
     hashes["content"] = np.ascontiguousarray(digests[firsts]).view(f"V{DIGEST_BYTES}")[:, 0]
-    is_known = _take_known(hashes, _read(cache_file))
+    known = _read(cache_file)
+    is_known, is_taken = _take_known(hashes, known)
+    others = known[~is_taken][:MOST_OTHERS]
     missing = np.flatnonzero(~is_known)
     if len(missing):
         done, saved = 0, time.monotonic()
@@ -79,10 +85,10 @@ def image_hashes(
                     done += len(part)
                     advance(len(part))
                     if time.monotonic() - saved > SAVE_SECONDS:
-                        _write(cache_file, hashes[is_known | _mask(missing[:done], len(hashes))])
+                        _write(cache_file, hashes[is_known | _mask(missing[:done], len(hashes))], others)
                         saved = time.monotonic()
         finally:
-            _write(cache_file, hashes[is_known | _mask(missing[:done], len(hashes))])
+            _write(cache_file, hashes[is_known | _mask(missing[:done], len(hashes))], others)
     return hashes[contents]
 
 
@@ -92,8 +98,8 @@ def _mask(indices: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
-def _take_known(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Copy the hashes that are known. Returns where they are, as a mask."""
+def _take_known(hashes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copy the hashes that are known. Returns where they are, and where they were, as masks."""
     both = np.concatenate([known["content"], hashes["content"]]).view(np.uint8).reshape(-1, DIGEST_BYTES)
     ids = content_ids(both)
     row_of = np.full(len(both), -1)
@@ -101,7 +107,7 @@ def _take_known(hashes: np.ndarray, known: np.ndarray) -> np.ndarray:
     found = row_of[ids[len(known) :]]
     is_known = found >= 0
     hashes[is_known] = known[found[is_known]]
-    return is_known
+    return is_known, _mask(found[is_known], len(known))
 
 
 def _compute(files: ImageFiles, paths: Paths) -> Iterator[np.ndarray]:
@@ -164,8 +170,8 @@ def _read(cache_file: Path) -> np.ndarray:
     return np.empty(0, ROW)
 
 
-def _write(cache_file: Path, hashes: np.ndarray) -> None:
-    """Remember hashes: a digest, to detect damage, and the rows."""
-    content = hashes[hashes["contrast"] >= 0].tobytes()
+def _write(cache_file: Path, hashes: np.ndarray, others: np.ndarray) -> None:
+    """Remember hashes, and others that were known: a digest, to detect damage, and the rows."""
+    content = hashes[hashes["contrast"] >= 0].tobytes() + others.tobytes()
     with atomic_write(cache_file) as temporary:
         temporary.write_bytes(digest_bytes(content).encode() + content)

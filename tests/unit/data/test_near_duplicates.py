@@ -158,6 +158,17 @@ def test_hashes_are_computed_once_for_each_content(
     assert len(later.reads) == 1 + len(moved) + 1  # a damaged cache counts as none
 
 
+def test_hashes_that_another_table_needs_are_kept(
+    contents: dict[str, bytes], tmp_path: Path, silent: Terminal
+) -> None:
+    compare(Contents(contents), images_of(contents), tmp_path, silent)
+    few = {path: contents[path] for path in sorted(contents)[:4]} | {"b/new.jpg": encoded(picture(99))}
+    compare(Contents(few), images_of(few), tmp_path, silent)
+    again = Contents(contents)
+    compare(again, images_of(contents), tmp_path, silent)
+    assert not again.reads
+
+
 def test_hashes_of_an_interrupted_comparison_are_kept(
     contents: dict[str, bytes], tmp_path: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
