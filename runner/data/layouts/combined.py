@@ -46,9 +46,9 @@ class CombinedFiles:
 def with_test_images(main: Listing, test: Listing) -> Listing:
     """The images of `main`, and those of `test` in the test split.
 
-    Raises `UserError` if `main` has test images itself, if `test` has others, and if one place lies in the other.
+    Raises `UserError` if `main` has test images itself, if `test` has others, and if an image lies in both places.
     """
-    _check_places(main.files.root, test.files.root)
+    _check_places(main, test)
     if main.splits is not None and (main.splits == TEST).any():
         raise UserError(
             f"{main.files.root} has test images itself ({main.layout}); leave out data.test, or move them elsewhere."
@@ -115,13 +115,19 @@ def _prefixed(paths: Paths) -> Paths:
     return Paths(pc.binary_join_element_wise(parts[0], paths.array, parts[1]))
 
 
-def _check_places(root: Path, test: Path) -> None:
-    """Raises `UserError` if one place lies in the other: its images would be counted twice."""
-    outer, inner = os.path.realpath(root), os.path.realpath(test)
+def _check_places(main: Listing, test: Listing) -> None:
+    """Raises `UserError` if an image of one place lies in the other: it would be counted twice."""
+    root, place = main.files.root, test.files.root
+    outer, inner = os.path.realpath(root), os.path.realpath(place)
     if outer == inner:
         raise UserError(f"data.root and data.test are the same place, {root}; set data.test to other images.")
-    for outside, inside in ((outer, inner), (inner, outer)):
-        if inside.startswith(outside.rstrip("/") + "/"):
+    for outside, inside, paths in ((outer, inner, main.paths), (inner, outer, test.paths)):
+        if not inside.startswith(start := outside.rstrip("/") + "/"):
+            continue
+        below = f"{inside.removeprefix(start)}/"
+        first = bisect_left(paths, below)
+        if first < len(paths) and paths[first].startswith(below):
             raise UserError(
-                f"One of data.root={root} and data.test={test} lies in the other; move the test images out of it."
+                f"One of {root} and data.test={place} lies in the other, and its images belong to both; move the test"
+                " images out of it."
             )

@@ -12,6 +12,8 @@ from pictures import draw
 
 from runner.config.data_schema import DataConfig
 from runner.config.schema import Experiment
+from runner.data.datasets import list_dataset
+from runner.data.images import NO_SPLIT
 from runner.data.layouts.combined import with_test_images
 from runner.data.layouts.layout import arrange
 from runner.data.listing import Listing, list_folder
@@ -133,6 +135,18 @@ def test_places_that_overlap_are_refused(pictures: Path, tests: Path, tmp_path: 
     inside = write(pictures / "blue" / "tests", "red")
     assert "lies in the other" in refused(pictures, inside)
     assert "lies in the other" in refused(inside, pictures)
+
+
+def test_test_images_may_lie_beside_those_that_a_table_names(
+    pictures: Path, silent: Terminal, tmp_path: Path
+) -> None:
+    write(pictures / "tests", "red")
+    table = pictures / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"blue/{n:02}.png,{'ab'[n % 2]}\n" for n in range(12)))
+    data = DataConfig("folder", table=str(table), test=str(pictures / "tests"))
+    listing = list_dataset(data, tmp_path, silent)
+    assert listing.splits is not None
+    assert set(listing.splits.tolist()) == {NO_SPLIT, 2}
 
 
 def test_two_test_splits_are_refused(tests: Path, tmp_path: Path) -> None:
