@@ -42,9 +42,9 @@ class ArchiveFiles:
         try:
             archive, offset, stored, size, method, crc = open_index(self.index).find(os.fsencode(path))
         except LookupError:
-            raise FileNotFoundError(errno.ENOENT, "is not in the archive", self.shown(path)) from None
+            raise FileNotFoundError(errno.ENOENT, "not in the archive", self.shown(path)) from None
         if max(size, stored) > MAX_MEMBER:
-            raise OSError(errno.EFBIG, "is larger than 1 GiB", self.shown(path))
+            raise OSError(errno.EFBIG, "larger than 1 GiB", self.shown(path))
         handle = _opened(archive)
         try:
             if method == RAW:
@@ -56,7 +56,7 @@ class ArchiveFiles:
             if len(content) != size or (crc >= 0 and zlib.crc32(content) != crc):
                 raise ValueError("its size or checksum is wrong")
         except (ValueError, zlib.error) as error:
-            raise OSError(errno.EIO, f"is damaged in the archive ({error})", self.shown(path)) from None
+            raise OSError(errno.EIO, f"damaged in the archive ({error})", self.shown(path)) from None
         return content
 
     def shown(self, path: str) -> str:
@@ -101,7 +101,7 @@ class _Handle:
 def _opened(archive: Archive) -> _Handle:
     handle = _Handle(archive.path)
     if file_stamp(handle.number) != archive.stamp:
-        raise OSError(errno.ESTALE, "has changed since it was listed; start again", archive.path)
+        raise OSError(errno.ESTALE, "the archive has changed since it was listed; start again", archive.path)
     return handle
 
 

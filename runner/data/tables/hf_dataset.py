@@ -61,7 +61,7 @@ class SavedImages:
         try:
             value = _opened(str(self.root / part), self.saved).column(self.column)[int(number)].as_py()
         except (LookupError, ValueError, UserError) as error:
-            raise OSError(errno.EIO, f"cannot be read ({one_line(str(error), 200)})", path) from None
+            raise OSError(errno.EIO, f"damaged row ({one_line(str(error), 200)})", path) from None
         if isinstance(value, dict):
             value = value.get("path") if value.get("bytes") is None else value["bytes"]
         if isinstance(value, str):  # a file that was not copied into the dataset

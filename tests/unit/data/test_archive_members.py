@@ -208,7 +208,7 @@ def test_a_member_of_another_size_than_it_says(tmp_path: Path, silent: Terminal,
 
     path = edited(write_zip(tmp_path / "a.zip", {"red/0.jpg": b"1" * 100}), edit)
     files = list_archive(path, tmp_path / "cache", silent).files
-    with pytest.raises(OSError, match="is damaged in the archive"):
+    with pytest.raises(OSError, match="damaged in the archive"):
         files.read("red/0.jpg")
 
 
@@ -227,7 +227,7 @@ def test_a_damaged_member_of_a_zip_file(tmp_path: Path, silent: Terminal, method
     if place == 4:  # the version that is needed to extract does not matter
         assert files.read("red/0.jpg") == members["red/0.jpg"]
         return
-    with pytest.raises(OSError, match="is damaged in the archive"):
+    with pytest.raises(OSError, match="damaged in the archive"):
         files.read("red/0.jpg")
     assert files.read("red/1.jpg") == b"1"
 
