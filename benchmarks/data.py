@@ -169,7 +169,7 @@ def _ratio(root: Path, _cache: Path) -> dict[str, float]:
 
 
 def _scan_images(root: Path, cache: Path) -> None:
-    from runner.data.datasets import list_dataset
+    from runner.data.dataset_listing import list_dataset
     from runner.data.scan import scan_images
 
     listing = list_dataset(_experiment(root, cache).data, cache, Terminal(enabled=False))

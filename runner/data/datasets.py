@@ -1,4 +1,4 @@
-"""Datasets: each `data.kind` becomes a folder of images, and every dataset a listing of its images.
+"""Datasets: each `data.kind` becomes a folder of images. `runner.data.dataset_listing` lists them.
 
 To add a dataset, register a function here: `@DATASETS.register(name, description, uses)`. It is called with the data
 settings, the cache folder and the terminal. It downloads or unpacks what it must, and returns an `ImageFolder`.
@@ -10,19 +10,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runner.config.choices import DATASETS
 from runner.config.data_schema import DataConfig
-from runner.data.archives.listing import is_archive, list_archive
-from runner.data.archives.webdataset import is_shard, list_shards, shard_names
-from runner.data.layouts.combined import with_test_images
-from runner.data.layouts.layout import arrange, class_folders
-from runner.data.listing import Listing, list_folder
-from runner.data.tables.hf_dataset import SavedImages, is_saved_dataset, list_saved_dataset
-from runner.data.tables.label_table import list_table
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,67 +42,6 @@ class ImageFolder:
     layout: Literal["classes", "detect"] = "classes"
 
 
-def list_dataset(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:
-    """The images of a dataset, with the class of each. Downloads or unpacks it first if necessary.
-
-    Args:
-        data: Its settings.
-        cache: Keeps what is downloaded, and indexes of archives.
-        terminal: Shows progress.
-        group: As `split.group`, which may name a column of data.table.
-
-    Raises `UserError` if it is missing, or lies in no way that is supported.
-    """
-    listing = _list(data, cache, terminal, group)
-    if data.test is None:
-        _check_columns(data, listing)
-        return listing
-    test = Path(data.test).expanduser()
-    if not test.exists():
-        raise UserError(f"There is no {data.test}; set data.test to where the test images are.")
-    if not test.is_dir() and not is_archive(test):
-        raise UserError(
-            f"{data.test} is a file; data.test must be a folder of test images, or an archive (.zip, .tar)."
-        )
-    tested = _list(replace(data, root=data.test, test=None, table=None), cache, terminal)
-    _check_columns(data, listing, tested)
-    return with_test_images(listing, tested)
-
-
-def _check_columns(data: DataConfig, *listings: Listing) -> None:
-    """Raises `UserError` if `data.columns` names columns, and nothing has any."""
-    if (
-        data.columns
-        and data.table is None
-        and not any(isinstance(each.files, SavedImages) for each in listings)
-    ):
-        raise UserError(
-            f"data.columns names columns, but {listings[0].files.root} has none ({listings[0].layout}); remove it, or"
-            " set data.table to a table of labels."
-        )
-
-
-def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:
-    if data.table is not None and data.root is None:
-        return list_table(None, data, group)
-    folder = locate(data, cache, terminal)
-    if folder.layout == "classes":
-        return class_folders(list_folder(folder.root, data.follow_links, folder.excluded))
-    if data.table is None and is_saved_dataset(folder.root):
-        return list_saved_dataset(folder.root, data)
-    if data.table is None and is_shard(folder.root):
-        return list_shards(folder.root, [folder.root.name], cache, terminal)
-    if folder.root.is_file():
-        found = list_archive(folder.root, cache, terminal)
-    else:
-        found = list_folder(folder.root, data.follow_links, folder.excluded)
-    if data.table is not None:
-        return list_table(found, data, group)
-    if names := shard_names(found):
-        return list_shards(folder.root, names, cache, terminal)
-    return arrange(found, data)
-
-
 def locate(data: DataConfig, cache: Path, terminal: Terminal) -> ImageFolder:
     """The folder of an experiment's images. Downloads or unpacks it first if necessary.
 
@@ -128,6 +60,8 @@ def _root(data: DataConfig) -> Path:
     "folder", "a folder of images per class, and other layouts", uses=["root", "test", "table"]
 )
 def _folder(data: DataConfig, _cache: Path, _terminal: Terminal) -> ImageFolder:
+    from runner.data.archives.listing import is_archive
+
     root = _root(data)
     if not root.exists():
         raise UserError(

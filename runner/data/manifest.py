@@ -16,7 +16,7 @@ import numpy as np
 from runner.config.data_schema import SplitConfig
 from runner.config.schema import Experiment
 from runner.data.columns import Paths
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.data.depth import GrayImages, depth_remarks, gray_images, resolve_depth
 from runner.data.files import ImageFiles
 from runner.data.images import NO_SPLIT, SPLITS, Images, pack_digests

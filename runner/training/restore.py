@@ -13,7 +13,7 @@ import numpy as np
 from runner.config.parser import read
 from runner.config.schema import Experiment
 from runner.config.tree import override
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.data.manifest import Manifest, parse_manifest
 from runner.data.scan import scan_images
 from runner.data.transforms import EVALUATION_VIEW

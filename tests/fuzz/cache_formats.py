@@ -23,7 +23,7 @@ from runner.config.data_schema import DataConfig
 from runner.config.schema import Normalization
 from runner.data import channel_stats
 from runner.data import scan as scans
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.features import eviction, store_lock
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, checksum

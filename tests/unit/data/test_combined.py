@@ -12,7 +12,7 @@ from pictures import draw
 
 from runner.config.data_schema import DataConfig
 from runner.config.schema import Experiment
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.data.images import NO_SPLIT
 from runner.data.layouts.combined import with_test_images
 from runner.data.layouts.layout import arrange

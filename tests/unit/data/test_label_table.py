@@ -17,7 +17,7 @@ from tables import IMAGES, list_images
 
 from runner.config.data_schema import DataConfig
 from runner.config.parser import parse
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.listing import Listing, list_folder
 from runner.utils.console import Terminal

@@ -16,7 +16,7 @@ from PIL import Image
 import runner.data.manifest
 import runner.data.scan
 from runner.config.schema import Experiment
-from runner.data.datasets import list_dataset
+from runner.data.dataset_listing import list_dataset
 from runner.data.files import FolderFiles, ImageFiles
 from runner.data.listing import Listing
 from runner.data.manifest import Manifest, build_manifest
