@@ -20,6 +20,7 @@ from runner.portable.images import open_rgb
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 from runner.utils.processes import cpu_count
+from runner.utils.text import one_line, printable
 
 Batches: TypeAlias = Sequence[Sequence[int] | np.ndarray]
 """The indices of each batch."""
@@ -92,9 +93,9 @@ def _load(
         try:
             content = source.read(path)
             if digest_bytes(content) != digest:
-                return f"{source.shown(path)} has changed since it was verified; restore it or start again."
+                return f"{printable(source.shown(path))} has changed since it was verified; restore it or start again."
             views.append(transform(open_rgb(io.BytesIO(content), depth=transform.depth), digest, view))
         except Exception as error:
-            reason = " ".join(str(error).split())
-            return f"{source.shown(path)} was readable before and is not now ({reason}); restore it or start again."
+            shown, reason = printable(source.shown(path)), one_line(str(error), 300)
+            return f"{shown} was readable before and is not now ({reason}); restore it or start again."
     return torch.stack(views)

@@ -33,7 +33,7 @@ from runner.utils.console import Terminal
 from runner.utils.csv_text import to_csv
 from runner.utils.errors import UserError
 from runner.utils.paths import cache_folder
-from runner.utils.text import named, one_line
+from runner.utils.text import named, one_line, printable
 
 COLUMNS = ("path", "class", "split", "size", "digest")
 MAX_CELL = 100_000
@@ -283,7 +283,7 @@ def _rejected(listing: Listing, verdicts: Verdicts) -> tuple[RejectedFile, ...]:
 
 
 def _refuse(rejected: Sequence[RejectedFile], listing: Listing) -> NoReturn:
-    reasons = [f"{listing.files.shown(file.path)} {file.error}" for file in rejected[:5]]
+    reasons = [f"{printable(listing.files.shown(file.path))} {file.error}" for file in rejected[:5]]
     more = f" and {len(rejected) - 5:,} more" if len(rejected) > 5 else ""
     raise UserError(
         f"{len(rejected):,} of {len(listing.paths):,} files cannot be used: {'; '.join(reasons)}{more};"

@@ -212,6 +212,12 @@ def test_broken_files_stop_the_scan_and_are_named(
         assert "data.unreadable=skip" in sentence
 
 
+def test_a_name_with_a_line_break_stays_in_one_line(make: Make, pictures: Path, silent: Terminal) -> None:
+    (pictures / "red" / "two\nlines.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"red/two\\nlines\.png is not an image"):
+        build_manifest(make(), silent)
+
+
 def test_broken_files_are_skipped_by_setting_and_listed(broken: Path, make: Make, silent: Terminal) -> None:
     manifest = build_manifest(make("--data.unreadable", "skip"), silent)
     assert len(manifest.entries) == 36
