@@ -33,7 +33,7 @@ class DataConfig:
     image and label of a saved Hugging Face dataset."""
     nested: Literal["top", "path"] = "top"
     """Class of an image in nested folders, as a/b/photo.jpg: top: a; path: a/b."""
-    leaks: Literal["stop", "report"] = "stop"
+    leaks: Literal["stop", "report"] = setting("stop", changes_results=False)
     """What to do if the same file is in two given splits: stop, or report it."""
     near_duplicates: Literal["off", "report", "group"] = "off"
     """Images that look nearly alike, by perceptual hash. report: count those that are in different splits; group: keep
