@@ -171,6 +171,11 @@ def split_remarks(images: SplitInput, split: SplitConfig, splits: np.ndarray) ->
                 f"the data have no {WORDS[part]} split: {counted(number, 'image')} of the others"
                 f" {'is' if number == 1 else 'are'} used for it"
             )
+    if split.folds is not None and has[TEST] and split.fold_as == "test":
+        yield (
+            "the folds are validation splits (as with split.fold_as=val), not test splits: the data say which images"
+            " are for test, the same for all folds"
+        )
     if split.folds is not None and has[VAL] and (has[TEST] or split.fold_as == "val"):
         yield (
             "the folds divide the training and validation images together: the validation images that the data give"

@@ -81,8 +81,23 @@ def test_folds_take_the_place_of_given_validation_images() -> None:
         expected = {"test": 4} if path.startswith("test") else {"val": 1, "train": 3}
         assert Counter(splits) == expected
     split = SplitConfig(folds=4)
-    (remark,) = split_remarks(images, split, assign_splits(images, split, 0))
+    _, remark = split_remarks(images, split, assign_splits(images, split, 0))
     assert remark.startswith("the folds divide the training and validation images together")
+
+
+def test_folds_that_cannot_be_test_splits_are_a_remark() -> None:
+    paths = images_of({f"{name}/{label}": 8 for name in ("train", "test") for label in "ab"})
+    images = split_input(paths, given=[path.split("/")[0] for path in paths])
+
+    def remarks(fold_as: str) -> list[str]:
+        split = SplitConfig(folds=4, fold=0, fold_as=fold_as)  # type: ignore[arg-type]
+        return list(split_remarks(images, split, assign_splits(images, split, 0)))
+
+    (remark,) = remarks("test")
+    assert remark.startswith(
+        "the folds are validation splits (as with split.fold_as=val), not test splits: the data"
+    )
+    assert not remarks("val")
 
 
 def test_given_validation_images_stay_beside_folds_for_testing() -> None:
