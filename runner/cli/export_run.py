@@ -20,21 +20,23 @@ from runner.utils.text import counted
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export a run. Raises `UserError` for an unknown run, or one that has not ended."""
+    """Export a run. Raises `UserError` for a file that exists, an unknown run, or one that has not ended."""
     parser = CommandLineParser(
         prog="runner export-run",
         description="Write a run to a file that runner import-run reads: its settings, tags, every point of its"
         " metrics, data sets, artifacts and model, and the runs that are part of it.",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)
-    parser.add_argument("file", metavar="FILE", type=Path, help="zip file to write")
+    parser.add_argument("file", metavar="FILE", type=Path, help="zip file to write; it must not exist")
     add_tracking_root(parser)
     options = parser.parse_args(argv)
-    server = tracking_server(options.tracking)
-    server.check_exists()
     path = options.file.expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a folder; give a file such as {path / 'run.zip'}.")
+    if path.exists():
+        raise UserError(f"{path} exists already; name another file or remove it.")
+    server = tracking_server(options.tracking)
+    server.check_exists()
     path = output_folder(path.parent) / path.name
     client = server.connect(read_only=True)
     terminal = Terminal()

@@ -113,6 +113,7 @@ def test_a_run_that_is_there_is_not_imported_again(
     assert f"is here already, as {new[:8]}: nothing" in command(other, "import-run", file)
     assert stored(other) == files
     mlflow_store[1].set_terminated(run_id, "FINISHED")  # it was resumed
+    file.unlink()
     command(root, "export-run", run_id, file)
     said = command(other, "import-run", file)
     assert f"as {new[:8]}, and KILLED here, but FINISHED in the file: nothing was imported" in said
@@ -172,6 +173,16 @@ def test_an_interrupted_run_is_exported_with_a_word(
     words = ["export-run", run_id, str(tmp_path / "run.zip"), "--tracking.root", str(mlflow_store[0].root)]
     assert main.main(words) == 0
     assert "is KILLED: it is exported with what it logged" in capfd.readouterr().out
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path, refused: Callable[..., str]) -> None:
+    file = tmp_path / "run.zip"
+    file.write_text("precious")
+    words = ["export-run", "latest", str(file), "--tracking.root", str(tmp_path / "none")]
+    sentence = refused(words)  # before the run records, which are not there, are read
+    assert f"{file} exists already; name another file or remove it." in sentence
+    assert file.read_text() == "precious"
+    assert "FILE" in refused(["export-run", "latest"])
 
 
 def test_odd_words_are_refused(mlflow_store: Store, tmp_path: Path, refused: Callable[..., str]) -> None:
