@@ -16,7 +16,9 @@ from runner.utils.text import printable
 
 SOME_UNREADABLE = 1
 """Exit status if some of the given files are not readable images."""
-LATEST_HELP = "latest is the newest finished run that is not part of a study or of --repeat"
+LATEST_HELP = (
+    "latest is the newest finished run that is not of a study, of --repeat or of a cross-validation (--split.folds)"
+)
 RUN_HELP = f"run: its id, the first characters of its id, its name, or latest; {LATEST_HELP}"
 MOVED_IMAGES = {
     "data.root": "folder or archive of the images",

@@ -73,7 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("action", nargs="?", default="list", metavar="ACTION", help="list (default), delete or champion")
     add("runs", metavar="RUN", nargs="*", help=f"for delete and champion. {RUN_HELP}")
     add("--name", metavar="EXPERIMENT", help="list the runs of this experiment only")
-    add("--all", action="store_true", help="also list the parts of studies and of runs with --repeat")
+    add("--all", action="store_true", help="also list the parts of studies, --repeat and cross-validations")
     add("-n", dest="count", type=positive_integer, default=20, help="list this number of runs; default: 20")
     add(
         "--json",

@@ -89,7 +89,7 @@ def _matching(client: MlflowClient, reference: str) -> list[RunInfo]:
 
 
 def latest_run(client: MlflowClient) -> RunInfo:
-    """The newest finished training that is not part of a study or of a run with --repeat.
+    """The newest finished training that is not of a study, of --repeat or of a cross-validation.
 
     Raises `UserError` if there is none.
     """
@@ -99,8 +99,9 @@ def latest_run(client: MlflowClient) -> RunInfo:
         if not of_several and PARENT_TAG not in run.data.tags:
             return RunInfo.of(run)
     raise UserError(
-        "There are no runs yet that have finished, apart from those of studies and of --repeat: name one of these"
-        " (./launch.sh runs --all lists them) or a registered model (NAME@champion), or train one with ./launch.sh."
+        "There are no runs yet that have finished, apart from those of studies, of --repeat and of cross-validations"
+        " (--split.folds): name one of these (./launch.sh runs --all lists them) or a registered model (NAME@champion),"
+        " or train one with ./launch.sh."
     )
 
 

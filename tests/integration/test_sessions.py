@@ -139,6 +139,12 @@ def test_the_latest_run_is_the_newest_finished_training_of_its_own(
     session: TrackingSession, store: Store
 ) -> None:
     client = store[1]
+    with session.start_run("folds=3") as parent, session.start_run("fold 0", parent) as child:
+        parent.set_tags(TRAINED)
+        parent.log_params({"repeat": 1})
+        child.set_tags(TRAINED)
+    with pytest.raises(UserError, match=r"of --repeat and of cross-validations \(--split\.folds\): name one"):
+        find_run(client, "latest")
     with session.start_run("trained") as trained:
         trained.set_tags(TRAINED)
     with session.start_run("repeated") as parent, session.start_run("seed 1", parent) as child:

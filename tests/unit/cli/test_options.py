@@ -15,3 +15,11 @@ def test_images_may_have_moved(command: object) -> None:
     words = ["latest", "--data.root", "photos", "--data.test", "tests", "--data.table", "labels.csv"]
     moved = {"data.root": "photos", "data.test": "tests", "data.table": "labels.csv"}
     assert moved_images(parse(words)) == moved
+
+
+@pytest.mark.parametrize("command", [evaluate, reproduce])
+def test_help_says_what_latest_leaves_out(command: object, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(["--help"])  # type: ignore[attr-defined]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not of a study, of --repeat or of a cross-validation (--split.folds)" in printed
