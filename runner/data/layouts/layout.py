@@ -14,7 +14,7 @@ from runner.data.layouts.folders import Child, Folders, Parts, is_image_file
 from runner.data.layouts.trees import layout_error
 from runner.data.listing import FileList, Listing
 from runner.utils.errors import UserError
-from runner.utils.text import counted, joined, named, printable, valid_unicode
+from runner.utils.text import counted, did_you_mean, joined, named, printable, valid_unicode
 
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -116,9 +116,13 @@ def _check_splits(
     found = folders.found
     root = printable(str(found.files.root.joinpath(*prefix)))
     if others := [name for name, child in children.items() if child.holds_images and name not in splits]:
+        free = [name for name, split in SPLIT_FOLDERS.items() if split not in splits.values()]
+        guess = next(filter(None, (did_you_mean(name.lower(), free) for name in others)), "")
+        classes = "classes" if len(splits) > 1 else "a class"
         raise layout_error(
             f"{root} holds {joined(list(splits))} with class folders, but also other folders with images"
-            f" ({named(others)}); move those elsewhere, or rename the first if they are classes too.",
+            f" ({named(others)}){guess}; rename them to train, val or test if they are splits, or move them elsewhere."
+            f" If {joined(list(splits))} should be {classes}, give {'them' if len(splits) > 1 else 'it'} another name.",
             found,
         )
     flat = [name for name in splits if children[name].has_images and not children[name].has_nested_images]

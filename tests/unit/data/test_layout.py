@@ -238,7 +238,17 @@ def test_a_folder_of_other_files_is_drawn(root: Path) -> None:
 
 def test_split_folders_beside_others_are_drawn(root: Path) -> None:
     fill(root, "train/cat/1.jpg", "test/cat/1.jpg", "unlabeled/1.jpg")
-    assert "also other folders with images (unlabeled)" in drawn(root)
+    assert (
+        "also other folders with images (unlabeled); rename them to train, val or test if they are splits, or move them"
+        " elsewhere. If train and test should be classes, give them another name.\n"
+    ) in drawn(root)
+
+
+def test_a_misspelled_split_folder_is_recognized(root: Path) -> None:
+    fill(root, "trian/cat/1.jpg", "trian/dog/1.jpg", "test/cat/1.jpg", "Apples/1.jpg")
+    message = drawn(root)
+    assert "(Apples, trian) (did you mean 'train'?); rename them" in message
+    assert "If test should be a class, give it another name." in message
 
 
 @pytest.mark.parametrize(
