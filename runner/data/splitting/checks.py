@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from runner.data.remarks import groups_with_several
 from runner.data.splitting.clusters import Clusters, SplitInput
 from runner.data.splitting.stratify import TEST, TRAIN, VAL
 from runner.utils.errors import UserError
-from runner.utils.text import counted, named, printable
+from runner.utils.text import counted, did_you_mean, named, printable
 
 MOST_NAMED = 10
 """Classes that a message names."""
@@ -99,11 +99,16 @@ def check_classes(
     divided = np.bincount(images.labels[free], minlength=len(images.classes))
     untrained = labels[(counts[labels, TRAIN] == 0) & (divided[labels] == 0)]
     if len(untrained):
-        names = [repr(images.classes[label]) for label in untrained]
+        guesses = [_similar_class(images.classes, counts, label) for label in untrained[:MOST_NAMED].tolist()]
+        guesses += [""] * (len(untrained) - len(guesses))
+        names = [
+            repr(images.classes[at]) + guess for at, guess in zip(untrained.tolist(), guesses, strict=True)
+        ]
         plural = len(names) > 1
         raise UserError(
             f"The data have no training images for {'classes' if plural else 'class'} {named(names, MOST_NAMED)}, only"
-            f" {_words(np.flatnonzero(counts[untrained].sum(axis=0)))} images; add some, or remove"
+            f" {_words(np.flatnonzero(counts[untrained].sum(axis=0)))} images;"
+            f" {'write a class alike in all splits, ' * any(guesses)}add some, or remove"
             f" {'these classes' if plural else 'the class'}."
         )
     missing = {
@@ -115,6 +120,20 @@ def check_classes(
     if len(labels) < 2:
         alone = images.classes[labels[0]] if len(labels) else "none"
         raise UserError(f"There is only one class ({alone}); at least two are needed.")
+
+
+def _similar_class(classes: Sequence[str], counts: np.ndarray, untrained: int) -> str:
+    """` (did you mean 'x'?)` with the class that a class without training images may be, written differently.
+
+    Of names that differ in more than case only those count whose splits are not those of the untrained class.
+    """
+    trained = np.flatnonzero(counts[:, TRAIN] > 0)
+    name = classes[untrained]
+    for label in trained.tolist():
+        if classes[label].casefold() == name.casefold():
+            return f" (did you mean {classes[label]!r}?)"
+    apart = trained[(counts[trained][:, counts[untrained] > 0] == 0).all(axis=1)]
+    return did_you_mean(name, [classes[label] for label in apart.tolist()])
 
 
 def _refuse_small(

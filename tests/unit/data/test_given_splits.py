@@ -153,6 +153,20 @@ def test_no_image_leaves_its_given_split_for_another_but_training(
             " remove these classes.",
         ),
         (
+            {"train/circle": 8, "train/b": 8, "test/Circle": 2, "test/b": 2},
+            "The data have no training images for class 'Circle' (did you mean 'circle'?), only test images; write a"
+            " class alike in all splits, add some, or remove the class.",
+        ),
+        (
+            {"train/square": 8, "train/sqare": 8, "test/sqare": 2, "test/squares": 2, "test/x": 2},
+            "The data have no training images for classes 'squares' (did you mean 'square'?), 'x', only test images;"
+            " write a class alike in all splits, add some, or remove these classes.",
+        ),
+        (
+            {"train/a": 8, "train/class1": 8, "test/class1": 2, "test/class2": 2},
+            "The data have no training images for class 'class2', only test images; add some, or remove the class.",
+        ),
+        (
             {"train/a": 8, "train/b": 1, "test/a": 2, "test/b": 2},
             "Class 'b' has 1 image, too few for its splits (train gets none); add images, change split.*, or remove"
             " the class.",
