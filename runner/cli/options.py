@@ -17,7 +17,7 @@ from runner.utils.text import printable
 SOME_UNREADABLE = 1
 """Exit status if some of the given files are not readable images."""
 LATEST_HELP = (
-    "latest is the newest finished run that is not of a study, of --repeat or of a cross-validation (--split.folds)"
+    "latest is the newest finished run, but of no study, --repeat or cross-validation (--split.folds)"
 )
 RUN_HELP = f"run: its id, the first characters of its id, its name, or latest; {LATEST_HELP}"
 MOVED_IMAGES = {

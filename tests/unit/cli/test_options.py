@@ -22,4 +22,4 @@ def test_help_says_what_latest_leaves_out(command: object, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         command.parse(["--help"])  # type: ignore[attr-defined]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "not of a study, of --repeat or of a cross-validation (--split.folds)" in printed
+    assert "of no study, --repeat or cross-validation (--split.folds)" in printed
