@@ -62,6 +62,12 @@ class RunRecord:
         return Repeat(self.repeat, self.repeat_over)
 
     @property
+    def has_parts(self) -> bool:
+        """Whether it trains runs as its children: several, or one for each fold."""
+        split = self.requested.get("split", {})
+        return self.repeat > 1 or (split.get("folds") is not None and split.get("fold") is None)
+
+    @property
     def identity(self) -> Identity:
         """Settings, images and weights of the run."""
         return Identity.of(self.requested, self.manifest, self.weights)

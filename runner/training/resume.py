@@ -159,10 +159,10 @@ def _resume_point(run: InterruptedRun, is_branch: bool, terminal: Terminal) -> R
     snapshot, problems = load_newest(run.state)
     for problem in problems:
         terminal.warn(f"{problem}; using an earlier one" if snapshot else problem)
-    position = f"epoch {snapshot.epoch + 1}, step {snapshot.step}" if snapshot else "the beginning"
-    terminal.line(
-        f"{'branching from' if is_branch else 'resuming'} run {run.label} at {position}", style="bold"
-    )
+    position = f" at epoch {snapshot.epoch + 1}, step {snapshot.step}" if snapshot else " at the beginning"
+    if run.record.has_parts:
+        position = ": its finished parts are kept"
+    terminal.line(f"{'branching from' if is_branch else 'resuming'} run {run.label}{position}", style="bold")
     record = run.record
     if is_branch:
         return ResumePoint(record.requested, snapshot=snapshot, branch_of=run.run_id)

@@ -17,7 +17,7 @@ from stores import (
 
 from runner.config.parser import Options
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree, from_tree
+from runner.config.tree import as_tree, from_tree, override
 from runner.tracking.interrupted_runs import RunRecord, read_interrupted_run, write_record
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.resume_lookup import find_interrupted_run
@@ -84,6 +84,27 @@ def test_the_next_run_is_resumed_if_another_process_has_the_newest(
         )
         assert taken.alive
     assert resume(experiment, Options(resume="auto")).run_id == ""
+
+
+@pytest.mark.parametrize(
+    ("split", "repeat", "ending"),
+    [
+        ({}, 1, " at the beginning"),
+        ({"folds": 3, "fold": 1}, 1, " at the beginning"),
+        ({"folds": 3}, 1, ": its finished parts are kept"),
+        ({}, 2, ": its finished parts are kept"),
+    ],
+)
+def test_what_goes_on_is_said(
+    store: Store, experiment: Experiment, split: dict[str, int], repeat: int, ending: str
+) -> None:
+    experiment = override(experiment, {f"split.{name}": value for name, value in split.items()})
+    resumable(journal_of_dead_process(store, new_run(store)), as_tree(experiment), repeat=repeat)
+    terminal = RecordingTerminal()
+    resume(experiment, Options(resume="auto", repeat=repeat), terminal)
+    (line,) = terminal.lines
+    assert line.startswith("resuming run ")
+    assert line.endswith(f"(some run){ending}")
 
 
 def test_a_dry_run_takes_nothing_over(store: Store, experiment: Experiment) -> None:
