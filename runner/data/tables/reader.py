@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SEPARATORS = {".csv": ",;\t", ".tsv": "\t"}
 """Of the columns, by suffix; of several the one with which the header has the columns."""
+LIKELY = {"path": "path|file|image|img|photo", "label": "label|class|categor|species|target|diagnos"}
+"""What columns are often called, by role."""
 Choose: TypeAlias = Callable[[Sequence[str]], Mapping[str, str]]
 
 
@@ -72,7 +75,7 @@ def read_table(path: Path, choose: Choose) -> Table:
         if path.is_dir():
             raise UserError(f"{path} is a folder; data.table must be a file.")
         if not path.exists():
-            raise UserError(f"There is no table {path}; correct data.table.")
+            raise UserError(f"There is no table {path.name} in {path.absolute().parent}; correct data.table.")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -90,21 +93,41 @@ def columns_of(
 ) -> dict[str, str]:
     """The names of columns by role: those of `wanted` that exist.
 
+    Names may differ in case and in the spaces around them, if no other column is called so.
+
     Raises `UserError` if one of the roles in `needed` has none, or if one is there twice.
     """
-    missing = [wanted[role] for role in needed if wanted[role] not in names]
+    needed = list(needed)
+    found = {role: name for role, name in wanted.items() if name in names}
+    for role in (*needed, *(role for role in wanted if role not in needed)):
+        alike = [name for name in names if _plain(name) == _plain(wanted[role])]
+        if role not in found and len(alike) == 1 and alike[0] not in found.values():
+            found[role] = alike[0]
+    missing = [role for role in needed if role not in found]
     if missing:
-        plural = "s" * (len(missing) > 1)
+        absent = [wanted[role] for role in missing]
         known = named([one_line(name, 60) for name in names], 20)
         raise UserError(
-            f"{path} has no column{plural} {joined(missing)}{did_you_mean(missing[0], names)}; its columns are"
-            f" {known}; give it a header with these names, or name the columns by data.columns, as"
-            " {path: file, label: species}."
+            f"{path} has no column{'s' * (len(missing) > 1)} {joined(absent)}{did_you_mean(absent[0], names)}; its"
+            f" columns are {known}; give it a header with these names, or name the columns by data.columns, as"
+            f" {{{_example(missing, names, found.values())}}}."
         )
-    found = {role: name for role, name in wanted.items() if name in names}
     if doubled := [name for name in found.values() if names.count(name) > 1]:
         raise UserError(f"{path} has several columns called {joined(doubled)}; rename all but one.")
     return found
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()
+
+
+def _example(roles: Iterable[str], names: Iterable[str], taken: Collection[str]) -> str:
+    """How to name the columns of these roles, by what columns are often called: `path: Filename, label: …`."""
+    free = [name for name in names if name not in taken and not re.search(r"[./:,]", name)]
+    likely = {
+        role: [name for name in free if re.search(LIKELY.get(role, "$^"), _plain(name))] for role in roles
+    }
+    return ", ".join(f"{role}: {printable(one_line((*found, '…')[0], 60))}" for role, found in likely.items())
 
 
 def _as_utf8(path: Path, content: bytes) -> bytes:
@@ -118,7 +141,7 @@ def _as_utf8(path: Path, content: bytes) -> bytes:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"The table {path} is not {encoding.upper()}: byte {error.start} (line {line}) belongs to another encoding;"
-            " save it as UTF-8, for example by iconv -f LATIN1 -t UTF-8."
+            ' save it as UTF-8 (in Excel: "CSV UTF-8"), or convert it, if it is of Windows by iconv -f CP1252 -t UTF-8.'
         ) from None
     if "\0" in text[:1000]:
         raise UserError(f"The table {path} is no text in UTF-8; save it as CSV (UTF-8).")
@@ -131,6 +154,7 @@ def _read_csv(path: Path, content: bytes, choose: Choose) -> Table:
     from pyarrow import csv as arrow_csv
 
     header, separator = _header(path, content)
+    content = _without_empty_end(content, separator)
     names = choose(header)
     places = {role: f"f{header.index(name)}" for role, name in names.items()}
     ragged: list[object] = []
@@ -165,6 +189,14 @@ def _read_csv(path: Path, content: bytes, choose: Choose) -> Table:
     if any(_has_line_break(column) for column in columns.values()):  # perhaps by a quote that is not closed
         _check_records(path, content, separator)
     return table
+
+
+def _without_empty_end(content: bytes, separator: str) -> bytes:
+    """A table without the rows of empty cells that spreadsheets leave at its end. It ends with a line break."""
+    end = len(content.rstrip(f"{separator}\t\r\n ".encode()))
+    line_end = re.compile(rb"[\r\n]").search(content, end)
+    rest = content[line_end.end() :] if line_end else b""
+    return content.removesuffix(rest) if separator.encode() in rest else content
 
 
 def _has_line_break(column: pa.LargeStringArray) -> bool:

@@ -133,8 +133,22 @@ def test_folders_named_as_splits_give_the_splits_of_flat_images(read: Read, fold
         "path\tlabel\na.jpg\tcät\nb.jpg\tdog\n".encode(),
         "label, path , x\n cät ,a.jpg,\ndog,b.jpg,\n".encode(),
         'path,label\r"a.jpg","cät"\r"b.jpg",dog\r'.encode(),
+        "path;label;note\r\na.jpg;cät;x\r\nb.jpg;dog;\r\n;;\r\n ; ;;\r\n\r\n".encode(),
+        "path,label\na.jpg,cät\nb.jpg,dog\n,".encode(),
+        " Label,PATH\ncät,a.jpg\ndog,b.jpg\n".encode(),
     ],
-    ids=["BOM, CRLF, blank line", "UTF-16 LE", "UTF-16 BE", "semicolons", "tabs", "spaces", "CR, quotes"],
+    ids=[
+        "BOM, CRLF, blank line",
+        "UTF-16 LE",
+        "UTF-16 BE",
+        "semicolons",
+        "tabs",
+        "spaces",
+        "CR, quotes",
+        "empty rows",
+        "an empty row",
+        "capital letters",
+    ],
 )
 def test_tables_of_many_programs_say_the_same(read: Read, content: bytes) -> None:
     assert labels(read(content)) == {"a.jpg": "cät", "b.jpg": "dog"}
@@ -173,6 +187,25 @@ def test_columns_may_have_other_names(read: Read) -> None:
     listing = read(table, path="file", label="species", split="fold", group="patient")
     assert labels(listing) == {"a.jpg": "cat", "b.jpg": "dog"}
     assert splits(listing) == {"a.jpg": "val", "b.jpg": "test"}
+
+
+def test_columns_whose_names_differ_in_case_or_spaces_are_found_if_there_is_one(read: Read) -> None:
+    table = {
+        "Path ": ["a.jpg", "b.jpg"],
+        "LABEL": ["cat", "dog"],
+        "Label": ["x", "y"],
+        "label": ["dog", "cat"],
+    }
+    assert labels(read(table, name="t.parquet")) == {"a.jpg": "dog", "b.jpg": "cat"}
+    del table["label"]
+    with pytest.raises(
+        UserError, match=r"no column label.* columns are Path, LABEL, Label;.*as \{label: LABEL\}"
+    ):
+        read(table, name="t.parquet")
+    listing = read("path,Split,Group\na.jpg,cat,p\nb.jpg,dog,p\n", label="split")
+    assert labels(listing) == {"a.jpg": "cat", "b.jpg": "dog"}
+    assert listing.splits is None
+    assert listing.layout == "images named in labels.csv, groups by Group"
 
 
 def test_split_group_may_name_a_column_else_it_is_left_to_the_paths(read: Read) -> None:

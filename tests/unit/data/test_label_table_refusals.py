@@ -95,7 +95,14 @@ def test_rows_that_cannot_be_used_are_named_by_their_lines(refusal: Refusal, row
         ("path,label", "has a header but names no image"),
         (
             "file,class\na.jpg,x\n",
-            "labels.csv has no columns path and label; its columns are file, class; give it a",
+            "labels.csv has no columns path and label; its columns are file, class; give it a header with these names,"
+            " or name the columns by data.columns, as {path: file, label: class}.",
+        ),
+        ("id,Filename\n1,a.jpg\n", "as {path: Filename, label: …}."),
+        ("path,name\na.jpg,x\n", "as {label: …}."),
+        (
+            "Label,LABEL,path\nx,y,a.jpg\n",
+            "labels.csv has no column label (did you mean 'Label'?); its columns are",
         ),
         (
             "path,lable\na.jpg,x\n",
@@ -112,7 +119,7 @@ def test_rows_that_cannot_be_used_are_named_by_their_lines(refusal: Refusal, row
         ),
         (
             (HEADER + "a.jpg,café\n").encode("latin-1"),
-            "is not UTF-8: byte 20 (line 2) belongs to another encoding",
+            'is not UTF-8: byte 20 (line 2) belongs to another encoding; save it as UTF-8 (in Excel: "CSV UTF-8"),',
         ),
         (
             (HEADER + "a.jpg,x\n").encode("utf-16-le"),
@@ -153,13 +160,15 @@ def test_parquet_tables(refusal: Refusal, columns: Any, message: str) -> None:
     assert message in refusal(columns, name="labels.parquet")
 
 
-def test_tables_that_are_no_tables(refusal: Refusal, folder: Path) -> None:
+def test_tables_that_are_no_tables(refusal: Refusal, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "must be a .csv, .tsv or .parquet file" in refusal(HEADER, name="labels.xlsx")
     assert "no column species" in refusal(HEADER + "a.jpg,x\n", label="species")
     (folder / "folder.csv").mkdir()
-    for name, message in {"folder.csv": "folder.csv is a folder", "no.csv": "There is no table"}.items():
+    monkeypatch.chdir(folder)
+    missing = f"There is no table no.csv in {folder}; correct data.table."
+    for name, message in {f"{folder}/folder.csv": "folder.csv is a folder", "no.csv": missing}.items():
         with pytest.raises(UserError, match=message):
-            list_table(None, DataConfig("folder", table=str(folder / name)))
+            list_table(None, DataConfig("folder", table=name))
 
 
 def test_without_a_root_the_folders_of_the_images_are_looked_into(refusal: Refusal) -> None:
