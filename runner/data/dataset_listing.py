@@ -11,7 +11,7 @@ from runner.data.archives.webdataset import is_shard, list_shards, shard_names
 from runner.data.datasets import locate
 from runner.data.layouts.combined import with_test_images
 from runner.data.layouts.layout import arrange, class_folders
-from runner.data.listing import Listing, list_folder
+from runner.data.listing import FileList, Listing, list_folder
 from runner.data.tables.hf_dataset import SavedImages, is_saved_dataset, list_saved_dataset
 from runner.data.tables.label_table import list_table
 from runner.utils.console import Terminal
@@ -59,6 +59,19 @@ def _check_columns(data: DataConfig, *listings: Listing) -> None:
 
 
 def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None = None) -> Listing:
+    found = _listing_or_files(data, cache, terminal, group)
+    if isinstance(found, FileList):
+        return arrange(found, data)
+    if data.nested == "top":
+        return found
+    remark = f"data.nested={data.nested} has no effect: it is for class folders of data.kind=folder without a table"
+    return replace(found, remarks=(*found.remarks, remark))
+
+
+def _listing_or_files(
+    data: DataConfig, cache: Path, terminal: Terminal, group: str | None
+) -> Listing | FileList:
+    """The images if something else than nested folders says their classes, else all files."""
     if data.table is not None and data.root is None:
         return list_table(None, data, group)
     folder = locate(data, cache, terminal)
@@ -76,4 +89,4 @@ def _list(data: DataConfig, cache: Path, terminal: Terminal, group: str | None =
         return list_table(found, data, group)
     if names := shard_names(found):
         return list_shards(folder.root, names, cache, terminal)
-    return arrange(found, data)
+    return found

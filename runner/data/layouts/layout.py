@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from runner.config.data_schema import DataConfig
+from runner.data.archives.listing import TAR_SUFFIXES
+from runner.data.files import FolderFiles
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.layouts.folders import Child, Folders, Parts, is_image_file
 from runner.data.layouts.trees import layout_error
@@ -104,6 +106,13 @@ def _no_class_folders(folders: Folders, prefix: Parts) -> UserError:
         return UserError(
             f"{root} holds no class folders but links to nowhere ({named(found.broken_links)}); fetch what they lead"
             " to."
+        )
+    packed = [path for path in found.paths if path.lower().endswith((".zip", *TAR_SUFFIXES))]
+    if packed and isinstance(found.files, FolderFiles):
+        advice = "name the archive itself" if len(packed) == 1 else "unpack them, or name one of them"
+        return UserError(
+            f"{root} holds no images but {counted(len(packed), 'archive')} ({named(packed)}); {advice}:"
+            f" {printable(found.files.shown(packed[0]))}."
         )
     what = "no image that can be read" if len(found.paths) else "no class folders: it is empty"
     return layout_error(f"{root} holds {what}; set data.root to a folder of images.", found)

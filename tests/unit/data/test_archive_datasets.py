@@ -54,6 +54,40 @@ def test_an_archive_gives_the_manifest_of_its_folder(
     assert found.root == archive
 
 
+@pytest.mark.parametrize("folder", ["photos", "photos/inner"])
+def test_a_folder_that_holds_only_an_archive_names_it(tmp_path: Path, build: Build, folder: str) -> None:
+    archive = tmp_path / folder / "images.zip"
+    archive.parent.mkdir(parents=True)
+    write_zip(archive, class_members(6))
+    with pytest.raises(UserError, match=r"1 archive \(.*\); name the archive itself: ") as refusal:
+        build(tmp_path / "photos")
+    assert str(refusal.value).endswith(f"{archive}.")
+    (archive.parent / "more.tar.gz").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"2 archives \(.*\); unpack them, or name one of them: .*/images\.zip"
+    ):
+        build(tmp_path / "photos")
+
+
+def test_data_nested_without_class_folders_is_a_remark(tmp_path: Path, build: Build) -> None:
+    write_tar(tmp_path / "shard.tar", shard_members({str(number): "ab"[number % 2] for number in range(20)}))
+    folder = as_folder(tmp_path / "folder", class_members(6))
+    table = tmp_path / "labels.csv"
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+    table.write_text("path,label\n" + "".join(f"{path},{path.parts[0]}\n" for path in names))
+    remark = "data.nested=path has no effect: it is for class folders of data.kind=folder without a table"
+    nested = ("--data.nested", "path")
+    assert remark not in build(folder, *nested).remarks
+    caltech = as_folder(tmp_path, class_members(6, "caltech101/101_ObjectCategories/"))
+    for root, *flags in (
+        (tmp_path / "shard.tar",),
+        (folder, "--data.table", str(table)),
+        (caltech, "--data.kind", "caltech101"),
+    ):
+        assert remark in build(root, *flags, *nested).remarks
+        assert remark not in build(root, *flags).remarks
+
+
 def test_given_splits_in_an_archive_are_kept(tmp_path: Path, build: Build) -> None:
     members = {}
     for number, split in enumerate(("train", "val", "test")):
