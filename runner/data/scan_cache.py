@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 from runner.data.columns import Paths
 from runner.data.depth import NAMES as GRAY_TYPES
 from runner.data.depth import GrayRange
-from runner.data.files import ImageFiles
+from runner.data.files import FolderFiles, ImageFiles
 from runner.data.images import DIGEST_BYTES
 from runner.data.listing import STAMP
 from runner.utils.atomic_files import atomic_write
@@ -30,6 +31,8 @@ SCAN_VERSION = 5
 WHOLE = "scan.arrow"
 """The result of a finished scan; other files are parts of one that was interrupted."""
 GRAY = b"gray"
+SECOND = 1_000_000_000
+"""In ns. Some file systems store times in steps of one or two seconds."""
 MOST_OTHERS = 2_000_000
 """Images that are remembered beside those of the last scan: another table may name them."""
 
@@ -63,7 +66,10 @@ class KnownImages:
 
     def others(self, paths: Paths) -> KnownImages:
         """The images that are not among these paths: at most `MOST_OTHERS`."""
-        rows = np.flatnonzero(paths.positions(self.paths) < 0)[:MOST_OTHERS]
+        return self.take(np.flatnonzero(paths.positions(self.paths) < 0)[:MOST_OTHERS])
+
+    def take(self, rows: np.ndarray) -> KnownImages:
+        """The images at these indices."""
         place = np.full(len(self), -1)
         place[rows] = np.arange(len(rows))
         gray = {int(place[row]): value for row, value in self.gray.items() if place[row] >= 0}
@@ -83,6 +89,8 @@ class ScanCache:
             cache / "scans" / digest(SCAN_VERSION, type(files).__name__, os.path.realpath(files.root))
         )
         self._parts: list[Path] = []
+        self._start = time.time_ns()
+        self._is_folder = isinstance(files, FolderFiles)
 
     def read(self) -> KnownImages:
         """All images that are remembered. Damaged files are left out."""
@@ -98,7 +106,7 @@ class ScanCache:
     def add(self, images: KnownImages) -> None:
         """Remember some more images of a scan that goes on."""
         path = self.folder / f"part-{secrets.token_hex(8)}.arrow"
-        _write(path, images)
+        _write(path, self._settled(images))
         self._parts.append(path)
 
     @property
@@ -108,11 +116,22 @@ class ScanCache:
 
     def replace(self, images: KnownImages, others: KnownImages) -> None:
         """Remember these images, those of other parts of the dataset, and no more."""
+        images = self._settled(images)
         _write(self.folder / WHOLE, _joined([images, others]) if len(others) else images)
         for path in self._parts:
             if path.name != WHOLE:
                 path.unlink(missing_ok=True)
         self._parts = []
+
+    def _settled(self, images: KnownImages) -> KnownImages:
+        """Without the files that may be rewritten and keep their stamp: new ones, where times are whole seconds."""
+        if not self._is_folder:
+            return images
+        times = images.stamps[:, 1:3]
+        is_coarse = (times % SECOND == 0).all(axis=1)
+        is_new = times[:, 1] > self._start - 2 * SECOND
+        rows = np.flatnonzero(~(is_coarse & is_new))
+        return images if len(rows) == len(images) else images.take(rows)
 
 
 def _write(path: Path, images: KnownImages) -> None:

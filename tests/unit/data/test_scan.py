@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,28 @@ def test_images_that_another_table_names_stay_remembered(
     assert np.array_equal(again.digests[:29], whole.digests[:29])
     assert again.gray == whole.gray
     assert sorted(again.gray) == [24, 32]
+
+
+def test_new_files_whose_times_are_whole_seconds_are_not_remembered(
+    make: Make, silent: Terminal, decoded: list[str], tmp_path: Path
+) -> None:
+    """Within the same second they may be rewritten, and nothing would tell."""
+    listing = list_dataset(make().data, tmp_path, silent)
+    second = 1_000_000_000
+    soon = (time.time_ns() // second + 600) * second  # new for as long as the test takes
+    earlier = soon - 3600 * second
+
+    def decoded_by_scan(times: int, count: int) -> int:
+        decoded.clear()
+        stamps = listing.stamps.copy()
+        stamps[:count, 1:3] = times
+        scan_images(replace(listing, stamps=stamps), tmp_path / "cache", silent)
+        return len(decoded)
+
+    assert [decoded_by_scan(soon, 36), decoded_by_scan(soon, 36)] == [36, 36]
+    assert [decoded_by_scan(soon, 10), decoded_by_scan(soon, 10)] == [36, 10]
+    assert [decoded_by_scan(earlier, 10), decoded_by_scan(earlier, 10)] == [10, 0]
+    assert [decoded_by_scan(soon + 1, 10), decoded_by_scan(soon + 1, 10)] == [10, 0]
 
 
 def test_an_interrupted_scan_continues_where_it_stopped(
