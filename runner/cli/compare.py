@@ -66,9 +66,11 @@ def main(argv: Sequence[str]) -> int:
     title = f"Comparison of {selection.description}"
     terminal.line(title)
     runs = [recorded.read_run(client, run) for run in selection.runs]
-    tests = recorded.paired_tests(client, runs)
+    predictions = recorded.read_all_predictions(client, runs)
+    tests = recorded.paired_tests(runs, predictions)
     notes = recorded.comparison_notes(runs, tests)
-    comparison = Comparison(title, runs, metric_rows(runs, selection.objective), tests, notes)
+    rows, classes = metric_rows(runs, selection.objective), recorded.count_classes(predictions)
+    comparison = Comparison(title, runs, rows, tests, notes, classes)
     folder = output_folder(args.out or server.root / "comparisons" / folder_name(runs))
     files = write_files(comparison, folder)
     artifacts = f"comparisons/{folder_name(runs[1:])}"
@@ -117,12 +119,11 @@ def print_comparison(comparison: Comparison, terminal: Terminal) -> None:
     terminal.line(tables.same_settings(runs))
     terminal.table("Metrics (last values; * is the best)", *tables.metrics_table(comparison))
     if any(test.result for test in tests):
-        title = f"Same test images: comparison with {reference.short_id}"
-        terminal.table(title, *tables.mcnemar_table(tests))
+        terminal.table(tables.mcnemar_title(comparison), *tables.mcnemar_table(tests))
         class_header, classes = tables.class_table(reference, tests[0])
         if classes and len(tests) == 1:
             terminal.table("Classes with the largest differences (images)", class_header, classes)
-    terminal.line(tables.mcnemar_explanation(tests))
+    terminal.line(tables.mcnemar_explanation(comparison))
     for note in comparison.notes:
         terminal.warn(note)
     if sentence := tables.summary(comparison):

@@ -16,6 +16,9 @@ from runner.evaluation.predictions import COLUMNS, FOLD_COLUMNS, Predictions
 from runner.evaluation.statistics import Interval, bootstrap_ranks
 from runner.utils.csv_text import to_csv
 
+FOLD_TAG = "runner.fold"
+"""Tag of a cross-validation's run: the split that a fold is, test or val."""
+
 
 @dataclass(frozen=True)
 class FoldPredictions:

@@ -13,7 +13,14 @@ from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
 from runner.data.images import SPLITS
 from runner.data.manifest import Manifest
-from runner.evaluation.out_of_fold import FoldPredictions, PooledScores, fold_table, mean_predictions, pool
+from runner.evaluation.out_of_fold import (
+    FOLD_TAG,
+    FoldPredictions,
+    PooledScores,
+    fold_table,
+    mean_predictions,
+    pool,
+)
 from runner.evaluation.predictions import Predictions
 from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import atomic_write
@@ -111,6 +118,7 @@ def report(result: OutOfFold, repeat: Repeat, fold: str, parent: Tracker, termin
         parent: The run.
         terminal: Prints.
     """
+    parent.set_tags({FOLD_TAG: fold})
     parent.log_text("predictions.csv", fold_table(result.folds))
     parent.log_metrics(result.pooled.metrics())
     scores, intervals = result.pooled.scores, result.pooled.intervals

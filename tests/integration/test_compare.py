@@ -269,6 +269,27 @@ def test_notes_name_unfinished_runs_and_different_images(add: Add, command: Comm
     assert "the runs differ in the content of their pretrained weights" in out
 
 
+def test_cross_validations_on_validation_folds(add: Add, command: Command, tmp_path: Path) -> None:
+    folds: dict[str, object] = {"split.folds": 3, "split.fold": None, "repeat_over": "seed"}
+    given = {"runner.fold": "val"}  # as the data say which images are for test
+    metrics = {"out_of_fold/top5_low": 1.0, "out_of_fold/top1": 0.9}
+    add("folds", {**folds, "repeat": 1, "split.fold_as": "val"}, metrics, correct={1})
+    seeds = add("seeds", {**folds, "repeat": 10, "split.fold_as": "test"}, metrics, correct={2}, tags=given)
+    _, out, _ = command("folds", "seeds")
+    for text in (out, (tmp_path / "out" / "comparison.html").read_text()):
+        words = " ".join(text.split())
+        assert "Same validation-fold images" in words
+        assert "are on validation folds: the best epochs were chosen on the same images" in words
+        assert "test images" not in words
+        assert "test top-1" not in words
+        assert f"{seeds[:8]} has the mean probabilities over 10 training seeds" in words
+        assert "out_of_fold/top1" in words
+        assert "top5" not in words
+    add("fold 1", {**folds, "split.fold": 1}, correct={1})
+    add("fold 2", {**folds, "split.fold": 2}, correct={2})
+    assert "these two trained models" in " ".join(command("fold 1", "fold 2")[1].split())
+
+
 def test_names_on_the_page_are_escaped(add: Add, command: Command, tmp_path: Path) -> None:
     odd = '<b>$x$</b> & "quoted" [red]'
     first, second = (

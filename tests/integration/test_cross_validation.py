@@ -65,6 +65,7 @@ def test_each_fold_is_a_child_with_each_seed(validated: Validated) -> None:
     ]
     assert {each.data.tags["mlflow.parentRunId"] for each in children} == {parent.info.run_id}
     assert {each.info.status for each in (parent, *children)} == {"FINISHED"}
+    assert parent.data.tags["runner.fold"] == "test"
     assert (parent.data.params["split.folds"], parent.data.params["split.fold"]) == ("3", "None")
     assert [each.data.params["split.fold"] for each in children] == ["0", "1", "2"] * 2
     assert list((validated.folder / "mlruns" / "journals").iterdir()) == []
@@ -187,6 +188,7 @@ def test_validation_folds_are_said_to_be_optimistic(
     sizes = [sum(row["fold"] == str(fold) for row in rows) for fold in range(3)]
     mean = sum(value * size for value, size in zip(top1, sizes, strict=True)) / sum(sizes)
     assert parent.data.metrics["out_of_fold/top1"] == pytest.approx(mean)
+    assert parent.data.tags["runner.fold"] == "val"
     assert "so these scores are optimistic" in capfd.readouterr().out
 
 

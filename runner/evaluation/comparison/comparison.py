@@ -45,6 +45,10 @@ class ComparedRun:
     metrics: dict[str, float]
     """Latest value of each metric, by name."""
     curves: dict[str, list[Point]]
+    fold: str = ""
+    """The split that a fold is, test or val, if the run is a cross-validation."""
+    seeds: int = 1
+    """Training seeds whose mean probabilities its predictions are."""
 
     @property
     def short_id(self) -> str:
@@ -97,11 +101,21 @@ class Comparison:
     """Of each run but the reference."""
     notes: Sequence[str]
     """What a reader should know, as sentences without a period."""
+    classes: int = 0
+    """Classes of the models; 0: not known."""
 
     @property
     def reference(self) -> ComparedRun:
         """The run that the others are compared with."""
         return self.runs[0]
+
+
+def image_kind(runs: Sequence[ComparedRun]) -> str:
+    """What images the predictions of runs are of, before "image": `test `, `validation-fold `, or empty for both."""
+    validation = [run.fold == "val" for run in runs]
+    if not any(validation):
+        return "test "
+    return "validation-fold " if all(validation) else ""
 
 
 def all_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str | None]]:

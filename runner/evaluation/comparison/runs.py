@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,19 +18,23 @@ from runner.evaluation.comparison.comparison import (
     Direction,
     PairedTest,
     Point,
+    image_kind,
     runs_of_same_experiment,
 )
 from runner.evaluation.comparison.page import MOST_CURVES
 from runner.evaluation.metrics import METRICS
+from runner.evaluation.out_of_fold import FOLD_TAG
 from runner.evaluation.predictions import PredictionRow, read_predictions
 from runner.evaluation.significance import holm_correction, mcnemar
 from runner.tracking.run_lookup import RunInfo, download_artifact, find_run, search_runs
 from runner.utils.errors import UserError
-from runner.utils.text import did_you_mean
+from runner.utils.text import counted, did_you_mean
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ReadPredictions = tuple[list[PredictionRow], str]
+"""The predictions of a run; if there are none, also why."""
 MOST_TRIALS = 7
 """Maximum number of a study's trials that are compared with its baseline."""
 
@@ -106,6 +110,10 @@ def read_run(client: MlflowClient, run: RunInfo) -> ComparedRun:
     logged = client.get_run(run.run_id)
     info, data = logged.info, logged.data
     began = info.start_time / 1000
+    fold = data.tags.get(FOLD_TAG) or data.params.get("split.fold_as", "test")
+    is_cross_validation = _is_set(data.params, "split.folds") and not _is_set(data.params, "split.fold")
+    repeat = data.params.get("repeat", "")
+    is_ensemble = is_cross_validation and repeat.isdecimal() and data.params.get("repeat_over") == "seed"
     return ComparedRun(
         run_id=run.run_id,
         name=run.name,
@@ -117,7 +125,13 @@ def read_run(client: MlflowClient, run: RunInfo) -> ComparedRun:
         settings=dict(data.params),
         metrics=dict(data.metrics),
         curves={name: read_curve(client, run.run_id, name) for name in CURVES if name in data.metrics},
+        fold=fold if is_cross_validation else "",
+        seeds=int(repeat) if is_ensemble else 1,
     )
+
+
+def _is_set(params: Mapping[str, str], name: str) -> bool:
+    return params.get(name, "None") != "None"
 
 
 def read_curve(client: MlflowClient, run_id: str, name: str) -> list[Point]:
@@ -127,25 +141,38 @@ def read_curve(client: MlflowClient, run_id: str, name: str) -> list[Point]:
     return sorted(newest.items())
 
 
-def paired_tests(client: MlflowClient, runs: Sequence[ComparedRun]) -> list[PairedTest]:
-    """McNemar's test of each run against the first, with Holm's correction, or why there is none."""
+def read_all_predictions(client: MlflowClient, runs: Sequence[ComparedRun]) -> list[ReadPredictions]:
+    """The predictions of each run, or none and why."""
     with tempfile.TemporaryDirectory(prefix="runner-") as temporary:
-        predictions = [_read_predictions(client, run, Path(temporary) / run.run_id) for run in runs]
+        return [_read_predictions(client, run, Path(temporary) / run.run_id) for run in runs]
+
+
+def count_classes(predictions: Sequence[ReadPredictions]) -> int:
+    """The number of classes, as far as tables of predictions show it; 0, not known, if a run has none."""
+    if not all(rows for rows, _ in predictions):
+        return 0
+    every = [row for rows, _ in predictions for row in rows]
+    names = {name for row in every for name in (row.true, row.predicted)}
+    return max(2, len(names), *(row.rank for row in every))
+
+
+def paired_tests(runs: Sequence[ComparedRun], predictions: Sequence[ReadPredictions]) -> list[PairedTest]:
+    """McNemar's test of each run against the first, with Holm's correction, or why there is none."""
     (reference, problem_of_reference), *others = predictions
     results = [mcnemar(reference, rows) for rows, _ in others]
     corrected = iter(holm_correction([result.p for result in results if result]))
     return [
         PairedTest(run, result, "", next(corrected))
         if result
-        else PairedTest(run, None, problem_of_reference or problem or "no test image in common")
+        else PairedTest(
+            run, None, problem_of_reference or problem or f"no {image_kind([runs[0], run])}image in common"
+        )
         for run, (_, problem), result in zip(runs[1:], others, results, strict=True)
     ]
 
 
-def _read_predictions(
-    client: MlflowClient, run: ComparedRun, folder: Path
-) -> tuple[list[PredictionRow], str]:
-    """A run's predictions for the test images, or none and why."""
+def _read_predictions(client: MlflowClient, run: ComparedRun, folder: Path) -> ReadPredictions:
+    """A run's predictions for the test images or folds, or none and why."""
     folder.mkdir()
     try:
         path = download_artifact(client, RunInfo(run.run_id, run.name, run.status), "predictions.csv", folder)
@@ -169,12 +196,17 @@ def comparison_notes(runs: Sequence[ComparedRun], tests: Sequence[PairedTest]) -
         notes.append("the runs differ in the content of their pretrained weights")
     for group in runs_of_same_experiment(runs):
         notes.append(f"the same experiment: {', '.join(run.short_id for run in group)}")
+    if validated := [run.short_id for run in runs if run.fold == "val"]:
+        notes.append(
+            f"the out-of-fold scores of {', '.join(validated)} are on validation folds: the best epochs were chosen on"
+            " the same images, so these scores are optimistic"
+        )
     if len(runs) > MOST_CURVES:
         notes.append(f"the plot shows the first {MOST_CURVES} of {len(runs)} runs")
     for test in tests:
         if test.result and test.result.left_out:
             count = test.result.left_out
-            images = "1 test image" if count == 1 else f"{count:,} test images"
+            images = counted(count, f"{image_kind([runs[0], test.run])}image")
             notes.append(
                 f"{images} of only one of {runs[0].short_id} and {test.run.short_id}"
                 f" {'is' if count == 1 else 'are'} left out of their test"

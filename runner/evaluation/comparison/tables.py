@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -13,7 +14,9 @@ from runner.evaluation.comparison.comparison import (
     all_settings,
     differing_settings,
     direction_of,
+    image_kind,
 )
+from runner.evaluation.metrics import METRICS, shown_metrics
 from runner.evaluation.significance import ALPHA
 from runner.utils.console import format_duration
 from runner.utils.text import one_line
@@ -94,11 +97,12 @@ def same_settings(runs: Sequence[ComparedRun]) -> str:
 
 
 def metrics_table(comparison: Comparison) -> Table:
-    """The metrics, without those of the machine, best values marked; for two runs also the difference."""
+    """The metrics that can differ, but not those of the machine; best values marked; of two runs the difference too."""
     runs = comparison.runs
     rows = []
+    hidden = METRICS.keys() - {metric.name for metric in shown_metrics(comparison.classes)}
     for row in comparison.metrics:
-        if row.name.startswith("system/"):
+        if row.name.startswith("system/") or _metric_name(row.name) in hidden:
             continue
         cells = [
             ("* " if index in row.best else "") + format_value(row.name, value)
@@ -111,6 +115,11 @@ def metrics_table(comparison: Comparison) -> Table:
         rows.append((one_line(row.name, 40), *cells))
     extra = ("difference",) if len(runs) == 2 else ()
     return ("metric", *(run.short_id for run in runs), *extra), rows
+
+
+def _metric_name(name: str) -> str:
+    """`top5` of `test/best/top5`, `val/best/top5_sd_over_seeds` and `out_of_fold/top5_low`."""
+    return re.sub(r"_(sd|low|high)(_over_\w+)?$", "", name.rpartition("/")[2])
 
 
 def mcnemar_table(tests: Sequence[PairedTest]) -> Table:
@@ -178,8 +187,8 @@ def verdict(reference: ComparedRun, test: PairedTest) -> str:
     ci = f"95 % CI {_points(interval[0])} to {_points(interval[1])}; " if interval else ""
     p = f"p = {_p(test.p)}".replace("= <", "<") + (" with Holm's correction" if test.p != result.p else "")
     return (
-        f"{claim}: {_points(result.difference)} pt test top-1 ({ci}McNemar's test: {p}; {result.images:,} images of"
-        " both)."
+        f"{claim}: {_points(result.difference)} pt {image_kind([reference, test.run])}top-1 ({ci}McNemar's test: {p};"
+        f" {result.images:,} images of both)."
     )
 
 
@@ -195,24 +204,52 @@ def summary(comparison: Comparison) -> str:
         if ids := [test.run.short_id for test in tests if outcome(test) == words]:
             parts.append(f"{words}: {', '.join(ids)}")
     level = f"{100 * ALPHA:.0f} %"
-    return f"Compared with {reference.short_id} on the same test images at the {level} level: {'; '.join(parts)}."
+    images = f"{image_kind(comparison.runs)}images"
+    return (
+        f"Compared with {reference.short_id} on the same {images} at the {level} level: {'; '.join(parts)}."
+    )
 
 
-def mcnemar_explanation(tests: Sequence[PairedTest]) -> str:
+def mcnemar_title(comparison: Comparison) -> str:
+    """Title of the table of tests."""
+    return f"Same {image_kind(comparison.runs)}images: comparison with {comparison.reference.short_id}"
+
+
+def mcnemar_explanation(comparison: Comparison) -> str:
     """How to read the table of tests, or why there is none."""
+    tests, kind = comparison.tests, image_kind(comparison.runs)
     if not any(test.result for test in tests):
         problems = dict.fromkeys(test.problem for test in tests)
         return f"The predictions of the runs could not be compared: {'; '.join(problems)}."
     several = len(tests) > 1
     return (
-        "Only reference and only run count test images that one of the two classified correctly and the other did not."
-        " Difference: points of test top-1, run minus reference, with its 95 % Wald interval (Agresti 2013, §11.1)"
+        f"Only reference and only run count {kind}images that one of the two classified correctly and the other did"
+        f" not. Difference: points of {kind}top-1, run minus reference, with its 95 % Wald interval (Agresti 2013,"
+        " §11.1)"
         + (", not corrected for the number of runs" if several else "")
         + ". P: McNemar's exact test, two-sided"
         + (", also corrected for the number of runs (Holm 1979). " if several else ". ")
-        + "The outcome uses p at 5 %. It compares these two trained models on images like these; another training seed"
-        " gives another model."
+        + "The outcome uses p at 5 %. "
+        + _compared_models([comparison.reference, *(test.run for test in tests if test.result)])
     )
+
+
+def _compared_models(runs: Sequence[ComparedRun]) -> str:
+    """Which models are compared, in sentences."""
+    validated = [run.short_id for run in runs if run.fold]
+    if not validated:
+        return "It compares these two trained models on images like these; another training seed gives another model."
+    sentences = [
+        f"Cross-validations ({', '.join(validated)}) have several models: each image is classified by one that was not"
+        " trained on its fold; other training seeds or folds give other models."
+    ]
+    sentences += [
+        f"{run.short_id} has the mean probabilities over {run.seeds} training seeds: an ensemble, which is usually"
+        " better than a single model."
+        for run in runs
+        if run.seeds > 1
+    ]
+    return " ".join(sentences)
 
 
 def _points(share: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from compared_runs import compared_run
 
 from runner.config.identity import Identity
 from runner.evaluation.comparison.comparison import (
+    ComparedRun,
     Comparison,
     PairedTest,
     differing_settings,
@@ -17,14 +19,19 @@ from runner.evaluation.comparison.comparison import (
     runs_of_same_experiment,
     to_json,
 )
+from runner.evaluation.comparison.runs import comparison_notes, count_classes
 from runner.evaluation.comparison.tables import (
     format_value,
+    mcnemar_explanation,
     mcnemar_table,
+    mcnemar_title,
+    metrics_table,
     same_settings,
     settings_table,
     summary,
     verdict,
 )
+from runner.evaluation.predictions import PredictionRow
 from runner.evaluation.significance import McNemarResult
 
 
@@ -131,6 +138,61 @@ def test_a_summary_of_several_runs_names_each() -> None:
         " not tested: e."
     )
     assert summary(Comparison("title", runs[:2], [], tests[3:], [])) == ""
+
+
+def explained(first: ComparedRun, second: ComparedRun) -> str:
+    return mcnemar_explanation(Comparison("title", [first, second], [], [result_of(second)], []))
+
+
+def result_of(run: ComparedRun) -> PairedTest:
+    return PairedTest(run, McNemarResult(1000, 0, 30, 25, ()))
+
+
+def test_validation_folds_are_not_called_test_images() -> None:
+    one, other, single = compared_run("a", fold="val"), compared_run("b", fold="val"), compared_run("c")
+    assert "−0.50 pt validation-fold top-1" in verdict(one, result_of(other))
+    comparison = Comparison("title", [one, other], [], [result_of(other)], [])
+    assert mcnemar_title(comparison) == "Same validation-fold images: comparison with a"
+    assert "test images" not in mcnemar_explanation(comparison)
+    assert "test top-1" not in mcnemar_explanation(comparison)
+    assert "−0.50 pt top-1" in verdict(one, result_of(single))
+    (note,) = comparison_notes([one, other], [result_of(other)])
+    assert note.startswith("the out-of-fold scores of a, b are on validation folds")
+    assert "optimistic" in note
+    in_test = [compared_run("a", fold="test"), compared_run("b", fold="test")]
+    assert "pt test top-1" in verdict(in_test[0], result_of(in_test[1]))
+
+
+def test_the_models_that_are_compared_are_said() -> None:
+    single, folds = compared_run("c"), compared_run("a", fold="test")
+    assert "It compares these two trained models" in explained(single, compared_run("d"))
+    several = explained(folds, single)
+    assert "these two trained models" not in several
+    assert "Cross-validations (a) have several models" in several
+    assert "ensemble" not in several
+    ensemble = explained(folds, compared_run("b", fold="test", seeds=10))
+    assert "Cross-validations (a, b)" in ensemble
+    assert "b has the mean probabilities over 10 training seeds: an ensemble" in ensemble
+
+
+def test_metrics_that_so_few_classes_cannot_differ_in_are_left_out() -> None:
+    names = ("out_of_fold/top5_low", "test/best/top5", "test/best/top5_sd_over_seeds", "val/best/top5_sd")
+    runs = [compared_run(each, metrics=dict.fromkeys((*names, "val/top1"), 1.0)) for each in "ab"]
+    for classes, shown in ((5, 1), (6, 5), (0, 5)):
+        comparison = Comparison("title", runs, metric_rows(runs), [], [], classes)
+        assert len(metrics_table(comparison)[1]) == shown
+        assert len(to_json(comparison, Path("folder"), None)["metrics"]) == 5
+
+
+def test_classes_are_counted_in_predictions() -> None:
+    def row(true: str, predicted: str, rank: int) -> PredictionRow:
+        return PredictionRow("path", "digest", true, predicted, 0.5, rank)
+
+    few = ([row("a", "a", 1), row("a", "b", 2)], "")
+    assert count_classes([few, few]) == 2
+    assert count_classes([few, ([row("a", "b", 7)], "")]) == 7
+    assert count_classes([([row("a", "a", 1)], "")]) == 2
+    assert count_classes([few, ([], "it has no predictions")]) == 0
 
 
 def test_a_table_without_tests_is_empty() -> None:
