@@ -425,7 +425,9 @@ def test_a_folder_that_cannot_be_written_is_refused(
     for name in ("file", "file/inside"):
         assert "is not a folder" in refusal(*runs, "--out", str(tmp_path / name))
     access = os.access  # root may write anywhere
-    monkeypatch.setattr(os, "access", lambda path, mode: access(path, mode) and Path(path) != tmp_path / "out")
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: access(path, mode) and Path(path) != tmp_path / "out"
+    )
     assert str(tmp_path / "out") in refusal(*runs)
 
 
