@@ -18,6 +18,7 @@ from runner.cli.explain import parse
 from runner.data.transforms import EVALUATION_VIEW
 from runner.explain import cam
 from runner.explain.methods import METHODS, Method
+from runner.features.keys import FeatureKeys
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.portable.model import LayeredModel
 from runner.training.setup import prepare
@@ -298,9 +299,7 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
     features.get("val", EVALUATION_VIEW)
     entries = ready.manifest.select("val")
-    stored = features._stages.open(0, EVALUATION_VIEW).read(
-        [f"{entry.digest}:{EVALUATION_VIEW}" for entry in entries]
-    )
+    stored = features._stages.open(0, EVALUATION_VIEW).read(FeatureKeys(entries.digests, EVALUATION_VIEW))
     batch = next(iter(ready.loader.batches(list(entries), EVALUATION_VIEW, [range(len(entries))])))
     targets = [index % 3 for index in range(len(entries))]
     computed = cam.activations(model, batch, layer)
