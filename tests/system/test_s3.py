@@ -34,7 +34,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixture
 PASSWORD = "s3cret-endpoint-word"
 TOKEN = "s3cret-session-token"
 SECRETS = (KEY_SECRET, READER_SECRET, PASSWORD, TOKEN)
-ARRANGEMENTS = ("embedded", "proxied", "direct")
+ARRANGEMENTS = (
+    "embedded",
+    pytest.param("proxied", marks=pytest.mark.long),
+    pytest.param("direct", marks=pytest.mark.long),
+)
 MOST_WAITED = 90
 """Seconds that a process may take to end while S3 does not answer."""
 LARGE = 500 * 1024**2
