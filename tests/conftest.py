@@ -246,8 +246,10 @@ def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
         status = main.main(words)
         captured = capfd.readouterr()
         assert status == 2
-        sentence = one_sentence(captured.err)
-        assert captured.err == f"runner: {sentence}\n"
+        text, _, drawing = captured.err.partition("\n\n")  # a layout that is not accepted is drawn below
+        sentence = one_sentence(text)
+        assert text.rstrip("\n") == f"runner: {sentence}"
+        assert not drawing or drawing.startswith("Found:\n")
         return sentence
 
     return run

@@ -29,10 +29,16 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if " train " in each])
-def test_the_training_commands_of_the_documents_are_understood(command: str) -> None:
+def test_the_training_commands_of_the_documents_are_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = shlex.split(command.removesuffix("…"))
     assert words[:2] == ["./launch.sh", "train"]
     _, rest = take_processes(words[2:])
+    monkeypatch.chdir(tmp_path)
+    for word in rest:  # the folders and archives that the documents name
+        if not word.startswith(("-", "/")):
+            (tmp_path / word).mkdir(parents=True, exist_ok=True)
     experiment, _ = parse(rest)
     assert experiment.train.epochs
 
@@ -51,7 +57,8 @@ def test_the_tests_that_the_documents_name_are_there() -> None:
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_an_experiment_opens_with_its_command_and_what_to_expect(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    command = "./launch.sh" if path.stem == "quickstart" else f"./launch.sh train --config {path.stem}"
+    commands = {"quickstart": "./launch.sh", "folder": "./launch.sh train IMAGES"}
+    command = commands.get(path.stem, f"./launch.sh train --config {path.stem}")
     assert f"#   {command}" in header
     assert "# Needs:" in header
     assert "# Expect:" in header

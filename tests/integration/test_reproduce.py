@@ -53,6 +53,9 @@ class Original:
 @pytest.fixture
 def original(trained_run: TrainedRun, tmp_path: Path) -> Original:
     root = copy_store(trained_run.folder / "mlruns" / "mlflow.db", tmp_path / "mlruns")
+    for name in ("artifacts", "frozen"):  # a copy of records looks for its files in its own folder
+        if (trained_run.folder / "mlruns" / name).is_dir():
+            shutil.copytree(trained_run.folder / "mlruns" / name, root / name)
     shutil.copytree(trained_run.pictures, tmp_path / "pictures")
     _, client = open_store(root)
     words = [trained_run.run_id, "--tracking.root", str(root)]

@@ -50,7 +50,7 @@ def test_channel_statistics_are_near_the_published_ones(tmp_path: Path, silent: 
     found = manifest.build_manifest(experiment, silent)
     some = found.select("train")[::16]
     numbers = channel_statistics(
-        some, ImageLoader(found.root, ViewTransform(experiment.augment, 0)), tmp_path, silent
+        some, ImageLoader(found.files, ViewTransform(experiment.augment, 0)), tmp_path, silent
     )
     assert numbers.mean == pytest.approx((0.534, 0.507, 0.476), abs=0.03)
     assert numbers.std == pytest.approx((0.239, 0.236, 0.237), abs=0.03)
