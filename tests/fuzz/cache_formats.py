@@ -46,7 +46,9 @@ class StoreFile(Target):
         super().__init__(folder)
         self.keys = eight_keys()
         self.rows = torch.arange(8 * 4, dtype=torch.float32).reshape(8, 4) / 7
-        self.files = [self._file(self.keys.take(part), self.rows[list(part)]) for part in (range(4), range(4, 8))]
+        self.files = [
+            self._file(self.keys.take(part), self.rows[list(part)]) for part in (range(4), range(4, 8))
+        ]
         self.store = ShardStore(folder / "features", {"of": "fuzz"}, {"layer": "of fuzz"})
         self.store.write(self.keys.take([0]), self.rows[:1])
 
