@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from runner.data.columns import Paths
 from runner.data.depth import GrayRange
+from runner.data.file_map import map_files
 from runner.data.files import ImageFiles
 from runner.data.images import DIGEST_BYTES
 from runner.data.layouts.combined import CombinedFiles, separated
 from runner.data.listing import Listing
 from runner.data.scan_cache import KnownImages, ScanCache
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError
 from runner.utils.hashing import raw_digest
-from runner.utils.process_pool import map_in_processes
-from runner.utils.processes import cpu_count
 from runner.utils.text import printable
-from runner.utils.threads import map_in_threads
 
 MAX_REASON = 300
 """Characters of Pillow's reason why a file is not an image."""
-MIN_FILES_FOR_PROCESSES = 2048
-"""For fewer files threads suffice: starting processes costs more than it saves."""
-FILES_PER_CALL = 128
-"""Files that a process decodes between two messages."""
 SAVE_SECONDS = 10.0
 """A killed scan loses no more."""
 
@@ -113,7 +102,7 @@ def _verify_all(
 
     try:
         with terminal.progress("verify", len(indices)) as advance:
-            for part in _verify(listing.files, listing.paths.take(indices)):
+            for part in map_files(verify_files, listing.files, listing.paths.take(indices), "decode"):
                 count = len(part.digests)
                 verdicts.put(indices[done : done + count], part)
                 done += count
@@ -132,25 +121,6 @@ def _remembered(listing: Listing, verdicts: Verdicts, rows: np.ndarray) -> Known
         else {}
     )
     return KnownImages(listing.paths.take(rows), listing.stamps[rows], verdicts.digests[rows], gray)
-
-
-def _verify(files: ImageFiles, paths: Paths) -> Iterator[Verdicts]:
-    """The verdicts of all files, some at a time, in order."""
-    processes = cpu_count()
-    if len(paths) < MIN_FILES_FOR_PROCESSES:  # Pillow decodes outside the GIL
-        for _, verdicts in map_in_threads(
-            lambda path: verify_files(files, [path]), paths, processes, 4 * processes
-        ):
-            yield verdicts
-        return
-    calls = (list(paths[start : start + FILES_PER_CALL]) for start in range(0, len(paths), FILES_PER_CALL))
-    try:
-        yield from map_in_processes(partial(verify_files, files), calls, processes)
-    except BrokenProcessPool:
-        raise UserError(
-            "A process that decodes images has ended unexpectedly, perhaps for lack of memory; start again: what was"
-            " decoded is remembered."
-        ) from None
 
 
 def verify_files(files: ImageFiles, paths: list[str]) -> Verdicts:

@@ -1,7 +1,7 @@
 """A worker of a study: asks for trials and runs each as a child run in MLflow, until none is left.
 
 A trial trains on the training split with one or several seeds, and is evaluated on the validation split; with folds,
-their images are divided anew for each. It never sees the test split. Rank 0 asks the study and decides; its peers get
+their images are divided again for each. It never sees the test split. Rank 0 asks the study and decides; its peers get
 the decisions by broadcast.
 """
 

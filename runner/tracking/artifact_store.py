@@ -75,7 +75,7 @@ def location_in(root: str, folder: str) -> str:
 
 
 def limit_waiting() -> None:
-    """Give S3 seconds instead of minutes for its answers: a process waits for them even when it was told to end."""
+    """Give S3 seconds instead of minutes for its answers: a process waits for them even after SIGTERM."""
     from mlflow.store.artifact import artifact_repository_registry as registry
 
     registry._artifact_repository_registry.register("s3", _s3_repository)

@@ -191,7 +191,7 @@ class TrackingServer:
 def tracking_server(root: str) -> TrackingServer:
     """The store that MLFLOW_TRACKING_URI names, or else the one embedded under `root`.
 
-    The records of a folder that was moved or copied are told its new place.
+    If the folder was moved or copied, the paths in its records are updated.
 
     Raises `UserError` if the variable names a folder, or if MLflow cannot store the path of the embedded one.
     """

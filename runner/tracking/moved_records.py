@@ -1,7 +1,7 @@
 """Run records whose folder was moved or copied.
 
 MLflow stores the absolute place of every artifact, and a journal that of its database. When a folder of records is
-opened at another place than it names, it is told its new one; whatever else it names stays. Does not import MLflow.
+opened at another place than it names, these paths are updated; all others stay. Does not import MLflow.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def adopt_records(root: Path) -> None:
                     _relocate(connection, formers, root)
             except sqlite3.Error as error:
                 raise UserError(
-                    f"{database} was moved or copied, and cannot be told its new place ({error}); free some disk space,"
+                    f"{database} was moved or copied, and its paths cannot be updated ({error}); free some disk space,"
                     " or wait until no other process uses it."
                 ) from None
 

@@ -46,14 +46,6 @@ MOST_MEMORY = 64 * 1024**2
 """Bytes that our process may need more while it handles a file of `LARGE` bytes."""
 
 
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def login(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """`login(AWS_SECRET_ACCESS_KEY="wrong")`: the variables of the S3 server, some changed; None removes one."""

@@ -5,26 +5,20 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from runner.data.columns import Paths
+from runner.data.file_map import map_files
 from runner.data.files import ImageFiles
 from runner.data.images import DIGEST_BYTES
 from runner.data.splitting.clusters import content_ids
 from runner.utils.atomic_files import atomic_write
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError
 from runner.utils.hashing import digest, digest_bytes
-from runner.utils.process_pool import map_in_processes
-from runner.utils.processes import cpu_count
-from runner.utils.threads import map_in_threads
 
 HASH_VERSION = 1
 """Part of the cache key. Raise it when hashes change."""
@@ -41,8 +35,6 @@ ROW = np.dtype(
 )
 """Digest of a file, perceptual hash, hashes of the differences across and down, and the standard deviation of the gray
 values (0 to 255); -1 for an image that cannot be decoded any more."""
-MIN_FILES_FOR_PROCESSES = 512
-FILES_PER_CALL = 64
 SAVE_SECONDS = 30.0
 """A killed run loses no more."""
 MOST_OTHERS = 2_000_000
@@ -78,7 +70,7 @@ def image_hashes(
         done, saved = 0, time.monotonic()
         try:
             with terminal.progress("compare", len(missing)) as advance:
-                for part in _compute(files, paths.take(firsts[missing])):
+                for part in map_files(hash_images, files, paths.take(firsts[missing]), "compare"):
                     rows = missing[done : done + len(part)]
                     for name in ROW.names[1:]:  # type: ignore[index]
                         hashes[name][rows] = part[name]
@@ -108,25 +100,6 @@ def _take_known(hashes: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.n
     is_known = found >= 0
     hashes[is_known] = known[found[is_known]]
     return is_known, _mask(found[is_known], len(known))
-
-
-def _compute(files: ImageFiles, paths: Paths) -> Iterator[np.ndarray]:
-    """The hashes of all images, some at a time, in order."""
-    processes = cpu_count()
-    if len(paths) < MIN_FILES_FOR_PROCESSES:
-        for _, rows in map_in_threads(
-            lambda path: hash_images(files, [path]), paths, processes, 4 * processes
-        ):
-            yield rows
-        return
-    calls = (list(paths[start : start + FILES_PER_CALL]) for start in range(0, len(paths), FILES_PER_CALL))
-    try:
-        yield from map_in_processes(partial(hash_images, files), calls, processes)
-    except BrokenProcessPool:
-        raise UserError(
-            "A process that compares images has ended unexpectedly, perhaps for lack of memory; start again: what was"
-            " compared is remembered."
-        ) from None
 
 
 def hash_images(files: ImageFiles, paths: list[str]) -> np.ndarray:

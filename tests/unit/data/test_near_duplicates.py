@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from runner.config.data_schema import SplitConfig
+from runner.data import file_map
 from runner.data.columns import Paths
 from runner.data.splitting import image_hashes, near_duplicates
 from runner.data.splitting.clusters import SplitInput
@@ -172,7 +173,7 @@ def test_hashes_that_another_table_needs_are_kept(
 def test_hashes_of_an_interrupted_comparison_are_kept(
     contents: dict[str, bytes], tmp_path: Path, silent: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compute = image_hashes._compute
+    compute = image_hashes.map_files
 
     def interrupted(*args: object):  # type: ignore[no-untyped-def]
         for number, rows in enumerate(compute(*args)):  # type: ignore[arg-type]
@@ -180,7 +181,7 @@ def test_hashes_of_an_interrupted_comparison_are_kept(
                 raise KeyboardInterrupt
             yield rows
 
-    monkeypatch.setattr(image_hashes, "_compute", interrupted)
+    monkeypatch.setattr(image_hashes, "map_files", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(Contents(contents), images_of(contents), tmp_path, silent)
     monkeypatch.undo()
@@ -200,8 +201,8 @@ def test_processes_and_threads_give_the_same_hashes(
         ).tobytes()
 
     by_threads = hashes("threads")
-    monkeypatch.setattr(image_hashes, "MIN_FILES_FOR_PROCESSES", 1)
-    monkeypatch.setattr(image_hashes, "FILES_PER_CALL", 6)
+    monkeypatch.setattr(file_map, "MIN_FILES_FOR_PROCESSES", 1)
+    monkeypatch.setattr(file_map, "FILES_PER_CALL", 6)
     assert hashes("processes") == by_threads
 
 

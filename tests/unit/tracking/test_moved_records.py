@@ -211,7 +211,7 @@ def test_a_database_that_is_in_use_is_waited_for(tmp_path: Path, monkeypatch: py
     old.rename(new)
     with closing(sqlite3.connect(new / "mlflow.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(UserError, match="cannot be told its new place"):
+        with pytest.raises(UserError, match="its paths cannot be updated"):
             adopt_records(new)
         other.execute("ROLLBACK")
     adopt_records(new)
