@@ -35,7 +35,7 @@ def test_ranks_in_the_environment_are_named_and_ignored(
     (tmp_path / "accelerate").mkdir()
     (tmp_path / "accelerate" / "default_config.yaml").write_text(CONFIGURATION)
     outcome = subprocess.run(
-        runner("train", "-n", str(processes), *words),
+        runner("train", "-n", str(processes), *words, "--train.epochs", "1"),
         env={**environment(), **RANKS, **MPI, **PLUGINS, **OPERATOR, "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from commands import runs_of
-from killed_runs import EVERY_STEP, Kill, WholeRun, Workspace, assert_same_run, points
+from killed_runs import EVERY_STEP, WholeRun, Workspace, assert_same_run, points
 from stores import set_owner
 
 from runner.tracking.journal import Journal
@@ -20,11 +19,9 @@ pytestmark = pytest.mark.usefixtures("plain_environment")
 Refused = Callable[..., str]
 
 
-def test_a_killed_run_is_resumed(workspace: Workspace, whole_run: WholeRun) -> None:
+def test_a_killed_run_is_resumed(interrupted_copy: Workspace, whole_run: WholeRun) -> None:
     """The main road; tests/system kills runs at other moments."""
-    kill = Kill(r"fsync .*/state/\.0", 3)  # while a snapshot is written
-    assert workspace.train(*EVERY_STEP, kill=kill) == -signal.SIGKILL, workspace.output
-    run_id = workspace.interrupted
+    workspace, run_id = interrupted_copy, interrupted_copy.interrupted
     assert workspace.train(*EVERY_STEP, "--resume", "auto") == 0, workspace.output
     assert_same_run(workspace, whole_run, run_id)
 
