@@ -189,6 +189,7 @@ def test_bad_weights_are_refused(
     assert run.data.tags["runner.reason"] == sentence
 
 
+@pytest.mark.slow
 def test_a_failure_behind_the_launch_has_the_same_status(
     small: list[str], tmp_path: Path, convolutions: dict[str, torch.Tensor]
 ) -> None:

@@ -59,7 +59,7 @@ def trained() -> Trained:
         frozen = model.eval().run(images, 0, model.split_index).clone()
     optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], 5e-4)
     order = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for _ in range(12):
         for batch in torch.randperm(len(labels), generator=order).split(8):
             loss = F.cross_entropy(model(frozen[batch], start=model.split_index), torch.tensor(labels)[batch])
             optimizer.zero_grad()

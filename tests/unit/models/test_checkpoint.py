@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,19 +19,27 @@ from runner.utils.errors import UserError
 FILES = ["best.safetensors", "frozen.safetensors"]
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[TransferModel, Path]:
-    """A model with every trainable tensor changed, and its checkpoint."""
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[TransferModel, Path]:
+    """A model with every trainable tensor changed, and its checkpoint. No test may change them."""
     model = small_model(3, arch="vgg11_bn", trainable="features.25").eval()
     generator = torch.Generator().manual_seed(1)
     for value in model.trainable_state().values():
         if value.is_floating_point():
             value.add_(torch.rand(value.shape, generator=generator), alpha=0.1)
-    path = tmp_path / "best.safetensors"
-    checkpoint.save_frozen(model, tmp_path)
+    path = tmp_path_factory.mktemp("saved") / "best.safetensors"
+    checkpoint.save_frozen(model, path.parent)
     frozen = checkpoint.frozen_digest(model)
     checkpoint.save(model, path, 4, {"top1": 0.5, "hits1": 3}, frozen, {"name": "small"})
     return model, path
+
+
+@pytest.fixture
+def saved(saved_once: tuple[TransferModel, Path], tmp_path: Path) -> tuple[TransferModel, Path]:
+    """Copies of both, which a test may change."""
+    model, path = saved_once
+    shutil.copytree(path.parent, tmp_path, dirs_exist_ok=True)
+    return copy.deepcopy(model), tmp_path / path.name
 
 
 def test_loads_as_it_was_saved(saved: tuple[TransferModel, Path]) -> None:
