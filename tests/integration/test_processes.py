@@ -15,6 +15,8 @@ from conftest import COLORS, draw
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from runner import train
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRAIN = str(REPOSITORY / "runner" / "train.py")
 SEVERAL = ("--multi_gpu", "--main_process_port", "0", "--num_processes")
@@ -104,12 +106,13 @@ def settings(pictures: Path, place: Path) -> list[str]:
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
     """The same experiment on one and on two processes, nothing shared but the pictures."""
     places = {count: tmp_path_factory.mktemp(f"on {count}") for count in (1, 2)}
-    started = {
-        1: start(TRAIN, *settings(pictures, places[1])),
-        2: accelerate(*SEVERAL, "2", TRAIN, *settings(pictures, places[2])),
-    }
-    for process in started.values():
-        finish(process)
+    two = accelerate(*SEVERAL, "2", TRAIN, *settings(pictures, places[2]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        assert train.main(settings(pictures, places[1])) == 0
+    finish(two)
     return {count: read_back(place / "mlruns") for count, place in places.items()}
 
 
