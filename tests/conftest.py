@@ -42,11 +42,17 @@ from runner.config.schema import Experiment
 from runner.features.extractor import FeatureExtractor
 from runner.training import run
 from runner.utils.console import Terminal
+from runner.utils.processes import cpu_count
 
 # `--hypothesis-profile full` or HYPOTHESIS_PROFILE=full tries more. A deadline would fail at random on a busy machine.
 settings.register_profile("fast", max_examples=25, deadline=None)
 settings.register_profile("full", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One test process more than cores: tests also wait, for processes, disks and time limits."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cpu_count() + 1
 
 
 @pytest.fixture
