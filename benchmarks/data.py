@@ -10,8 +10,8 @@ processes; the median of rounds in turns. `warm_start_seconds_1m`: what a run do
 changed: list them, look their contents up, split them, compute the manifest's digest and its table, read the index of
 the feature store and look for missing features. `peak_mib_1m`: the most memory that it takes, beyond the libraries.
 `missing_seconds_1m`: `ShardStore.missing` of all keys. `time_exponent`, `memory_exponent`: growth of these from 10,000
-to 1,000,000 images: 1 is linear. `folds_seconds`: `train --split.folds 5 --repeat 10` of the given experiment, with all
-features cached before, from start to exit; `folds_extracted`: images that it computed features of.
+to 1,000,000 images: 1 is linear. `folds_seconds`: `train --split.folds 5 --repeat 10 --workers CORES` of the given
+experiment, with all features cached before, from start to exit; `folds_extracted`: images that it computed features of.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _measure_folds(folder: Path, experiment: Sequence[str]) -> dict[str, Any]:
         [*command, *records, "--train.epochs", "1", "--smoke"], check=True, stdout=subprocess.DEVNULL
     )
     _report(f"{FOLDS} folds of {SEEDS} training seeds")
-    words = ["--split.folds", str(FOLDS), "--repeat", str(SEEDS)]
+    words = ["--split.folds", str(FOLDS), "--repeat", str(SEEDS), "--workers", str(cpu_count())]
     taken = seconds(
         lambda: subprocess.run([*command, *records, *words], check=True, stdout=subprocess.DEVNULL)
     )
@@ -129,13 +129,13 @@ def _measure_folds(folder: Path, experiment: Sequence[str]) -> dict[str, Any]:
 
 
 def _extracted(records: Path) -> int:
-    """Images that the children of the newest parent run computed features of."""
+    """Images that a cross-validation computed features of, before its folds and in them."""
     from runner.tracking.mlflow_server import tracking_server
     from runner.tracking.run_lookup import search_runs
 
     client = tracking_server(str(records)).connect()
-    children = [run for run in search_runs(client, "") if "mlflow.parentRunId" in run.data.tags]
-    return int(sum(run.data.metrics.get("system/features/misses", 0) for run in children))
+    runs = [run for run in search_runs(client, "") if run.data.params.get("split.folds") == str(FOLDS)]
+    return int(sum(run.data.metrics.get("system/features/misses", 0) for run in runs))
 
 
 def _report(line: str) -> None:

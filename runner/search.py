@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
         )
     plan = make_plan(options, rest, checked=role.has_coordinator)
 
-    from runner.study.cpu_share import pin_to_share
     from runner.study.report import write_report
     from runner.study.session import open_session
     from runner.study.worker import Worker
@@ -48,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.training.error_translation import translate_errors
     from runner.training.setup import SharedSetup
     from runner.utils.console import Terminal
+    from runner.utils.cpu_share import pin_to_share
     from runner.utils.long_wait import long_wait
 
     accelerator = devices.create_accelerator(plan.baseline)

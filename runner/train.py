@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeated, terminal)
     else:
-        repeated.train(experiment, options.repeated, accelerator, terminal, start)
+        repeated.train(experiment, options.repeated, accelerator, terminal, start, options.workers)
     accelerator.end_training()
     return 0
 

@@ -8,8 +8,9 @@ from runner.cli.launcher import launch, take_processes
 from runner.config.parser import parse
 from runner.tracking.mlflow_server import check_reachable, tracking_server
 from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
-from runner.training.preflight import check
+from runner.training.preflight import check, check_workers
 from runner.utils.console import Terminal
+from runner.utils.processes import gpu_count
 
 DESCRIPTION = """\
 Train an experiment and log the run to MLflow. Flags override the experiment file. -n N sets the number of processes.
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     """
     processes, rest = take_processes(argv)
     experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
+    gpus = gpu_count()
+    check_workers(options.workers, processes or max(1, gpus), on_cpu=not gpus)
     place = tracking_server(experiment.tracking.root)
     if not options.dry_run:
         check_reachable(place.uri)

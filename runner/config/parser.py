@@ -48,6 +48,8 @@ class Options:
     repeat_over: Over = "seed"
     """With --repeat: seed: other training seeds on one split; split: other splits with one training seed; both: another
     split and training seed each time. The spread over splits also holds what the choice of test images does."""
+    workers: PositiveInt = 1
+    """Of several runs (--repeat, --split.folds), train this number at a time, each on its share of the CPU's cores."""
     dry_run: bool = False
     """Print what would happen (images, size of the store, estimated time, disk space), and stop."""
     resume: str | None = None

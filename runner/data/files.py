@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -29,8 +30,12 @@ class FolderFiles:
     root: Path
 
     def read(self, path: str) -> bytes:
-        with open(os.path.join(self.root, path), "rb") as file:
+        with open(os.path.join(self._folder, path), "rb") as file:
             return file.read()
 
     def shown(self, path: str) -> str:
         return str(self.root / path)
+
+    @cached_property
+    def _folder(self) -> str:
+        return str(self.root)

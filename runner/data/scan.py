@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import UnidentifiedImageError
 
 from runner.data.depth import GrayRange
 from runner.data.file_map import map_files
@@ -16,6 +17,7 @@ from runner.data.images import DIGEST_BYTES
 from runner.data.layouts.combined import CombinedFiles, separated
 from runner.data.listing import Listing
 from runner.data.scan_cache import KnownImages, ScanCache
+from runner.portable.images import decode, gray_range, to_rgb
 from runner.utils.console import Terminal
 from runner.utils.hashing import raw_digest
 from runner.utils.text import printable
@@ -149,10 +151,6 @@ def verify_files(files: ImageFiles, paths: list[str]) -> Verdicts:
 
 def _decode(content: bytes) -> tuple[str, GrayRange | None]:
     """Why a file's content is no image, empty if it is one; and the range of its deep gray values."""
-    from PIL import UnidentifiedImageError
-
-    from runner.portable.images import decode, gray_range, to_rgb
-
     if not content:
         return "is empty", None
     try:

@@ -41,7 +41,7 @@ class InMemorySource:
     def batches(self, batches: Batches) -> Iterator[Tensor]:
         for batch in batches:
             chosen = self.indices[np.asarray(batch, np.int64)]
-            yield self.rows[torch.from_numpy(chosen)].to(self.device)
+            yield self.rows.index_select(0, torch.from_numpy(chosen)).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,19 @@ class KeyedDropout(nn.Dropout):
         return (values * mask.to(values.device)).div_(1 - self.p)
 
     def _mask(self, shape: torch.Size) -> Tensor:
-        """The mask of the global batch. That of the next step is drawn meanwhile; most often it has as many images."""
+        """The mask of the global batch.
+
+        If there is a core for it, that of the next step is drawn meanwhile; most often it has as many images.
+        """
         key, following = (self.step, self.batch_size, shape), (self.step + 1, self.batch_size, shape)
         known = self._masks.get(key)
         mask = known.result() if isinstance(known, Future) else self._draw(key) if known is None else known
-        if following not in self._masks:
-            self._masks[following] = _drawing().submit(self._draw, following)
-        self._masks = {key: mask, following: self._masks[following]}
+        masks: dict[MaskKey, Tensor | Future[Tensor]] = {key: mask}
+        if following in self._masks:
+            masks[following] = self._masks[following]
+        elif torch.get_num_threads() > 1:
+            masks[following] = _drawing().submit(self._draw, following)
+        self._masks = masks
         return mask
 
     def _draw(self, key: MaskKey) -> Tensor:

@@ -34,6 +34,8 @@ TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by its EXIF orientation."""
+METADATA = frozenset({"exif", "xmp"})
+"""What Pillow keeps of a JPEG file that may say its orientation."""
 
 
 def open_rgb(
@@ -140,6 +142,8 @@ def _without_metadata(file: Path | str | BinaryIO) -> bytes | None:
 
 def _orientation(image: Image.Image) -> Any:
     """The EXIF orientation: 1 to 8, or anything if the metadata are damaged."""
+    if image.format == "JPEG" and not METADATA.intersection(image.info):
+        return None  # Pillow would look, for as long as it takes to decode a few thousand pixels
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as viewers do: an image with damaged metadata is taken as it is stored

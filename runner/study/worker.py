@@ -22,7 +22,6 @@ from runner.config.identity import Identity
 from runner.config.tree import as_yaml
 from runner.models import checkpoint
 from runner.serving.packaging import inference_settings
-from runner.study.cpu_share import all_cores
 from runner.study.session import StudySession
 from runner.study.storage import HEARTBEAT_INTERVAL
 from runner.study.study import Study
@@ -35,6 +34,7 @@ from runner.training.fit_state import FitState
 from runner.training.results import EpochResult, best_epoch
 from runner.training.setup import Setup, SharedSetup, prepare, required_views
 from runner.utils.console import Terminal
+from runner.utils.cpu_share import all_cores
 from runner.utils.errors import UserError, user_message
 from runner.utils.long_wait import long_wait
 from runner.utils.redaction import redact

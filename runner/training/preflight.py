@@ -29,6 +29,26 @@ def check(experiment: Experiment, terminal: Terminal, objective: str = "") -> Ma
     return manifest
 
 
+def check_workers(workers: int, processes: int, on_cpu: bool) -> None:
+    """Raise `UserError` if runs cannot be trained side by side.
+
+    Args:
+        workers: How many at a time.
+        processes: Of the launch.
+        on_cpu: Whether they compute on the CPU.
+    """
+    if workers > 1 and not on_cpu:
+        raise UserError(
+            f"--workers {workers} is for the CPU, but there is a GPU; leave --workers out, or set"
+            " ACCELERATE_USE_CPU=true."
+        )
+    if workers > 1 and processes > 1:
+        raise UserError(
+            f"--workers {workers} trains runs side by side, -n {processes} trains one run on several processes; choose"
+            " one of them."
+        )
+
+
 def warn_about_images(manifest: Manifest, terminal: Terminal) -> None:
     """Print which images are left out, and what makes labels or scores weak."""
     for file in manifest.rejected:

@@ -225,7 +225,7 @@ def test_an_interrupted_one_goes_on_where_it_was(
     assert run_main(lambda: train.main(words)) == 130
     assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 0
     assert trained == [0, 1, 1, 2]
-    assert "was finished before" in capfd.readouterr().out
+    assert "is finished: run" in capfd.readouterr().out
     client = client_of(tmp_path)
     (parent,) = [run for run in runs_of(client) if "mlflow.parentRunId" not in run.data.tags]
     assert len({row["path"] for row in table_of(client, parent)}) == 36

@@ -236,7 +236,7 @@ def test_runs_of_a_repeated_run_have_the_same_images(
     moved = tmp_path / "moved"
     shutil.copytree(images, moved)
     words = [*small, "--data.root", str(moved), "--repeat", "2", "--train.epochs", "1"]
-    train_one, changed = repeated._RepeatedTraining._train_one, next(moved.rglob("*.png"))
+    train_one, changed = repeated._RepeatedTraining.train_one, next(moved.rglob("*.png"))
     original = changed.read_bytes()
 
     def change_after(self: Any, *args: Any) -> Any:
@@ -245,13 +245,13 @@ def test_runs_of_a_repeated_run_have_the_same_images(
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repeated._RepeatedTraining, "_train_one", change_after)
+        patch.setattr(repeated._RepeatedTraining, "train_one", change_after)
         assert run_main(lambda: train.main(words)) == 130
     assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 2
     assert "or their split, are not those of run" in capfd.readouterr().err
     changed.write_bytes(original)
     assert run_main(lambda: train.main([*words, "--resume", "auto"])) == 0
-    assert "was finished before" in capfd.readouterr().out
+    assert "is finished: run" in capfd.readouterr().out
 
 
 def test_a_dry_run_trains_and_records_nothing(

@@ -135,7 +135,7 @@ def test_a_repeated_run_is_resumed_in_the_seed_that_was_interrupted(
     before = {run.info.run_id: run.info.status for run in runs_of(killed.client)}
     assert sorted(before.values()) == ["FINISHED", "RUNNING", "RUNNING"]
     assert killed.train(*repeat, "--resume", "auto") == 0, killed.output
-    assert "was finished before" in killed.output
+    assert "is finished: run" in killed.output
     assert all_points(whole) == all_points(killed)
     after = {run.info.run_id for run in runs_of(killed.client)}
     assert before.keys() <= after

@@ -202,7 +202,7 @@ def test_processes_and_threads_give_the_same_hashes(
 
     by_threads = hashes("threads")
     monkeypatch.setattr(file_map, "MIN_FILES_FOR_PROCESSES", 1)
-    monkeypatch.setattr(file_map, "FILES_PER_CALL", 6)
+    monkeypatch.setattr(file_map, "LARGEST_CALL", 6)
     assert hashes("processes") == by_threads
 
 

@@ -14,7 +14,7 @@ started, end = threading.Event(), threading.Event()
 other = threading.Thread(target=lambda: (started.set(), end.wait()))
 other.start()
 started.wait()
-from runner.study.cpu_share import all_cores, pin_to_share
+from runner.utils.cpu_share import all_cores, pin_to_share
 everywhere = sorted(os.sched_getaffinity(0))
 pin_to_share(1, len(everywhere), None)
 pinned = [sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")]
