@@ -43,7 +43,9 @@ def test_results_are_those_of_one_run_after_the_other(
     assert parent.data.metrics["system/features/misses"] == 36
     assert [each.data.metrics["system/features/misses"] for each in children] == [0, 0, 0]
     other, threads = tmp_path / "one after the other", torch.get_num_threads()
-    torch.set_num_threads(max(1, cpu_count() // 2))  # as many as each of the two had: sums have the same order
+    torch.set_num_threads(
+        max(1, cpu_count() // 2)
+    )  # as many as each of the two had: sums have the same order
     try:
         assert run_main(lambda: train.main([*words, "--tracking.root", str(other / "mlruns")])) == 0
     finally:
