@@ -123,6 +123,7 @@ def test_several_launches_of_a_fresh_clone_prepare_it_once(checkout: Path) -> No
     assert (checkout / "notes").read_text() == "installed\n"
 
 
+@pytest.mark.slow
 def test_an_installation_that_takes_long_says_what_it_does(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,6 +192,7 @@ def test_validation_folds_are_said_to_be_optimistic(
     assert "so these scores are optimistic" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_divisions_are_in_the_table_and_the_first_is_pooled(
     small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +232,7 @@ def test_an_interrupted_one_goes_on_where_it_was(
     assert len({row["path"] for row in table_of(client, parent)}) == 36
 
 
+@pytest.mark.slow
 def test_statistics_of_each_fold_are_warned_of_once(
     small: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_report_of_validation_notes_that_its_temperature_is_optimistic(
     assert sum(row.correct for row in rows) / len(rows) == objects_run.metrics("val/best/")["top1"]
 
 
+@pytest.mark.slow
 def test_a_report_measures_whether_grad_cam_shows_the_objects(
     objects_run: ObjectsRun, evaluate: Evaluate, tmp_path: Path
 ) -> None:

@@ -43,7 +43,8 @@ def test_a_run_draws_the_start_the_due_epochs_and_the_best(run_with: Train) -> N
     assert len(steps(tracker)) == 3 * 2 * len(expected)
 
 
-@pytest.mark.parametrize("trainable", ["head", pytest.param("features.18", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trainable", ["head", "features.18"])
 def test_a_run_computes_the_same_with_and_without_a_gallery(run_with: Train, trainable: str) -> None:
     words = ("--model.trainable", trainable, "--tracking.gallery_every", "1", "--train.epochs", "2")
     result, tracker = run_with(*words, "--tracking.gallery", "3")

@@ -82,6 +82,7 @@ def on_two(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[
     return [by_rank[rank] for rank in range(PROCESSES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VALUES)
 def test_skipped_steps_count_no_image(
     make: Make, accelerator: Accelerator, on_two: list[dict[str, Epochs]], name: str

@@ -15,6 +15,7 @@ from runner.models import checkpoint
 Train = Callable[..., tuple[Any, Recorder]]
 
 
+@pytest.mark.slow
 def test_a_run_writes_names_in_unicode(
     make: Make, train: Train, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_different_metric_is_named(
     assert "RUNNER_REPRODUCES" not in os.environ
 
 
+@pytest.mark.slow
 def test_other_weights_are_noted(
     original: Original, launched: list[Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

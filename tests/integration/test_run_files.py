@@ -275,6 +275,7 @@ def test_a_damaged_file_imports_nothing(file: Path, other: Path, refused: Callab
 # Models, and other kinds of stores
 
 
+@pytest.mark.slow
 def test_a_model_arrives_registered(
     trained_run: TrainedRun, other: Path, tmp_path: Path, command: Command
 ) -> None:

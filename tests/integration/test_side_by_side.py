@@ -98,6 +98,7 @@ def first_worker(launcher: int, folder: Path) -> psutil.Process:
     return spawned[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_fails_the_command(small: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     words = [*small, *FOLDS, *SAME_FEATURES, "--optim.lr", "1e30", "--workers", "2"]
     assert run_main(lambda: train.main(words)) == 2

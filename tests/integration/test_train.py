@@ -161,6 +161,7 @@ def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -
 # Runs that are stopped
 
 
+@pytest.mark.slow
 def test_the_next_start_closes_a_run_that_was_killed(small: list[str], tmp_path: Path) -> None:
     process = started([sys.executable, str(RUNNER / "train.py"), *small, *LONG], "\n    3 ", tmp_path)
     process.kill()
@@ -198,6 +199,7 @@ def test_repeats_are_children_of_one_run(
     assert "Mean ± sd of 2 training seeds" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_repeats_over_splits_say_so(
     small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

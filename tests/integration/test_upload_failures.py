@@ -101,6 +101,7 @@ def test_a_refused_event_is_noted_and_does_not_stop_the_others(store: Store) -> 
     journal.remove()
 
 
+@pytest.mark.slow
 def test_a_registry_that_wants_a_login_does_not_keep_the_run_running(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,7 @@ def test_processes_of_which_one_died_idle_are_replaced() -> None:
     assert len(pids()) == 2
 
 
+@pytest.mark.slow
 def test_an_idle_process_that_dies_does_not_hold_back_the_end() -> None:
     program = (
         "import os, signal, time, torch; from functools import partial;"

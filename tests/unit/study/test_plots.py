@@ -103,6 +103,7 @@ def test_plots_leave_the_style_of_matplotlib_unchanged(tmp_path: Path) -> None:
     assert changed <= {"backend", "backend_fallback"}, "a backend may be selected, but no style"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_style")
 def test_our_plots_do_not_have_the_style_of_optunas(tmp_path: Path) -> None:
     """Those of a second report are drawn after Optuna's contour plot of the first one."""

@@ -143,7 +143,9 @@ def test_the_test_split_is_read_once_and_after_training(
     assert splits == ["train", "val"] * 3 + ["test"]
 
 
-@pytest.mark.parametrize(("arch", "trainable"), [("vgg11", "all"), ("vgg11_bn", "features.11")])
+@pytest.mark.parametrize(
+    ("arch", "trainable"), [("vgg11", "all"), pytest.param("vgg11_bn", "features.11", marks=pytest.mark.slow)]
+)
 def test_fine_tuning_uses_the_same_loop(
     make: Make, train: Train, computed_images: list[int], arch: str, trainable: str
 ) -> None:

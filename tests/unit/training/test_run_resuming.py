@@ -43,7 +43,7 @@ def record(records: Recorder) -> RunRecord:
     return RunRecord.from_dict(content)
 
 
-@pytest.mark.parametrize("step", [1, 4, 9])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 4, 9])
 def test_a_run_continues_to_the_same_result(
     make: Make, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:

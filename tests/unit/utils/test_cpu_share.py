@@ -27,6 +27,7 @@ print(json.dumps(all(cores == everywhere for cores in within) and after == every
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_threads_that_run_already_are_restricted_too() -> None:
     outcome = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
