@@ -173,6 +173,7 @@ def test_memory_is_shared_and_no_feature_is_read_twice(
     assert sum(each.data.metrics["system/features/misses"] for each in (first, second, third)) == 0
 
 
+@pytest.mark.slow
 def test_validation_folds_are_said_to_be_optimistic(
     small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

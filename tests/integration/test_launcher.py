@@ -235,6 +235,7 @@ def test_what_was_launched_dies_with_a_killed_launcher(tmp_path: Path) -> None:
     assert gone or child.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Path) -> None:
     """A launcher may be killed while Python starts in what it has launched."""
     late = (

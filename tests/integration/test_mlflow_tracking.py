@@ -183,7 +183,10 @@ def test_the_end_of_a_run_tells_how_to_resume_it(
 # Outages and refusals
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["request lost", "answer lost"])
+@pytest.mark.parametrize(
+    "after",
+    [pytest.param(False, id="request lost", marks=pytest.mark.slow), pytest.param(True, id="answer lost")],
+)
 def test_an_outage_loses_and_doubles_nothing(store: Store, track: Track, after: bool) -> None:
     server, client = store
     failing = FailingClient(client, 3, UPLOADS, after)

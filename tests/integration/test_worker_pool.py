@@ -105,6 +105,7 @@ def test_a_worker_that_has_no_handler_yet_is_stopped_once() -> None:
     assert pool.started == [0, 1], "none is revived to run the study"
 
 
+@pytest.mark.slow
 def test_workers_are_not_revived_while_the_others_stop() -> None:
     pool = Programs(FAILS, "import os, signal, time; time.sleep(2); os.kill(os.getpid(), signal.SIGKILL)")
     assert pool.run() == 2

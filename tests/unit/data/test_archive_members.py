@@ -344,6 +344,7 @@ def test_a_zip_file_in_a_self_extracting_program(tmp_path: Path, silent: Termina
     assert list_archive(path, tmp_path / "cache", silent).files.read("red/0.jpg") == b"1"
 
 
+@pytest.mark.slow
 def test_many_members_of_zip64(tmp_path: Path, silent: Terminal) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for number in range(66_000):

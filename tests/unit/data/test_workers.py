@@ -124,7 +124,13 @@ def test_a_signal_ends_the_wait_for_a_process_that_hangs() -> None:
     wait_for(lambda: not any(map(exists, running)), 10)
 
 
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit()", "os._exit(1)"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        *(pytest.param(end, marks=pytest.mark.slow) for end in ("sys.exit()", "os._exit(1)")),
+    ],
+)
 def test_the_processes_end_with_their_parent(end: str) -> None:
     program = (
         "import os, signal, sys, torch; from functools import partial;"

@@ -93,6 +93,7 @@ def test_a_study_has_all_plots(tmp_path: Path) -> None:
     assert shares == sorted(shares, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("default_style")
 def test_plots_leave_the_style_of_matplotlib_unchanged(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)

@@ -165,6 +165,7 @@ def test_fine_tuning_uses_the_same_loop(
     assert sum(computed_images) == (TRAIN + VAL + TEST if trainable != "all" else 0)
 
 
+@pytest.mark.slow
 def test_frozen_batch_normalization_stays_as_it_is(make: Make, train: Train) -> None:
     words = ("--model.arch", "vgg11_bn", "--optim.lr", "0.003", "--schedule.kind", "constant")
     cached, records = train(make(*words))
