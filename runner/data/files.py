@@ -30,7 +30,7 @@ class FolderFiles:
     root: Path
 
     def read(self, path: str) -> bytes:
-        with open(os.path.join(self._folder, path), "rb") as file:
+        with open(os.path.join(self._folder, path), "rb", buffering=0) as file:
             return file.read()
 
     def shown(self, path: str) -> str:

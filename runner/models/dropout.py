@@ -7,10 +7,12 @@ the same model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +20,47 @@ from runner.utils import hashing
 
 MaskKey: TypeAlias = tuple[int, int, torch.Size]
 """Step, images in the global batch, and shape of an image's values."""
+DrawKey: TypeAlias = tuple[int, float, int, torch.Size]
+"""Seed, probability of zero, images in the global batch, and shape of an image's values."""
+MOST_DRAWN = 2**28
+"""Bytes of remembered masks."""
 
 
 @functools.cache
 def _drawing() -> ThreadPoolExecutor:
     """A thread that draws the masks of the next step: drawing is serial, and would let other cores wait."""
     return ThreadPoolExecutor(1, thread_name_prefix="dropout")
+
+
+@dataclass
+class _DrawnMasks:
+    """Masks that were drawn, as bits: reading one takes a twentieth of the time of drawing it."""
+
+    bits: dict[DrawKey, np.ndarray] = field(default_factory=dict)
+    bytes: int = 0
+
+    def get(self, key: DrawKey, draw: Callable[[], Tensor]) -> Tensor:
+        """The mask of a key, which is drawn if it is not known."""
+        if (bits := self.bits.get(key)) is not None:
+            _, _, batch_size, shape = key
+            size = batch_size * shape.numel()
+            return torch.from_numpy(np.unpackbits(bits, count=size).view(bool)).view(batch_size, *shape)
+        mask = draw()
+        bits = np.packbits(mask.numpy())
+        if self.bytes + bits.nbytes > MOST_DRAWN:
+            self.bits, self.bytes = {}, 0
+        self.bits[key] = bits
+        self.bytes += bits.nbytes
+        return mask
+
+
+_drawn: _DrawnMasks | None = None
+
+
+def remember_masks() -> None:
+    """Remember masks from now on: for the folds of a cross-validation, which draw the same with the same seed."""
+    global _drawn
+    _drawn = _drawn or _DrawnMasks()
 
 
 class KeyedDropout(nn.Dropout):
@@ -79,6 +116,13 @@ class KeyedDropout(nn.Dropout):
     def _draw(self, key: MaskKey) -> Tensor:
         step, batch_size, shape = key
         seed = hashing.derive_seed("dropout", self.training_seed, step, self.layer)
+        if _drawn is not None:
+            return _drawn.get(
+                (seed, self.p, batch_size, shape), lambda: self._draw_from(seed, batch_size, shape)
+            )
+        return self._draw_from(seed, batch_size, shape)
+
+    def _draw_from(self, seed: int, batch_size: int, shape: torch.Size) -> Tensor:
         return torch.rand(batch_size, *shape, generator=torch.Generator().manual_seed(seed)) >= self.p
 
     def __getstate__(self) -> dict[str, Any]:

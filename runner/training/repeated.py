@@ -20,6 +20,7 @@ from runner.config.tree import as_tree
 from runner.data.images import SPLITS
 from runner.data.manifest import Manifest
 from runner.features.in_memory import InMemoryFeatures
+from runner.models.dropout import remember_masks
 from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, resolved_settings, write_record
 from runner.tracking.sessions import TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
@@ -121,6 +122,8 @@ class _RepeatedTraining:
         """
         # The accelerator has resolved the precision; the children resolve the rest.
         resolved = dataclasses.replace(experiment.train, precision=self.accelerator.mixed_precision)
+        if experiment.split.is_cross_validation:
+            remember_masks()
         each_run = repeat.experiments(dataclasses.replace(experiment, train=resolved))
         self.runs = [(_without_model(each), repeat.label(each)) for each in each_run]
         known = self._identity(self.runs[0][0])
@@ -273,6 +276,8 @@ class _SharedWork:
     def open(self) -> Callable[[int], object]:
         """In a worker: the function that trains the run with an index."""
         experiment, quiet = self.runs[0][0], Terminal(enabled=False)
+        if experiment.split.folds is not None:
+            remember_masks()
         accelerator = devices.create_accelerator(experiment)
         session = TrackingSession(experiment, accelerator, quiet)
         parent = _tracker_of(self.parent_id, self.parent_name)

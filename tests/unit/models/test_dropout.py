@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from runner.models import dropout as dropout_module
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 
 
@@ -94,3 +95,26 @@ def test_masks_that_were_drawn_ahead_are_those_of_their_step() -> None:
             samples,
         )
     assert torch.equal(mask(copy.deepcopy(layer)), mask(layer))
+
+
+def test_remembered_masks_are_the_drawn_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [mask(dropout(), step, batch_size=size) for step in range(4) for size in (12, 13)]
+    monkeypatch.setattr(dropout_module, "_drawn", None)
+    dropout_module.remember_masks()
+    for _ in range(2):
+        again = [mask(dropout(), step, batch_size=size) for step in range(4) for size in (12, 13)]
+        assert all(map(torch.equal, drawn, again))
+    assert dropout_module._drawn is not None
+    assert len(dropout_module._drawn.bits) >= 8  # and with a second core those of the steps that would follow
+    monkeypatch.setattr(torch, "rand", None)
+    assert torch.equal(mask(dropout(), 3), drawn[6])
+
+
+def test_remembered_masks_take_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout_module, "_drawn", None)
+    monkeypatch.setattr(dropout_module, "MOST_DRAWN", 200)  # a mask takes 75 bytes
+    dropout_module.remember_masks()
+    drawn = [mask(dropout(), step) for step in range(5)]
+    assert dropout_module._drawn is not None
+    assert dropout_module._drawn.bytes <= 200
+    assert all(torch.equal(mask(dropout(), step), drawn[step]) for step in range(5))
