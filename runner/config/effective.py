@@ -13,6 +13,11 @@ from runner.utils.registry import Registry
 OF_VIEWS = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
 """Settings of the group augment that only augmented views use."""
 
+OF_SOLVERS = ("penalty", "penalty_by", "refit")
+"""Settings of the group train that only solvers use."""
+OF_STEPS = ("epochs", "batch_size", "accumulate", "clip", "label_smoothing", "sampling", "nonfinite")
+"""Settings of the group train that only optimizer steps use."""
+
 
 def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings that decide a result, by dotted name.
@@ -24,8 +29,18 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
     if experiment.augment.views == "none":
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
-    if experiment.model.head != "pooled":
+    head, solver = experiment.model.head, experiment.train.solver
+    if head == "classifier":
         idle |= {"model.pool", "model.width"}
+    if head == "linear":
+        idle |= {"model.width", "model.dropout"}
+    else:
+        idle |= {"model.power", "model.norm"}
+    if solver == "gradient":
+        idle |= {f"train.{name}" for name in OF_SOLVERS}
+    else:
+        idle |= {f"train.{name}" for name in OF_STEPS} | {"seed.train"}
+        idle |= {name for name in flatten(as_tree(experiment)) if name.startswith(("optim.", "schedule."))}
     settings = flatten(as_tree(experiment))
     return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
 

@@ -10,7 +10,9 @@ wherever a group is created, and raise `ValueError` with one sentence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
 
 from runner.config.choices import ARCHITECTURES, BEST_METRICS, DATASETS, OPTIMIZERS, SCHEDULES
 from runner.config.data_schema import DataConfig, SplitConfig
@@ -18,7 +20,9 @@ from runner.config.fields import (
     VALIDATION,
     AboveOne,
     BelowOne,
+    BelowOneExponent,
     Degrees,
+    Exponent,
     Hue,
     Interpolation,
     Interval,
@@ -44,7 +48,10 @@ class AugmentConfig:
     resize: PositiveInt = setting(256, unit="px")
     """Shorter side of the image in the evaluation transform, and size of the augmented crop."""
     crop: PositiveInt = setting(224, unit="px")
-    """Size of the center crop that the model receives."""
+    """Size of the image that the model receives."""
+    crop_mode: Literal["center", "squash"] = "center"
+    """The evaluation transform. center: the shorter side is resized, and the center is cut out; squash: the whole image
+    is squashed to crop x crop."""
     scale: Interval = (0.8, 1.0)
     """Minimum and maximum fraction of the image's area in the random crop."""
     ratio: Interval = (0.75, 4 / 3)
@@ -98,15 +105,19 @@ class ModelConfig:
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
     """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names (also a checkpoint
     that holds them as state_dict or model_state_dict), or null for random weights."""
-    head: Literal["classifier", "pooled"] = "classifier"
-    """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head on the pooled
-    convolutions."""
-    pool: PositiveInt = 3
-    """Output size of the pooled head's average pooling: pool x pool."""
+    head: Literal["classifier", "pooled", "linear"] = "classifier"
+    """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head with a hidden layer on
+    the pooled convolutions; linear: a linear layer on them."""
+    pool: PositiveInt | Annotated[tuple[PositiveInt, ...], MinLen(1)] = 3
+    """Average pooling of the convolutions for a pooled or linear head: pool x pool, or a pyramid, as [1, 2, 3]."""
     width: PositiveInt = 256
     """Units of the head's hidden layer."""
     dropout: BelowOne = 0.4
     """Dropout probability in the head."""
+    power: Exponent = 1.0
+    """Exponent of the pooled values before a linear head; 0.5: their signed square root."""
+    norm: Literal["none", "l2"] = "none"
+    """l2: before a linear head, each level of the pyramid is divided by its Euclidean norm."""
     normalize: str | Normalization = "statistics"
     """statistics: mean and standard deviation of the training images; weights: as the weights expect, which
     a .safetensors file may say in its metadata; a torchvision weights enum; or numbers, as
@@ -186,8 +197,9 @@ class TrainConfig:
     """Maximum norm of the gradient; 0: no clipping."""
     label_smoothing: BelowOne = 0.0
     """Fraction of the target that is spread evenly over all classes."""
-    class_weights: bool = False
-    """Weight each class in the loss by the inverse of its number of training images."""
+    class_weights: bool | BelowOneExponent = False
+    """Weight each class in the loss by the inverse of its number of training images, or by a power of that: 0.5 is the
+    inverse of the square root."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """shuffled: each image once per epoch; balanced: with replacement, all classes equally often."""
     precision: Literal["auto", "no", "fp16", "bf16"] = setting(
@@ -199,13 +211,36 @@ class TrainConfig:
         "top1", choices=BEST_METRICS, not_searchable="trials would be compared by different metrics"
     )
     """Validation metric that selects the best checkpoint."""
+    solver: Literal["gradient", "ridge", "logistic"] = "gradient"
+    """How a head is trained. gradient: by steps of the optimizer. A linear head can be solved instead. ridge: least
+    squares on targets of 1 and -1 with an L2 penalty, in closed form; logistic: multinomial logistic regression, by
+    L-BFGS."""
+    penalty: Literal["auto"] | PositiveFloat | Annotated[tuple[PositiveFloat, ...], MinLen(1)] = "auto"
+    """L2 penalties that a solver chooses from, for the sum of losses over images. auto: 45 values from 1e-6 to 1e5."""
+    penalty_by: Literal["validation", "leave_one_out"] = "validation"
+    """What the penalty is chosen by. leave_one_out: each training image is predicted by the solution without it (ridge
+    only)."""
+    refit: bool = False
+    """Solve again with the training and the validation images once the penalty is chosen. Validation scores remain
+    those of the solution of the training images alone."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """If loss or gradient of a step are not finite: stop, or skip the step (counted in train/skipped)."""
     timeout: Minutes = setting(30.0, unit="min", changes_results=False)
     """How long processes wait for one that hangs; where one scans images or computes features, 6 hours at least."""
 
+    @property
+    def rounds(self) -> int:
+        """Epochs at most: a solver has one."""
+        return self.epochs if self.solver == "gradient" else 1
+
     def __post_init__(self) -> None:
         BEST_METRICS.find(self.best)
+        if self.penalty_by == "leave_one_out" and self.solver != "ridge":
+            raise ValueError("train.penalty_by=leave_one_out needs train.solver=ridge")
+        if self.refit and self.solver == "gradient":
+            raise ValueError(
+                "train.refit needs a solver that chooses a penalty: train.solver=ridge or logistic"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"
@@ -279,6 +314,7 @@ class Experiment:
     """Folder of scans and features for all runs. auto: $RUNNER_CACHE, or vgg-runner in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
+        self._check_solver()
         data = self.data
         if "root" in DATASETS.find(data.kind).uses and data.root is None and data.table is None:
             raise ValueError(f"data.kind={data.kind} needs data.root, the folder of the images")
@@ -290,3 +326,15 @@ class Experiment:
                 f"augment.crop must be at least {backbone.min_input_size} for model.arch={backbone.arch};"
                 f" it is {self.augment.crop} (its ImageNet weights were trained with {backbone.input_size})"
             )
+
+    def _check_solver(self) -> None:
+        solver = self.train.solver
+        if solver == "gradient":
+            return
+        for name, value, needed in (
+            ("model.head", self.model.head, "linear"),
+            ("model.trainable", self.model.trainable, "head"),
+            ("augment.views", self.augment.views, "none"),
+        ):
+            if value != needed:
+                raise ValueError(f"train.solver={solver} needs {name}={needed}; it is {value}")

@@ -31,8 +31,9 @@ def view_of_epoch(epoch: int, views: str | int) -> int:
 
 
 def evaluation_settings(augment: AugmentConfig) -> dict[str, Any]:
-    """Arguments of `evaluation_transform`: resize, crop and interpolation."""
-    return {"resize": augment.resize, "crop": augment.crop, "interpolation": augment.interpolation}
+    """Arguments of `evaluation_transform`; its defaults are left out, as before there were others."""
+    mode = {} if augment.crop_mode == "center" else {"crop_mode": augment.crop_mode}
+    return {"resize": augment.resize, "crop": augment.crop, "interpolation": augment.interpolation, **mode}
 
 
 class ViewTransform:

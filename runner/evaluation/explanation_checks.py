@@ -114,7 +114,11 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
             if index in boxes:
                 raise ValueError(f"{evaluation.entries[index].path}: has two boxes, only one is supported")
             width, height = open_rgb(io.BytesIO(image)).size  # upright
-            visible = faithfulness.box_in_crop(box, width, height, augment.resize, augment.crop)
+            visible = (
+                faithfulness.box_in_squashed(box, width, height, augment.crop)
+                if augment.crop_mode == "squash"
+                else faithfulness.box_in_crop(box, width, height, augment.resize, augment.crop)
+            )
             if visible is None:
                 outside += 1
             else:

@@ -161,6 +161,12 @@ def energy_in_boxes(heatmaps: np.ndarray, boxes: Sequence[Box]) -> float:
     return float(np.mean(shares))
 
 
+def box_in_squashed(box: Box, width: int, height: int, crop: int) -> Box:
+    """A box of a width × height image after squashing it to crop × crop."""
+    left, top, right, bottom = box
+    return (left * crop / width, top * crop / height, right * crop / width, bottom * crop / height)
+
+
 def box_in_crop(box: Box, width: int, height: int, resize: int, crop: int) -> Box | None:
     """A box of a width × height image after resizing the shorter side to `resize` and cutting out the center `crop`.
 

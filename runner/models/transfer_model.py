@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropout
 from runner.portable.backbones import BACKBONES
-from runner.portable.model import LayeredModel, build_backbone, build_head, is_within
+from runner.portable.head import HeadSpec, build_head
+from runner.portable.model import LayeredModel, build_backbone, is_within
 from runner.utils import hashing
 from runner.utils.errors import UserError
 from runner.utils.rng import seeded
@@ -22,17 +23,19 @@ from runner.utils.text import did_you_mean, one_line
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything about a model except its weights. The first six fields are settings of the group `model`."""
+    """Everything about a model except its weights. The fields without docstring are settings of the group `model`."""
 
     arch: str
     head: str
-    pool: int
+    pool: int | tuple[int, ...]
     width: int
     dropout: float
     trainable: str
     classes: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
     normalization: Normalization
+    power: float = 1.0
+    norm: str = "none"
 
 
 class TransferModel(LayeredModel):
@@ -53,7 +56,7 @@ class TransferModel(LayeredModel):
     def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
         backbone = build_backbone(spec.arch, spec.head, spec.pool)
         with seeded(hashing.derive_seed("head", training_seed)):
-            head = build_head(spec.head, backbone.num_features, spec.width, spec.dropout, len(spec.classes))
+            head = build_head(HeadSpec.of(vars(spec)), backbone.num_features, len(spec.classes))
         super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std)
         self.spec = spec
         self._allocate(random_weights)
@@ -164,10 +167,9 @@ class TransferModel(LayeredModel):
             self.get_submodule(name).requires_grad_(False)
 
     def _find_split(self) -> int:
-        """The number of leading layers that are frozen and deterministic; 0 if none of them has weights."""
-        leading = list(
-            itertools.takewhile(lambda layer: not _trains(layer) and not _drops(layer), self._layers)
-        )
+        """The number of leading layers before the head that are frozen and deterministic; 0 if none has weights."""
+        backbone = self._layers[: self.head_index]
+        leading = list(itertools.takewhile(lambda layer: not _trains(layer) and not _drops(layer), backbone))
         return len(leading) if _has_weights(leading) else 0
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import nn
 
+    from .head import Pool
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """Channel statistics (red, green, blue; scale 0 to 1) that torchvision's ImageNet weights are trained with."""
@@ -59,13 +61,12 @@ class Backbone(Protocol):
     min_input_size: int
     """The smallest height and width that it can process."""
 
-    def build(self, head: str, pool: int) -> BackboneModules:
+    def build(self, head: str, pool: Pool) -> BackboneModules:
         """Its modules, without initialized weights; the caller decides on which device.
 
         Args:
-            head: "classifier": only the last layer of its own classifier is replaced; "pooled": the whole classifier
-                is replaced.
-            pool: For a pooled head, the last feature map is averaged down to pool × pool.
+            head: "classifier": only the last layer of its own classifier is replaced; others: the whole classifier.
+            pool: Where the whole classifier is replaced: `head.pooling` of the last feature map.
         """
 
     def initialize(self, module: nn.Module) -> None:

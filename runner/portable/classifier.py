@@ -147,9 +147,10 @@ def _check_sizes(description: dict[str, Any]) -> None:
     resize, crop = description["transform"]["resize"], description["transform"]["crop"]
     pool, backbone = description["model"]["pool"], BACKBONES[description["model"]["arch"]]
     depth = description.get("depth", 1)
-    if not all(type(number) is int for number in (resize, crop, pool, depth)) or not 1 <= depth <= 32:
+    pools = pool if isinstance(pool, list) else [pool]
+    if not all(type(number) is int for number in (resize, crop, *pools, depth)) or not 1 <= depth <= 32:
         raise TypeError("its image sizes are not integers")
-    if not (backbone.min_input_size <= crop <= resize <= 10_000 and pool >= 1):
+    if not (backbone.min_input_size <= crop <= resize <= 10_000 and pools and min(pools) >= 1):
         raise ValueError(
             f"images cannot be resized to {resize}, cropped to {crop} and pooled to {pool} pixels"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .backbone import BackboneModules
 from .backbones import BACKBONES
+from .head import HeadSpec, Pool, build_head
 
 
 class Normalize(nn.Module):
@@ -53,7 +54,8 @@ class LayeredModel(nn.Module):
         self.layer_names = ["normalize", *backbone.blocks, *head_layers]
         """All layers in the order of the forward pass."""
         self.pooling_index = self.layer_names.index(backbone.pooling)
-        self._head_index = self.layer_names.index(head_layers[0])
+        self.head_index = self.layer_names.index(head_layers[0])
+        """Index of the head's first layer."""
         self.index_layers()
 
     def index_layers(self) -> None:
@@ -75,12 +77,12 @@ class LayeredModel(nn.Module):
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
         """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie."""
-        for layer in self._layers[start : min(stop, self._head_index)]:
+        for layer in self._layers[start : min(stop, self.head_index)]:
             values = layer(values)
-        if stop > self._head_index:
+        if stop > self.head_index:
             with torch.autocast(values.device.type, enabled=False):
                 values = values.float()
-                for layer in self._layers[max(start, self._head_index) : stop]:
+                for layer in self._layers[max(start, self.head_index) : stop]:
                     values = layer(values)
         return values
 
@@ -95,13 +97,13 @@ class LayeredModel(nn.Module):
         return self.layer_names[1 : self.pooling_index + 1]
 
 
-def build_backbone(arch: str, head: str, pool: int) -> BackboneModules:
+def build_backbone(arch: str, head: str, pool: Pool) -> BackboneModules:
     """The modules of a backbone on torch's meta device: without memory for their weights.
 
     Args:
         arch: Name of the architecture.
-        head: classifier or pooled.
-        pool: For a pooled head, the last feature map is averaged down to pool × pool.
+        head: classifier, pooled or linear.
+        pool: The last feature map is averaged down to pool × pool, or to a pyramid of such sizes; not for classifier.
 
     Raises KeyError if there is no such architecture.
     """
@@ -109,32 +111,11 @@ def build_backbone(arch: str, head: str, pool: int) -> BackboneModules:
         return BACKBONES[arch].build(head, pool)
 
 
-def build_head(kind: str, num_features: int, width: int, dropout: float, classes: int) -> nn.Sequential:
-    """Linear, ReLU, dropout, linear; a pooled head starts with one more dropout.
-
-    Args:
-        kind: classifier or pooled.
-        num_features: Inputs per image.
-        width: Outputs of the first linear layer.
-        dropout: Probability of each dropout layer.
-        classes: The number of classes.
-    """
-    layers: list[nn.Module] = [
-        nn.Linear(num_features, width),
-        nn.ReLU(),
-        nn.Dropout(dropout),
-        nn.Linear(width, classes),
-    ]
-    if kind == "pooled":
-        layers = [nn.Dropout(dropout), *layers]
-    return nn.Sequential(*layers)
-
-
 def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> LayeredModel:
     """A model in evaluation mode, without gradients.
 
     Args:
-        spec: arch, head, pool, width, dropout and normalization (mean, std).
+        spec: arch, normalization (mean, std) and the fields of `HeadSpec`.
         classes: The number of classes.
         tensors: The state dict; the model takes the tensors over without a copy.
 
@@ -142,7 +123,7 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
     """
     backbone = build_backbone(spec["arch"], spec["head"], spec["pool"])
     with torch.device("meta"):
-        head = build_head(spec["head"], backbone.num_features, spec["width"], spec["dropout"], classes)
+        head = build_head(HeadSpec.of(spec), backbone.num_features, classes)
     normalization = spec["normalization"]
     model = LayeredModel(backbone, head, normalization["mean"], normalization["std"])
     model.load_state_dict(tensors, strict=True, assign=True)

@@ -60,7 +60,14 @@ def micro_batches(batch: np.ndarray, accumulate: int, accelerator: Accelerator) 
         yield MicroBatch(batch, slice(bounds[part], bounds[part + 1]), last=number == accumulate - 1)
 
 
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Inverse class frequencies n / (classes · count), as scikit-learn's "balanced"; their mean over images is 1."""
+def class_weights(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:
+    """Inverse class frequencies n / (classes · count), as scikit-learn's "balanced", or a power of them.
+
+    Their mean over images is 1.
+    """
     counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return len(labels) / (classes * counts)
+    balanced = len(labels) / (classes * counts)
+    if power == 1:
+        return balanced
+    powers = balanced**power
+    return powers / powers[labels].mean()

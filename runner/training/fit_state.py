@@ -19,6 +19,7 @@ from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import LabeledFeatures
 from runner.training.results import EpochResult, best_epoch
 from runner.training.snapshot import Snapshot, restoring
+from runner.training.solvers.solve import Solution
 from runner.training.step import TrainStep
 from runner.utils.errors import UserError
 
@@ -46,6 +47,8 @@ class FitState:
         self.epoch_lr = self.train_step.lr
         """Learning rate at its start."""
         self.history: list[EpochResult] = []
+        self.solution: Solution | None = None
+        """What a solver found, on rank 0."""
         self.stopped_early = False
         self.feature_seconds = 0.0
         """Time that the features of the current epoch took so far."""
@@ -56,7 +59,7 @@ class FitState:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left."""
-        return self.stopped_early or self.epoch >= self.experiment.train.epochs
+        return self.stopped_early or self.epoch >= self.experiment.train.rounds
 
     @property
     def batch(self) -> int:

@@ -23,6 +23,7 @@ from runner.training.callbacks.snapshot import SnapshotCallback
 from runner.training.fit_data import FitData
 from runner.training.fit_state import FitState
 from runner.training.results import EpochResult
+from runner.training.solvers.head import solve_head, use_refitted_head
 from runner.training.sync import StepSync
 from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError
@@ -60,7 +61,7 @@ def fit(
         _close(state, callbacks)
         raise
     sync = StepSync(state, next((each for each in callbacks if isinstance(each, SnapshotCallback)), None))
-    images, epochs = len(data.train.labels), experiment.train.epochs
+    images, epochs = len(data.train.labels), experiment.train.rounds
     try:
         with (terminal or Terminal(enabled=False)).progress("train", epochs * images) as advance:
             if state.train_step.steps_taken:
@@ -90,18 +91,24 @@ def _run_epoch(
     """Train for an epoch, or for what is left of it, and validate."""
     state.start_timer()
     epoch, lr, images = state.epoch, state.epoch_lr, len(state.labels) - state.images_done
-    features = state.load(data.train, epoch) if images else None
-    loaded = time.monotonic()
-    with defer_signals() as signals:
+    if state.experiment.train.solver != "gradient":
+        loaded = time.monotonic()
+        train_loss, train_top1 = solve_head(state, data)
+        advance(images)
+    else:
+        features = state.load(data.train, epoch) if images else None
+        loaded = time.monotonic()
+        with defer_signals() as signals:
 
-        def after_step(count: int) -> None:
-            advance(count)
-            sync.after_step(signals)
+            def after_step(count: int) -> None:
+                advance(count)
+                sync.after_step(signals)
 
-        train_loss, train_top1 = _train(state, features, after_step)
+            train_loss, train_top1 = _train(state, features, after_step)
     trained = time.monotonic()
     _check_finite("training", train_loss, state)
     scores, sample_results = _validate(state, data, epoch)
+    use_refitted_head(state)
     with defer_signals() as signals:
         lr_reduced = state.advance_epoch(scores)
         result = EpochResult(

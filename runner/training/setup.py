@@ -211,7 +211,7 @@ def assemble(
 
 def required_views(experiment: Experiment) -> list[tuple[str, int]]:
     """The splits and views that a run uses if it does not stop early."""
-    epochs = range(experiment.train.epochs)
+    epochs = range(experiment.train.rounds)
     views = sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
     return [*(("train", view) for view in views), ("val", EVALUATION_VIEW), ("test", EVALUATION_VIEW)]
 
@@ -238,6 +238,8 @@ def _build_model(
         arch=settings.arch,
         head=settings.head,
         pool=settings.pool,
+        power=settings.power,
+        norm=settings.norm,
         width=settings.width,
         dropout=settings.dropout,
         trainable=settings.trainable,

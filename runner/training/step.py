@@ -43,7 +43,9 @@ class TrainStep:
         self.model, self.labels, self.accelerator = model, labels, accelerator
         classes = len(model.spec.classes)
         self.class_weights = (
-            class_weights(labels, classes) if self.settings.class_weights else torch.ones(classes)
+            class_weights(labels, classes, float(self.settings.class_weights))
+            if self.settings.class_weights
+            else torch.ones(classes)
         )
         groups = model.parameter_groups(self.optim.lr, self.optim.groups)
         self.optimizer = optimizers.build(groups, self.optim)

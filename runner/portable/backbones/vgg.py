@@ -9,6 +9,8 @@ from ..backbone import IMAGENET_MEAN, IMAGENET_STD, BackboneModules, register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..head import Pool
+
 CONVOLUTION_CHANNELS = 512
 """Channels of the last convolution."""
 CLASSIFIER_WIDTH = 4096
@@ -28,10 +30,12 @@ class VGG:
         self.description = f"VGG with {depth} layers{' and batch normalization' * batch_norm}"
         self.weights_enum = f"{self.arch.upper()}_Weights"
 
-    def build(self, head: str, pool: int) -> BackboneModules:
+    def build(self, head: str, pool: Pool) -> BackboneModules:
         """Its modules, with torchvision's names."""
         from torch import nn
         from torchvision.models import get_model
+
+        from ..head import bins, pooling
 
         root = get_model(self.arch, weights=None)
         root.flatten = nn.Flatten(1)
@@ -41,8 +45,8 @@ class VGG:
             blocks += [f"classifier.{index}" for index in range(6)]
             replaced, num_features = "classifier.6", CLASSIFIER_WIDTH
         else:
-            root.avgpool = nn.AdaptiveAvgPool2d(pool)
-            replaced, num_features = "classifier", CONVOLUTION_CHANNELS * pool**2
+            root.avgpool = pooling(pool)
+            replaced, num_features = "classifier", CONVOLUTION_CHANNELS * bins(pool)
         cam_layer = features[-2]  # the ReLU after the last convolution; a max pooling follows it
         return BackboneModules(root, tuple(blocks), replaced, num_features, "avgpool", cam_layer)
 

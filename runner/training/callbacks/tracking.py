@@ -25,6 +25,7 @@ from runner.training.resume import ResumePoint
 from runner.training.run_names import run_description
 from runner.training.setup import Setup
 from runner.training.snapshot import Snapshot
+from runner.training.solvers.path_figure import log_path
 
 
 class TrackingCallback(Callback):
@@ -44,7 +45,8 @@ class TrackingCallback(Callback):
     def log_start(self, start: ResumePoint) -> None:
         """Log settings, images, split and environment. Called before features are computed."""
         experiment, manifest, tracker = self.setup.experiment, self.setup.manifest, self.tracker
-        self._draws_curves = not (start.parent_id and experiment.split.folds)
+        is_fold = bool(start.parent_id and experiment.split.folds)
+        self._draws_curves = not is_fold and experiment.train.solver == "gradient"
         tracker.log_params(decisive_settings(experiment))
         if not self.setup.accelerator.is_main_process:
             return
@@ -78,6 +80,8 @@ class TrackingCallback(Callback):
             return
         for path in sorted(self.tracker.artifact_path("checkpoints/any").parent.glob("*.safetensors")):
             self.tracker.log_artifact(path, "checkpoints")
+        if state.solution is not None:
+            log_path(state.solution, self.setup.experiment.train, self.setup.experiment.name, self.tracker)
         if self._draws_curves:
             curves.log_curves(state.history, self.setup.experiment.name, self.tracker)
 

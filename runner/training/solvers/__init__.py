@@ -1,0 +1,1 @@
+"""Linear heads that are solved, not trained by steps."""

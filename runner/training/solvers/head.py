@@ -1,0 +1,98 @@
+"""Gives a model the linear head that a solver finds, on every process."""
+
+from __future__ import annotations
+
+import torch
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+
+from runner.features.sources import SplitFeatures
+from runner.models.transfer_model import TransferModel
+from runner.training.fit_data import FitData, LabeledFeatures
+from runner.training.fit_state import FitState
+from runner.training.solvers.ridge import Linear
+from runner.training.solvers.solve import Rows, Solution, check_memory, solve
+from runner.utils.errors import UserError
+from runner.utils.long_wait import long_wait
+
+BATCH = 512
+"""Images whose features are prepared at a time."""
+
+
+@long_wait()
+def solve_head(state: FitState, data: FitData) -> tuple[float, float]:
+    """Solve the head on rank 0, where `state.solution` has it, and give it to the models of all processes.
+
+    It counts as the steps of an epoch. Returns the mean loss and accuracy on the training images.
+
+    Raises `UserError` on all processes if it cannot be solved.
+    """
+    parts = [(split, state.load(split, state.epoch)) for split in (data.train, data.val)]
+    solution, failure, fit = None, "", (0.0, 0.0)
+    if state.accelerator.is_main_process:
+        try:
+            solution = _solve(state, parts)
+            fit = _quality(solution.train, state.labels)
+        except UserError as error:
+            failure = str(error)
+    failure, fit = broadcast_object_list([failure, fit])
+    if failure:
+        raise UserError(failure)
+    state.solution = solution
+    _set_head(state, solution.linear if solution else None)
+    state.train_step.steps_taken += state.train_step.steps_per_epoch
+    loss, top1 = fit
+    return loss, top1
+
+
+def use_refitted_head(state: FitState) -> None:
+    """Give all models the head that was solved with the validation images too, if `train.refit` is on."""
+    if state.experiment.train.refit:
+        _set_head(state, state.solution.refitted if state.solution else None)
+
+
+def _set_head(state: FitState, linear: Linear | None) -> None:
+    """Give the last layer of all processes' models the weights that rank 0 has."""
+    layer = last_layer(state.model)
+    with torch.no_grad():
+        if linear is not None:
+            layer.weight.copy_(linear.weight)
+            layer.bias.copy_(linear.bias)
+        for parameter in (layer.weight, layer.bias):
+            parameter.copy_(broadcast(parameter.detach().clone()))
+
+
+def last_layer(model: TransferModel) -> nn.Linear:
+    """The linear layer that a model ends with."""
+    layer = model.get_submodule(model.layer_names[-1])
+    assert isinstance(layer, nn.Linear)  # noqa: S101 (every head ends with one)
+    return layer
+
+
+def _solve(state: FitState, parts: list[tuple[LabeledFeatures, SplitFeatures]]) -> Solution:
+    settings, model = state.experiment.train, state.model
+    images = sum(len(split.labels) for split, _ in parts)
+    check_memory(images, last_layer(model).in_features)
+    train, val = (
+        Rows(_rows(model, features, len(split.labels)), torch.tensor(split.labels))
+        for split, features in parts
+    )
+    return solve(settings, train, val, len(model.spec.classes))
+
+
+def _rows(model: TransferModel, features: SplitFeatures, count: int) -> Tensor:
+    """What reaches the last layer: count × features, float32, on the CPU."""
+    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
+    model.eval()
+    with torch.no_grad():
+        batches_of_rows = [
+            model.run(values, model.split_index, model.depth - 1).float().cpu()
+            for values in features.batches(batches)
+        ]
+    return torch.cat(batches_of_rows)
+
+
+def _quality(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and top-1 accuracy."""
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float(loss), float((logits.argmax(1) == labels).double().mean())
