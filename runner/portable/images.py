@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .metadata import JPEG, PNG, without_metadata
 
@@ -112,7 +112,7 @@ def decode(file: Path | str | BinaryIO, max_pixels: int | None = None) -> Image.
 
 
 def _decode_with_metadata(file: Path | str | BinaryIO, max_pixels: int | None) -> Image.Image:
-    with Image.open(file) as image:
+    with _open(file) as image:
         if image.format == "EPS":  # a program, which Pillow lets Ghostscript run
             raise ValueError("it is an EPS file; save it as PNG")
         _check_shape(image)
@@ -120,6 +120,14 @@ def _decode_with_metadata(file: Path | str | BinaryIO, max_pixels: int | None) -
             raise ValueError(f"it has {image.width * image.height:,} pixels, more than {max_pixels:,}")
         image.load()
         return _upright(image)
+
+
+def _open(file: Path | str | BinaryIO) -> Image.Image:
+    """The image, not decoded yet. Pillow tries its formats in turn, which a JPEG file in memory need not wait for."""
+    if isinstance(file, io.BytesIO) and file.getbuffer()[: len(JPEG)] == JPEG:
+        with suppress(UnidentifiedImageError):
+            return Image.open(file, formats=("JPEG",))
+    return Image.open(file)
 
 
 def _check_shape(image: Image.Image) -> None:
