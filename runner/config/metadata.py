@@ -122,6 +122,8 @@ def _words(kind: Any) -> Sequence[str]:
         return parts
     if len(members := _members(plain)) > 1:
         return [word for member in members for word in _words(member)]
+    if origin is tuple and parts[-1] is Ellipsis:
+        return [f"a list of numbers{_range(_plain(parts[0])[1])}"]
     if origin is tuple:
         return [f"a list of {len(parts)} numbers{_range(_plain(parts[0])[1])}"]
     if origin is dict:
@@ -140,6 +142,8 @@ def _range(bounds: Sequence[Any]) -> str:
             return f" > {low}"
         case [Gt(gt=low), Le(le=high)]:
             return f" > {low}, at most {high}"
+        case [Gt(gt=low), Lt(lt=high)]:
+            return f" > {low}, below {high}"
         case [Ge(ge=low)]:
             return f" ≥ {low}"
         case [Ge(ge=low), Le(le=high)]:

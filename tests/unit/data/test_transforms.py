@@ -242,10 +242,23 @@ def test_brightness_multiplies_and_saturation_leaves_gray_alone() -> None:
 
 
 def test_a_recipe_holds_every_setting_that_decides_a_view() -> None:
-    names = {each.name for each in dataclasses.fields(AugmentConfig)} - {"views"}
+    names = {each.name for each in dataclasses.fields(AugmentConfig)} - {"views", "crop_mode"}
     assert ViewTransform(SMALL, 4).recipe(0).keys() == names | {"seed"}
     assert ViewTransform(SMALL, 4).recipe(0) == ViewTransform(SMALL, 4).recipe(9)
     assert ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW) == ViewTransform(
         dataclasses.replace(SMALL, hue=0.1), 5
     ).recipe(EVALUATION_VIEW)
     assert ViewTransform(SMALL, 4).recipe(0) != ViewTransform(SMALL, 5).recipe(0)
+    squashed = ViewTransform(dataclasses.replace(SMALL, crop_mode="squash"), 4)
+    assert squashed.recipe(EVALUATION_VIEW)["crop_mode"] == "squash"
+    assert "crop_mode" not in ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW)  # existing features stay valid
+
+
+def test_a_squashed_image_is_whole() -> None:
+    image = Image.new("RGB", (90, 30))
+    image.paste((255, 0, 0), (0, 0, 15, 30))
+    view = ViewTransform(dataclasses.replace(SMALL, crop_mode="squash"), 0)(image, "", EVALUATION_VIEW)
+    side = SMALL.crop
+    assert view.shape == (3, side, side)
+    assert (view[0, :, : side // 6 - 1] > 200).all()
+    assert (view[:, :, side // 3 :] == 0).all()

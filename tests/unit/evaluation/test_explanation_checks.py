@@ -30,12 +30,12 @@ def write_boxes(folder: Path, boxes: Mapping[str, tuple[float, float, float, flo
     return path
 
 
-def evaluation_of(root: Path, *paths: str) -> Any:
+def evaluation_of(root: Path, *paths: str, crop_mode: str = "center") -> Any:
     """What `read_boxes` uses of an evaluation of these images: the model sees their center 64 × 64 pixels."""
     return SimpleNamespace(
         entries=[SimpleNamespace(path=path) for path in paths],
         loader=SimpleNamespace(files=FolderFiles(root)),
-        experiment=SimpleNamespace(augment=SimpleNamespace(resize=64, crop=64)),
+        experiment=SimpleNamespace(augment=SimpleNamespace(resize=64, crop=64, crop_mode=crop_mode)),
         split="test",
     )
 
@@ -61,6 +61,13 @@ def test_boxes_are_converted_to_the_pixels_that_the_model_sees(photos: Path) -> 
     boxes = read_boxes(table, evaluation_of(photos, "cup/square.png", "cup/wide.png"), QUIET)
     assert boxes == {1: (0, 0, 32, 32), 0: (8, 16, 24, 32)}
     assert read_boxes(table, evaluation_of(photos, "cup/square.png"), QUIET) == {0: (8, 16, 24, 32)}
+
+
+def test_boxes_in_a_squashed_image_are_squashed(photos: Path) -> None:
+    table = write_boxes(photos, {"cup/wide.png": (0, 0, 64, 64)})
+    boxes = read_boxes(table, evaluation_of(photos, "cup/wide.png", crop_mode="squash"), QUIET)
+    width, height = Image.open(photos / "cup/wide.png").size
+    assert boxes == {0: (0, 0, 64 * 64 / width, 64 * 64 / height)}
 
 
 def test_boxes_may_come_from_a_spreadsheet(photos: Path) -> None:

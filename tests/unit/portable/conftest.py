@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runner.portable.classifier import FORMAT, Classifier, description_digest
-from runner.portable.model import LayeredModel, build_backbone, build_head
+from runner.portable.head import HeadSpec, build_head
+from runner.portable.model import LayeredModel, build_backbone
 
 CLASSES = ("blue", "green", "red")
 NORMALIZATION = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.3]}
@@ -54,7 +55,7 @@ def narrow_vgg() -> Iterator[None]:
 def tensors(narrow_vgg: None) -> dict[str, Tensor]:
     """Random weights, and batch-norm statistics that are not the initial ones."""
     backbone = build_backbone("vgg11_bn", "pooled", 1)
-    head = build_head("pooled", backbone.num_features, 16, 0.4, len(CLASSES))
+    head = build_head(HeadSpec("pooled", 1, 16, 0.4), backbone.num_features, len(CLASSES))
     model = LayeredModel(backbone, head, *NORMALIZATION.values())
     generator = torch.Generator().manual_seed(3)
 
