@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from runner.training.solvers.ridge import Linear
+from runner.training.solvers.ridge import Linear, symmetric_eigen
 
 MAX_STEPS = 1000
 TOLERANCE = 1e-6
@@ -50,7 +50,7 @@ def _rotated(features: Tensor) -> tuple[Tensor, Tensor | None]:
     rows, columns = features.shape
     if rows >= columns:
         return features, None
-    values, vectors = torch.linalg.eigh(features @ features.T)
+    values, vectors = symmetric_eigen(features @ features.T)
     kept = values > values[-1] * 1e-12
     singular, vectors = values[kept].sqrt(), vectors[:, kept]
     return vectors * singular, (vectors / singular).T @ features

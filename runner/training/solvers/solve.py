@@ -16,7 +16,7 @@ from runner.config.schema import TrainConfig
 from runner.evaluation.metrics import METRICS, TASK, Scores, compute_scores
 from runner.training.batches import class_weights
 from runner.training.solvers.logistic import logistic_path
-from runner.training.solvers.ridge import Linear, RidgePath, signed_targets
+from runner.training.solvers.ridge import Linear, RidgePath, ridge, signed_targets
 from runner.training.solvers.temperature import best_scale
 from runner.utils.console import format_bytes
 from runner.utils.errors import UserError
@@ -116,12 +116,12 @@ def _candidates(settings: TrainConfig, train: Rows, val: Rows, classes: int) -> 
         for penalty, linear in _solutions(settings, train, classes, penalties):
             yield penalty, linear(val.features.double()), partial(_identity, linear)
         return
-    ridge = _ridge(settings, train, classes)
-    predictions = (
-        ridge.leave_one_out if settings.penalty_by == "leave_one_out" else ridge.predictions(val.features)
-    )
+    targets, weights = signed_targets(train.labels, classes), _sample_weights(settings, train.labels, classes)
+    path = RidgePath(train.features, targets, weights)
+    by_left_out = settings.penalty_by == "leave_one_out"
+    predictions = path.leave_one_out if by_left_out else path.predictions(val.features)
     for penalty in penalties:
-        yield penalty, predictions(penalty), partial(ridge.solution, penalty)
+        yield penalty, predictions(penalty), partial(path.solution, penalty)
 
 
 def _identity(linear: Linear) -> Linear:
@@ -135,14 +135,9 @@ def _solutions(
         weights = _sample_weights(settings, rows.labels, classes)
         yield from logistic_path(rows.features, rows.labels, classes, weights, penalties)
         return
-    ridge = _ridge(settings, rows, classes)
+    targets, weights = signed_targets(rows.labels, classes), _sample_weights(settings, rows.labels, classes)
     for penalty in penalties:
-        yield penalty, ridge.solution(penalty)
-
-
-def _ridge(settings: TrainConfig, rows: Rows, classes: int) -> RidgePath:
-    weights = _sample_weights(settings, rows.labels, classes)
-    return RidgePath(rows.features, signed_targets(rows.labels, classes), weights)
+        yield penalty, ridge(rows.features, targets, weights, penalty)
 
 
 def _sample_weights(settings: TrainConfig, labels: Tensor, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from runner.training.solvers.ridge import RidgePath, signed_targets
+from runner.training.solvers.ridge import RidgePath, ridge, signed_targets
 
 PENALTIES = (1e-3, 1.0, 100.0)
 SHAPES = [(60, 20), (40, 100), (30, 30)]
@@ -29,10 +29,11 @@ def problem(images: int, features: int, classes: int = 4) -> tuple[Tensor, Tenso
 def test_solutions_are_those_of_scikit_learn(images: int, features: int, penalty: float) -> None:
     values, labels, weights = problem(images, features)
     targets = signed_targets(labels, 4)
-    solved = RidgePath(values, targets, weights).solution(penalty)
     expected = Ridge(alpha=penalty).fit(values.numpy(), targets.numpy(), sample_weight=weights.numpy())
-    assert np.abs(solved.weight.numpy() - expected.coef_).max() < 1e-8
-    assert np.abs(solved.bias.numpy() - expected.intercept_).max() < 1e-8
+    of_path = RidgePath(values, targets, weights).solution(penalty)
+    for solved in (of_path, ridge(values, targets, weights, penalty)):
+        assert np.abs(solved.weight.numpy() - expected.coef_).max() < 1e-8
+        assert np.abs(solved.bias.numpy() - expected.intercept_).max() < 1e-8
 
 
 @pytest.mark.parametrize(("images", "features"), SHAPES)
