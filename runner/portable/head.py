@@ -11,19 +11,22 @@ from torch import Tensor, nn
 
 Pool = int | Sequence[int]
 """Output size of an average pooling, or the sizes of a pyramid of them."""
-TINY = 1e-12
-"""Keeps the derivative of a root finite at 0."""
+OFFSET = 1e-5
+"""Of a power near 0, where the derivative of a root is infinite: there it would multiply errors of rounding."""
 
 
 class SignedPower(nn.Module):
-    """sign(x) · |x|^power. With 0.5 it is the signed square root (Perronnin et al., ECCV 2010)."""
+    """sign(x) · ((|x| + ε)^power - ε^power) with ε = `OFFSET`: nearly sign(x) · |x|^power.
+
+    With 0.5 it is nearly the signed square root (Perronnin et al., ECCV 2010).
+    """
 
     def __init__(self, power: float) -> None:
         super().__init__()
         self.power = power
 
     def forward(self, values: Tensor) -> Tensor:
-        return values.sign() * (values.abs() + TINY).pow(self.power)
+        return values.sign() * ((values.abs() + OFFSET).pow(self.power) - OFFSET**self.power)
 
     def extra_repr(self) -> str:
         return f"power={self.power}"

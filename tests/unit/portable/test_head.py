@@ -20,7 +20,7 @@ def test_a_pyramid_has_the_pools_of_its_levels() -> None:
 def test_the_signed_power_keeps_signs_and_has_a_finite_derivative() -> None:
     values = torch.tensor([-4.0, 0.0, 9.0], requires_grad=True)
     roots = SignedPower(0.5)(values)
-    assert roots.tolist() == pytest.approx([-2, 0, 3], abs=1e-5)
+    assert roots.tolist() == pytest.approx([-2, 0, 3], abs=0.005)
     roots.sum().backward()
     assert values.grad is not None
     assert torch.isfinite(values.grad).all()
