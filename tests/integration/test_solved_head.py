@@ -46,7 +46,7 @@ def test_the_other_verbs_take_a_solved_head(small: list[str], images: Path, tmp_
     onnx = tmp_path / "model.onnx"
     for words in (
         ["export", "--onnx", str(onnx)],
-        ["explain", str(picture), "--output", str(tmp_path / "maps"), "--layer", "features.7"],
+        ["explain", str(picture), "--out", str(tmp_path / "maps"), "--layer", "features.7"],
         ["evaluate", "latest"],
         ["reproduce", "latest"],
     ):
