@@ -92,6 +92,13 @@ class LayeredModel(nn.Module):
         return len(self._layers)
 
     @property
+    def last_layer(self) -> nn.Linear:
+        """The linear layer that every head ends with."""
+        layer = self._layers[-1]
+        assert isinstance(layer, nn.Linear)  # noqa: S101 (for types)
+        return layer
+
+    @property
     def spatial_layers(self) -> list[str]:
         """The backbone's layers whose output has a height and width."""
         return self.layer_names[1 : self.pooling_index + 1]

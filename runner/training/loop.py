@@ -62,8 +62,11 @@ def fit(
         raise
     sync = StepSync(state, next((each for each in callbacks if isinstance(each, SnapshotCallback)), None))
     images, epochs = len(data.train.labels), experiment.train.rounds
+    terminal = terminal or Terminal(enabled=False)
+    if experiment.train.solver != "gradient":
+        terminal.line(f"solving the head by {experiment.train.solver} regression")
     try:
-        with (terminal or Terminal(enabled=False)).progress("train", epochs * images) as advance:
+        with terminal.progress("train", epochs * images) as advance:
             if state.train_step.steps_taken:
                 advance(min(state.train_step.steps_taken * experiment.train.batch_size, epochs * images))
             while not state.finished:
@@ -92,7 +95,7 @@ def _run_epoch(
     state.start_timer()
     epoch, lr, images = state.epoch, state.epoch_lr, len(state.labels) - state.images_done
     if state.experiment.train.solver != "gradient":
-        loaded = time.monotonic()
+        loaded, lr = time.monotonic(), 0.0
         train_loss, train_top1 = solve_head(state, data)
         advance(images)
     else:

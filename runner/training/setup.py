@@ -27,6 +27,7 @@ from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
 from runner.training.preflight import warn_about_images
+from runner.training.solvers.solve import check_memory
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
@@ -160,6 +161,9 @@ def prepare(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
             " from process to process; use one process, or train from a later layer on."
         )
+    if experiment.train.solver != "gradient":  # before features are computed for it
+        counts = manifest.counts()
+        check_memory(counts["train"] + counts["val"], model.last_layer.in_features)
     visible = manifest.without("test") if shared.hides_test else manifest
     return shared.share(assemble(experiment, visible, model, accelerator, terminal, shared.in_memory))
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 from accelerate.utils import broadcast, broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
 from runner.training.solvers.ridge import Linear
-from runner.training.solvers.solve import Rows, Solution, check_memory, solve
+from runner.training.solvers.solve import Rows, Solution, solve
 from runner.utils.errors import UserError
 from runner.utils.long_wait import long_wait
 
@@ -53,7 +53,7 @@ def use_refitted_head(state: FitState) -> None:
 
 def _set_head(state: FitState, linear: Linear | None) -> None:
     """Give the last layer of all processes' models the weights that rank 0 has."""
-    layer = last_layer(state.model)
+    layer = state.model.last_layer
     with torch.no_grad():
         if linear is not None:
             layer.weight.copy_(linear.weight)
@@ -62,17 +62,8 @@ def _set_head(state: FitState, linear: Linear | None) -> None:
             parameter.copy_(broadcast(parameter.detach().clone()))
 
 
-def last_layer(model: TransferModel) -> nn.Linear:
-    """The linear layer that a model ends with."""
-    layer = model.get_submodule(model.layer_names[-1])
-    assert isinstance(layer, nn.Linear)  # noqa: S101 (every head ends with one)
-    return layer
-
-
 def _solve(state: FitState, parts: list[tuple[LabeledFeatures, SplitFeatures]]) -> Solution:
     settings, model = state.experiment.train, state.model
-    images = sum(len(split.labels) for split, _ in parts)
-    check_memory(images, last_layer(model).in_features)
     train, val = (
         Rows(_rows(model, features, len(split.labels)), torch.tensor(split.labels))
         for split, features in parts

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeAlias
 
+import psutil
 import pytest
 import torch
 from helpers import TEST, VAL, Make, Recorder, checkpoint_content, comparable
@@ -82,6 +84,15 @@ def test_the_checkpoint_is_an_ordinary_model(solved: Experiment, train: Train, t
     assert maps.shape == (3, 32, 32)
     assert 0.9 < maps.max() <= 1
     assert result.best_epoch.val["top1"] == loaded.val["top1"]
+
+
+def test_too_little_memory_is_refused_before_features_are_computed(
+    solved: Experiment, train: Train, computed_images: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(UserError, match=r"27 images with 2,560 features each needs"):
+        train(solved)
+    assert computed_images == []
 
 
 @pytest.mark.parametrize(
