@@ -52,6 +52,9 @@ class AugmentConfig:
     crop_mode: Literal["center", "squash"] = "center"
     """The evaluation transform. center: the shorter side is resized, and the center is cut out; squash: the whole image
     is squashed to crop x crop."""
+    tta: Literal["none", "flips"] = "none"
+    """Test-time augmentation, which is a part of the model. flips: the maps of an image and of its mirror image, turned
+    back, are averaged before they are pooled; in training, too. It takes twice the time."""
     scale: Interval = (0.8, 1.0)
     """Minimum and maximum fraction of the image's area in the random crop."""
     ratio: Interval = (0.75, 4 / 3)

@@ -94,6 +94,7 @@ class FeatureExtractor:
             layers = list(self.model.layers())[:stop]
             self._recipes[stage] = {
                 "layers": [(name, str(layer)) for name, layer in layers],
+                **({"mirrors": True} if self.model.mirrors else {}),
                 "weights": digest([each for digests in self._weight_digests[:stop] for each in digests]),
                 "precision": self.accelerator.mixed_precision,
                 "batch_size": self.batch_size,

@@ -36,6 +36,8 @@ class ModelSpec:
     normalization: Normalization
     power: float = 1.0
     norm: str = "none"
+    tta: str = "none"
+    """`augment.tta`."""
 
 
 class TransferModel(LayeredModel):
@@ -50,14 +52,15 @@ class TransferModel(LayeredModel):
         random_weights: Draw the backbone's weights, the same ones in every run. False: they are uninitialized until
             `load_state_dict` or `pretrained.load_weights` sets them.
 
-    Raises `UserError` if `spec.trainable` names no layer with weights.
+    Raises `UserError` if `spec.trainable` names no layer with weights, or what `spec.tta` needs frozen.
     """
 
     def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
         backbone = build_backbone(spec.arch, spec.head, spec.pool)
         with seeded(hashing.derive_seed("head", training_seed)):
             head = build_head(HeadSpec.of(vars(spec)), backbone.num_features, len(spec.classes))
-        super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std)
+        normalization = spec.normalization
+        super().__init__(backbone, head, normalization.mean, normalization.std, spec.tta == "flips")
         self.spec = spec
         self._allocate(random_weights)
         _replace_dropouts(self, training_seed)
@@ -65,6 +68,11 @@ class TransferModel(LayeredModel):
         self._freeze()
         self.split_index = self._find_split()
         """Number of layers in the frozen backbone, and index of the first layer after it."""
+        if self.mirrors and self.split_index <= self.pooling_index:
+            raise UserError(
+                f"augment.tta=flips is for frozen convolutions, but model.trainable is {spec.trainable}; set"
+                " model.trainable=head or augment.tta=none."
+            )
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> TransferModel:

@@ -37,12 +37,19 @@ class LayeredModel(nn.Module):
         head: From `build_head`.
         mean: Channel means (red, green, blue) on the scale 0 to 1.
         std: Channel standard deviations, likewise.
+        mirrors: The map that is pooled is the mean of an image's map and its mirror image's, turned back.
     """
 
     def __init__(
-        self, backbone: BackboneModules, head: nn.Sequential, mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: BackboneModules,
+        head: nn.Sequential,
+        mean: Sequence[float],
+        std: Sequence[float],
+        mirrors: bool = False,
     ) -> None:
         super().__init__()
+        self.mirrors = mirrors
         self.normalize = Normalize(mean, std)
         for name, child in backbone.root.named_children():
             self.add_module(name, child)
@@ -76,7 +83,16 @@ class LayeredModel(nn.Module):
         return self.run(values, start, self.depth)
 
     def run(self, values: Tensor, start: int, stop: int) -> Tensor:
-        """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie."""
+        """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie.
+
+        From layers in the middle on, mirror images are not known: what goes in stands for both.
+        """
+        if self.mirrors and start == 0 and stop >= self.pooling_index:
+            plain, mirrored = (self._run(each, 0, self.pooling_index) for each in (values, values.flip(-1)))
+            values, start = (plain + mirrored.flip(-1)) / 2, self.pooling_index
+        return self._run(values, start, stop)
+
+    def _run(self, values: Tensor, start: int, stop: int) -> Tensor:
         for layer in self._layers[start : min(stop, self.head_index)]:
             values = layer(values)
         if stop > self.head_index:
@@ -132,7 +148,8 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
     with torch.device("meta"):
         head = build_head(HeadSpec.of(spec), backbone.num_features, classes)
     normalization = spec["normalization"]
-    model = LayeredModel(backbone, head, normalization["mean"], normalization["std"])
+    mirrors = spec.get("tta", "none") == "flips"
+    model = LayeredModel(backbone, head, normalization["mean"], normalization["std"], mirrors)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 

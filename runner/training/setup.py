@@ -244,6 +244,7 @@ def _build_model(
         pool=settings.pool,
         power=settings.power,
         norm=settings.norm,
+        tta=experiment.augment.tta,
         width=settings.width,
         dropout=settings.dropout,
         trainable=settings.trainable,

@@ -247,3 +247,27 @@ class TestInitialWeights:
         torch.manual_seed(5)
         small_model()
         assert torch.equal(torch.rand(3), expected)
+
+
+def test_flips_average_the_maps_of_an_image_and_its_mirror_image() -> None:
+    plain = small_model(head="linear", pool=(1, 2)).eval()
+    flips = small_model(head="linear", pool=(1, 2), tta="flips").eval()
+    images = random_images(size=64)
+    stop = plain.pooling_index
+    with torch.no_grad():
+        maps = [plain.run(each, 0, stop) for each in (images, images.flip(-1))]
+        expected = plain.run((maps[0] + maps[1].flip(-1)) / 2, stop, plain.depth)
+        assert torch.equal(flips(images), expected)
+        assert torch.allclose(
+            flips.run(images, 0, stop), flips.run(images.flip(-1), 0, stop).flip(-1), atol=1e-6
+        )
+        in_parts = images
+        for start, end in flips.frozen_stages:
+            in_parts = flips.run(in_parts, start, end)
+        assert torch.equal(flips.run(in_parts, flips.split_index, flips.depth), expected)
+
+
+@pytest.mark.parametrize("trainable", ["all", "features.16"])
+def test_flips_need_frozen_convolutions(trainable: str) -> None:
+    with pytest.raises(UserError, match=r"augment\.tta=flips is for frozen convolutions"):
+        small_model(head="linear", trainable=trainable, tta="flips")

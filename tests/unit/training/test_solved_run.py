@@ -57,6 +57,17 @@ def test_the_same_run_twice_is_the_same_in_every_bit(make: Make, train: Train, s
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
 
 
+def test_flips_are_part_of_the_features_and_of_the_model(make: Make, train: Train) -> None:
+    cached, records = train(make(*SOLVED, "--augment.tta", "flips"))
+    computed, _ = train(make(*SOLVED, "--augment.tta", "flips", "--features.store", "false"))
+    assert comparable(cached.history) == comparable(computed.history)
+    loaded = checkpoint.load(records.folder / "checkpoints/best.safetensors")
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    assert torch.allclose(loaded.model(images), loaded.model(images.flip(-1)), atol=1e-4)
+    description = packaging.describe(loaded.model, loaded.inference, epoch=1, val=loaded.val)
+    assert packaging.to_classifier(loaded.model, description, "cpu").model.mirrors
+
+
 def test_a_refit_changes_the_model_and_not_the_validation_scores(make: Make, train: Train) -> None:
     penalty = ("--train.penalty", "10")
     alone, first = train(make(*SOLVED, *penalty))
