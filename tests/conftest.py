@@ -21,9 +21,6 @@ os.environ["OMP_NUM_THREADS"] = (
     "1"  # small tensors: threads that wait for each other cost more than they save
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-os.environ.pop(
-    "PYTHONDONTWRITEBYTECODE", None
-)  # each command that a test starts would compile everything again
 
 import killed_runs
 from accelerate import Accelerator

@@ -83,9 +83,10 @@ def fit(
 
 
 def _close(state: FitState, callbacks: Sequence[Callback]) -> None:
-    state.train_step.close()
-    for callback in callbacks:
-        callback.teardown(state)
+    with defer_signals():  # a signal in the middle of an import, say of Matplotlib, would look like a failure of it
+        state.train_step.close()
+        for callback in callbacks:
+            callback.teardown(state)
 
 
 def _run_epoch(
