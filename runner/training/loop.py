@@ -83,7 +83,9 @@ def fit(
 
 
 def _close(state: FitState, callbacks: Sequence[Callback]) -> None:
-    with defer_signals():  # a signal in the middle of an import, say of Matplotlib, would look like a failure of it
+    with (
+        defer_signals()
+    ):  # a signal in the middle of an import, say of Matplotlib, would look like a failure of it
         state.train_step.close()
         for callback in callbacks:
             callback.teardown(state)
