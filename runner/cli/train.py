@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     processes, rest = take_processes(argv)
     experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
     gpus = gpu_count()
-    check_workers(options.workers, processes or max(1, gpus), on_cpu=not gpus)
+    runs = len(options.repeated.experiments(experiment))
+    check_workers(options.workers, runs, processes or max(1, gpus), on_cpu=not gpus)
     place = tracking_server(experiment.tracking.root)
     if not options.dry_run:
         check_reachable(place.uri)

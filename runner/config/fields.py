@@ -21,7 +21,7 @@ AboveOne = Annotated[float, Gt(1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 Exponent = Annotated[float, Gt(0), Le(1)]
-BelowOneExponent = Annotated[float, Gt(0), Lt(1)]
+BetweenZeroAndOne = Annotated[float, Gt(0), Lt(1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Depth = Annotated[int, Ge(1), Le(32)]
 """Bits of gray values."""

@@ -20,7 +20,7 @@ from runner.config.fields import (
     VALIDATION,
     AboveOne,
     BelowOne,
-    BelowOneExponent,
+    BetweenZeroAndOne,
     Degrees,
     Exponent,
     Hue,
@@ -200,7 +200,7 @@ class TrainConfig:
     """Maximum norm of the gradient; 0: no clipping."""
     label_smoothing: BelowOne = 0.0
     """Fraction of the target that is spread evenly over all classes."""
-    class_weights: bool | BelowOneExponent = False
+    class_weights: bool | BetweenZeroAndOne = False
     """Weight each class in the loss by the inverse of its number of training images, or by a power of that: 0.5 is the
     inverse of the square root."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
@@ -232,7 +232,7 @@ class TrainConfig:
     """How long processes wait for one that hangs; where one scans images or computes features, 6 hours at least."""
 
     @property
-    def rounds(self) -> int:
+    def max_epochs(self) -> int:
         """Epochs at most: a solver has one."""
         return self.epochs if self.solver == "gradient" else 1
 

@@ -50,7 +50,7 @@ def print_estimate(setup: Setup, repeat: Repeat, terminal: Terminal) -> None:
             ", ".join(f"{count:,} {split}" for split, count in counts.items())
             + " (fold 0)" * experiment.split.is_cross_validation,
         ),
-        ("epochs", f"at most {experiment.train.rounds}{each}"),
+        ("epochs", f"at most {experiment.train.max_epochs}{each}"),
     ]
     if features.stored:
         cache = cache_folder(experiment.cache)
@@ -95,7 +95,7 @@ def _missing(setup: Setup, views: Sequence[tuple[str, int]]) -> tuple[int, int]:
 def _time(setup: Setup, seeds: int, missing_images: int) -> str:
     """Estimated time of all epochs, and the part of it that the frozen backbone takes."""
     experiment, images = setup.experiment, setup.manifest.counts()
-    rounds = seeds * experiment.train.rounds
+    rounds = seeds * experiment.train.max_epochs
     steps = rounds * math.ceil(images["train"] / experiment.train.batch_size)
     step_seconds = steps * _step_seconds(setup)
     if not setup.model.split_index:

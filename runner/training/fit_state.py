@@ -59,7 +59,7 @@ class FitState:
     @property
     def finished(self) -> bool:
         """Whether no epoch is left."""
-        return self.stopped_early or self.epoch >= self.experiment.train.rounds
+        return self.stopped_early or self.epoch >= self.experiment.train.max_epochs
 
     @property
     def batch(self) -> int:

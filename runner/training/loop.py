@@ -61,7 +61,7 @@ def fit(
         _close(state, callbacks)
         raise
     sync = StepSync(state, next((each for each in callbacks if isinstance(each, SnapshotCallback)), None))
-    images, epochs = len(data.train.labels), experiment.train.rounds
+    images, epochs = len(data.train.labels), experiment.train.max_epochs
     terminal = terminal or Terminal(enabled=False)
     if experiment.train.solver != "gradient":
         terminal.line(f"solving the head by {experiment.train.solver} regression")
@@ -83,9 +83,8 @@ def fit(
 
 
 def _close(state: FitState, callbacks: Sequence[Callback]) -> None:
-    with (
-        defer_signals()
-    ):  # a signal in the middle of an import, say of Matplotlib, would look like a failure of it
+    # A signal in the middle of an import, say of Matplotlib, would look like a failure of it.
+    with defer_signals():
         state.train_step.close()
         for callback in callbacks:
             callback.teardown(state)

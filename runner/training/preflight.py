@@ -29,14 +29,20 @@ def check(experiment: Experiment, terminal: Terminal, objective: str = "") -> Ma
     return manifest
 
 
-def check_workers(workers: int, processes: int, on_cpu: bool) -> None:
+def check_workers(workers: int, runs: int, processes: int, on_cpu: bool) -> None:
     """Raise `UserError` if runs cannot be trained side by side.
 
     Args:
         workers: How many at a time.
+        runs: How many there are.
         processes: Of the launch.
         on_cpu: Whether they compute on the CPU.
     """
+    if workers > 1 and runs == 1:
+        raise UserError(
+            f"--workers {workers} trains several runs side by side, but there is one; add --repeat K or"
+            " --split.folds K."
+        )
     if workers > 1 and not on_cpu:
         raise UserError(
             f"--workers {workers} is for the CPU, but there is a GPU; leave --workers out, or set"

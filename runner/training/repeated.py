@@ -62,7 +62,8 @@ def train(
 
     Raises `UserError` as `run.train` does, and if another process works on the run to resume.
     """
-    check_workers(workers, accelerator.num_processes, accelerator.device.type == "cpu")
+    runs = len(repeat.experiments(experiment))
+    check_workers(workers, runs, accelerator.num_processes, accelerator.device.type == "cpu")
     start = start or ResumePoint(as_tree(experiment))
     session = TrackingSession(experiment, accelerator, terminal)
     original = reproduced_run()[1]

@@ -224,7 +224,7 @@ def _difference(start: ResumePoint, setup: Setup, now: dict[str, Any], terminal:
         )
     if start.snapshot is None:
         return ""
-    epochs = setup.experiment.train.rounds
+    epochs = setup.experiment.train.max_epochs
     if start.branch_of and start.snapshot.epoch >= epochs:
         return (
             f"{run.capitalize()} has trained {start.snapshot.epoch} epochs already, and train.epochs is {epochs}; raise"

@@ -215,7 +215,7 @@ def assemble(
 
 def required_views(experiment: Experiment) -> list[tuple[str, int]]:
     """The splits and views that a run uses if it does not stop early."""
-    epochs = range(experiment.train.rounds)
+    epochs = range(experiment.train.max_epochs)
     views = sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
     return [*(("train", view) for view in views), ("val", EVALUATION_VIEW), ("test", EVALUATION_VIEW)]
 

@@ -57,7 +57,7 @@ def test_results_are_those_of_one_run_after_the_other(
 def test_what_a_killed_process_leaves_is_trained(small: list[str], tmp_path: Path) -> None:
     words = [*small, *FOLDS, *SAME_FEATURES, "--train.epochs", "400", "--workers", "2"]
     process = started([sys.executable, "-m", "runner.cli.main", "train", *words], "2 at a time", tmp_path)
-    worker = first_worker(process.pid, tmp_path)
+    worker = first_worker(tmp_path)
     worker.kill()
     assert process.wait(300) == 0, (tmp_path / "errors.txt").read_text()
     runs = runs_of(client_of(tmp_path))
@@ -70,7 +70,7 @@ def test_a_stop_stops_all_processes_and_nothing_is_lost(small: list[str], tmp_pa
     words = [*small, *FOLDS, *SAME_FEATURES, "--train.epochs", "400", "--workers", "2"]
     command = [sys.executable, "-m", "runner.cli.main", "train", *words]
     process = started(command, "2 at a time", tmp_path)
-    first_worker(process.pid, tmp_path)
+    first_worker(tmp_path)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -84,18 +84,15 @@ def test_a_stop_stops_all_processes_and_nothing_is_lost(small: list[str], tmp_pa
     assert sum("runner.resumed" in run.data.tags for run in runs) >= 2
 
 
-def first_worker(launcher: int, folder: Path) -> psutil.Process:
-    """A process that trains a fold, once a snapshot of it is written."""
+def first_worker(folder: Path) -> psutil.Process:
+    """A process that trains a fold, once MLflow has its run and a snapshot is written."""
+    client = client_of(folder)
     for _ in range(600):
-        if list(folder.glob("mlruns/journals/*/state/0*")):
-            break
+        workers = [run for run in runs_of(client) if "mlflow.parentRunId" in run.data.tags]
+        if workers and list(folder.glob("mlruns/journals/*/state/0*")):
+            return psutil.Process(int(workers[0].data.tags["runner.pid"]))
         time.sleep(0.1)
-    spawned = [
-        each
-        for each in psutil.Process(launcher).children(recursive=True)
-        if "spawn_main" in " ".join(each.cmdline())
-    ]
-    return spawned[0]
+    raise TimeoutError("no fold is trained")
 
 
 @pytest.mark.slow
@@ -110,6 +107,7 @@ def test_a_run_that_fails_fails_the_command(small: list[str], capfd: pytest.Capt
     [
         (["-n", "2"], 0, "--workers 2 trains runs side by side, -n 2 trains one run on several processes"),
         ([], 1, "--workers 2 is for the CPU, but there is a GPU"),
+        (["--split.fold", "1"], 0, "--workers 2 trains several runs side by side, but there is one"),
     ],
 )
 def test_what_cannot_work_is_refused(

@@ -12,7 +12,6 @@ from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
 from runner.training.solvers.ridge import Linear
 from runner.training.solvers.solve import Rows, Solution, solve
-from runner.utils.errors import UserError
 from runner.utils.long_wait import long_wait
 
 BATCH = 512
@@ -24,24 +23,14 @@ def solve_head(state: FitState, data: FitData) -> tuple[float, float]:
     """Solve the head on rank 0, where `state.solution` has it, and give it to the models of all processes.
 
     It counts as the steps of an epoch. Returns the mean loss and accuracy on the training images.
-
-    Raises `UserError` on all processes if it cannot be solved.
     """
     parts = [(split, state.load(split, state.epoch)) for split in (data.train, data.val)]
-    solution, failure, fit = None, "", (0.0, 0.0)
-    if state.accelerator.is_main_process:
-        try:
-            solution = _solve(state, parts)
-            fit = _quality(solution.train, state.labels)
-        except UserError as error:
-            failure = str(error)
-    failure, fit = broadcast_object_list([failure, fit])
-    if failure:
-        raise UserError(failure)
+    solution = _solve(state, parts) if state.accelerator.is_main_process else None
+    loss, top1 = _quality(solution.train, state.labels) if solution else (0.0, 0.0)
     state.solution = solution
     _set_head(state, solution.linear if solution else None)
     state.train_step.steps_taken += state.train_step.steps_per_epoch
-    loss, top1 = fit
+    loss, top1 = broadcast_object_list([loss, top1])
     return loss, top1
 
 

@@ -27,9 +27,9 @@ class Linear:
     def __call__(self, features: Tensor) -> Tensor:
         return features @ self.weight.T + self.bias
 
-    def scaled(self, factor: float) -> Linear:
-        """The function times a factor."""
-        return Linear(self.weight * factor, self.bias * factor)
+    def with_temperature(self, temperature: float) -> Linear:
+        """The function divided by a temperature."""
+        return Linear(self.weight / temperature, self.bias / temperature)
 
 
 def signed_targets(labels: Tensor, classes: int) -> Tensor:

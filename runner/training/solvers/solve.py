@@ -17,7 +17,7 @@ from runner.evaluation.metrics import METRICS, TASK, Scores, compute_scores
 from runner.training.batches import class_weights
 from runner.training.solvers.logistic import logistic_path
 from runner.training.solvers.ridge import Linear, RidgePath, ridge, signed_targets
-from runner.training.solvers.temperature import best_scale
+from runner.training.solvers.temperature import fit_temperature
 from runner.utils.console import format_bytes
 from runner.utils.errors import UserError
 
@@ -56,13 +56,13 @@ class Solution:
     path: tuple[PathPoint, ...]
     """By penalty, the smallest first."""
     refitted: Linear | None
-    """Of the training and validation images, with the same penalty and calibration; None unless `train.refit`."""
+    """Of the training and validation images, with the same penalty and temperature; None unless `train.refit`."""
     train: Tensor
     """Logits of the training images."""
 
 
 Candidate: TypeAlias = tuple[float, Tensor, Callable[[], Linear]]
-"""A penalty, the logits that it is judged by, and its solution."""
+"""A penalty, the held-out logits that it is chosen by, and its solution."""
 
 
 def check_memory(images: int, features: int) -> None:
@@ -88,10 +88,10 @@ def solve(settings: TrainConfig, train: Rows, val: Rows, classes: int) -> Soluti
         classes: The number of classes.
     """
     candidates = _candidates(settings, train, val, classes)
-    judged = train if settings.penalty_by == "leave_one_out" else val
+    held_out = train if settings.penalty_by == "leave_one_out" else val
     path, best, chosen = [], None, None
     for penalty, logits, solution in candidates:
-        scores = compute_scores(TASK.results(logits, judged.labels), judged.labels.numpy(), classes)
+        scores = compute_scores(TASK.results(logits, held_out.labels), held_out.labels.numpy(), classes)
         path.append(PathPoint(penalty, scores))
         quality = METRICS[settings.best].sign * scores[settings.best]
         # Of equal ones the larger penalty: they come first.
@@ -99,12 +99,12 @@ def solve(settings: TrainConfig, train: Rows, val: Rows, classes: int) -> Soluti
             best, chosen = quality, (penalty, logits, solution)
     assert chosen is not None  # noqa: S101 (for types: there is a penalty at least)
     penalty, logits, solution = chosen
-    scale = best_scale(logits, judged.labels)
-    linear = solution().scaled(scale)
+    temperature = fit_temperature(logits, held_out.labels)
+    linear = solution().with_temperature(temperature)
     refitted = None
     if settings.refit:
         single = _solutions(settings, train + val, classes, [penalty])
-        refitted = next(single)[1].scaled(scale)
+        refitted = next(single)[1].with_temperature(temperature)
     path.sort(key=lambda point: point.penalty)
     return Solution(linear, penalty, tuple(path), refitted, linear(train.features.double()))
 

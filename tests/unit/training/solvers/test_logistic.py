@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from runner.training.solvers.logistic import logistic_path
-from runner.training.solvers.temperature import best_scale
+from runner.training.solvers.temperature import fit_temperature
 
 PENALTIES = [0.1, 1.0, 10.0]
 
@@ -29,16 +29,16 @@ def test_solutions_are_those_of_scikit_learn(images: int, features: int) -> None
 
 
 @pytest.mark.parametrize("factor", [0.02, 1.0, 30.0])
-def test_the_best_scale_undoes_a_wrong_one(factor: float) -> None:
+def test_the_temperature_undoes_a_factor(factor: float) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(5000, 5, generator=generator)
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    assert best_scale(logits * factor, labels) * factor == pytest.approx(1, rel=0.1)
+    assert fit_temperature(logits * factor, labels) == pytest.approx(factor, rel=0.1)
 
 
-def test_a_scale_is_found_even_if_every_label_is_right_or_none() -> None:
+def test_a_temperature_is_found_even_if_every_label_is_right_or_none() -> None:
     logits = torch.eye(4).repeat(3, 1)
     right = torch.arange(4).repeat(3)
-    confidence = float((logits * best_scale(logits, right)).softmax(1).max())
+    confidence = float((logits / fit_temperature(logits, right)).softmax(1).max())
     assert 1 - 1 / 14 < confidence < 0.99
-    assert best_scale(logits, (right + 1) % 4) < 0.01
+    assert fit_temperature(logits, (right + 1) % 4) > 100
