@@ -8,6 +8,7 @@ from typing import Literal
 
 from runner.config.choices import DATASETS
 from runner.config.fields import AtLeastTwo, Depth, NonNegativeInt, PositiveFloat, setting
+from runner.config.protocols import check_protocol
 
 COLUMNS = ("path", "image", "label", "split", "group")
 """What columns of a table or a saved dataset can be."""
@@ -75,13 +76,18 @@ class SplitConfig:
     """fraction: sizes are fractions of each class; count: sizes are images per class."""
     train: PositiveFloat = 0.5
     """Size of the training split."""
-    val: PositiveFloat = 0.25
-    """Size of the validation split."""
+    val: PositiveFloat | Literal["rest"] = 0.25
+    """Size of the validation split. rest: with split.by=count, the images that are in neither of the other splits; a
+    class may have none."""
     test: PositiveFloat = 0.25
     """Size of the test split. With split.by=count it is a maximum per class, and remaining images are not used."""
     group: str | None = None
     """Images of a group stay in one split. The name of a column of data.table, or a regular expression that is searched
     in each path: its first group in parentheses, else all that it matches, names the group."""
+    protocol: Literal["50-25-25", "caltech101-30"] | None = None
+    """A published way to split, which sets by, train, val and test. 50-25-25: fractions of each class; caltech101-30:
+    30 training images a class, at most 50 for the test, the rest for validation, and no train.refit. A class that is
+    too small for it is refused."""
     folds: AtLeastTwo | None = None
     """Cross-validation with this number of folds: a child run for each, evaluated on its own fold."""
     fold: NonNegativeInt | None = None
@@ -95,8 +101,21 @@ class SplitConfig:
         """Whether all folds are wanted: a run of one split cannot have them."""
         return self.folds is not None and self.fold is None
 
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Those of training, validation and test; of validation 0 if it is the rest."""
+        return self.train, 0.0 if self.val == "rest" else self.val, self.test
+
     def __post_init__(self) -> None:
-        sizes = (self.train, self.val, self.test)
+        check_protocol(self.protocol, "split", self)
+        if self.protocol is not None and self.folds is not None and self.fold_as == "test":
+            raise ValueError(
+                f"split.protocol={self.protocol} decides which images are for the test, and split.folds would make each"
+                " fold the test split; set split.fold_as=val, or leave out one of them"
+            )
+        if self.val == "rest" and self.by != "count":
+            raise ValueError("split.val=rest needs split.by=count")
+        sizes = self.sizes
         if self.by == "fraction" and abs(sum(sizes) - 1) > 1e-6:
             raise ValueError(
                 f"split.train, split.val and split.test must add up to 1, not {sum(sizes):g};"

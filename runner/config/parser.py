@@ -13,6 +13,7 @@ from runner.config.data_schema import DataConfig
 from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.images_argument import dataset_name, looks_like_path, take_images
 from runner.config.metadata import Setting, groups, table
+from runner.config.protocols import without_decided
 from runner.config.reference import commented_yaml, help_text
 from runner.config.repeat import Over, Repeat
 from runner.config.schema import Experiment
@@ -113,6 +114,7 @@ def parse(
         raise SystemExit(0)
     if flags:
         raise UserError(_stray(flags[0]))
+    tree = without_decided(tree, words.get("split.protocol", ""))  # a flag overrides what the file says
     options = {}
     for name, word in words.items():
         if name in table():

@@ -36,6 +36,7 @@ from runner.config.fields import (
     Triple,
     setting,
 )
+from runner.config.protocols import check_protocol
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,7 @@ class Experiment:
     """Folder of scans and features for all runs. auto: $RUNNER_CACHE, or vgg-runner in $XDG_CACHE_HOME or ~/.cache."""
 
     def __post_init__(self) -> None:
+        check_protocol(self.split.protocol, "train", self.train)
         self._check_solver()
         data = self.data
         if "root" in DATASETS.find(data.kind).uses and data.root is None and data.table is None:

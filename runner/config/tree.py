@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner.config.metadata import groups, table
+from runner.config.protocols import with_protocol
 from runner.config.schema import Experiment
 from runner.utils.errors import UserError
 from runner.utils.safe_yaml import dump_yaml
@@ -48,12 +49,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_tree(tree: Mapping[str, Any]) -> Experiment:
-    """The experiment of a tree; settings that it lacks have their defaults.
+    """The experiment of a tree; settings that it lacks are as its `split.protocol` says, or have their defaults.
 
     Raises `UserError` for an unknown setting, a value of the wrong type or out of range, or a combination of
     settings that cannot work.
     """
-    return validated(Experiment, tree)
+    return validated(Experiment, with_protocol(tree))
 
 
 def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:

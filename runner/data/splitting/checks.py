@@ -95,7 +95,7 @@ def check_classes(
         ids: The cluster of each image.
     """
     labels = np.unique(images.labels)
-    counts = _counts(images, splits)
+    counts = split_counts(images, splits)
     divided = np.bincount(images.labels[free], minlength=len(images.classes))
     untrained = labels[(counts[labels, TRAIN] == 0) & (divided[labels] == 0)]
     if len(untrained):
@@ -173,17 +173,14 @@ def split_remarks(images: SplitInput, split: SplitConfig, splits: np.ndarray) ->
     """
     if images.given is None:
         yield from _uneven_remark(images, split, splits)
+        if split.val == "rest":
+            yield from _lacking_remark(images, split_counts(images, splits), VAL)
         return
-    counts = _counts(images, splits)
+    counts = split_counts(images, splits)
     has = {part: bool((images.given == part).any()) for part in (TRAIN, VAL, TEST)}
     for part in (VAL, TEST):
         if has[part]:
-            lacking = [images.classes[row] for row in np.unique(images.labels) if not counts[row, part]]
-            if lacking:
-                yield (
-                    f"no {WORDS[part]} images for {len(lacking):,} of {len(np.unique(images.labels)):,} classes"
-                    f" ({named(lacking)}): its scores do not tell about them"
-                )
+            yield from _lacking_remark(images, counts, part)
         elif split.folds is None:
             number = int((splits == part).sum())
             yield (
@@ -202,13 +199,24 @@ def split_remarks(images: SplitInput, split: SplitConfig, splits: np.ndarray) ->
         )
 
 
+def _lacking_remark(images: SplitInput, counts: np.ndarray, part: int) -> Iterator[str]:
+    """Classes without an image in a split."""
+    labels = np.unique(images.labels)
+    lacking = [images.classes[row] for row in labels if not counts[row, part]]
+    if lacking:
+        yield (
+            f"no {WORDS[part]} images for {len(lacking):,} of {len(labels):,} classes ({named(lacking)}): its scores do"
+            " not tell about them"
+        )
+
+
 def _uneven_remark(images: SplitInput, split: SplitConfig, splits: np.ndarray) -> Iterator[str]:
     """Groups that make sizes of splits differ from the wanted ones."""
     is_grouped = images.groups is not None or images.similar is not None
     if not is_grouped or split.by != "fraction" or split.folds is not None:
         return
     shares = np.bincount(splits, minlength=len(SPLITS)) / len(splits)
-    wanted = (split.train, split.val, split.test)
+    wanted = split.sizes
     if any(abs(share - size) > UNEVEN for share, size in zip(shares, wanted, strict=True)):
         sizes = ", ".join(
             f"{name} {share:.0%} instead of {size:.0%}"
@@ -217,7 +225,7 @@ def _uneven_remark(images: SplitInput, split: SplitConfig, splits: np.ndarray) -
         yield f"groups make the splits uneven: {sizes} of the images"
 
 
-def _counts(images: SplitInput, splits: np.ndarray) -> np.ndarray:
+def split_counts(images: SplitInput, splits: np.ndarray) -> np.ndarray:
     """The number of images of each class in each split: classes × 3."""
     used = splits != NO_SPLIT
     cells = images.labels[used].astype(np.int64) * len(SPLITS) + splits[used]

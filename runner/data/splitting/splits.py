@@ -10,6 +10,7 @@ from runner.config.data_schema import SplitConfig
 from runner.data.images import NO_SPLIT
 from runner.data.splitting.checks import check_classes, check_folds, check_groups, check_kept_together
 from runner.data.splitting.clusters import Clusters, SplitInput, cluster_ids, form_clusters
+from runner.data.splitting.protocols import check_filled, check_protocol_applies
 from runner.data.splitting.stratify import TEST, TRAIN, VAL, SplitSizes, divide_by_class, fold_by_class
 from runner.data.splitting.stratify_groups import divide_groups
 
@@ -30,6 +31,7 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
     """
     plan = _Plan.of(images, split)
     check_groups(images, plan.fold)
+    check_protocol_applies(images, split)
     ids = cluster_ids(images.contents, images.groups, images.similar)
     splits = np.full(len(images.labels), NO_SPLIT, np.int8) if images.given is None else images.given.copy()
     rows = _free_rows(images, plan.free, ids, splits)
@@ -37,6 +39,7 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
         paths = images.paths if len(rows) == len(splits) else images.paths.take(rows)
         clusters, members = form_clusters(paths, images.labels[rows], ids[rows], seed)
         splits[rows] = _divide(clusters, images, split, plan)[members]
+    check_filled(images, split, splits)
     check_kept_together(images, splits)
     check_classes(images, splits, plan.required, rows, ids)
     return splits
@@ -72,7 +75,7 @@ class _Plan:
             return cls(given == NO_SPLIT, every, frozenset({TRAIN}))
         free = (given == NO_SPLIT) | (given == TRAIN) | (given == (TRAIN if fold is None else fold))
         parts = missing | {TRAIN}
-        return cls(free, parts, parts, fold, has[TRAIN])
+        return cls(free, parts, SplitSizes(split, parts).required, fold, has[TRAIN])
 
 
 def fold_split(images: SplitInput, split: SplitConfig) -> int:
@@ -121,7 +124,7 @@ def _divide(clusters: Clusters, images: SplitInput, split: SplitConfig, plan: _P
     remaining = np.arange(len(clusters))
     if plan.fold == VAL and TEST in plan.parts:
         # The size of the test split does not depend on that of the folds.
-        whole = replace(split, train=split.train + split.val, val=0)
+        whole = replace(split, protocol=None, train=split.train + split.sizes[VAL], val=0)
         splits = _cut(clusters, SplitSizes(whole, frozenset({TRAIN, TEST})), by_group)
         remaining = np.flatnonzero(splits == TRAIN)
     free = clusters.take(remaining)
@@ -144,7 +147,7 @@ def _cut(clusters: Clusters, sizes: SplitSizes, by_group: bool) -> np.ndarray:
     if not by_group:
         return divide_by_class(clusters, sizes)
     order = np.array(sizes.order, np.int8)
-    required = [place for place, part in enumerate(order[:-1].tolist()) if part in sizes.parts]
+    required = [place for place, part in enumerate(order[:-1].tolist()) if part in sizes.required]
     return order[divide_groups(clusters, sizes.of, required)]
 
 

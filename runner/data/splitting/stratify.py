@@ -27,10 +27,17 @@ class SplitSizes:
     """With split.by=count, images that remain are for training too."""
 
     @property
+    def required(self) -> frozenset[int]:
+        """The splits in which every class must be."""
+        return self.parts - {VAL} if self.split.val == "rest" else self.parts
+
+    @property
     def order(self) -> tuple[int, ...]:
         """The splits in the order in which they are filled, and where the clusters go that fit into none."""
         if self.split.by == "fraction":
             return TEST, VAL, TRAIN, TRAIN
+        if self.split.val == "rest" and VAL in self.parts:
+            return TRAIN, TEST, VAL, VAL
         return TRAIN, VAL, TEST, TRAIN if self.uses_all else NO_SPLIT
 
     def limits(self, total: int) -> tuple[int, int, int]:
@@ -38,15 +45,14 @@ class SplitSizes:
 
         They are rounded up for test, then for validation, as scikit-learn's `train_test_split` does when applied twice.
         """
-        train, val, test = (
-            size if part in self.parts else 0
-            for part, size in enumerate((self.split.train, self.split.val, self.split.test))
-        )
+        train, val, test = (size if part in self.parts else 0 for part, size in enumerate(self.split.sizes))
         if self.split.by == "fraction":
             in_test = share(total, test, train + val + test)
             in_val = share(total - in_test, val, train + val)
             return in_test, in_val, total - in_test - in_val
         in_test = max(0, min(int(test), total - int(train) - int(val)))
+        if self.order[-1] == VAL:
+            return int(train), in_test, total
         in_train = max(0, total - int(val) - in_test) if self.uses_all else int(train)
         return in_train, int(val), in_test
 
