@@ -192,12 +192,13 @@ def _matmul_flops(device: torch.device) -> float:
 def _image_flops(setup: Setup, image: Tensor) -> float:
     """FLOP of one image in the convolutions: 30.7 G for VGG16 at 224 px."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        setup.model.run(image.to(setup.features.accelerator.device), *setup.model.frozen_stages[0])
+        stage = setup.model.frozen_stages[0]
+        setup.model.run(image.to(setup.features.accelerator.device), stage.start, stage.stop)
     return float(counter.get_total_flops())
 
 
 def _image_shape(experiment: Experiment) -> tuple[int, int, int]:
-    return (3, experiment.augment.crop, experiment.augment.crop)
+    return (3, experiment.augment.input_size, experiment.augment.input_size)
 
 
 def _wait_for(values: Tensor) -> None:

@@ -93,7 +93,7 @@ class _Loops:
     @cached_property
     def images(self) -> Tensor:
         """An inference batch of random images in memory."""
-        crop = self.setup.experiment.augment.crop
+        crop = self.setup.experiment.augment.input_size
         return torch.randint(0, 256, (self.setup.batch_size, 3, crop, crop), dtype=torch.uint8)
 
     @cached_property

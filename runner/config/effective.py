@@ -13,7 +13,7 @@ from runner.utils.registry import Registry
 OF_VIEWS = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
 """Settings of the group augment that only augmented views use."""
 
-OF_SOLVERS = ("penalty", "penalty_by", "refit")
+OF_SOLVERS = ("penalty", "penalty_by", "standardize", "refit")
 """Settings of the group train that only solvers use."""
 OF_STEPS = ("epochs", "batch_size", "accumulate", "clip", "label_smoothing", "sampling", "nonfinite")
 """Settings of the group train that only optimizer steps use."""
@@ -31,7 +31,7 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
     head, solver = experiment.model.head, experiment.train.solver
     if head == "classifier":
-        idle |= {"model.pool", "model.width"}
+        idle |= {"model.pool", "model.pooled_layers", "model.width"}
     if head == "linear":
         idle |= {"model.width", "model.dropout"}
     else:

@@ -18,7 +18,7 @@ from runner.utils.safe_yaml import dump_yaml
 HEADER = """\
 # Settings
 
-Generated from `runner/config/schema.py` by `python -m runner.config.reference`; do not edit.
+Generated from `runner/config/` by `python -m runner.config.reference`; do not edit.
 
 A setting is given in an experiment file (`optim: {lr: 0.001}`) or as a flag (`--optim.lr 0.001`), which overrides the
 file. Short flags: `--name`, `--lr`, `--epochs`, `--batch-size`, `--seed` (of `seed.train`). `--print_config` prints all

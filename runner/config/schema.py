@@ -1,7 +1,7 @@
 """The settings of an experiment: one frozen, typed tree.
 
 Nothing else changes a result. The defaults are those of the published report that the project reproduces. The
-docstring of each setting is its help; docs/settings.md is generated from this file.
+docstring of each setting is its help; docs/settings.md is generated from these files.
 
 Types and ranges are validated where settings are read (`runner.config.tree`). Rules between settings are validated
 wherever a group is created, and raise `ValueError` with one sentence.
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
+from runner.config.augment_schema import AugmentConfig
 from runner.config.choices import ARCHITECTURES, BEST_METRICS, DATASETS, OPTIMIZERS, SCHEDULES
 from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.fields import (
@@ -21,11 +22,7 @@ from runner.config.fields import (
     AboveOne,
     BelowOne,
     BetweenZeroAndOne,
-    Degrees,
     Exponent,
-    Hue,
-    Interpolation,
-    Interval,
     Minutes,
     NonNegativeFloat,
     NonNegativeInt,
@@ -37,57 +34,6 @@ from runner.config.fields import (
     setting,
 )
 from runner.config.protocols import check_protocol
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """Augmentation of the training images, and the evaluation transform."""
-
-    views: Literal["none", "fresh"] | PositiveInt = "fresh"
-    """Augmented views per training image. fresh: a new one every epoch; N: epoch e (from 0) uses view e mod N;
-    none: no augmentation."""
-    resize: PositiveInt = setting(256, unit="px")
-    """Shorter side of the image in the evaluation transform, and size of the augmented crop."""
-    crop: PositiveInt = setting(224, unit="px")
-    """Size of the image that the model receives."""
-    crop_mode: Literal["center", "squash"] = "center"
-    """The evaluation transform. center: the shorter side is resized, and the center is cut out; squash: the whole image
-    is squashed to crop x crop."""
-    tta: Literal["none", "flips"] = "none"
-    """Test-time augmentation, which is a part of the model. flips: the maps of an image and of its mirror image, turned
-    back, are averaged before they are pooled; in training, too. It takes twice the time."""
-    scale: Interval = (0.8, 1.0)
-    """Minimum and maximum fraction of the image's area in the random crop."""
-    ratio: Interval = (0.75, 4 / 3)
-    """Minimum and maximum aspect ratio (width / height) of the random crop."""
-    flip: Probability = 0.5
-    """Probability of a horizontal flip."""
-    rotation: Degrees = setting(15.0, unit="degrees")
-    """Maximum rotation in either direction."""
-    brightness: NonNegativeFloat = 0.0
-    """Maximum brightness jitter: the factor is in 1 ± this value."""
-    contrast: NonNegativeFloat = 0.0
-    """Maximum contrast jitter: the factor is in 1 ± this value."""
-    saturation: NonNegativeFloat = 0.0
-    """Maximum saturation jitter: the factor is in 1 ± this value."""
-    hue: Hue = 0.0
-    """Maximum hue shift, as a fraction of the color circle."""
-    interpolation: Interpolation = "bilinear"
-    """Interpolation of resizing and of the random crop."""
-    rotation_interpolation: Interpolation = "nearest"
-    """Interpolation of the rotation."""
-
-    def __post_init__(self) -> None:
-        if self.crop > self.resize:
-            raise ValueError(
-                f"augment.crop ({self.crop}) must not be greater than augment.resize ({self.resize})"
-            )
-        if not self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(
-                f"augment.scale must be a minimum and a maximum, at most 1; it is {list(self.scale)}"
-            )
-        if self.ratio[0] > self.ratio[1]:
-            raise ValueError(f"augment.ratio must be a minimum and a maximum; it is {list(self.ratio)}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +60,9 @@ class ModelConfig:
     the pooled convolutions; linear: a linear layer on them."""
     pool: PositiveInt | Annotated[tuple[PositiveInt, ...], MinLen(1)] = 3
     """Average pooling of the convolutions for a pooled or linear head: pool x pool, or a pyramid, as [1, 2, 3]."""
+    pooled_layers: tuple[str, ...] = ()
+    """Layers whose pooled outputs a pooled or linear head takes, stacked, as [features.22, features.29] (VGG16's
+    conv4_3 and conv5_3, each after its ReLU). Empty: the last one before the pooling."""
     width: PositiveInt = 256
     """Units of the head's hidden layer."""
     dropout: BelowOne = 0.4
@@ -224,6 +173,9 @@ class TrainConfig:
     penalty_by: Literal["validation", "leave_one_out"] = "validation"
     """What the penalty is chosen by. leave_one_out: each training image is predicted by the solution without it (ridge
     only)."""
+    standardize: bool = False
+    """Divide each feature by its standard deviation over the training images before a head is solved. The solution's
+    weights contain it."""
     refit: bool = False
     """Solve again with the training and the validation images once the penalty is chosen. Validation scores remain
     those of the solution of the training images alone."""
@@ -245,6 +197,8 @@ class TrainConfig:
             raise ValueError(
                 "train.refit needs a solver that chooses a penalty: train.solver=ridge or logistic"
             )
+        if self.standardize and self.solver == "gradient":
+            raise ValueError("train.standardize needs a solver: train.solver=ridge or logistic")
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"
@@ -330,6 +284,12 @@ class Experiment:
             raise ValueError(
                 f"augment.crop must be at least {backbone.min_input_size} for model.arch={backbone.arch};"
                 f" it is {self.augment.crop} (its ImageNet weights were trained with {backbone.input_size})"
+            )
+        stacks = len(self.augment.scales) > 1 and "scales" not in self.augment.tta
+        if self.model.head == "classifier" and (stacks or self.model.pooled_layers):
+            names = "model.pooled_layers" if self.model.pooled_layers else "stacked augment.scales"
+            raise ValueError(
+                f"{names} need model.head=pooled or linear: the backbone's own classifier has a fixed number of inputs"
             )
 
     def _check_solver(self) -> None:

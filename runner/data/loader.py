@@ -57,7 +57,7 @@ class ImageLoader:
         workers = self._worker_count(sum(map(len, batches)))
         calls = (self._call(entries, view, batch) for batch in batches)
         if workers:
-            size = max(map(len, batches)) * 3 * self.transform.augment.crop**2
+            size = max(map(len, batches)) * 3 * self.transform.augment.input_size**2
             loaded = load_in_processes(calls, workers, size, self._finish)
         else:
             loaded = (batch if isinstance(batch := call(), str) else self._finish(batch) for call in calls)

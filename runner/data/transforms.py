@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.portable.transform import evaluation_transform
 from runner.utils import hashing
 from runner.utils.rng import seeded
@@ -33,7 +33,8 @@ def view_of_epoch(epoch: int, views: str | int) -> int:
 def evaluation_settings(augment: AugmentConfig) -> dict[str, Any]:
     """Arguments of `evaluation_transform`; its defaults are left out, as before there were others."""
     mode = {} if augment.crop_mode == "center" else {"crop_mode": augment.crop_mode}
-    return {"resize": augment.resize, "crop": augment.crop, "interpolation": augment.interpolation, **mode}
+    resize, crop = augment.input_resize, augment.input_size
+    return {"resize": resize, "crop": crop, "interpolation": augment.interpolation, **mode}
 
 
 class ViewTransform:
@@ -50,7 +51,9 @@ class ViewTransform:
         self.seed = seed
         self.depth = depth
         self.evaluation = evaluation_transform(**evaluation_settings(augment))
-        self.augmented = v2.Compose([*_augmentation(augment), v2.CenterCrop(augment.crop), v2.PILToTensor()])
+        self.augmented = v2.Compose(
+            [*_augmentation(augment), v2.CenterCrop(augment.input_size), v2.PILToTensor()]
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _transform, (self.augment, self.seed, self.depth)
@@ -88,7 +91,7 @@ def _transform(augment: AugmentConfig, seed: int, depth: int | None) -> ViewTran
 def _augmentation(augment: AugmentConfig) -> Iterator[v2.Transform]:
     """The random transforms; those that do nothing at their setting are left out."""
     yield v2.RandomResizedCrop(
-        augment.resize,
+        augment.input_resize,
         scale=augment.scale,
         ratio=augment.ratio,
         interpolation=v2.InterpolationMode(augment.interpolation),

@@ -115,9 +115,11 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
                 raise ValueError(f"{evaluation.entries[index].path}: has two boxes, only one is supported")
             width, height = open_rgb(io.BytesIO(image)).size  # upright
             visible = (
-                faithfulness.box_in_squashed(box, width, height, augment.crop)
+                faithfulness.box_in_squashed(box, width, height, augment.input_size)
                 if augment.crop_mode == "squash"
-                else faithfulness.box_in_crop(box, width, height, augment.resize, augment.crop)
+                else faithfulness.box_in_crop(
+                    box, width, height, augment.input_resize, augment.input_size
+                )
             )
             if visible is None:
                 outside += 1

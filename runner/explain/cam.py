@@ -38,17 +38,27 @@ def layer_index(model: LayeredModel, layer: str) -> int:
 
 
 def activations(model: LayeredModel, images: Tensor, layer: str) -> Tensor:
-    """A layer's output (n × channels × h' × w', float32, on the model's device) for images (n × 3 × h × w, uint8)."""
-    index = layer_index(model, layer)
+    """A layer's output (n × channels × h' × w', float32, on the model's device) for images (n × 3 × h × w, uint8).
+
+    If the model pools several maps, the output of one layer for one variant does not tell its logits: then these are
+    the normalized images.
+    """
+    index = _start(model, layer) - 1
     device = next(model.parameters()).device
     with evaluation_mode(model), torch.no_grad():
         outputs = (model.run(batch.to(device), 0, index + 1) for batch in images.split(BATCH_SIZE))
         return torch.cat([batch.contiguous().clone() for batch in outputs])
 
 
+def _start(model: LayeredModel, layer: str) -> int:
+    """The index of the first layer that runs after `activations`."""
+    index = layer_index(model, layer)
+    return index + 1 if model.pools_last_only or index == model.pooling_index else 1
+
+
 def probabilities(model: LayeredModel, outputs: Tensor, layer: str) -> Tensor:
-    """Softmax probabilities (n × classes, float32, on the CPU) from the output of a layer."""
-    start = layer_index(model, layer) + 1
+    """Softmax probabilities (n × classes, float32, on the CPU) from `activations`."""
+    start = _start(model, layer)
     with evaluation_mode(model), torch.no_grad():
         logits = (model.run(batch.clone(), start, model.depth) for batch in outputs.split(BATCH_SIZE))
         return torch.cat([batch.softmax(1).cpu() for batch in logits])
@@ -59,14 +69,16 @@ def layer_maps(
 ) -> np.ndarray:
     """Maps from the output of a layer: n × h' × w' in [0, 1], float32, in the layer's resolution.
 
+    If the model pools several maps, they are n × h × w in the images' resolution: the mean over the variants.
+
     Args:
         model: Unwrapped, in float32. It is not changed.
-        outputs: Output of the layer (n × channels × h' × w'), from `activations` or from the feature cache.
+        outputs: From `activations`, or the layer's output from the feature cache.
         targets: The class index to explain, for each image.
         layer: Name of the layer.
         method: One of `METHODS` that does not run images.
     """
-    tapped = _TappedModel(model, layer_index(model, layer))
+    tapped = _TappedModel(model, layer_index(model, layer), _start(model, layer))
     outputs = outputs.to(tapped.device.device).float()
     return _compute(METHODS[method], tapped, outputs, targets)
 
@@ -78,7 +90,7 @@ def image_maps(
 
     Score-CAM needs a forward pass for each channel of the layer.
     """
-    tapped = _TappedModel(model, layer_index(model, layer), start=1)
+    tapped = _TappedModel(model, layer_index(model, layer), 1)
     heatmaps = []
     # Score-CAM batches an image's channels itself.
     for image, target in zip(images.split(1), targets, strict=True):
@@ -105,7 +117,7 @@ def explain(
         targets: The class index to explain, for each image.
         layer: Name of the layer to explain; empty means the model's `cam_layer`.
         method: One of `METHODS`.
-        outputs: The layer's output for the images, where it is known; otherwise it is computed.
+        outputs: `activations` of the images, where they are known; otherwise they are computed.
 
     Raises `UserError` if there is no such layer, or if its output is a single pixel.
     """
@@ -149,26 +161,39 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class _TappedModel(nn.Module):
-    """A model as the grad-cam package expects it: from layer `start` (default: the one after `index`) to the logits.
+    """A model as the grad-cam package expects it: from layer `start` to the logits.
 
-    `tap` passes on the output of layer `index`: the package attaches its hooks there. The model is not a submodule,
-    because the package would reset its gradients; `device` is the one parameter, by which the package finds the device.
+    `taps` pass on the output of layer `index`, one for each variant of an image: the package attaches its hooks there.
+    The model is not a submodule, because the package would reset its gradients; `device` is the one parameter, by which
+    the package finds the device.
     """
 
-    def __init__(self, model: LayeredModel, index: int, start: int | None = None) -> None:
+    def __init__(self, model: LayeredModel, index: int, start: int) -> None:
         super().__init__()
         self.device = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
-        self.tap = nn.Identity()
+        taps = len(model.variants) if index < model.pooling_index else 1
+        self.taps = nn.ModuleList(nn.Identity() for _ in range(taps))
         self.hidden = [model]  # a list hides it from torch
         self.index = index
-        self.start = index + 1 if start is None else start
+        self.start = start
 
     def forward(self, values: Tensor) -> Tensor:
         model = self.hidden[0]
+        if not model.pools_last_only and self.index < model.pooling_index:
+            maps = model.maps(values, self._tap)
+            return model.run(maps, model.pooling_index, model.depth)
         with torch.no_grad():
             values = model.run(values, self.start, self.index + 1)
-        values = self.tap(values.detach().clone().requires_grad_(True))
-        return model.run(values.clone(), self.index + 1, model.depth)
+        return model.run(self._tap(values, 0, self.index), self.index + 1, model.depth)
+
+    def _tap(self, values: Tensor, number: int, index: int) -> Tensor:
+        """The output of a layer for a variant, as it goes on; a mirror image's map is turned back for the package."""
+        if index != self.index:
+            return values
+        values = values.detach().clone().requires_grad_(True)
+        if self.hidden[0].variants[number].mirrored:
+            return self.taps[number](values.flip(-1)).flip(-1)
+        return self.taps[number](values).clone()
 
 
 def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequence[int]) -> np.ndarray:
@@ -176,7 +201,7 @@ def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequ
 
     heatmaps = []
     with evaluation_mode(tapped.hidden[0]), torch.inference_mode(False), torch.enable_grad():
-        cam = method.load()(tapped, [tapped.tap])
+        cam = method.load()(tapped, list(tapped.taps))
         try:  # its own context manager would swallow IndexErrors
             for start in range(0, len(values), BATCH_SIZE):
                 batch = slice(start, start + BATCH_SIZE)

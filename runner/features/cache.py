@@ -1,9 +1,9 @@
 """The feature cache: outputs of the frozen backbone for images and views, computed once and stored.
 
-The frozen backbone has up to two stages: the convolutions, whose features serve every head, and the layers that a kind
-of head adds to them. Each stage has its own stores; a later stage is computed from the stored features of the earlier
-one. Features are computed when they are first needed. Without a store, the same functions compute the same batches
-each time, so that the results are the same bit for bit.
+The frozen backbone has several stages: the convolutions, whose features serve every head, for each variant of an image;
+and the layers that a kind of head adds to them. Each stage has its own stores; a later one is computed from what the
+earlier ones stored. Features are computed when they are first needed. Without a store, the same functions compute the
+same batches each time, so that the results are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from runner.data.images import SPLITS
+from runner.data.images import SPLITS, Images
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.features import eviction
@@ -56,11 +56,19 @@ class FeatureStorage:
 
 @dataclass(frozen=True)
 class MissingFeatures:
-    """Work to do: images to run through the first stage, features to store (of all stages), and their bytes."""
+    """Work to do."""
 
     images: int
+    """To run through the stages that take images, each counted once for each of these."""
     features: int
+    """To store, of all stages."""
     bytes: int
+    """Of these features."""
+
+    def __add__(self, other: MissingFeatures) -> MissingFeatures:
+        return MissingFeatures(
+            self.images + other.images, self.features + other.features, self.bytes + other.bytes
+        )
 
 
 @dataclass
@@ -125,19 +133,24 @@ class FeatureCache:
 
     def missing(self, wanted: SplitViews) -> MissingFeatures:
         """What has to be computed for splits and views."""
-        images = features = size = 0
-        stages = len(self.extractor.stages) if self.stored else 0
-        for split, view in wanted:
-            entries = self.manifest.select(split)
-            for stage in reversed(range(stages)):  # what a later stage has, it needs no input for
-                store = self._stages.open(stage, view)
-                store.refresh()
-                entries = entries.take(store.missing(feature_keys(entries, view)))
-                shape, dtype = self._stage_shapes[stage]
-                features += len(entries)
-                size += len(entries) * shape.numel() * dtype.itemsize
-            images += len(entries)
-        return MissingFeatures(images, features, size)
+        missing = MissingFeatures(0, 0, 0)
+        if self.stored:
+            for split, view in wanted:
+                missing += self._missing(len(self.extractor.stages) - 1, self.manifest.select(split), view)
+        return missing
+
+    def _missing(self, stage: int, entries: Images, view: int) -> MissingFeatures:
+        """What has to be computed for a stage: what it has, it needs no input for."""
+        store = self._stages.open(stage, view)
+        store.refresh()
+        entries = entries.take(store.missing(feature_keys(entries, view)))
+        shape, dtype = self._stage_shapes[stage]
+        inputs = self.extractor.stages[stage].inputs
+        count = len(entries)
+        missing = MissingFeatures(0 if inputs else count, count, count * shape.numel() * dtype.itemsize)
+        for each in inputs:
+            missing += self._missing(each, entries, view)
+        return missing
 
     def reserve_space(self, wanted: SplitViews) -> MissingFeatures:
         """Make room for what has to be computed for splits and views. Raises `UserError` if there is not enough."""
@@ -192,5 +205,5 @@ class FeatureCache:
     @cached_property
     def _stage_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of one image's output of each stage, or of an image if there is no stage."""
-        crop = self.loader.transform.augment.crop
+        crop = self.loader.transform.augment.input_size
         return self.extractor.stage_shapes(torch.zeros(1, 3, crop, crop, dtype=torch.uint8))

@@ -13,9 +13,9 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +26,8 @@ from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import pad_rows, tensor_digest
 
+StageInput: TypeAlias = Tensor | Sequence[Tensor]
+"""Images, or outputs of other stages."""
 MIN_PIXELS_TO_COMPILE = 4000 * 224**2
 """Pixels of a dataset from which compiling pays: it takes 10 to 20 s and saves about a tenth of the time."""
 
@@ -48,53 +50,67 @@ class FeatureExtractor:
         self.batch_size = batch_size
         self.compiled = compiled
         self.stages = model.frozen_stages
-        self._functions: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._functions: dict[int, Callable[[StageInput], Tensor]] = {}
         self._recipes: dict[int, dict[str, Any]] = {}
 
-    def run_stage(self, values: Tensor, stage: int) -> Tensor:
-        """A stage's output for at most `batch_size` images or outputs of the stage before, on the device, contiguous.
+    def run_stage(self, values: StageInput, stage: int) -> Tensor:
+        """A stage's output for at most `batch_size` images or outputs of other stages, on the device, contiguous.
 
         Smaller batches are padded with zeros. Raises `UserError` if compiling fails.
         """
-        count = len(values)
-        values = pad_rows(values.to(self.accelerator.device, non_blocking=True), self.batch_size)
+        count = len(values) if isinstance(values, Tensor) else len(values[0])
+        padded = self._padded(values) if isinstance(values, Tensor) else [*map(self._padded, values)]
         with _evaluation_mode(self.model), torch.inference_mode(), self.accelerator.autocast():
-            features = self._function(stage)(values)[:count]
+            features = self._function(stage)(padded)[:count]
         # Cloned outside inference mode: the head could not train on an inference tensor. Always in the same memory
         # layout, cached or not: the order in which a later stage sums depends on it.
         return features.clone(memory_format=torch.contiguous_format)
+
+    def _padded(self, values: Tensor) -> Tensor:
+        return pad_rows(values.to(self.accelerator.device, non_blocking=True), self.batch_size)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features of at most `batch_size` images (n × 3 × h × w, uint8), on the device.
 
         Without a frozen backbone these are the images themselves.
         """
-        values = images.to(self.accelerator.device, non_blocking=True)
+        images = images.to(self.accelerator.device, non_blocking=True)
+        return self._run_all(images, self.run_stage)[-1]
+
+    def _run_all(self, images: Tensor, run: Callable[[StageInput, int], Tensor]) -> list[Tensor]:
+        """The output of every stage for images; the images themselves if there is no stage."""
+        outputs: dict[int, Tensor] = {}
         for stage in range(len(self.stages)):
-            values = self.run_stage(values, stage)
-        return values
+            values = self.stage_input(stage, outputs) if self.stages[stage].inputs else images
+            outputs[stage] = run(values, stage)
+        return list(outputs.values()) or [images]
+
+    def stage_input(self, stage: int, outputs: Mapping[int, Tensor]) -> StageInput:
+        """What a stage takes of the outputs of other stages."""
+        inputs = [outputs[index] for index in self.stages[stage].inputs]
+        return inputs[0] if self.model.pools_last_only else inputs
 
     def stage_shapes(self, images: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
         """Shape and dtype of one image's output of each stage; of the image itself if there is no stage."""
-        values, shapes = images.to(self.accelerator.device), []
         with torch.inference_mode(), self.accelerator.autocast():
-            for start, stop in self.stages:
-                values = self.model.run(values, start, stop)
-                shapes.append((values.shape[1:], values.dtype))
-        return shapes or [(values.shape[1:], values.dtype)]
+            outputs = self._run_all(images.to(self.accelerator.device), self._run)
+        return [(each.shape[1:], each.dtype) for each in outputs]
 
     def layer_name(self, stage: int) -> str:
         """Name of a stage's last layer."""
-        return self.model.layer_names[self.stages[stage][1] - 1]
+        return self.model.layer_names[self.stages[stage].stop - 1]
 
     def recipe(self, stage: int) -> dict[str, Any]:
         """Everything about model and computation that decides the values of a stage's output."""
         if stage not in self._recipes:
-            stop = self.stages[stage][1]
-            layers = list(self.model.layers())[:stop]
+            stop, model = self.stages[stage].stop, self.model
+            layers = list(model.layers())[:stop]
+            pooled = [] if model.pools_last_only else self.stages[stage].inputs
+            maps = [[self.layer_name(index), self.stages[index].variant.recipe()] for index in pooled]
             self._recipes[stage] = {
                 "layers": [(name, str(layer)) for name, layer in layers],
-                **({"mirrors": True} if self.model.mirrors else {}),
+                **self.stages[stage].variant.recipe(),
+                **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
                 "weights": digest([each for digests in self._weight_digests[:stop] for each in digests]),
                 "precision": self.accelerator.mixed_precision,
                 "batch_size": self.batch_size,
@@ -106,26 +122,32 @@ class FeatureExtractor:
     @functools.cached_property
     def _weight_digests(self) -> list[list[str]]:
         """Of the tensors of each frozen layer; computed once for all stages."""
-        layers = list(self.model.layers())[: self.stages[-1][1]]
+        layers = list(self.model.layers())[: self.stages[-1].stop]
         return [[tensor_digest(value) for value in layer.state_dict().values()] for _, layer in layers]
 
-    def _function(self, stage: int) -> Callable[[Tensor], Tensor]:
+    def _function(self, stage: int) -> Callable[[StageInput], Tensor]:
         if stage not in self._functions:
-            start, stop = self.stages[stage]
 
-            def function(values: Tensor) -> Tensor:
-                return self.model.run(values, start, stop)
+            def function(values: StageInput) -> Tensor:
+                return self._run(values, stage)
 
-            self._functions[stage] = self._compile(function) if self.compiled and stage == 0 else function
+            compile_it = self.compiled and not self.stages[stage].inputs
+            self._functions[stage] = self._compile(function) if compile_it else function
         return self._functions[stage]
 
-    def _compile(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def _run(self, values: StageInput, stage: int) -> Tensor:
+        part = self.stages[stage]
+        if isinstance(values, Tensor) and not part.inputs and not self.model.pools_last_only:
+            return self.model.variant_map(values, part.variant, part.stop)
+        return self.model.run(values, part.start, part.stop)
+
+    def _compile(self, function: Callable[[StageInput], Tensor]) -> Callable[[StageInput], Tensor]:
         on_cpu = self.accelerator.device.type == "cpu"
         options: dict[str, Any] = {"freezing": True, "compile_threads": 1} if on_cpu else {}
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns if there is no CUDA
         compiled = torch.compile(function, dynamic=False, options=options)
 
-        def guarded(values: Tensor) -> Tensor:
+        def guarded(values: StageInput) -> Tensor:
             try:
                 return compiled(values)
             except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:

@@ -84,5 +84,5 @@ class ComputedSource:
             yield features[: len(batch)]
 
     def _no_images(self) -> Tensor:
-        crop = self.loader.transform.augment.crop
+        crop = self.loader.transform.augment.input_size
         return torch.zeros(0, 3, crop, crop, dtype=torch.uint8)

@@ -18,12 +18,11 @@ import PIL.features
 import torch
 import torchvision
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from runner.data.images import Images
 from runner.data.loader import ImageLoader
 from runner.data.transforms import EVALUATION_VIEW
-from runner.features.extractor import FeatureExtractor
+from runner.features.extractor import FeatureExtractor, StageInput
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, ShardWriter
 from runner.tracking.process_identity import this_boot
@@ -97,7 +96,7 @@ class StoredStages:
     def ensure(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
         """Compute what a stage's store lacks for these images. Every process calls this with the same arguments.
 
-        `stats` counts the images that go through the first stage.
+        `stats` counts the images that go through stages which take images.
 
         Raises `UserError` if shards are damaged or removed again and again.
         """
@@ -124,11 +123,12 @@ class StoredStages:
             if any(map(len, gathered)):
                 start = time.monotonic()
                 missing_entries = entries.take(missing)
-                if stage:
-                    self.ensure(stage - 1, missing_entries, view, stats)
+                inputs = self.extractor.stages[stage].inputs
+                for each in inputs:
+                    self.ensure(each, missing_entries, view, stats)
                 self._compute(stage, missing_entries, view)
                 self.extractor.accelerator.wait_for_everyone()
-                if stage == 0:
+                if not inputs:
                     stats.misses += len(missing)
                     stats.compute_seconds += time.monotonic() - start
             store.refresh()
@@ -166,8 +166,8 @@ class StoredStages:
         size = self.extractor.batch_size
         batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
         own = batches[self._host_ranks.index(self._rank) :: processes]
-        title = f"compute features of {self.extractor.layer_name(stage)}" if stage else "compute features"
-        with self.terminal.progress(title, len(keys)) as advance, ShardWriter(store, 1 / processes) as writer:
+        progress = self.terminal.progress(self._title(stage), len(keys))
+        with progress as advance, ShardWriter(store, 1 / processes) as writer:
             for indices, (inputs, seconds) in zip(own, self._inputs(stage, entries, view, own), strict=True):
                 features = self.extractor.run_stage(inputs, stage).cpu()
                 writer.add(keys.take(indices), features, seconds)
@@ -175,25 +175,36 @@ class StoredStages:
 
     def _inputs(
         self, stage: int, entries: Images, view: int, batches: Sequence[range]
-    ) -> Iterator[tuple[Tensor, float]]:
+    ) -> Iterator[tuple[StageInput, float]]:
         """A stage's inputs, batch by batch, and the seconds that computing them took: images cost nothing."""
-        if stage == 0:
+        inputs = self.extractor.stages[stage].inputs
+        if not inputs:
             for images in self.loader.batches(entries, view, batches):
                 yield images, 0.0
             return
-        store, all_keys = self.open(stage - 1, view), feature_keys(entries, view)
+        stores, all_keys = {each: self.open(each, view) for each in inputs}, feature_keys(entries, view)
         for indices in batches:
             keys = all_keys.take(indices)
-            yield store.read(keys), store.compute_seconds(keys)
+            outputs = {each: store.read(keys) for each, store in stores.items()}
+            seconds = sum(store.compute_seconds(keys) for store in stores.values())
+            yield self.extractor.stage_input(stage, outputs), seconds
+
+    def _title(self, stage: int) -> str:
+        part = self.extractor.stages[stage]
+        if part.inputs:
+            return f"compute features of {self.extractor.layer_name(stage)}"
+        variant = str(part.variant)
+        return f"compute features ({variant})" if variant else "compute features"
 
     def _description(self, stage: int, view: int) -> dict[str, str]:
         """For `runner store list`."""
         transform, accelerator = self.loader.transform, self.extractor.accelerator
         kind = "not augmented" if view == EVALUATION_VIEW else f"augmented (seed {transform.seed})"
         compiled = ", compiled" if self.extractor.compiled else ""
+        variant = str(self.extractor.stages[stage].variant)
         return {
             "layer": f"{self.extractor.model.spec.arch} {self.extractor.layer_name(stage)}",
-            "view": f"{kind}, {transform.augment.crop} px",
+            "view": ", ".join(filter(None, [kind, f"{transform.augment.input_size} px", variant])),
             "computed": f"precision {accelerator.mixed_precision}{compiled}, {accelerator.device.type}",
         }
 

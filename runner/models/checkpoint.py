@@ -123,7 +123,8 @@ def load(path: Path) -> Checkpoint:
         _check(description)
         fields = description["model"]
         normalization = Normalization(*(tuple(fields["normalization"][name]) for name in ("mean", "std")))
-        spec = ModelSpec(**{**fields, "classes": tuple(fields["classes"]), "normalization": normalization})
+        fields = {name: tuple(value) if type(value) is list else value for name, value in fields.items()}
+        spec = ModelSpec(**{**fields, "normalization": normalization})
         model = TransferModel(spec, training_seed=0, random_weights=False)
         model.load_state_dict({**frozen, **trainable}, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:

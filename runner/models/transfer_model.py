@@ -14,7 +14,8 @@ from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropout
 from runner.portable.backbones import BACKBONES
 from runner.portable.head import HeadSpec, build_head
-from runner.portable.model import LayeredModel, build_backbone, is_within
+from runner.portable.model import LayeredModel, build_backbone, is_within, pooled_features
+from runner.portable.variants import Variant, VariantSpec
 from runner.utils import hashing
 from runner.utils.errors import UserError
 from runner.utils.rng import seeded
@@ -36,8 +37,28 @@ class ModelSpec:
     normalization: Normalization
     power: float = 1.0
     norm: str = "none"
+    pooled_layers: tuple[str, ...] = ()
+    scales: tuple[int, ...] = ()
+    """`augment.scales`."""
     tta: str = "none"
     """`augment.tta`."""
+
+
+AS_IT_IS = Variant()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the frozen backbone whose outputs are worth storing."""
+
+    start: int
+    """Index of its first layer."""
+    stop: int
+    """Index after its last layer."""
+    inputs: tuple[int, ...] = ()
+    """Indices of the stages whose outputs it takes; none: it takes images."""
+    variant: Variant = AS_IT_IS
+    """The variant of the images that it takes."""
 
 
 class TransferModel(LayeredModel):
@@ -52,15 +73,20 @@ class TransferModel(LayeredModel):
         random_weights: Draw the backbone's weights, the same ones in every run. False: they are uninitialized until
             `load_state_dict` or `pretrained.load_weights` sets them.
 
-    Raises `UserError` if `spec.trainable` names no layer with weights, or what `spec.tta` needs frozen.
+    Raises `UserError` if `spec.trainable` names no layer with weights, or one before the pooling of several maps, or if
+    there is no layer that `spec.pooled_layers` names.
     """
 
     def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
         backbone = build_backbone(spec.arch, spec.head, spec.pool)
+        head_spec, variants = HeadSpec.of(vars(spec)), VariantSpec.of(vars(spec))
+        try:
+            features = pooled_features(backbone, head_spec, variants)
+        except ValueError as error:
+            raise UserError(f"model.pooled_layers: {error}.") from None
         with seeded(hashing.derive_seed("head", training_seed)):
-            head = build_head(HeadSpec.of(vars(spec)), backbone.num_features, len(spec.classes))
-        normalization = spec.normalization
-        super().__init__(backbone, head, normalization.mean, normalization.std, spec.tta == "flips")
+            head = build_head(head_spec, features, len(spec.classes))
+        super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std, variants)
         self.spec = spec
         self._allocate(random_weights)
         _replace_dropouts(self, training_seed)
@@ -68,10 +94,10 @@ class TransferModel(LayeredModel):
         self._freeze()
         self.split_index = self._find_split()
         """Number of layers in the frozen backbone, and index of the first layer after it."""
-        if self.mirrors and self.split_index <= self.pooling_index:
+        if not self.pools_last_only and self.split_index <= self.pooling_index:
             raise UserError(
-                f"augment.tta=flips is for frozen convolutions, but model.trainable is {spec.trainable}; set"
-                " model.trainable=head or augment.tta=none."
+                f"augment.scales, augment.tta and model.pooled_layers are for frozen convolutions, but model.trainable"
+                f" is {spec.trainable}; set model.trainable=head, or leave them out."
             )
         self.to(memory_format=torch.channels_last)
 
@@ -94,14 +120,19 @@ class TransferModel(LayeredModel):
         return self.layer_names[self.split_index - 1] if self.split_index else ""
 
     @property
-    def frozen_stages(self) -> tuple[tuple[int, int], ...]:
-        """The frozen backbone in at most two parts (start, stop), as layer indices.
+    def frozen_stages(self) -> tuple[Stage, ...]:
+        """The frozen backbone in parts, each after those whose outputs it takes; the last one ends at `split_index`.
 
-        The first part ends before the pooling, so that its output is the same for every kind of head.
+        What goes before the pooling is a part of its own, so that its output is the same for every kind of head.
         """
-        shared = [self.pooling_index] if 0 < self.pooling_index < self.split_index else []
-        bounds = [0, *shared, self.split_index] if self.split_index else []
-        return tuple(itertools.pairwise(bounds))
+        pooling, end = self.pooling_index, self.split_index
+        if not self.pools_last_only:
+            stops = [index + 1 for index in self.pooled_indices]
+            first = [Stage(0, stop, (), variant) for variant in self.variants for stop in stops]
+            return (*first, Stage(pooling, end, tuple(range(len(first)))))
+        if 0 < pooling < end:
+            return Stage(0, pooling), Stage(pooling, end, (0,))
+        return (Stage(0, end),) if end else ()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Tensors of the layers that train, by name: parameters and batch statistics."""

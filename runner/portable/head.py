@@ -97,7 +97,7 @@ class HeadSpec:
         return cls(*(fields[name] for name in ("head", "pool", "width", "dropout")), **optional)
 
 
-def build_head(spec: HeadSpec, num_features: int, classes: int) -> nn.Sequential:
+def build_head(spec: HeadSpec, features: Sequence[int], classes: int) -> nn.Sequential:
     """A new head.
 
     classifier: linear, ReLU, dropout, linear; pooled: the same after one more dropout; linear: the signed power and the
@@ -105,18 +105,18 @@ def build_head(spec: HeadSpec, num_features: int, classes: int) -> nn.Sequential
 
     Args:
         spec: What it is made of.
-        num_features: Inputs per image.
+        features: Inputs per image, of each map that is pooled.
         classes: The number of classes.
     """
     layers: list[nn.Module]
     if spec.head == "linear":
         layers = [SignedPower(spec.power)] if spec.power != 1 else []
         if spec.norm == "l2":
-            channels = num_features // bins(spec.pool)
-            layers.append(LevelNorm([channels * size**2 for size in _sizes(spec.pool)]))
-        return nn.Sequential(*layers, nn.Linear(num_features, classes))
+            channels = [values // bins(spec.pool) for values in features]
+            layers.append(LevelNorm([each * size**2 for each in channels for size in _sizes(spec.pool)]))
+        return nn.Sequential(*layers, nn.Linear(sum(features), classes))
     layers = [
-        nn.Linear(num_features, spec.width),
+        nn.Linear(sum(features), spec.width),
         nn.ReLU(),
         nn.Dropout(spec.dropout),
         nn.Linear(spec.width, classes),

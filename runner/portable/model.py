@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .backbone import BackboneModules
 from .backbones import BACKBONES
-from .head import HeadSpec, Pool, build_head
+from .head import HeadSpec, Pool, bins, build_head
+from .variants import Resize, Variant, VariantSpec, pool_variants
 
 
 class Normalize(nn.Module):
@@ -32,12 +33,16 @@ class Normalize(nn.Module):
 class LayeredModel(nn.Module):
     """Layers that run one after another: normalize, the blocks of a backbone, the layers of the head.
 
+    Of several variants of an image, each goes through the blocks before the pooling by itself.
+
     Args:
         backbone: Its modules, from `build_backbone`; the model takes them over.
         head: From `build_head`.
         mean: Channel means (red, green, blue) on the scale 0 to 1.
         std: Channel standard deviations, likewise.
-        mirrors: The map that is pooled is the mean of an image's map and its mirror image's, turned back.
+        variants: The variants of an image.
+
+    Raises ValueError for a pooled layer that there is not before the pooling.
     """
 
     def __init__(
@@ -46,23 +51,37 @@ class LayeredModel(nn.Module):
         head: nn.Sequential,
         mean: Sequence[float],
         std: Sequence[float],
-        mirrors: bool = False,
+        variants: VariantSpec | None = None,
     ) -> None:
         super().__init__()
-        self.mirrors = mirrors
         self.normalize = Normalize(mean, std)
         for name, child in backbone.root.named_children():
             self.add_module(name, child)
         self.set_submodule(backbone.head, head)
         self.head_name = backbone.head
-        self.cam_layer = backbone.cam_layer
-        """The layer that Grad-CAM explains by default."""
         head_layers = [f"{backbone.head}.{name}" for name, _ in head.named_children()]
         self.layer_names = ["normalize", *backbone.blocks, *head_layers]
         """All layers in the order of the forward pass."""
         self.pooling_index = self.layer_names.index(backbone.pooling)
         self.head_index = self.layer_names.index(head_layers[0])
         """Index of the head's first layer."""
+        self.variant_spec = variants or VariantSpec()
+        self.variants = self.variant_spec.variants
+        """The variants of an image that go through the backbone."""
+        self.pooled_indices = pooled_indices(self.layer_names[: self.pooling_index], self.variant_spec)
+        """Indices of the layers whose output is pooled."""
+        self.pools_last_only = len(self.variants) == 1 and self.pooled_indices == [self.pooling_index - 1]
+        """Whether only one map is pooled, that of the last layer before the pooling."""
+        last = self.pooled_indices[-1]
+        self.cam_layer = (
+            backbone.cam_layer
+            if backbone.cam_layer in self.layer_names[: last + 1]
+            else self.layer_names[last]
+        )
+        """The layer that Grad-CAM explains by default."""
+        largest = max(self.variant_spec.scales, default=0)
+        sizes = {variant.size for variant in self.variants if variant.size}
+        self.resizes = nn.ModuleDict({str(size): Resize(largest, size) for size in sorted(sizes)})
         self.index_layers()
 
     def index_layers(self) -> None:
@@ -82,15 +101,50 @@ class LayeredModel(nn.Module):
         """
         return self.run(values, start, self.depth)
 
-    def run(self, values: Tensor, start: int, stop: int) -> Tensor:
+    def run(self, values: Tensor | Sequence[Tensor], start: int, stop: int) -> Tensor:
         """The output of layers `start` to `stop - 1`. The head computes in float32: rounded logits would tie.
 
-        From layers in the middle on, mirror images are not known: what goes in stands for both.
+        Args:
+            values: What goes into layer `start`. Where several maps are pooled and `start` is the pooling: these maps,
+                as `maps` returns them. A layer between normalization and pooling knows only one variant: then `stop` is
+                at most the index of the pooling.
+            start: Index of the first layer.
+            stop: Index after the last layer.
         """
-        if self.mirrors and start == 0 and stop >= self.pooling_index:
-            plain, mirrored = (self._run(each, 0, self.pooling_index) for each in (values, values.flip(-1)))
-            values, start = (plain + mirrored.flip(-1)) / 2, self.pooling_index
+        if not isinstance(values, Tensor):
+            pooled = pool_variants(values, self.variant_spec, self._layers[self.pooling_index])
+            return self._run(pooled, self.pooling_index + 1, stop)
+        if start <= 1 and stop > self.pooling_index and not self.pools_last_only:
+            maps = self.maps(self._run(values, start, 1))
+            return self.run(maps, self.pooling_index, stop)
         return self._run(values, start, stop)
+
+    def maps(self, normalized: Tensor, tap: Tap | None = None) -> list[Tensor]:
+        """What is pooled of normalized images: for each variant the outputs of the pooled layers.
+
+        Args:
+            normalized: Output of the first layer.
+            tap: Called with the output of each layer; the next layer gets what it returns.
+        """
+        maps = []
+        for number, variant in enumerate(self.variants):
+            values = self.variant(normalized, variant)
+            for index in range(1, self.pooled_indices[-1] + 1):
+                values = self._layers[index](values)
+                values = tap(values, number, index) if tap else values
+                if index in self.pooled_indices:
+                    maps.append(values)
+        return maps
+
+    def variant(self, normalized: Tensor, variant: Variant) -> Tensor:
+        """A variant of normalized images (n × 3 × h × w)."""
+        if variant.size:
+            normalized = self.resizes[str(variant.size)](normalized)
+        return normalized.flip(-1) if variant.mirrored else normalized
+
+    def variant_map(self, images: Tensor, variant: Variant, stop: int) -> Tensor:
+        """The output of layer `stop - 1`, before the pooling, for a variant of images (n × 3 × h × w, uint8)."""
+        return self._run(self.variant(self._run(images, 0, 1), variant), 1, stop)
 
     def _run(self, values: Tensor, start: int, stop: int) -> Tensor:
         for layer in self._layers[start : min(stop, self.head_index)]:
@@ -117,7 +171,46 @@ class LayeredModel(nn.Module):
     @property
     def spatial_layers(self) -> list[str]:
         """The backbone's layers whose output has a height and width."""
-        return self.layer_names[1 : self.pooling_index + 1]
+        return [*self.layer_names[1 : self.pooled_indices[-1] + 1], self.layer_names[self.pooling_index]]
+
+
+Tap: TypeAlias = Callable[[Tensor, int, int], Tensor]
+"""A layer's output, the number of its variant, the layer's index → what goes on."""
+
+
+def pooled_indices(layers: Sequence[str], spec: VariantSpec) -> list[int]:
+    """Indices of the layers whose output is pooled, in the order of the forward pass.
+
+    Args:
+        layers: Names of the layers before the pooling.
+        spec: Names the layers, or none for the last one.
+
+    Raises ValueError if there is no such layer.
+    """
+    for name in spec.pooled_layers:
+        if name not in layers[1:]:
+            raise ValueError(
+                f"{name!r} is no layer before the pooling; there are {layers[1]} to {layers[-1]}"
+            )
+    return sorted(map(layers.index, set(spec.pooled_layers))) or [len(layers) - 1]
+
+
+def pooled_features(backbone: BackboneModules, head: HeadSpec, variants: VariantSpec) -> list[int]:
+    """Values per image that reach the head, of each map that is pooled.
+
+    Raises ValueError if one of the layers to pool does not exist or has an output without height and width.
+    """
+    features = [backbone.num_features]
+    if variants.pooled_layers:
+        layers = ["normalize", *backbone.blocks[: backbone.blocks.index(backbone.pooling)]]
+        values, channels = torch.zeros(1, 3, 64, 64, device="meta"), []
+        wanted = pooled_indices(layers, variants)
+        with torch.no_grad():
+            for index, name in enumerate(layers[1:], 1):
+                values = backbone.root.get_submodule(name)(values)
+                channels += [values.shape[1]] if index in wanted else []
+        features = [each * bins(head.pool) for each in channels]
+    return features * variants.stacked_scales
 
 
 def build_backbone(arch: str, head: str, pool: Pool) -> BackboneModules:
@@ -138,7 +231,7 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
     """A model in evaluation mode, without gradients.
 
     Args:
-        spec: arch, normalization (mean, std) and the fields of `HeadSpec`.
+        spec: arch, normalization (mean, std) and the fields of `HeadSpec` and `VariantSpec`.
         classes: The number of classes.
         tensors: The state dict; the model takes the tensors over without a copy.
 
@@ -146,10 +239,10 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
     """
     backbone = build_backbone(spec["arch"], spec["head"], spec["pool"])
     with torch.device("meta"):
-        head = build_head(HeadSpec.of(spec), backbone.num_features, classes)
+        head_spec, variants = HeadSpec.of(spec), VariantSpec.of(spec)
+        head = build_head(head_spec, pooled_features(backbone, head_spec, variants), classes)
     normalization = spec["normalization"]
-    mirrors = spec.get("tta", "none") == "flips"
-    model = LayeredModel(backbone, head, normalization["mean"], normalization["std"], mirrors)
+    model = LayeredModel(backbone, head, normalization["mean"], normalization["std"], variants)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 

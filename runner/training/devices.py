@@ -127,7 +127,7 @@ def resolve_auto_settings(experiment: Experiment, images: int, accelerator: Acce
         batch_size = 256 if device.type == "cuda" else 32
     compiled = settings.compile
     if compiled == "auto":
-        compiled = broadcast_object_list([worth_compiling(images, experiment.augment.crop, device)])[0]
+        compiled = broadcast_object_list([worth_compiling(images, experiment.augment.input_size, device)])[0]
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, batch_size=batch_size, compile=compiled),

@@ -125,7 +125,7 @@ def _disk(setup: Setup, seeds: int) -> str:
 
 def _backbone_rate(setup: Setup) -> float:
     """Images/s of one process through the frozen backbone."""
-    crop = setup.experiment.augment.crop
+    crop = setup.experiment.augment.input_size
     images = torch.zeros(setup.batch_size, 3, crop, crop, dtype=torch.uint8)
     return setup.batch_size / _seconds(lambda: setup.features.extractor(images).sum().item())
 

@@ -27,6 +27,7 @@ from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
 from runner.training.preflight import warn_about_images
+from runner.training.solvers.products import KeptProducts
 from runner.training.solvers.solve import check_memory
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -50,6 +51,8 @@ class Setup:
     features: FeatureCache
     loader: ImageLoader
     accelerator: Accelerator
+    products: KeptProducts | None = None
+    """What a solver shares with other trainings."""
 
     @property
     def batch_size(self) -> int:
@@ -76,12 +79,14 @@ class SharedSetup:
     in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
     features: dict[str, FeatureCache] = field(default_factory=dict)
     """By frozen backbone and views, the oldest first. Each holds a model."""
+    products: KeptProducts = field(default_factory=KeptProducts)
+    """Of features, for solvers."""
 
     @classmethod
     def of_trials(cls, experiment: Experiment | None = None, manifest: Manifest | None = None) -> SharedSetup:
         """What the trials of a study share; `manifest` has the images of `experiment`, if they are scanned already."""
         known = {_split_key(experiment): manifest} if experiment is not None and manifest is not None else {}
-        return cls(hides_test=True, manifests=known)
+        return cls(hides_test=True, manifests=known, products=KeptProducts(by_level=True))
 
     def manifest(self, experiment: Experiment, terminal: Terminal) -> Manifest:
         """The images of an experiment, with all splits. Raises `UserError` as `build_manifest`."""
@@ -93,7 +98,8 @@ class SharedSetup:
         return self.manifests[key]
 
     def share(self, setup: Setup) -> Setup:
-        """The setup with the features of an earlier training, if it has the same frozen backbone and views."""
+        """The setup with what others have: products, and features if an earlier one has the same backbone and views."""
+        setup = dataclasses.replace(setup, products=self.products)
         if not setup.features.stored:
             return setup
         model, settings = setup.model, setup.experiment.model
@@ -102,6 +108,7 @@ class SharedSetup:
             settings.weights,
             settings.head,
             settings.pool,
+            settings.pooled_layers,
             settings.trainable,
             model.split_index,
         )
@@ -165,7 +172,8 @@ def prepare(
         counts = manifest.counts()
         check_memory(counts["train"] + counts["val"], model.last_layer.in_features)
     visible = manifest.without("test") if shared.hides_test else manifest
-    return shared.share(assemble(experiment, visible, model, accelerator, terminal, shared.in_memory))
+    setup = assemble(experiment, visible, model, accelerator, terminal, shared.in_memory)
+    return setup if is_alone else shared.share(setup)
 
 
 @functools.cache
@@ -244,6 +252,8 @@ def _build_model(
         pool=settings.pool,
         power=settings.power,
         norm=settings.norm,
+        pooled_layers=settings.pooled_layers,
+        scales=experiment.augment.scales,
         tta=experiment.augment.tta,
         width=settings.width,
         dropout=settings.dropout,

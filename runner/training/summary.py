@@ -146,9 +146,9 @@ def _split(setup: Setup) -> str:
 def _views(experiment: Experiment) -> str:
     augment = experiment.augment
     if augment.views == "none":
-        return f"not augmented, {'whole images, ' * (augment.crop_mode == 'squash')}{augment.crop} px"
+        return f"not augmented, {'whole images, ' * (augment.crop_mode == 'squash')}{augment.input_size} px"
     count = "a new one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
-    return f"augmented, {count}, {augment.crop} px (seed {experiment.seed.augment})"
+    return f"augmented, {count}, {augment.input_size} px (seed {experiment.seed.augment})"
 
 
 def _cached_features(setup: Setup) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fuzz.damage import damaged
 from fuzz.target import Target, check
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data.files import FolderFiles
 from runner.data.images import SPLITS, Entry, Images
 from runner.data.manifest import Manifest, parse_manifest

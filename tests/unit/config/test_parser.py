@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from runner.config.augment_schema import AugmentConfig
 from runner.config.data_schema import DataConfig
 from runner.config.metadata import table
 from runner.config.parser import EXPERIMENTS, QUICKSTART, SHORT, Options, find_experiment, parse, read
-from runner.config.schema import AugmentConfig, Experiment, Normalization, TrainConfig
+from runner.config.schema import Experiment, Normalization, TrainConfig
 from runner.config.tree import as_tree, as_yaml, flatten, setting_in
 from runner.utils.safe_yaml import parse_yaml
 

@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 
+from runner.config.augment_schema import AugmentConfig
 from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.schema import (
-    AugmentConfig,
     Experiment,
     ModelConfig,
     Normalization,

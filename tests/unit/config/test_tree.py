@@ -10,11 +10,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from runner.config.augment_schema import AugmentConfig
 from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.parser import parse
 from runner.config.reference import commented_yaml
 from runner.config.schema import (
-    AugmentConfig,
     Experiment,
     FeaturesConfig,
     ModelConfig,

@@ -11,7 +11,8 @@ import torch
 from archive_makers import class_members, jpeg, shard_members, write_tar, write_zip
 
 import runner.data.scan
-from runner.config.schema import AugmentConfig, Experiment
+from runner.config.augment_schema import AugmentConfig
+from runner.config.schema import Experiment
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest, build_manifest
 from runner.data.transforms import ViewTransform

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data.channel_stats import channel_statistics
 from runner.data.files import FolderFiles
 from runner.data.loader import ImageLoader

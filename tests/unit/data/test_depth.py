@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from loaded import INFERENCE
 from PIL import Image
 
-from runner.config.schema import AugmentConfig, Experiment
+from runner.config.augment_schema import AugmentConfig
+from runner.config.schema import Experiment
 from runner.data.manifest import build_manifest
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform
 from runner.portable.images import open_rgb

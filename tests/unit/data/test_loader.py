@@ -8,7 +8,7 @@ import pytest
 import torch
 from pictures import draw
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform

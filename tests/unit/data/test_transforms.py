@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
 from runner.portable.images import open_rgb
 
@@ -127,7 +127,7 @@ def test_another_process_computes_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (
         "import sys; from runner.portable.images import open_rgb; from runner.data.transforms import ViewTransform;"
-        "from runner.config.schema import AugmentConfig;"
+        "from runner.config.augment_schema import AugmentConfig;"
         "view = ViewTransform(AugmentConfig(resize=36, crop=32, hue=0.2), 7)(open_rgb(sys.argv[1]), 'content', 5);"
         "sys.stdout.write(view.numpy().tobytes().hex())"
     )
@@ -242,7 +242,12 @@ def test_brightness_multiplies_and_saturation_leaves_gray_alone() -> None:
 
 
 def test_a_recipe_holds_every_setting_that_decides_a_view() -> None:
-    names = {each.name for each in dataclasses.fields(AugmentConfig)} - {"views", "crop_mode", "tta"}
+    names = {each.name for each in dataclasses.fields(AugmentConfig)} - {
+        "views",
+        "crop_mode",
+        "scales",
+        "tta",
+    }
     assert ViewTransform(SMALL, 4).recipe(0).keys() == names | {"seed"}
     assert ViewTransform(SMALL, 4).recipe(0) == ViewTransform(SMALL, 4).recipe(9)
     assert ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW) == ViewTransform(

@@ -20,7 +20,7 @@ import torch
 from stores import wait_for
 from torch import Tensor
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data import workers
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest

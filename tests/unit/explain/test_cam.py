@@ -296,7 +296,7 @@ def test_cached_features_have_the_maps_of_their_images(make: Make, accelerator: 
     ready = prepare(make("--model.trainable", trainable, *wide), accelerator, QUIET)
     model, features = ready.model, ready.features
     layer = {"head": "features.20", "features.16": "features.15"}[trainable]
-    assert model.layer_names[model.frozen_stages[0][1] - 1] == layer
+    assert model.layer_names[model.frozen_stages[0].stop - 1] == layer
     features.get("val", EVALUATION_VIEW)
     entries = ready.manifest.select("val")
     stored = features._stages.open(0, EVALUATION_VIEW).read(FeatureKeys(entries.digests, EVALUATION_VIEW))

@@ -95,9 +95,9 @@ class TestSplitPoint:
 
     def test_the_first_stage_ends_before_the_pooling(self, classifier_head: TransferModel) -> None:
         for model in (classifier_head, small_model(pool=2, random_weights=False)):
-            (start, stop), (second, end) = model.frozen_stages
-            assert (start, second, end) == (0, stop, model.split_index)
-            assert model.layer_names[stop] == "avgpool"
+            first, second = model.frozen_stages
+            assert (first.start, second.start, second.stop) == (0, first.stop, model.split_index)
+            assert model.layer_names[first.stop] == "avgpool"
         assert len(small_model(trainable="features.16", random_weights=False).frozen_stages) == 1
 
     @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
@@ -247,27 +247,3 @@ class TestInitialWeights:
         torch.manual_seed(5)
         small_model()
         assert torch.equal(torch.rand(3), expected)
-
-
-def test_flips_average_the_maps_of_an_image_and_its_mirror_image() -> None:
-    plain = small_model(head="linear", pool=(1, 2)).eval()
-    flips = small_model(head="linear", pool=(1, 2), tta="flips").eval()
-    images = random_images(size=64)
-    stop = plain.pooling_index
-    with torch.no_grad():
-        maps = [plain.run(each, 0, stop) for each in (images, images.flip(-1))]
-        expected = plain.run((maps[0] + maps[1].flip(-1)) / 2, stop, plain.depth)
-        assert torch.equal(flips(images), expected)
-        assert torch.allclose(
-            flips.run(images, 0, stop), flips.run(images.flip(-1), 0, stop).flip(-1), atol=1e-6
-        )
-        in_parts = images
-        for start, end in flips.frozen_stages:
-            in_parts = flips.run(in_parts, start, end)
-        assert torch.equal(flips.run(in_parts, flips.split_index, flips.depth), expected)
-
-
-@pytest.mark.parametrize("trainable", ["all", "features.16"])
-def test_flips_need_frozen_convolutions(trainable: str) -> None:
-    with pytest.raises(UserError, match=r"augment\.tta=flips is for frozen convolutions"):
-        small_model(head="linear", trainable=trainable, tta="flips")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pictures import draw
 
-from runner.config.schema import AugmentConfig
+from runner.config.augment_schema import AugmentConfig
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform
 from runner.portable.model import supported_precision
 from runner.portable.transform import evaluation_transform

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TypeAlias
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -57,15 +58,31 @@ def test_the_same_run_twice_is_the_same_in_every_bit(make: Make, train: Train, s
     assert all(torch.equal(value, tensors[1][name]) for name, value in tensors[0].items())
 
 
-def test_flips_are_part_of_the_features_and_of_the_model(make: Make, train: Train) -> None:
-    cached, records = train(make(*SOLVED, "--augment.tta", "flips"))
-    computed, _ = train(make(*SOLVED, "--augment.tta", "flips", "--features.store", "false"))
+@pytest.mark.parametrize(
+    "variants",
+    [
+        ("--augment.tta", "flips"),
+        ("--augment.scales", "[32, 64]"),
+        ("--augment.scales", "[32, 48, 64]", "--augment.tta", "flips+scales"),
+        ("--model.pooled_layers", "[features.15, features.20]"),
+    ],
+    ids=str,
+)
+def test_variants_are_part_of_the_features_and_of_the_model(
+    make: Make, train: Train, variants: tuple[str, ...]
+) -> None:
+    cached, records = train(make(*SOLVED, *variants))
+    computed, _ = train(make(*SOLVED, *variants, "--features.store", "false"))
     assert comparable(cached.history) == comparable(computed.history)
     loaded = checkpoint.load(records.folder / "checkpoints/best.safetensors")
-    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
-    assert torch.allclose(loaded.model(images), loaded.model(images.flip(-1)), atol=1e-4)
     description = packaging.describe(loaded.model, loaded.inference, epoch=1, val=loaded.val)
-    assert packaging.to_classifier(loaded.model, description, "cpu").model.mirrors
+    classifier = packaging.to_classifier(loaded.model, description, "cpu")
+    assert classifier.model.variant_spec == loaded.model.variant_spec
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8))
+    size = 64 if "--augment.scales" in variants else 32
+    images = classifier.transform_image(image)[None]
+    assert images.shape == (1, 3, size, size)
+    assert torch.allclose(classifier.logits(images), loaded.model(images), atol=1e-4)
 
 
 def test_a_refit_changes_the_model_and_not_the_validation_scores(make: Make, train: Train) -> None:
