@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from runner.features.sources import SplitFeatures
+from runner.training.solvers.products import KeptProducts
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,16 @@ class LabeledFeatures:
 
 @dataclass(frozen=True)
 class FitData:
-    """What a model is trained on; `batch_size` is the inference batch size of validation."""
+    """What a model is trained on.
+
+    Args:
+        train: Images to train on.
+        val: Images to validate on.
+        batch_size: The inference batch size of validation.
+        products: What a solver shares with other trainings; None: nothing.
+    """
 
     train: LabeledFeatures
     val: LabeledFeatures
     batch_size: int
+    products: KeptProducts | None = None

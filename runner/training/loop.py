@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -63,14 +64,15 @@ def fit(
     sync = StepSync(state, next((each for each in callbacks if isinstance(each, SnapshotCallback)), None))
     images, epochs = len(data.train.labels), experiment.train.max_epochs
     terminal = terminal or Terminal(enabled=False)
-    if experiment.train.solver != "gradient":
-        terminal.line(f"solving the head by {experiment.train.solver} regression")
+    is_solved = experiment.train.solver != "gradient"
     try:
-        with terminal.progress("train", epochs * images) as advance:
+        with (
+            nullcontext(lambda count: None) if is_solved else terminal.progress("train", epochs * images)
+        ) as advance:
             if state.train_step.steps_taken:
                 advance(min(state.train_step.steps_taken * experiment.train.batch_size, epochs * images))
             while not state.finished:
-                _run_epoch(state, data, callbacks, sync, advance)
+                _run_epoch(state, data, callbacks, sync, advance, terminal)
         for callback in callbacks:
             callback.on_fit_end(state)
     except BaseException as error:
@@ -91,15 +93,19 @@ def _close(state: FitState, callbacks: Sequence[Callback]) -> None:
 
 
 def _run_epoch(
-    state: FitState, data: FitData, callbacks: Sequence[Callback], sync: StepSync, advance: AfterStep
+    state: FitState,
+    data: FitData,
+    callbacks: Sequence[Callback],
+    sync: StepSync,
+    advance: AfterStep,
+    terminal: Terminal,
 ) -> None:
     """Train for an epoch, or for what is left of it, and validate."""
     state.start_timer()
     epoch, lr, images = state.epoch, state.epoch_lr, len(state.labels) - state.images_done
     if state.experiment.train.solver != "gradient":
         loaded, lr = time.monotonic(), 0.0
-        train_loss, train_top1 = solve_head(state, data)
-        advance(images)
+        train_loss, train_top1 = solve_head(state, data, terminal)
     else:
         features = state.load(data.train, epoch) if images else None
         loaded = time.monotonic()

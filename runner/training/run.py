@@ -105,7 +105,7 @@ def fit_setup(setup: Setup, callbacks: Sequence[Callback], terminal: Terminal) -
         manifest.labels("train"),
     )
     val = LabeledFeatures(lambda epoch: features.get("val", EVALUATION_VIEW), manifest.labels("val"))
-    data = FitData(train, val, setup.batch_size)
+    data = FitData(train, val, setup.batch_size, setup.products)
     return fit(experiment, setup.model, data, setup.accelerator, callbacks, terminal)
 
 

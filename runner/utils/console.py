@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -115,6 +125,26 @@ class Terminal:
         with Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(description, total=total)
             yield lambda count: bar.advance(task, count)
+
+    @contextmanager
+    def steps(self, description: str, total: int) -> Iterator[Callable[[str], None]]:
+        """Show how far a work of several steps is. Yields a function to call with the name of each when it begins."""
+        begun, last_line = 0, -math.inf
+        is_plain = not self.console.is_terminal or self.console.quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with nullcontext() if is_plain else Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(description, total=total) if bar else TaskID(0)
+
+            def begin(name: str) -> None:
+                nonlocal begun, last_line
+                begun, now = begun + 1, time.monotonic()
+                if bar is not None:
+                    bar.update(task, completed=begun - 1, description=f"{description}: {name}")
+                elif now - last_line >= PLAIN_INTERVAL:
+                    last_line = now
+                    self.line(f"{description}: {name} ({begun} of {total})")
+
+            yield begin
 
     def _plain_progress(self, description: str, total: int, unit: str) -> Callable[[int], None]:
         last_line = time.monotonic()

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
+from runner.portable.head import LevelNorm
 from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
 from runner.training.solvers.ridge import Linear
-from runner.training.solvers.solve import Rows, Solution, solve
+from runner.training.solvers.solve import Report, Rows, Solution, Solver, count_parts
+from runner.utils.console import Terminal
 from runner.utils.long_wait import long_wait
 
 BATCH = 512
@@ -19,13 +21,16 @@ BATCH = 512
 
 
 @long_wait()
-def solve_head(state: FitState, data: FitData) -> tuple[float, float]:
+def solve_head(state: FitState, data: FitData, terminal: Terminal) -> tuple[float, float]:
     """Solve the head on rank 0, where `state.solution` has it, and give it to the models of all processes.
 
     It counts as the steps of an epoch. Returns the mean loss and accuracy on the training images.
     """
     parts = [(split, state.load(split, state.epoch)) for split in (data.train, data.val)]
-    solution = _solve(state, parts) if state.accelerator.is_main_process else None
+    settings, solution = state.experiment.train, None
+    if state.accelerator.is_main_process:
+        with terminal.steps(f"solving the head by {settings.solver}", count_parts(settings)) as report:
+            solution = _solve(state, data, parts, report)
     loss, top1 = _quality(solution.train, state.labels) if solution else (0.0, 0.0)
     state.solution = solution
     _set_head(state, solution.linear if solution else None)
@@ -51,13 +56,18 @@ def _set_head(state: FitState, linear: Linear | None) -> None:
             parameter.copy_(broadcast(parameter.detach().clone()))
 
 
-def _solve(state: FitState, parts: list[tuple[LabeledFeatures, SplitFeatures]]) -> Solution:
-    settings, model = state.experiment.train, state.model
+def _solve(
+    state: FitState, data: FitData, parts: list[tuple[LabeledFeatures, SplitFeatures]], report: Report
+) -> Solution:
+    model = state.model
     train, val = (
         Rows(_rows(model, features, len(split.labels)), torch.tensor(split.labels))
         for split, features in parts
     )
-    return solve(settings, train, val, len(model.spec.classes))
+    norms = [module for module in model.modules() if isinstance(module, LevelNorm)]
+    levels = norms[0].sizes if norms else None
+    solver = Solver(state.experiment.train, len(model.spec.classes), levels, data.products, report)
+    return solver.solve(train, val)
 
 
 def _rows(model: TransferModel, features: SplitFeatures, count: int) -> Tensor:

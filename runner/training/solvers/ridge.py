@@ -1,4 +1,4 @@
-"""Ridge regression for every penalty from one eigendecomposition.
+"""Ridge regression for one penalty, by a Cholesky decomposition, or for many, by one eigendecomposition.
 
 Minimizes Σᵢ wᵢ ‖yᵢ - W xᵢ - b‖² + penalty · ‖W‖² (Hoerl & Kennard 1970), as scikit-learn's `Ridge(alpha=penalty)` does
 with sample weights. The intercept b is not penalized. The smaller of X Xᵀ and Xᵀ X is decomposed, in float64.
@@ -6,13 +6,23 @@ with sample weights. The intercept b is not penalized. The smaller of X Xᵀ and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import scipy.linalg
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+
+from runner.training.solvers.products import products
+
+TOGETHER = 9
+"""Penalties whose solutions are computed at a time: faster than one by one, and all would take much memory."""
+EPSILON = 1e-14
+"""Part of a matrix that is lost to rounding."""
+CHUNK = 2048
+"""Rows that are converted to float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,12 @@ class Linear:
     """outputs."""
 
     def __call__(self, features: Tensor) -> Tensor:
-        return features @ self.weight.T + self.bias
+        parts = [chunk.double() @ self.weight.T for chunk in features.split(CHUNK)]
+        return torch.cat(parts) + self.bias
+
+    def of_scaled(self, scale: Tensor) -> Linear:
+        """The same function, of features that are not yet multiplied by a scale (d)."""
+        return Linear(self.weight * scale, self.bias)
 
     def with_temperature(self, temperature: float) -> Linear:
         """The function divided by a temperature."""
@@ -42,112 +57,155 @@ def signed_targets(labels: Tensor, classes: int) -> Tensor:
 def symmetric_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, the smallest first, and eigenvectors of a symmetric matrix, which is overwritten.
 
-    By SciPy: on CPUs torch's takes half as long again.
+    By SciPy: on CPUs torch's takes half as long again. Threads of SciPy that share a core would wait for each other.
     """
-    values, vectors = scipy.linalg.eigh(matrix.numpy(), driver="evd", overwrite_a=True, check_finite=False)
+    with threadpool_limits(torch.get_num_threads(), user_api="blas"):
+        values, vectors = scipy.linalg.eigh(
+            matrix.numpy(), driver="evd", overwrite_a=True, check_finite=False
+        )
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """A weighted regression after centering: rows and targets are multiplied by the root of their weight."""
+class RidgeProblem:
+    """What is to be solved, centered: rows and targets are multiplied by the root of their weight.
 
-    rows: Tensor
-    """n × d."""
-    targets: Tensor
-    """n × outputs."""
-    mean: Tensor
-    """Weighted mean of the features: d."""
-    target_mean: Tensor
-    share: Tensor
-    """Each image's share of the weights: n."""
-
-    @classmethod
-    def of(cls, features: Tensor, targets: Tensor, weights: Tensor) -> _Problem:
-        share = weights.double() / weights.double().sum()
-        features = features.double()
-        mean, target_mean = share @ features, share @ targets
-        roots = (share * len(share)).sqrt()[:, None]
-        return cls((features - mean).mul_(roots), (targets - target_mean) * roots, mean, target_mean, share)
-
-    @property
-    def is_wide(self) -> bool:
-        """Whether there are at most as many images as features."""
-        return self.rows.shape[0] <= self.rows.shape[1]
-
-    def linear(self, weight: Tensor) -> Linear:
-        """The function with these weights (outputs × d) and the intercept that fits them."""
-        return Linear(weight, self.target_mean - weight @ self.mean)
-
-
-def ridge(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> Linear:
-    """The solution for one penalty > 0, by a Cholesky decomposition. Arguments are those of `RidgePath`."""
-    problem = _Problem.of(features, targets, weights)
-    rows = problem.rows
-    square = rows @ rows.T if problem.is_wide else rows.T @ rows
-    square.diagonal().add_(penalty)
-    factor = torch.linalg.cholesky(square)
-    if problem.is_wide:
-        return problem.linear(torch.cholesky_solve(problem.targets, factor).T @ rows)
-    return problem.linear(torch.cholesky_solve(rows.T @ problem.targets, factor).T)
-
-
-class RidgePath:
-    """The solutions for all penalties.
+    With at most as many images as features (`is_wide`), a solution is a combination of the images; k is then the number
+    of images, else that of features.
 
     Args:
         features: n × d, of any floating-point type.
         targets: n × outputs, float64.
         weights: n sample weights; their mean is taken to be 1.
+        inner: Products of the features, n × n, float64; None: computed if they are needed.
     """
 
-    def __init__(self, features: Tensor, targets: Tensor, weights: Tensor) -> None:
-        self._problem = problem = _Problem.of(features, targets, weights)
-        self._targets = targets
-        rows = problem.rows
-        if problem.is_wide:
-            values, self._basis = symmetric_eigen(rows @ rows.T)
-            self._directions = None
+    def __init__(
+        self, features: Tensor, targets: Tensor, weights: Tensor, inner: Tensor | None = None
+    ) -> None:
+        self.features, self.targets = features, targets
+        self.share = weights.double() / weights.double().sum()
+        self.roots = (self.share * len(self.share)).sqrt()[:, None]
+        self.mean = sum(
+            (part @ chunk.double() for part, chunk in self._chunks(self.share)), torch.zeros(1).double()
+        )
+        self.target_mean = self.share @ targets
+        centered_targets = (targets - self.target_mean) * self.roots
+        self.is_wide = features.shape[0] <= features.shape[1]
+        if self.is_wide:
+            self.inner = products(features) if inner is None else inner
+            self.inner_mean = self.inner @ self.share
+            self.right = centered_targets
         else:
-            values, vectors = symmetric_eigen(rows.T @ rows)
-            # A singular value of 0 has no direction among the images, and no part in a solution.
-            inverse = torch.where(values > values[-1] * 1e-14, values.clamp(min=0).rsqrt(), 0.0)
-            self._basis = rows @ (vectors * inverse)
-            self._directions = vectors * values.clamp(min=0).sqrt()
-        self._values = values.clamp(min=0)
-        self._projected = self._basis.T @ problem.targets
+            self.rows = (features.double() - self.mean).mul_(self.roots)
+            self.right = self.rows.T @ centered_targets
 
-    def solution(self, penalty: float) -> Linear:
-        """The solution for a penalty > 0."""
-        coefficients = self._coefficients(penalty)
-        if self._directions is None:
-            return self._problem.linear((self._basis @ coefficients).T @ self._problem.rows)
-        return self._problem.linear((self._directions @ coefficients).T)
+    @cached_property
+    def ballast(self) -> float:
+        """Eigenvalue that a wide problem's direction of equal coefficients gets. Centered rows have none there (0)."""
+        return float(self.inner.diagonal().mean())
 
-    def predictions(self, features: Tensor) -> Callable[[float], Tensor]:
-        """The function from a penalty to what its solution predicts for these features (n × outputs, float64)."""
-        centered = features.double() - self._problem.mean
-        if self._directions is None:
-            projected = centered @ self._problem.rows.T @ self._basis
-        else:
-            projected = centered @ self._directions
-        return lambda penalty: projected @ self._coefficients(penalty) + self._problem.target_mean
+    def square(self) -> Tensor:
+        """The matrix to decompose, k × k: a new tensor."""
+        if not self.is_wide:
+            return self.rows.T @ self.rows
+        square = self.inner - self.inner_mean
+        square.sub_(self.inner_mean[:, None]).add_(self.share @ self.inner_mean)
+        square.mul_(self.roots).mul_(self.roots.T)
+        direction = self.share.sqrt()
+        return square.addr_(direction, direction, alpha=self.ballast)
 
-    def leave_one_out(self, penalty: float) -> Tensor:
+    def linear(self, coefficients: Tensor) -> Linear:
+        """The function with these coefficients (k × outputs), and the intercept that fits it."""
+        weight = coefficients.T
+        if self.is_wide:
+            parts = (part.T @ chunk.double() for part, chunk in self._chunks(self.roots * coefficients))
+            weight = sum(parts, torch.zeros(1).double())
+        return Linear(weight, self.target_mean - weight @ self.mean)
+
+    def inputs(self, features: Tensor, inner: Tensor | None = None) -> Tensor:
+        """What a solution's coefficients are multiplied with to predict other images: m × k.
+
+        Args:
+            features: m × d.
+            inner: Their products with the problem's features, m × n, float64; None: computed if they are needed.
+        """
+        if not self.is_wide:
+            return features.double() - self.mean
+        inner = features.double() @ self.features.double().T if inner is None else inner
+        centered = inner - (inner @ self.share)[:, None] - self.inner_mean + self.share @ self.inner_mean
+        return centered.mul_(self.roots.T)
+
+    def left_out(self, coefficients: Tensor, forms: Tensor, penalty: float) -> Tensor:
         """What the solution without an image predicts for that image, for every image: n × outputs.
 
         From the diagonal of the hat matrix (Golub, Heath & Wahba 1979).
+
+        Args:
+            coefficients: k × outputs.
+            forms: See `RidgePath`.
+            penalty: Of the solution.
         """
-        shrunk = self._values / (self._values + penalty)
-        leverage = self._problem.share + self._squares @ shrunk
-        roots = (self._problem.share * len(self._targets)).sqrt()[:, None]
-        fitted = self._basis @ (shrunk[:, None] * self._projected) / roots
-        residuals = self._targets - self._problem.target_mean - fitted
-        return self._targets - residuals / (1 - leverage).clamp(min=1e-12)[:, None]
+        if self.is_wide:  # residuals and 1 - leverage, both divided by the penalty
+            residuals, remainder = coefficients, forms - self.share / (self.ballast + penalty)
+        else:
+            fitted = self.rows @ coefficients
+            residuals = (self.targets - self.target_mean) * self.roots - fitted
+            remainder = (1 - self.share - forms).clamp(min=1e-12)
+        return self.targets - residuals / self.roots / remainder[:, None]
+
+    def _chunks(self, per_image: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(per_image.split(CHUNK), self.features.split(CHUNK), strict=True)
+
+
+Solved = tuple[float, Tensor, Tensor | None]
+"""A penalty; the solution's coefficients, k × outputs; its forms."""
+
+
+class RidgePath:
+    """Solutions for several penalties from one eigendecomposition.
+
+    The forms of a solution are rᵀ (M + penalty)⁻¹ r with M the matrix that is decomposed, for each image: r is its row,
+    or its unit vector if the problem is wide. They are the leverage of the images, or follow from it.
+    """
+
+    def __init__(self, problem: RidgeProblem) -> None:
+        self._problem = problem
+        values, self._vectors = symmetric_eigen(problem.square())
+        # Features span no direction of eigenvalue 0: errors of rounding there must not count.
+        negligible = values[-1] * EPSILON if not problem.is_wide else 0
+        self._values = torch.where(values > negligible, values, 0 if problem.is_wide else torch.inf)
+        self._projected = self._vectors.T @ problem.right
+
+    def solve(self, penalties: Sequence[float], forms: bool = False) -> Iterator[Solved]:
+        """The solutions, in this order; with their forms if these are wanted."""
+        for start in range(0, len(penalties), TOGETHER):
+            some = penalties[start : start + TOGETHER]
+            inverse = 1 / (self._values[:, None] + torch.tensor(some, dtype=torch.float64))
+            scaled = self._projected[:, None] * inverse[:, :, None]
+            solved = (self._vectors @ scaled.flatten(1)).view(scaled.shape)
+            of_images = self._squares @ inverse if forms else None
+            for index, penalty in enumerate(some):
+                yield penalty, solved[:, index], None if of_images is None else of_images[:, index]
 
     @cached_property
     def _squares(self) -> Tensor:
-        return self._basis.square()
+        problem = self._problem
+        return (self._vectors if problem.is_wide else problem.rows @ self._vectors).square()
 
-    def _coefficients(self, penalty: float) -> Tensor:
-        return self._projected / (self._values + penalty)[:, None]
+
+def ridge(problem: RidgeProblem, penalties: Sequence[float], forms: bool = False) -> Iterator[Solved]:
+    """The solutions for penalties > 0, in this order, by a Cholesky decomposition each."""
+    square = problem.square()
+    negligible = EPSILON * float(square.diagonal().sum())
+    for penalty in penalties:
+        shifted = square.clone()
+        shifted.diagonal().add_(penalty)
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if failed or penalty < negligible:
+            yield from RidgePath(problem).solve([penalty], forms)
+            continue
+        of_images = None
+        if forms:
+            rows = torch.eye(len(factor), dtype=torch.float64) if problem.is_wide else problem.rows.T
+            of_images = torch.linalg.solve_triangular(factor, rows, upper=False).square_().sum(0)
+        yield penalty, torch.cholesky_solve(problem.right, factor), of_images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -16,15 +16,18 @@ from runner.config.schema import TrainConfig
 from runner.evaluation.metrics import METRICS, TASK, Scores, compute_scores
 from runner.training.batches import class_weights
 from runner.training.solvers.logistic import logistic_path
-from runner.training.solvers.ridge import Linear, RidgePath, ridge, signed_targets
+from runner.training.solvers.products import KeptProducts, products
+from runner.training.solvers.ridge import Linear, RidgePath, RidgeProblem, ridge, signed_targets
 from runner.training.solvers.temperature import fit_temperature
 from runner.utils.console import format_bytes
 from runner.utils.errors import UserError
 
 PENALTIES = tuple(float(value) for value in np.logspace(-6, 5, 45))
 """Those of `train.penalty=auto`, as in the linear probes of SimCLR, BYOL and DINOv2."""
-COPIES = 3
-"""Matrices of features in float64 that a solution needs at a time."""
+CHOLESKY_UP_TO = {"validation": 8, "leave_one_out": 3}
+"""Penalties for which a Cholesky decomposition each takes less time than one eigendecomposition, by `penalty_by`."""
+FEATURE_COPIES, SQUARE_COPIES = 3, 6
+"""Matrices in float64 that a solution needs at a time: of the features, and of the smaller of images and features."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Rows:
 
     features: Tensor
     labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def __add__(self, other: Rows) -> Rows:
         return Rows(torch.cat([self.features, other.features]), torch.cat([self.labels, other.labels]))
@@ -63,12 +69,13 @@ class Solution:
 
 Candidate: TypeAlias = tuple[float, Tensor, Callable[[], Linear]]
 """A penalty, the held-out logits that it is chosen by, and its solution."""
+Report: TypeAlias = Callable[[str], None]
+"""Called with the name of each part of the work when it begins."""
 
 
 def check_memory(images: int, features: int) -> None:
     """Raise `UserError` if solving for so many images and features per image does not fit into memory."""
-    smaller = min(images, features)
-    needed = 8 * (COPIES * images * features + 3 * smaller**2)
+    needed = 8 * (FEATURE_COPIES * images * features + SQUARE_COPIES * min(images, features) ** 2)
     free = psutil.virtual_memory().available
     if needed > free:
         raise UserError(
@@ -78,71 +85,145 @@ def check_memory(images: int, features: int) -> None:
         )
 
 
-def solve(settings: TrainConfig, train: Rows, val: Rows, classes: int) -> Solution:
-    """Solve a head.
+def count_parts(settings: TrainConfig) -> int:
+    """How often `solve` reports a part of its work."""
+    path = len(_penalties(settings)) if settings.solver == "logistic" else 3
+    return path + 1 + settings.refit
+
+
+@dataclass
+class Solver:
+    """Solves a head.
 
     Args:
-        settings: solver, penalty, penalty_by, refit, class_weights and best count.
-        train: What it is solved on.
-        val: What the penalty is chosen by, and the calibration, unless that is leaving one out.
+        settings: solver, penalty, penalty_by, standardize, refit, class_weights and best count.
         classes: The number of classes.
+        levels: Features of each level of a pyramid; None: one level.
+        kept: Products of features of earlier solutions; None: there are none to share.
+        report: See `Report`.
     """
-    candidates = _candidates(settings, train, val, classes)
-    held_out = train if settings.penalty_by == "leave_one_out" else val
-    path, best, chosen = [], None, None
-    for penalty, logits, solution in candidates:
-        scores = compute_scores(TASK.results(logits, held_out.labels), held_out.labels.numpy(), classes)
-        path.append(PathPoint(penalty, scores))
-        quality = METRICS[settings.best].sign * scores[settings.best]
-        # Of equal ones the larger penalty: they come first.
-        if best is None or quality > best:
-            best, chosen = quality, (penalty, logits, solution)
-    assert chosen is not None  # noqa: S101 (for types: there is a penalty at least)
-    penalty, logits, solution = chosen
-    temperature = fit_temperature(logits, held_out.labels)
-    linear = solution().with_temperature(temperature)
-    refitted = None
-    if settings.refit:
-        single = _solutions(settings, train + val, classes, [penalty])
-        refitted = next(single)[1].with_temperature(temperature)
-    path.sort(key=lambda point: point.penalty)
-    return Solution(linear, penalty, tuple(path), refitted, linear(train.features.double()))
 
+    settings: TrainConfig
+    classes: int
+    levels: Sequence[int] | None = None
+    kept: KeptProducts | None = None
+    report: Report = lambda part: None
 
-def _candidates(settings: TrainConfig, train: Rows, val: Rows, classes: int) -> Iterator[Candidate]:
-    """The penalties to choose from, the largest first."""
-    penalties = _penalties(settings)
-    if settings.solver == "logistic":
-        for penalty, linear in _solutions(settings, train, classes, penalties):
-            yield penalty, linear(val.features.double()), partial(_identity, linear)
-        return
-    targets, weights = signed_targets(train.labels, classes), _sample_weights(settings, train.labels, classes)
-    path = RidgePath(train.features, targets, weights)
-    by_left_out = settings.penalty_by == "leave_one_out"
-    predictions = path.leave_one_out if by_left_out else path.predictions(val.features)
-    for penalty in penalties:
-        yield penalty, predictions(penalty), partial(path.solution, penalty)
+    def solve(self, train: Rows, val: Rows) -> Solution:
+        """Solve a head on the images of `train`.
+
+        The penalty is chosen by those of `val`, which calibrate it as well, unless that is leaving one out.
+        """
+        scale = _inverse_deviations(train.features) if self.settings.standardize else None
+        together = train + val
+        if scale is not None:
+            together = replace(together, features=together.features * scale)
+        solution = self._solve(together, len(train))
+        if scale is not None:
+            refitted = solution.refitted and solution.refitted.of_scaled(scale)
+            solution = replace(solution, linear=solution.linear.of_scaled(scale), refitted=refitted)
+        return solution
+
+    def _solve(self, together: Rows, count: int) -> Solution:
+        """Solve on the first `count` images."""
+        settings = self.settings
+        train = Rows(together.features[:count], together.labels[:count])
+        val = Rows(together.features[count:], together.labels[count:])
+        held_out = train if settings.penalty_by == "leave_one_out" else val
+        inner = self._inner(together, count) if settings.solver == "ridge" else None
+        path, best, chosen = [], None, None
+        for penalty, logits, solution in self._candidates(train, val, inner):
+            scores = compute_scores(
+                TASK.results(logits, held_out.labels), held_out.labels.numpy(), self.classes
+            )
+            path.append(PathPoint(penalty, scores))
+            quality = METRICS[settings.best].sign * scores[settings.best]
+            # Of equal ones the larger penalty: they come first.
+            if best is None or quality > best:
+                best, chosen = quality, (penalty, logits, solution)
+        assert chosen is not None  # noqa: S101 (for types: there is a penalty at least)
+        penalty, logits, solution = chosen
+        self.report("calibration")
+        temperature = fit_temperature(logits, held_out.labels)
+        linear = solution().with_temperature(temperature)
+        refitted = None
+        if settings.refit:
+            self.report("solution with the validation images")
+            refitted = self._solution(together, inner, penalty).with_temperature(temperature)
+        path.sort(key=lambda point: point.penalty)
+        return Solution(linear, penalty, tuple(path), refitted, linear(train.features))
+
+    def _inner(self, together: Rows, count: int) -> Tensor | None:
+        """The products of the images that are needed, in a wide problem."""
+        self.report("products of features")
+        features = together.features
+        if count > features.shape[1]:
+            return None
+        if self.kept is not None:
+            return self.kept.of(features, self.levels or [features.shape[1]])
+        if self.settings.penalty_by == "leave_one_out" and not self.settings.refit:
+            features = features[:count]
+        return products(features)
+
+    def _candidates(self, train: Rows, val: Rows, inner: Tensor | None) -> Iterator[Candidate]:
+        """The penalties to choose from, the largest first."""
+        penalties, count = _penalties(self.settings), len(train)
+        if self.settings.solver == "logistic":
+            weights = self._weights(train.labels)
+            path = logistic_path(train.features, train.labels, self.classes, weights, penalties)
+            for number, (penalty, linear) in enumerate(path):
+                if number:
+                    self.report(f"penalty {penalty:.3g}")
+                yield penalty, linear(val.features), partial(_identity, linear)
+            return
+        problem = self._problem(train, None if inner is None else inner[:count, :count])
+        leaves_out = self.settings.penalty_by == "leave_one_out"
+        if len(penalties) > CHOLESKY_UP_TO[self.settings.penalty_by]:
+            self.report(f"eigendecomposition ({len(problem.right):,} × {len(problem.right):,})")
+            solved = RidgePath(problem).solve(penalties, leaves_out)
+        else:
+            self.report(f"decompositions ({len(problem.right):,} × {len(problem.right):,})")
+            solved = ridge(problem, penalties, leaves_out)
+        self.report(f"{len(penalties)} penalties")
+        inputs = (
+            problem.right
+            if leaves_out
+            else problem.inputs(val.features, None if inner is None else inner[count:, :count])
+        )
+        for penalty, coefficients, forms in solved:
+            if forms is not None:
+                logits = problem.left_out(coefficients, forms, penalty)
+            else:
+                logits = inputs @ coefficients + problem.target_mean
+            yield penalty, logits, partial(problem.linear, coefficients)
+
+    def _solution(self, rows: Rows, inner: Tensor | None, penalty: float) -> Linear:
+        """The solution for one penalty."""
+        if self.settings.solver == "logistic":
+            weights = self._weights(rows.labels)
+            path = logistic_path(rows.features, rows.labels, self.classes, weights, [penalty])
+            return next(path)[1]
+        problem = self._problem(rows, inner)
+        return problem.linear(next(ridge(problem, [penalty]))[1])
+
+    def _problem(self, rows: Rows, inner: Tensor | None) -> RidgeProblem:
+        targets = signed_targets(rows.labels, self.classes)
+        return RidgeProblem(rows.features, targets, self._weights(rows.labels), inner)
+
+    def _weights(self, labels: Tensor) -> Tensor:
+        """The weight of each image."""
+        power = float(self.settings.class_weights)
+        return class_weights(labels, self.classes, power)[labels] if power else torch.ones(len(labels))
 
 
 def _identity(linear: Linear) -> Linear:
     return linear
 
 
-def _solutions(
-    settings: TrainConfig, rows: Rows, classes: int, penalties: Sequence[float]
-) -> Iterator[tuple[float, Linear]]:
-    if settings.solver == "logistic":
-        weights = _sample_weights(settings, rows.labels, classes)
-        yield from logistic_path(rows.features, rows.labels, classes, weights, penalties)
-        return
-    targets, weights = signed_targets(rows.labels, classes), _sample_weights(settings, rows.labels, classes)
-    for penalty in penalties:
-        yield penalty, ridge(rows.features, targets, weights, penalty)
-
-
-def _sample_weights(settings: TrainConfig, labels: Tensor, classes: int) -> Tensor:
-    power = float(settings.class_weights)
-    return class_weights(labels, classes, power)[labels] if power else torch.ones(len(labels))
+def _inverse_deviations(features: Tensor) -> Tensor:
+    """1 / standard deviation of each feature; 1 where it is constant."""
+    deviations = features.double().std(0, correction=0)
+    return torch.where(deviations > 1e-6 * deviations.max(), 1 / deviations, 1.0).float()
 
 
 def _penalties(settings: TrainConfig) -> list[float]:

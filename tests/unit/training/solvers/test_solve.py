@@ -9,8 +9,8 @@ import torch
 
 from runner.config.schema import TrainConfig
 from runner.training.solvers import solve as solving
-from runner.training.solvers.ridge import RidgePath, signed_targets
-from runner.training.solvers.solve import Rows, check_memory, solve
+from runner.training.solvers.ridge import RidgeProblem, ridge, signed_targets
+from runner.training.solvers.solve import Rows, Solution, Solver, check_memory
 from runner.utils.errors import UserError
 
 RIDGE = TrainConfig(solver="ridge")
@@ -24,10 +24,14 @@ def rows(images: int, seed: int) -> Rows:
     return Rows(centers[labels] + 2 * torch.randn(images, 20, generator=generator), labels)
 
 
+def solve(settings: TrainConfig, train: Rows, val: Rows) -> Solution:
+    return Solver(settings, 3).solve(train, val)
+
+
 @pytest.mark.parametrize("solver", ["ridge", "logistic"])
 def test_the_best_penalty_on_validation_images_is_chosen(solver: str) -> None:
     settings = replace(RIDGE, solver=solver, penalty=(1e-6, 1.0, 100.0, 1e5))
-    solution = solve(settings, rows(60, 1), rows(90, 2), 3)
+    solution = solve(settings, rows(60, 1), rows(90, 2))
     assert [point.penalty for point in solution.path] == [1e-6, 1.0, 100.0, 1e5]
     best = max(point.scores["top1"] for point in solution.path)
     assert solution.penalty == max(point.penalty for point in solution.path if point.scores["top1"] == best)
@@ -36,16 +40,17 @@ def test_the_best_penalty_on_validation_images_is_chosen(solver: str) -> None:
 
 def test_leaving_one_out_reads_no_validation_image() -> None:
     settings = replace(RIDGE, penalty_by="leave_one_out")
-    first, second = (solve(settings, rows(60, 1), rows(90, seed), 3) for seed in (2, 3))
+    first, second = (solve(settings, rows(60, 1), rows(90, seed)) for seed in (2, 3))
     assert torch.equal(first.linear.weight, second.linear.weight)
 
 
 def test_a_refit_is_the_solution_of_both_splits() -> None:
     settings = replace(RIDGE, penalty=5.0, refit=True)
     train, val = rows(60, 1), rows(90, 2)
-    solution = solve(settings, train, val, 3)
+    solution = solve(settings, train, val)
     together = train + val
-    expected = RidgePath(together.features, signed_targets(together.labels, 3), torch.ones(150)).solution(5.0)
+    problem = RidgeProblem(together.features, signed_targets(together.labels, 3), torch.ones(150))
+    expected = problem.linear(next(ridge(problem, [5.0]))[1])
     assert solution.refitted is not None
     ratio = solution.refitted.weight / expected.weight
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))
@@ -53,7 +58,7 @@ def test_a_refit_is_the_solution_of_both_splits() -> None:
 
 def test_logits_are_calibrated() -> None:
     train, val = rows(300, 1), rows(3000, 2)
-    probabilities = solve(RIDGE, train, val, 3).linear(val.features.double()).softmax(1)
+    probabilities = solve(RIDGE, train, val).linear(val.features.double()).softmax(1)
     confidence, hits = probabilities.max(1).values, probabilities.argmax(1) == val.labels
     assert float(confidence.mean()) == pytest.approx(float(hits.double().mean()), abs=0.05)
 
@@ -63,7 +68,7 @@ def test_class_weights_count() -> None:
     rare = Rows(train.features[:43], torch.cat([train.labels[:3], torch.zeros(40, dtype=torch.long)]))
     recall = {}
     for power in (False, 0.5, True):
-        linear = solve(replace(RIDGE, penalty=1.0, class_weights=power), rare, val, 3).linear
+        linear = solve(replace(RIDGE, penalty=1.0, class_weights=power), rare, val).linear
         predicted = linear(val.features.double()).argmax(1)
         recall[power] = float((predicted[val.labels > 0] > 0).double().mean())
     assert recall[False] < recall[0.5] < recall[True]
