@@ -25,6 +25,8 @@ CALTECH_ARCHIVE = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-10
 CALTECH_MD5 = "3138e1922a9193bfa496528edbbc45d0"
 CALTECH_IMAGES = Path("caltech101") / "101_ObjectCategories"
 """The class folders, below data.root."""
+BACKGROUND = "BACKGROUND_Google"
+"""The folder that torchvision leaves out."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def _caltech101(data: DataConfig, _cache: Path, terminal: Terminal) -> ImageFold
                 " or data.download=true to fetch it."
             )
         _download_caltech101(root, terminal)
-    return ImageFolder(images, frozenset() if data.background else frozenset({"BACKGROUND_Google"}))
+    if data.background and not (images / BACKGROUND).is_dir():
+        raise UserError(f"There is no {BACKGROUND} in {images}, which data.background=true would use as a class.")
+    return ImageFolder(images, frozenset() if data.background else frozenset({BACKGROUND}))
 
 
 def _download_caltech101(root: Path, terminal: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import urllib.error
 from collections import Counter
 from pathlib import Path
@@ -45,6 +46,16 @@ def test_the_background_is_a_category_by_setting(silent: Terminal, tmp_path: Pat
     assert manifest.classes == ("BACKGROUND_Google", "accordion", "yin_yang")
     assert [e for e in manifest.entries if e.label != "BACKGROUND_Google"] == list(without.entries)
     assert build_manifest(caltech(tmp_path), silent) == without
+
+
+def test_a_missing_background_is_refused(silent: Terminal, tmp_path: Path) -> None:
+    images = tmp_path / "data" / "caltech101" / "101_ObjectCategories"
+    write_caltech(images)
+    shutil.rmtree(images / "BACKGROUND_Google")
+    with pytest.raises(
+        UserError, match=r"There is no BACKGROUND_Google in .*, which data\.background=true would use"
+    ):
+        build_manifest(caltech(tmp_path, background=True), silent)
 
 
 def test_a_missing_dataset_is_refused_with_its_place_and_how_to_get_it(
