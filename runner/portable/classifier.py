@@ -71,8 +71,8 @@ class Classifier:
                 tensors |= _read_tensors(folder / FROZEN_FILE, description["frozen_sha256"])
             description, tensors = upgraded(description, tensors)
             _check_tensors(tensors)
-            model = build_model(description["model"], len(_class_names(description)), tensors)
             _check_sizes(description)
+            model = build_model(description["model"], len(_class_names(description)), tensors)
             return cls(model, description, device)
         except FileNotFoundError as error:
             raise ModelError(
@@ -148,8 +148,11 @@ def _check_sizes(description: dict[str, Any]) -> None:
     pool, backbone = description["model"]["pool"], BACKBONES[description["model"]["arch"]]
     depth = description.get("depth", 1)
     pools = pool if isinstance(pool, list) else [pool]
-    if not all(type(number) is int for number in (resize, crop, *pools, depth)) or not 1 <= depth <= 32:
+    scales = description["model"].get("scales", ())
+    if not all(type(number) is int for number in (resize, crop, *pools, *scales, depth)) or not 1 <= depth <= 32:
         raise TypeError("its image sizes are not integers")
+    if scales and (max(scales) != crop or min(scales) < backbone.min_input_size):
+        raise ValueError(f"images of {crop} pixels have no scales {list(scales)}")
     if not (backbone.min_input_size <= crop <= resize <= 10_000 and pools and min(pools) >= 1):
         raise ValueError(
             f"images cannot be resized to {resize}, cropped to {crop} and pooled to {pool} pixels"

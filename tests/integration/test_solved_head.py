@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import client_of, command, runner, runs_of
+from searches import runs_of_study, trials_of
 
 SOLVED = (
     *("--model.head", "linear", "--model.pool", "[1, 2]", "--model.power", "0.5", "--model.norm", "l2"),
@@ -36,8 +37,13 @@ def test_two_processes_solve_what_one_does(small: list[str], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_other_verbs_take_a_solved_head(small: list[str], images: Path, tmp_path: Path) -> None:
-    assert command(runner("train", *small, *SOLVED, "--tracking.model", "true")).returncode == 0
+@pytest.mark.parametrize(
+    "variants", [(), ("--augment.scales", "[32, 48]", "--augment.tta", "flips")], ids=str
+)
+def test_the_other_verbs_take_a_solved_head(
+    small: list[str], images: Path, tmp_path: Path, variants: tuple[str, ...]
+) -> None:
+    assert command(runner("train", *small, *SOLVED, *variants, "--tracking.model", "true")).returncode == 0
     tracking = ["--tracking.root", str(tmp_path / "mlruns")]
     picture = next((images / "red").iterdir())
     predicted = command(runner("predict", str(picture), "--json", *tracking))
@@ -53,3 +59,37 @@ def test_the_other_verbs_take_a_solved_head(small: list[str], images: Path, tmp_
         outcome = command(runner(*words, *tracking))
         assert outcome.returncode == 0, (words, outcome.stderr)
     assert onnx.exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_solved_heads(small: list[str], tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "model.pool: [[1], [1, 2], 2]\ntrain.penalty: [0.1, 1.0, 10.0]\nmodel.power: [0.5, 1.0]\n"
+    )
+    words = [
+        "--study",
+        "some",
+        "--space",
+        str(space),
+        "--trials",
+        "5",
+        "--sampler",
+        "random",
+        "--confirm",
+        "2",
+    ]
+    outcome = command(
+        runner("search", *small, *SOLVED, "--model.power", "1", "--train.penalty", "10", *words)
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    trials = trials_of(tmp_path)
+    assert {trial.state.name for trial in trials} == {"COMPLETE"}
+    assert len({trial.params["model.pool"] for trial in trials}) > 1
+    parent, runs = runs_of_study(tmp_path)
+    assert parent.info.status == "FINISHED"
+    for run in runs:
+        is_trial = "runner.trial" in run.data.tags
+        assert run.data.params["train.refit"] == str(not is_trial)
+        assert is_trial or run.info.run_name.endswith(("split 1", "split 2"))
+        assert any(name.startswith("test/") for name in run.data.metrics) != is_trial
