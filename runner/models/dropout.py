@@ -7,7 +7,7 @@ the same model.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -115,15 +115,21 @@ class KeyedDropout(nn.Dropout):
 
     def _draw(self, key: MaskKey) -> Tensor:
         step, batch_size, shape = key
-        seed = hashing.derive_seed("dropout", self.training_seed, step, self.layer)
-        if _drawn is not None:
-            return _drawn.get(
-                (seed, self.p, batch_size, shape), lambda: self._draw_from(seed, batch_size, shape)
-            )
-        return self._draw_from(seed, batch_size, shape)
 
-    def _draw_from(self, seed: int, batch_size: int, shape: torch.Size) -> Tensor:
-        return torch.rand(batch_size, *shape, generator=torch.Generator().manual_seed(seed)) >= self.p
+        def draw() -> Tensor:
+            return self.draw_uniform(step, batch_size, shape) >= self.p
+
+        if _drawn is None:
+            return draw()
+        return _drawn.get((self._seed(step), self.p, batch_size, shape), draw)
+
+    def draw_uniform(self, step: int, batch_size: int, shape: Sequence[int]) -> Tensor:
+        """Numbers in [0, 1) for the global batch of a step, on the CPU; where they are below p, values become zero."""
+        generator = torch.Generator().manual_seed(self._seed(step))
+        return torch.rand(batch_size, *shape, generator=generator)
+
+    def _seed(self, step: int) -> int:
+        return hashing.derive_seed("dropout", self.training_seed, step, self.layer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without masks, which can be drawn again: a copy need not have them, and a file cannot."""

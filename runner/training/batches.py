@@ -71,3 +71,8 @@ def class_weights(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:
         return balanced
     powers = balanced**power
     return powers / powers[labels].mean()
+
+
+def loss_weights(labels: Tensor, classes: int, setting: bool | float) -> Tensor:
+    """The weight of each class in the loss, for `train.class_weights`."""
+    return class_weights(labels, classes, float(setting)) if setting else torch.ones(classes)

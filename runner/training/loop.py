@@ -5,7 +5,6 @@ Where features come from does not matter here: from the cache, or computed from 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -15,15 +14,16 @@ from torch import Tensor
 
 from runner.config.schema import Experiment
 from runner.evaluation.inference import Inference
-from runner.evaluation.metrics import METRICS, Scores, compute_scores
+from runner.evaluation.metrics import Scores, compute_scores
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.training.batches import epoch_batches, micro_batches
 from runner.training.callbacks.base import Callback
 from runner.training.callbacks.snapshot import SnapshotCallback
+from runner.training.divergence import check_finite
 from runner.training.fit_data import FitData
 from runner.training.fit_state import FitState
-from runner.training.results import EpochResult
+from runner.training.results import EpochResult, is_best
 from runner.training.solvers.head import solve_head, use_refitted_head
 from runner.training.sync import StepSync
 from runner.utils.console import Terminal
@@ -117,7 +117,7 @@ def _run_epoch(
 
             train_loss, train_top1 = _train(state, features, after_step)
     trained = time.monotonic()
-    _check_finite("training", train_loss, state)
+    check_finite("training", train_loss, epoch, state.experiment.optim.lr)
     scores, sample_results = _validate(state, data, epoch)
     use_refitted_head(state)
     with defer_signals() as signals:
@@ -130,7 +130,7 @@ def _run_epoch(
             lr=lr,
             seconds=state.epoch_seconds,
             images_per_second=images / (trained - loaded),
-            best=_is_best(scores, state),
+            best=is_best(scores, state.history, state.experiment.train.best),
             lr_reduced=lr_reduced,
             feature_seconds=state.feature_seconds,
             skipped_steps=state.train_step.skipped,
@@ -179,23 +179,5 @@ def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tenso
     inference = Inference(state.model, state.accelerator, data.batch_size)
     sample_results = inference.sample_results(state.load(data.val, epoch), data.val.labels)
     scores = compute_scores(sample_results, data.val.labels, len(state.model.spec.classes))
-    _check_finite("validation", scores["loss"], state)
+    check_finite("validation", scores["loss"], epoch, state.experiment.optim.lr)
     return scores, sample_results
-
-
-def _is_best(scores: Scores, state: FitState) -> bool:
-    """Whether an epoch is better than all before, or as good with a lower loss."""
-    metric = METRICS[state.experiment.train.best]
-
-    def quality(scores: Scores) -> tuple[float, float]:
-        return metric.sign * scores[metric.name], -scores["loss"]
-
-    return all(quality(scores) > quality(before.val) for before in state.history)
-
-
-def _check_finite(which: str, loss: float, state: FitState) -> None:
-    if not math.isfinite(loss):
-        raise DivergedError(
-            f"The {which} loss is {loss} in epoch {state.epoch + 1}: training diverged;"
-            f" lower optim.lr ({state.experiment.optim.lr:g}) or set train.clip."
-        )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.evaluation.metrics import Scores
+from runner.evaluation.metrics import METRICS, Scores
 from runner.evaluation.predictions import Predictions
 
 
@@ -66,6 +66,16 @@ class EpochResult:
     def from_dict(cls, content: Mapping[str, Any]) -> EpochResult:
         """The inverse of `to_dict`. Raises KeyError or TypeError for other content."""
         return cls(**{**content, "val": Scores.from_dict(content["val"])})
+
+
+def is_best(scores: Scores, history: Sequence[EpochResult], metric: str) -> bool:
+    """Whether an epoch is better than all before by a metric, or as good with a lower loss."""
+    sign = METRICS[metric].sign
+
+    def quality(scores: Scores) -> tuple[float, float]:
+        return sign * scores[metric], -scores["loss"]
+
+    return all(quality(scores) > quality(before.val) for before in history)
 
 
 def best_epoch(history: Sequence[EpochResult]) -> EpochResult:

@@ -18,9 +18,9 @@ from runner.evaluation.metrics import TASK
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.models.transfer_model import TransferModel
 from runner.training import lr_schedule, optimizers
-from runner.training.batches import MicroBatch, class_weights
+from runner.training.batches import MicroBatch, loss_weights
+from runner.training.divergence import step_diverged
 from runner.training.epoch_sums import EpochSums
-from runner.utils.errors import DivergedError
 
 NO_FAILURE = 2**62
 """Stands for the step of the first failure while there is none."""
@@ -41,12 +41,7 @@ class TrainStep:
     ) -> None:
         self.settings, self.optim = experiment.train, experiment.optim
         self.model, self.labels, self.accelerator = model, labels, accelerator
-        classes = len(model.spec.classes)
-        self.class_weights = (
-            class_weights(labels, classes, float(self.settings.class_weights))
-            if self.settings.class_weights
-            else torch.ones(classes)
-        )
+        self.class_weights = loss_weights(labels, len(model.spec.classes), self.settings.class_weights)
         groups = model.parameter_groups(self.optim.lr, self.optim.groups)
         self.optimizer = optimizers.build(groups, self.optim)
         self._dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
@@ -112,12 +107,7 @@ class TrainStep:
         if failed == NO_FAILURE:
             return
         self.between_steps = False
-        epoch, batch = divmod(failed, self.steps_per_epoch)
-        raise DivergedError(
-            f"The training loss is not finite at step {failed} (epoch {epoch + 1}, batch {batch + 1} of"
-            f" {self.steps_per_epoch}): training diverged; lower optim.lr ({self.optim.lr:g}), set train.clip, or skip"
-            " such steps with train.nonfinite=skip."
-        )
+        raise step_diverged(failed, self.steps_per_epoch, self.optim.lr)
 
     def close(self) -> None:
         """Release the wrappers, and give the next training in this process the gradient scaler that this one got."""
