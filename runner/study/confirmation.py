@@ -1,4 +1,7 @@
-"""Is the best experiment better than the baseline? Both are trained on new seeds, and compared seed by seed."""
+"""Is the best experiment better than the baseline? Both are trained on new seeds, and compared seed by seed.
+
+A training seed plays no part in a solution: where a head is solved, the images are split anew instead.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,8 @@ class Comparison:
     """The study's objective: on the test images it decides which of them wins."""
     classes: int = 0
     """Classes of the images; 0: not known."""
+    over: str = "seed"
+    """What the results differ in: the training seed, or the split of the images."""
 
     @property
     def seeds(self) -> int:
@@ -73,7 +78,9 @@ class Comparison:
             _signed(value, metric) for value in (difference.mean, difference.low, difference.high)
         )
         interval = (
-            f"{100 * CONFIDENCE:.0f} % CI {low} to {high}" if self.seeds > 1 else "one seed, so no interval"
+            f"{100 * CONFIDENCE:.0f} % CI {low} to {high}"
+            if self.seeds > 1
+            else f"one {self.over}, so no interval"
         )
         return f"{mean}{' pt' if metric.counted else ''} test {metric.label} ({interval})"
 
@@ -95,7 +102,7 @@ class Comparison:
                 _mean_and_sd(self.values("baseline", key)),
                 _mean_and_sd(self.values("best", key)),
                 f"{difference.mean:+.4f}",
-                interval if self.seeds > 1 else "none for one seed",
+                interval if self.seeds > 1 else f"none for one {self.over}",
             )
 
     def metrics(self) -> dict[str, float]:
@@ -138,25 +145,35 @@ def _mean_and_sd(values: Sequence[float]) -> str:
 def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
     """Train best and baseline on seeds that no trial had. Trainings that were done before are not repeated.
 
+    Where a head is solved, these are seeds of the split. If images come with their split, all results are the same:
+    then one counts.
+
     Args:
         session: What the process works with. All processes call this.
         best: The best experiment of the study, other than the baseline.
         seeds: Number of seeds.
     """
     baseline = session.plan.baseline
-    first = baseline.seed.train + session.plan.seeds
+    over, first = "seed", baseline.seed.train + session.plan.seeds
+    if "gradient" not in (baseline.train.solver, best.train.solver):
+        over, first = "split", baseline.seed.split + 1
     results: dict[str, list[Results]] = {"baseline": [], "best": []}
     with session.terminal.progress("confirm", 2 * seeds, "trainings") as advance:
         for seed in range(first, first + seeds):
             for side, experiment in (("baseline", baseline), ("best", best)):
-                results[side].append(_train(session, side, experiment, seed))
+                seeded = override(experiment, {"seed.split" if over == "split" else "seed.train": seed})
+                results[side].append(_train(session, side, experiment, seeded, f"{over} {seed}"))
                 advance(1)
-    return Comparison(results["best"], results["baseline"], session.plan.objective, session.plan.classes)
+    if over == "split" and all(each == of_side[0] for of_side in results.values() for each in of_side):
+        results = {side: of_side[:1] for side, of_side in results.items()}
+    plan = session.plan
+    return Comparison(results["best"], results["baseline"], plan.objective, plan.classes, over)
 
 
-def _train(session: StudySession, side: str, experiment: Experiment, seed: int) -> Results:
+def _train(
+    session: StudySession, side: str, experiment: Experiment, seeded: Experiment, label: str
+) -> Results:
     """Results of one training as a child run, which is resumed if it was interrupted."""
-    seeded = override(experiment, {"seed.train": seed})
     key = f"confirmed {digest(session.plan.identity(), Identity.of(as_tree(seeded)).settings)}"
     known: Results | None = session.on_rank_0(lambda study: study.optuna.user_attrs.get(key))
     if known is not None:
@@ -165,7 +182,7 @@ def _train(session: StudySession, side: str, experiment: Experiment, seed: int) 
     lean, start = resume.resolve_child(
         _lean(seeded), as_tree(_lean(experiment)), study_run.run_id, session.accelerator, quiet
     )
-    title = f"confirm {side}, seed {seed}"
+    title = f"confirm {side}, {label}"
     with session.tracking.start_run(title, study_run, system_metrics=False, resume=start.run_id) as tracker:
         tracker.set_tags({"runner.study": study_run.name, "runner.confirms": side})
         result = run.train(lean, session.accelerator, tracker, quiet, start)

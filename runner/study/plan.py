@@ -58,6 +58,8 @@ class Plan:
 
     def validated(self, experiment: Experiment) -> Experiment:
         """A trial's experiment with the folds that it is validated on. The test split stays what it is without them."""
+        if experiment.train.refit:  # a trial is judged by what is solved without the validation images
+            experiment = override(experiment, {"train.refit": False})
         if self.folds is None:
             return experiment
         return override(experiment, {"split.folds": self.folds, "split.fold_as": "val"})

@@ -38,7 +38,8 @@ def write_report(session: StudySession, seeds: int) -> None:
         values = session.on_rank_0(lambda study: _print_best(study, session.terminal))
         if values is None:
             return
-        best, plan = override(session.plan.baseline, values), session.plan
+        plan = session.plan
+        best = override(plan.baseline, plan.space.settings_of(values))
         with session.tracking.reopen_run(session.study_run.run_id, f"study {plan.name}") as tracker:
             if session.study is not None:  # before the best is confirmed, which takes long and may fail
                 _log_report(session.study, best, tracker)
@@ -150,7 +151,8 @@ def _log_plots(plots: StudyPlots, tracker: Tracker) -> None:
 
 
 def _log_comparison(comparison: Comparison, tracker: Tracker, terminal: Terminal) -> None:
-    title = f"Best against baseline on {comparison.seeds} new training seeds (mean ± sd, paired)"
+    on = "new training seeds" if comparison.over == "seed" else "other splits"
+    title = f"Best against baseline on {comparison.seeds} {on} (mean ± sd, paired)"
     header = ("", "baseline", "best", "difference", f"{100 * CONFIDENCE:.0f} % CI")
     terminal.table(title, header, list(comparison.rows()))
     tracker.log_metrics(comparison.metrics())

@@ -4,12 +4,14 @@ They are read from YAML files and checked against the settings before anything r
 
 optim.lr: {low: 3e-5, high: 3e-3, log: true}            a range; whole numbers if the setting takes only those
 train.batch_size: [32, 64, 128]                         choices
+model.pool: [3, [1, 2], [1, 2, 3]]                      choices of which some are lists
 optim.momentum: {low: 0.8, high: 0.99, when: {optim.name: sgd}}     searched only if the condition holds
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +27,7 @@ from runner.utils.safe_yaml import read_yaml
 from runner.utils.text import did_you_mean, one_line
 
 Value: TypeAlias = bool | int | float | str | None
+"""What storages take. A list of numbers is its JSON text: `[1, 2]`."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,15 @@ class Dimension:
     """Drawn on a logarithmic scale."""
     step: float | None = None
     choices: tuple[Value, ...] = ()
+    lists: tuple[str, ...] = ()
+    """The choices that stand for lists."""
     when: tuple[tuple[str, tuple[Value, ...]], ...] = ()
     """Names of other settings, each with the values for which this one is searched."""
 
     def contains(self, value: object) -> bool:
         """Whether the dimension has a value."""
         if self.choices:
-            return any(same(value, choice) for choice in self.choices)
+            return any(same(as_value(value), choice) for choice in self.choices)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         if not self.low <= value <= self.high:
@@ -58,6 +63,10 @@ class Dimension:
     def applies(self, values: Mapping[str, Any]) -> bool:
         """Whether its condition holds. A setting that is not among the values fulfils no condition but `null`."""
         return all(any(same(values.get(name), value) for value in allowed) for name, allowed in self.when)
+
+    def setting_of(self, value: Value) -> Any:
+        """What a value is as the setting's."""
+        return json.loads(value) if isinstance(value, str) and value in self.lists else value
 
     def as_plain(self) -> dict[str, Any]:
         """As JSON-like values, to be stored and compared."""
@@ -99,6 +108,11 @@ class Space:
                 picked[dimension.setting] = suggest(dimension)
         return picked
 
+    def settings_of(self, values: Mapping[str, Value]) -> dict[str, Any]:
+        """Values of dimensions as those of settings."""
+        known = {dimension.setting: dimension for dimension in self.dimensions}
+        return {name: known[name].setting_of(value) for name, value in values.items()}
+
     def within(self, settings: Mapping[str, Any]) -> Space:
         """The dimensions that can be searched around a baseline, with conditions on searched settings only.
 
@@ -122,6 +136,12 @@ class Space:
 def same(one: object, other: object) -> bool:
     """Equality in which True is not 1."""
     return one == other and isinstance(one, bool) == isinstance(other, bool)
+
+
+def as_value(setting: Any) -> Value:
+    """A setting's value as that of a dimension."""
+    value: Value = json.dumps(setting) if isinstance(setting, list | tuple) else setting
+    return value
 
 
 SPACES = EXPERIMENTS / "spaces"
@@ -204,15 +224,16 @@ class _Reader:
         choices = entry["choices"]
         if not isinstance(choices, list) or len(choices) < 2:
             raise UserError(f"{name} needs two values or more to choose from; it has {choices!r}.")
-        if wrong := [choice for choice in choices if not _is_value(choice)]:
-            one_value = "a text, true, false, null or a finite number"
+        if wrong := [choice for choice in choices if not (_is_value(choice) or _is_list(choice))]:
+            one_value = "a text, true, false, null, a finite number or a list of such numbers"
             raise UserError(f"{name}: each choice must be one value ({one_value}); {wrong[0]!r} is not.")
         if any(same(one, other) for one, other in itertools.combinations(choices, 2)):
             raise UserError(f"{name} has a value twice: {choices!r}.")
         self.check(name, choices)
         if (number := table()[name].number) is not None:
             choices = [number(choice) for choice in choices]  # 32.0 would break what counts with 32
-        return Dimension(name, choices=tuple(choices), when=when)
+        lists = tuple(json.dumps(choice) for choice in choices if isinstance(choice, list))
+        return Dimension(name, choices=tuple(map(as_value, choices)), lists=lists, when=when)
 
     def range(self, name: str, entry: dict[str, Any], when: Condition) -> Dimension:
         numbers = {key: entry[key] for key in ("low", "high", "step") if entry.get(key) is not None}
@@ -268,7 +289,7 @@ class _Reader:
 
     def baseline_value(self, dimension: Dimension) -> Value:
         """The baseline's value of a dimension, which must contain it."""
-        value: Value = self.settings[dimension.setting]
+        value = as_value(self.settings[dimension.setting])
         if not dimension.contains(value):
             values = list(dimension.choices) or f"{dimension.low} to {dimension.high}"
             raise UserError(
@@ -288,6 +309,13 @@ def _condition(name: str, entry: Any) -> Condition:
         if not all(map(_is_value, values)):
             raise UserError(f"{name}: when must have values that a setting can have; it is {entry!r}.")
     return tuple((setting, tuple(values)) for setting, values in condition.items())
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a list of finite numbers."""
+    return isinstance(value, list) and all(
+        isinstance(each, int | float) and _is_value(each) for each in value
+    )
 
 
 def _is_value(value: object) -> bool:

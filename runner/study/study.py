@@ -22,7 +22,7 @@ from runner.study import storage as storages
 from runner.study.algorithms import PRUNERS
 from runner.study.plan import Plan, describe_differences
 from runner.study.seeded_sampler import SeededSampler
-from runner.study.space import Value
+from runner.study.space import Value, as_value
 from runner.study.stale_trials import fail_lost_trial, find_stale_trials, requeue
 from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
 from runner.tracking.process_identity import ProcessIdentity
@@ -108,7 +108,12 @@ class Study:
         if "baseline" in trial.user_attrs:
             return RunningTrial(trial.number, values, baseline, is_baseline=True)
         try:
-            return RunningTrial(trial.number, values, override(baseline, values), is_baseline=False)
+            return RunningTrial(
+                trial.number,
+                values,
+                override(baseline, self.plan.space.settings_of(values)),
+                is_baseline=False,
+            )
         except UserError as error:
             self.fail(str(error))
         return self.ask()
@@ -262,6 +267,8 @@ class Study:
         """Make the baseline trial 0 of a study that has no trials: it is new, or its creator died."""
         if not self.trials():
             settings = flatten(as_tree(self.plan.baseline))
-            values: dict[str, Value] = self.plan.space.pick(settings, lambda each: settings[each.setting])
+            values: dict[str, Value] = self.plan.space.pick(
+                settings, lambda each: as_value(settings[each.setting])
+            )
             self.optuna.set_metric_names([f"validation {self.plan.objective}"])
             self.optuna.enqueue_trial(values, user_attrs={"baseline": True})

@@ -54,6 +54,10 @@ def test_the_verdict_is_a_sentence_with_its_interval(best: list[float], verdict:
     assert comparison(best).best_wins == ("Use the best" in verdict)
 
 
+def test_one_split_proves_nothing() -> None:
+    assert "(one split, so no interval)" in comparison([0.95], [0.5], over="split").verdict
+
+
 def test_one_seed_proves_nothing() -> None:
     one = comparison([0.95], [0.5])
     assert (

@@ -60,7 +60,27 @@ def refusal(load: Load, tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_the_shipped_spaces() -> None:
-    assert {path.stem for path in space.SPACES.glob("*.yaml")} == {"around-baseline", "wide"}
+    assert {path.stem for path in space.SPACES.glob("*.yaml")} == {"around-baseline", "solved", "wide"}
+
+
+def test_the_shipped_space_of_solved_heads() -> None:
+    words = ["--config", "caltech101-solved", "--train.penalty", "1", "--train.penalty_by", "validation"]
+    baseline = parser.parse(words)[0]
+    space = read_space(find_space("solved"), baseline)
+    first = space.pick(flatten(as_tree(baseline)), lambda dimension: dimension.choices[0])
+    assert first["model.pool"] == "[1]"
+    assert override(baseline, space.settings_of(first)).model.pool == (1,)
+
+
+def test_choices_may_be_lists(load: Load, baseline: Experiment) -> None:
+    space = load("model.pool: [2, [1, 2], [1, 2, 3]]\n")
+    (pools,) = space.dimensions
+    assert pools.choices == (2, "[1, 2]", "[1, 2, 3]")
+    assert pools.contains([1, 2])
+    assert pools.contains((1, 2))
+    assert not pools.contains([1])
+    experiments = [override(baseline, space.settings_of({"model.pool": each})) for each in pools.choices]
+    assert [each.model.pool for each in experiments] == [2, (1, 2), (1, 2, 3)]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +190,8 @@ def test_a_coordinator_validates_values_once(load: Load) -> None:
         ("train.batch_size: {low: 16, high: 64, step: 0.5}", "whole numbers"),
         ("augment.scale: {low: 0.5, high: 1}", "list choices"),
         ("augment.views: {low: 1, high: 4}", "list choices"),
-        ("augment.scale: [[0.5, 1.0], [0.9, 1.0]]", "augment.scale"),
+        ("augment.scale: [[0.5, 1.0], [0.9, 2.0]]", "augment.scale"),
+        ("model.pool: [[1], [a, b]]", "a list of such numbers"),
         ("optim.groups.features: [0.1, 0.2]", "optim.groups"),
         ("train.batch_size: [64]", "two values"),
         ("train.batch_size: {choices: 64}", "two values"),
