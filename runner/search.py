@@ -51,6 +51,10 @@ def main(argv: Sequence[str]) -> int:
     from runner.utils.long_wait import long_wait
 
     accelerator = devices.create_accelerator(plan.baseline)
+    if options.batch > 1 and (accelerator.num_processes > 1 or accelerator.device.type != "cpu"):
+        raise UserError(
+            "--batch trains heads together on the CPU, in workers of one process each; leave it out here."
+        )
     if role.is_worker and accelerator.device.type == "cpu":
         pin_to_share(role.worker, role.workers, options.threads)
     with translate_errors(plan.baseline, accelerator), long_wait(), accelerator.local_main_process_first():
@@ -61,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
     plan = plan.on_images(manifest.digest, len(manifest.classes))
     with open_session(plan, accelerator, role) as session:
         if role.runs_trials:
-            Worker(session, lambda: bool(stop_requests), SharedSetup.of_trials(plan.baseline, manifest)).run()
+            shared = SharedSetup.of_trials(plan.baseline, manifest)
+            Worker(session, lambda: bool(stop_requests), shared, options.batch).run()
         if role.writes_report:
             write_report(session, options.confirm)
     accelerator.end_training()

@@ -25,6 +25,8 @@ def search(argv: Sequence[str]) -> int:
     gpus = gpu_count()
     if gpus and options.workers > gpus:
         raise UserError(f"--workers is {options.workers}, but each needs a GPU of its own; there are {gpus}.")
+    if gpus and options.batch > 1:
+        raise UserError("--batch trains heads together on the CPU, and here is a GPU; leave it out.")
 
     # They import torch, Optuna and MLflow: help and wrong options are answered before.
     from runner.study.live_view import LiveView

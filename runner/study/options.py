@@ -20,6 +20,8 @@ from runner.utils.errors import UserError
 
 ROLE_VARIABLE = "RUNNER_WORKER"
 """Environment variable: the role that `runner search` gives to a process that it starts."""
+MOST_TOGETHER = 64
+"""Trials that a worker trains together at most."""
 STOP_SIGNAL = signal.SIGUSR1
 """Asks a worker to stop after its current trial."""
 
@@ -79,6 +81,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--space", "around-baseline", "a file, or the name of one in experiments/spaces/", metavar="FILE")
     add("--trials", 50, "total number, over all workers and commands", metavar="N", type=positive)
     add("--workers", 1, "processes, each with a trial of its own", metavar="N", type=positive)
+    text = "trials that a worker trains together, if they differ in rates, dropout, smoothing and width only"
+    add("--batch", 1, text, metavar="N", type=_between(1, MOST_TOGETHER))
     add("--threads", None, "CPU threads per worker", "equal shares", metavar="N", type=positive)
     add("--storage", None, "journal file or Optuna URL", "studies.journal in tracking.root", metavar="URL")
     add("--objective", "top1", "validation metric to optimize", choices=[*METRICS])
@@ -90,6 +94,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--sampler-seed", 0, "seed of the sampler", metavar="SEED", type=natural)
     add("--confirm", 5, "new seeds to compare best and baseline on; 0: none", metavar="K", type=natural)
     options, rest = parser.parse_known_args(list(argv))
+    if options.batch > options.trials:
+        raise UserError(f"--batch ({options.batch}) must not be greater than --trials ({options.trials}).")
     if not options.study.strip() or "/" in options.study or options.study.startswith("."):
         raise UserError(f"--study must be a name without a slash or a leading dot; it is {options.study!r}.")
     return options, rest
@@ -146,6 +152,15 @@ def _at_least(minimum: int) -> Callable[[str], int]:
     def number(word: str) -> int:
         if not word.isdecimal() or int(word) < minimum:
             raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of {minimum} or more")
+        return int(word)
+
+    return number
+
+
+def _between(minimum: int, maximum: int) -> Callable[[str], int]:
+    def number(word: str) -> int:
+        if not word.isdecimal() or not minimum <= int(word) <= maximum:
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from {minimum} to {maximum}")
         return int(word)
 
     return number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,19 +25,19 @@ MAX_SILENCE = 600.0
 """Seconds without a write to a local storage after which trials of another host are stale."""
 
 
-def find_stale_trials(study: optuna.Study, storage: str, own_trial: int | None) -> Iterator[FrozenTrial]:
+def find_stale_trials(study: optuna.Study, storage: str, own: Collection[int]) -> Iterator[FrozenTrial]:
     """The running trials whose worker is dead, as far as this host can tell.
 
     Args:
         study: The study.
         storage: Path or address of its storage. Databases with heartbeats tell about other hosts themselves.
-        own_trial: Number of the trial that this process runs.
+        own: Numbers of the trials that this process runs.
 
     Raises `UserError` if another host runs trials in a storage that only processes of one host can share.
     """
     local = storages.is_local(storage)
     for trial in study.get_trials(deepcopy=False):
-        if trial.state != TrialState.RUNNING or trial.number == own_trial:
+        if trial.state != TrialState.RUNNING or trial.number in own:
             continue
         owner = owner_of(trial)
         if owner is None:  # its worker died before it stored itself, or will do so in a moment

@@ -1,7 +1,7 @@
 """A study: one baseline, one search space, many trials, shared by any number of workers through a storage.
 
 Workers use it as Optuna's ask-and-tell interface: `ask` for a trial, `report` its progress, then `complete`, `prune`
-or `fail` it.
+or `fail` it. A process may run several trials at once; then it says which one it means by its number.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Study:
         root.mkdir(parents=True, exist_ok=True)
         self.lock = storages.study_lock(root, plan.storage, plan.name)
         """Held while this process changes which trials are to run: no other process of this host does so meanwhile."""
-        self._trial: Trial | None = None
+        self._running: dict[int, Trial] = {}
+        """The trials that this process runs, by number."""
         with self.lock:
             self.optuna = self._open()
             self._check_identity()
@@ -99,7 +100,8 @@ class Study:
             self._check_failures(trials)
             if self._has_all_trials() and not any(trial.state == TrialState.WAITING for trial in trials):
                 return None
-            self._trial = trial = self.optuna.ask()
+            trial = self.optuna.ask()
+            self._running[trial.number] = trial
             self.record_heartbeat()  # before the owner is stored: a trial with an owner has had a heartbeat
             trial.set_user_attr("owner", list(astuple(ProcessIdentity.current())))
         baseline = self.plan.baseline
@@ -115,50 +117,52 @@ class Study:
                 is_baseline=False,
             )
         except UserError as error:
-            self.fail(str(error))
+            self.fail(str(error), trial.number)
         return self.ask()
 
-    def report(self, step: int, value: float) -> bool:
-        """Store an intermediate value of the running trial. Returns whether the trial should be pruned."""
-        trial = self._running()
+    def report(self, step: int, value: float, number: int | None = None) -> bool:
+        """Store an intermediate value of a running trial. Returns whether the trial should be pruned."""
+        trial = self._trial(number)
         try:
             trial.report(value, step)
         except UpdateFinishedTrialError:
             return True  # its heartbeats came too late, and its values were queued again
         return "baseline" not in trial.user_attrs and bool(trial.should_prune())
 
-    def annotate(self, **attributes: Any) -> None:
-        """Store attributes of the running trial."""
-        trial = self._running()
+    def annotate(self, number: int | None = None, **attributes: Any) -> None:
+        """Store attributes of a running trial."""
+        trial = self._trial(number)
         with suppress(UpdateFinishedTrialError):
             for name, value in attributes.items():
                 trial.set_user_attr(name, redact(value) if isinstance(value, str) else value)
 
-    def complete(self, value: float) -> None:
-        """End the running trial with its value."""
-        self._end(TrialState.COMPLETE, value)
+    def complete(self, value: float, number: int | None = None) -> None:
+        """End a running trial with its value."""
+        self._end(self._trial(number), TrialState.COMPLETE, value)
 
-    def prune(self, reason: str) -> None:
-        """End the running trial before its end; Optuna takes its last intermediate value as its value."""
-        self.annotate(reason=reason)
-        self._end(TrialState.PRUNED)
+    def prune(self, reason: str, number: int | None = None) -> None:
+        """End a running trial before its end; Optuna takes its last intermediate value as its value."""
+        self.annotate(number, reason=reason)
+        self._end(self._trial(number), TrialState.PRUNED)
 
-    def fail(self, reason: str) -> None:
-        """End the running trial because of an error of its own."""
-        self.annotate(reason=reason)
-        self._end(TrialState.FAIL)
+    def fail(self, reason: str, number: int | None = None) -> None:
+        """End a running trial because of an error of its own."""
+        self.annotate(number, reason=reason)
+        self._end(self._trial(number), TrialState.FAIL)
 
     def interrupt(self, reason: str) -> None:
-        """Fail the trial that this process runs, if any, because its user stopped it, and queue its values again."""
-        if self._trial is not None:
-            number, self._trial = self._trial.number, None
+        """Fail the trials that this process runs because its user stopped it, and queue their values again."""
+        while self._running:
+            number = next(iter(self._running))
+            del self._running[number]
             with self.lock:
                 fail_lost_trial(self.optuna, self.trials()[number], reason)
 
     def record_heartbeat(self) -> None:
-        """Tell the storage that this process still runs its trial, if the storage supports that."""
-        trial, record = self._trial, getattr(self.storage, "record_heartbeat", None)
-        if trial is not None and record is not None:
+        """Tell the storage that this process still runs its trials, if the storage supports that."""
+        if (record := getattr(self.storage, "record_heartbeat", None)) is None:
+            return
+        for trial in list(self._running.values()):
             with suppress(Exception):  # the next heartbeat may get through
                 record(trial._trial_id)
 
@@ -175,8 +179,7 @@ class Study:
 
         Returns the numbers of those that were found by this host. Raises `UserError` as `find_stale_trials`.
         """
-        own = self._trial.number if self._trial else None
-        stale = list(find_stale_trials(self.optuna, self.plan.storage, own))
+        stale = list(find_stale_trials(self.optuna, self.plan.storage, self._running))
         for trial in stale:
             fail_lost_trial(self.optuna, trial)
         if not storages.is_local(self.plan.storage):
@@ -186,19 +189,20 @@ class Study:
     def _complete(self) -> list[FrozenTrial]:
         return [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
 
-    def _running(self) -> Trial:
-        assert self._trial is not None  # noqa: S101 (for types: a trial was asked for)
-        return self._trial
+    def _trial(self, number: int | None) -> Trial:
+        """A trial that this process runs; None: the only one."""
+        if number is None:
+            (number,) = self._running
+        return self._running[number]
 
-    def _end(self, state: TrialState, value: float | None = None) -> None:
-        trial = self._running()
+    def _end(self, trial: Trial, state: TrialState, value: float | None = None) -> None:
         try:
             self.optuna.tell(trial, value, state)
         except (ValueError, UpdateFinishedTrialError):
             if not self.trials()[trial.number].state.is_finished():
                 raise
         finally:
-            self._trial = None
+            del self._running[trial.number]
 
     def _has_all_trials(self) -> bool:
         """Whether no further trial may be started, unless one is queued."""

@@ -1,5 +1,8 @@
 """A worker of a study: asks for trials and runs each as a child run in MLflow, until none is left.
 
+A trial is a generator that yields its trainings: the worker trains each before the trial goes on. So it can train
+those of several trials together.
+
 A trial trains on the training split with one or several seeds, and is evaluated on the validation split; with folds,
 their images are divided again for each. It never sees the test split. Rank 0 asks the study and decides; its peers get
 the decisions by broadcast.
@@ -15,25 +18,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from runner.config.effective import decisive_settings
 from runner.config.identity import Identity
-from runner.config.tree import as_yaml
-from runner.models import checkpoint
-from runner.serving.packaging import inference_settings
 from runner.study.session import StudySession
 from runner.study.storage import HEARTBEAT_INTERVAL
 from runner.study.study import Study
+from runner.study.together import train_together
+from runner.study.trial_training import Trainings, TrialTraining
 from runner.study.trials import RunningTrial
-from runner.tracking.shared_files import frozen_folder
 from runner.tracking.tracker import Tracker
-from runner.training import curves, run
-from runner.training.callbacks.base import Callback
-from runner.training.fit_state import FitState
-from runner.training.results import EpochResult, best_epoch
-from runner.training.setup import Setup, SharedSetup, prepare, required_views
-from runner.utils.console import Terminal
+from runner.training.results import EpochResult
+from runner.training.setup import SharedSetup, prepare, required_views
 from runner.utils.cpu_share import all_cores
 from runner.utils.errors import UserError, user_message
 from runner.utils.long_wait import long_wait
@@ -45,53 +40,8 @@ class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
 
 
 @dataclass
-class _Training(Callback):
-    """A training of a trial: logs and reports its epochs, and remembers the best weights."""
-
-    setup: Setup
-    tracker: Tracker
-    """Logs to the trial's run."""
-    prefix: str
-    """Of the metrics' names."""
-    report: Callable[[EpochResult], None]
-    """Called with each epoch."""
-    history: list[EpochResult] = field(default_factory=list)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    """Trainable parameters after the best epoch."""
-
-    @property
-    def best_epoch(self) -> EpochResult:
-        """The epoch that `train.best` selects."""
-        return best_epoch(self.history)
-
-    def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
-        self.history.append(result)
-        if result.best:
-            weights = state.model.trainable_state()
-            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
-        metrics = {f"{self.prefix}{name}": value for name, value in result.metrics().items()}
-        self.tracker.log_metrics(metrics, result.number)
-        self.report(result)
-
-    def log_best(self) -> None:
-        """Log checkpoint and curves."""
-        setup, best = self.setup, self.best_epoch
-        folder = self.tracker.artifact_path("checkpoints/any").parent
-        setup.model.load_state_dict(self.best_weights, strict=False)
-        checkpoint.save_frozen(setup.model, folder, frozen_folder(setup.experiment.tracking.root))
-        digest, inference = checkpoint.frozen_digest(setup.model), inference_settings(setup.experiment)
-        path = folder / "best.safetensors"
-        checkpoint.save(setup.model, path, best.number, best.val.to_dict(), digest, inference)
-        for file in (path, folder / checkpoint.FROZEN_FILE):
-            self.tracker.log_artifact(file, "checkpoints")
-        self.tracker.log_text("experiment.yaml", as_yaml(setup.experiment))
-        curves.log_curves(self.history, setup.experiment.name, self.tracker)
-        self.tracker.set_tags({"runner.best_when_run": "true"})
-
-
-@dataclass
-class TrialTraining:
-    """Trains a trial.
+class TrialTrainings:
+    """The trainings of a trial.
 
     Args:
         session: What the worker works with.
@@ -105,15 +55,19 @@ class TrialTraining:
     seconds: float = 0.0
     """Time spent in the training loop so far."""
 
-    def run(self, tracker: Tracker) -> float:
-        """Train with each seed and fold. Returns the trial's value: the mean of the objective at the best epochs.
+    def run(self, tracker: Tracker) -> Trainings[float]:
+        """One with each seed and fold. Returns the trial's value: the mean of the objective at the best epochs.
 
         Raises `Pruned` on all ranks if the study's pruner stops the trial, and what preparation and training raise.
         """
         plan, study = self.session.plan, self.session.study
         values: list[float] = []
         for index in range(plan.trainings):
-            training = self._train(index, tracker)
+            training = self._prepare(index, tracker)
+            try:
+                yield training
+            finally:
+                self.seconds += training.seconds
             values.append(training.best_epoch.val[plan.objective])
             if index == 0:
                 first = training
@@ -124,12 +78,12 @@ class TrialTraining:
         if len(values) > 1:
             tracker.log_metrics({"objective_sd": statistics.stdev(values)})
         if study is not None:
-            study.annotate(scores=dict(best.val.values))
+            study.annotate(self.trial.number, scores=dict(best.val.values))
             if study.is_improvement(value):
                 first.log_best()
         return value
 
-    def _train(self, index: int, tracker: Tracker) -> _Training:
+    def _prepare(self, index: int, tracker: Tracker) -> TrialTraining:
         experiment = self.session.plan.training(self.trial.experiment, index)
         parts = [] if experiment.split.fold is None else [f"fold{experiment.split.fold}"]
         if experiment.seed.train != self.trial.experiment.seed.train:
@@ -142,13 +96,7 @@ class TrialTraining:
             with all_cores():
                 for split, view in needed:
                     setup.features.get(split, view)
-        training = _Training(setup, tracker, prefix, self._report_epoch)
-        start = time.monotonic()
-        try:
-            run.fit_setup(setup, [training], Terminal(enabled=False))
-        finally:
-            self.seconds += time.monotonic() - start
-        return training
+        return TrialTraining(setup, tracker, prefix, self._report_epoch)
 
     def _report_epoch(self, epoch: EpochResult) -> None:
         plan = self.session.plan
@@ -157,22 +105,25 @@ class TrialTraining:
 
     def _report(self, step: int, value: float, when: str) -> None:
         """Report an intermediate value. Raises `Pruned` on all ranks if the study says so."""
-        if self.session.on_rank_0(lambda study: study.report(step, value)):
+        if self.session.on_rank_0(lambda study: study.report(step, value, self.trial.number)):
             raise Pruned(f"pruned {when}, at {value:.4f}")
 
 
 @dataclass
 class Worker:
-    """A long-lived process, or launch of several, that runs trials one after the other.
+    """A long-lived process, or launch of several, that runs trials.
 
     Args:
         session: What it works with.
         stop_requested: Whether to stop; called before each trial.
+        shared: What the trials share.
+        batch: Trials that are asked for at once. Those that can be trained together are.
     """
 
     session: StudySession
     stop_requested: Callable[[], bool]
     shared: SharedSetup = field(default_factory=SharedSetup.of_trials)
+    batch: int = 1
 
     def run(self) -> int:
         """Run trials until none is left or a stop is requested. Returns how many it ran.
@@ -183,9 +134,9 @@ class Worker:
         if study is not None:
             threading.Thread(target=_send_heartbeats, args=(study, ended), daemon=True).start()
         try:
-            while (trial := self._ask()) is not None:
-                self._run_trial(trial)
-                trials += 1
+            while batch := self._ask():
+                train_together([self._run_trial(trial) for trial in batch])
+                trials += len(batch)
         except BaseException as error:
             if study is not None:
                 study.interrupt(user_message(error) or str(error) or type(error).__name__)
@@ -194,16 +145,19 @@ class Worker:
             ended.set()
         return trials
 
-    def _ask(self) -> RunningTrial | None:
+    def _ask(self) -> list[RunningTrial]:
         with long_wait():  # rank 0 may still upload the trial before
-            return self.session.on_rank_0(self._next_trial)
+            return self.session.on_rank_0(self._next_trials)
 
-    def _next_trial(self, study: Study) -> RunningTrial | None:
-        return None if self.stop_requested() else study.ask()
+    def _next_trials(self, study: Study) -> list[RunningTrial]:
+        trials: list[RunningTrial] = []
+        while len(trials) < self.batch and not self.stop_requested() and (trial := study.ask()) is not None:
+            trials.append(trial)
+        return trials
 
-    def _run_trial(self, trial: RunningTrial) -> None:
-        session, study, start = self.session, self.session.study, time.monotonic()
-        training = TrialTraining(session, trial, self.shared)
+    def _run_trial(self, trial: RunningTrial) -> Trainings[None]:
+        session, study, number = self.session, self.session.study, trial.number
+        start, trainings = time.monotonic(), TrialTrainings(self.session, trial, self.shared)
         pruned, value = "", 0.0
         try:
             with session.tracking.start_run(trial.name, session.study_run, system_metrics=False) as tracker:
@@ -212,9 +166,9 @@ class Worker:
                 identity = Identity.on_images(trial.experiment, session.plan.manifest)
                 tracker.set_tags({**tags, **identity.tags()})
                 if study is not None:
-                    study.annotate(run=tracker.run_id)
+                    study.annotate(number, run=tracker.run_id)
                 try:
-                    value = training.run(tracker)
+                    value = yield from trainings.run(tracker)
                 except Pruned as reason:  # the study ended it as planned: its run has finished
                     pruned = str(reason)
                     tracker.set_tags({"runner.pruned": pruned})
@@ -225,11 +179,11 @@ class Worker:
             if message is None:
                 print(redact(traceback.format_exc()), end="", file=sys.stderr)
             if study is not None:
-                study.fail(message or f"{type(error).__name__}: {error}")
+                study.fail(message or f"{type(error).__name__}: {error}", number)
             return
         if study is not None:
-            study.annotate(training_seconds=training.seconds, seconds=time.monotonic() - start)
-            study.prune(pruned) if pruned else study.complete(value)
+            study.annotate(number, training_seconds=trainings.seconds, seconds=time.monotonic() - start)
+            study.prune(pruned, number) if pruned else study.complete(value, number)
 
     def _concerns_only_this_trial(self, error: Exception) -> bool:
         """Whether other trials may succeed: not if, say, the disk is full, or if peers may not have failed."""

@@ -99,14 +99,19 @@ def fit_setup(setup: Setup, callbacks: Sequence[Callback], terminal: Terminal) -
 
     Raises what `fit` raises.
     """
+    data = fit_data(setup)
+    return fit(setup.experiment, setup.model, data, setup.accelerator, callbacks, terminal)
+
+
+def fit_data(setup: Setup) -> FitData:
+    """The training and the validation split of a setup."""
     experiment, manifest, features = setup.experiment, setup.manifest, setup.features
     train = LabeledFeatures(
         lambda epoch: features.get("train", view_of_epoch(epoch, experiment.augment.views)),
         manifest.labels("train"),
     )
     val = LabeledFeatures(lambda epoch: features.get("val", EVALUATION_VIEW), manifest.labels("val"))
-    data = FitData(train, val, setup.batch_size, setup.products)
-    return fit(experiment, setup.model, data, setup.accelerator, callbacks, terminal)
+    return FitData(train, val, setup.batch_size, setup.products)
 
 
 def _test(

@@ -65,9 +65,9 @@ def watched(place: Place, tmp_path_factory: pytest.TempPathFactory, accelerator:
         watched.splits.append(split)
         return get(self, split, view)
 
-    def prune_trial_2(self: Study, step: int, value: float) -> bool:
-        report(self, step, value)
-        return self._trial is not None and self._trial.number == 2
+    def prune_trial_2(self: Study, step: int, value: float, number: int) -> bool:
+        report(self, step, value, number)
+        return number == 2
 
     def watch_setups(*args: Any) -> Setup:
         watched.setups.append(prepare(*args))

@@ -15,8 +15,6 @@ MAY_DIFFER = {
     "seed.train",
 }
 """Settings in which stacked heads may differ."""
-MOST_HEADS = 64
-"""Heads that are stacked at most."""
 OPTIMIZERS = ("adam", "adamw", "sgd")
 """Those that treat each value by itself."""
 SCHEDULES = ("reduce_on_drop", "cosine", "onecycle", "constant")

@@ -16,6 +16,7 @@ from runner.training.batches import epoch_batches, loss_weights
 from runner.training.fit_data import FitData
 from runner.training.stacked.members import EpochTimes, Members, StackedHead
 from runner.training.stacked.stack import Batch
+from runner.utils.signals import defer_signals
 from runner.utils.tensors import pad_rows
 
 STACK_BYTES = 2**24
@@ -118,7 +119,8 @@ class _SeedGroup:
                     own.append(members.stack.logits(rows))
                 inputs = []
         for members, own in zip(self.stacks, logits, strict=True):
-            members.end_epoch(torch.cat(own, 1), data.val.labels, times)
+            with defer_signals():  # what is recorded is recorded as a whole
+                members.end_epoch(torch.cat(own, 1), data.val.labels, times)
         self.stacks = [members for members in self.stacks if members.stack.heads]
 
     def _head_input(self, values: Tensor) -> Tensor:

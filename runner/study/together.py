@@ -1,0 +1,120 @@
+"""Runs several trials at once: trainings that can be stacked are trained together, the others one by one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+
+from runner.models.transfer_model import TransferModel
+from runner.study.trial_training import Trainings, TrialTraining
+from runner.training import run
+from runner.training.stacked.compatible import stack_key
+from runner.training.stacked.fit import fit_stacked
+from runner.training.stacked.members import StackedHead
+from runner.utils.console import Terminal
+
+
+class OthersFailed(BaseException):
+    """A trial is stopped because the worker fails. Not an `Exception`: the trial itself has not failed."""
+
+
+def train_together(trials: Sequence[Trainings[None]]) -> None:
+    """Run trials to their ends.
+
+    Raises what a trial raises; the others are stopped with it before.
+    """
+    batch = _Batch()
+    try:
+        for trial in trials:
+            batch.advance(trial)
+        batch.train()
+    except BaseException as error:
+        passed = error if isinstance(error, OSError) or not isinstance(error, Exception) else None
+        for trial in trials:
+            batch.stop(trial, passed or OthersFailed(str(error)))
+        raise
+
+
+@dataclass
+class _Batch:
+    """Trials that wait for a training each."""
+
+    waiting: list[tuple[Trainings[None], TrialTraining]] = field(default_factory=list)
+    models: list[TransferModel] = field(default_factory=list)
+    """One with each set of frozen weights."""
+
+    def advance(self, trial: Trainings[None], error: BaseException | None = None) -> None:
+        """Let a trial go on to its next training or its end, perhaps after an error of the one before."""
+        try:
+            training = trial.throw(error) if error is not None else next(trial)
+        except StopIteration:
+            return
+        self._share_frozen_weights(training.setup.model)
+        self.waiting.append((trial, training))
+
+    def stop(self, trial: Trainings[None], error: BaseException) -> None:
+        """Stop a trial; one that has ended stays as it is."""
+        try:
+            trial.throw(error)
+        except BaseException as reason:  # it has stopped, and the first error is raised
+            if reason is not error and not isinstance(reason, StopIteration):
+                error.add_note(f"stopping another trial failed: {reason}")
+
+    def train(self) -> None:
+        """Train until no trial waits."""
+        while self.waiting:
+            key = stack_key(self.waiting[0][1].setup.experiment)
+            chosen = [
+                place
+                for place, (_, training) in enumerate(self.waiting)
+                if place == 0 or (key is not None and stack_key(training.setup.experiment) == key)
+            ]
+            group = [self.waiting[place] for place in chosen]
+            self.waiting = [each for place, each in enumerate(self.waiting) if place not in chosen]
+            if len(group) == 1:
+                self._train_alone(*group[0])
+            else:
+                self._train_stacked(group)
+
+    def _train_alone(self, trial: Trainings[None], training: TrialTraining) -> None:
+        start, failure = time.monotonic(), None
+        try:
+            run.fit_setup(training.setup, [training], Terminal(enabled=False))
+        except BaseException as error:  # the trial decides, and raises it again
+            failure = error
+        training.seconds = time.monotonic() - start
+        self.advance(trial, failure)
+
+    def _train_stacked(self, group: Sequence[tuple[Trainings[None], TrialTraining]]) -> None:
+        def end(trial: Trainings[None], training: TrialTraining, error: Exception | None) -> None:
+            training.seconds = sum(epoch.seconds for epoch in training.history)
+            self.advance(trial, error)
+
+        heads = [
+            StackedHead(
+                training.setup.experiment,
+                training.setup.model,
+                training.on_epoch,
+                partial(end, trial, training),
+            )
+            for trial, training in group
+        ]
+        setup = group[0][1].setup
+        fit_stacked(heads, run.fit_data(setup), setup.accelerator)
+
+    def _share_frozen_weights(self, model: TransferModel) -> None:
+        """Let models with the same frozen weights have them once in memory."""
+        own = model.frozen_state()
+        for other in self.models:
+            theirs = other.frozen_state()
+            if own.keys() == theirs.keys() and all(torch.equal(own[name], theirs[name]) for name in own):
+                parameters = dict(other.named_parameters())
+                for name, parameter in model.named_parameters():
+                    if not parameter.requires_grad:
+                        parameter.data = parameters[name].data
+                return
+        self.models.append(model)
