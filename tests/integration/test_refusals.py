@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import socket
 import sys
 import time
@@ -58,6 +59,9 @@ CURVES = (
         (["train", "-n", "two"], "'two'"),
         (["train", "-n"], "-n/--processes"),
         (["train", "--processes=-1"], "--processes"),
+        (["train", "--train.solver", "ridge"], "train.solver=ridge needs model.head=linear"),
+        (["train", "--train.penalty", "0"], "train.penalty"),
+        (["train", "--train.standardize", "true"], "train.standardize needs a solver"),
         (["evaluate"], "RUN"),
         (["evaluate", "latest", "--split", "tset"], "tset"),
         (["evaluate", "latest", "-n", "0"], "-n"),
@@ -76,6 +80,18 @@ def test_one_class_is_refused(refused: Callable[..., str], pictures: Path, words
             path.unlink()
         (pictures / label).rmdir()
     assert "one class (blue)" in refused(["train", *words])
+
+
+def test_a_class_that_a_solver_cannot_learn_is_refused(
+    refused: Callable[..., str], pictures: Path, tmp_path: Path, words: list[str]
+) -> None:
+    divided = tmp_path / "divided"
+    for part, classes in (("train", ["blue", "green"]), ("val", ["red"])):
+        for label in classes:
+            shutil.copytree(pictures / label, divided / part / label)
+    solver = ("--model.head", "linear", "--augment.views", "none", "--train.solver", "ridge")
+    message = refused(["train", *words, *solver, "--data.root", str(divided)])
+    assert "The data have no training images for class 'red'" in message
 
 
 def test_an_empty_file_is_refused(refused: Callable[..., str], pictures: Path, words: list[str]) -> None:

@@ -171,9 +171,9 @@ class Solver:
         if self.settings.solver == "logistic":
             weights = self._weights(train.labels)
             path = logistic_path(train.features, train.labels, self.classes, weights, penalties)
-            for number, (penalty, linear) in enumerate(path):
-                if number:
-                    self.report(f"penalty {penalty:.3g}")
+            for penalty in penalties:
+                self.report(f"penalty {penalty:.3g}")
+                linear = next(path)[1]
                 yield penalty, linear(val.features), partial(_identity, linear)
             return
         problem = self._problem(train, None if inner is None else inner[:count, :count])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
+import scipy.optimize
 from torch import Tensor
 
 
@@ -15,15 +15,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     as Platt (Advances in Large Margin Classifiers, 1999) does: else it would be 0 if all predictions were right.
     """
     logits, smoothing = logits.double(), 1 / (len(labels) + 2)
+    of_labels = (1 - smoothing) * logits.gather(1, labels[:, None])[:, 0] + smoothing * logits.mean(1)
 
     def slope(log_factor: float) -> float:
-        factor = torch.tensor(math.exp(log_factor), dtype=torch.float64, requires_grad=True)
-        torch.nn.functional.cross_entropy(logits * factor, labels, label_smoothing=smoothing).backward()
-        assert factor.grad is not None  # noqa: S101 (for types)
-        return float(factor.grad)
+        probabilities = (logits * math.exp(log_factor)).softmax(1)
+        return float(((probabilities * logits).sum(1) - of_labels).mean())
 
     low, high = math.log(1e-4), math.log(1e4)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return math.exp(-(low + high) / 2)
+    if slope(low) >= 0 or slope(high) <= 0:  # the loss is least at one end
+        return math.exp(-low if slope(low) >= 0 else -high)
+    return math.exp(-scipy.optimize.brentq(slope, low, high, xtol=1e-12))

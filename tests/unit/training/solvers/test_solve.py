@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from runner.config.schema import TrainConfig
 from runner.training.solvers import solve as solving
 from runner.training.solvers.ridge import RidgeProblem, ridge, signed_targets
-from runner.training.solvers.solve import Rows, Solution, Solver, check_memory
+from runner.training.solvers.solve import Rows, Solution, Solver, check_memory, count_parts
 from runner.utils.errors import UserError
 
 RIDGE = TrainConfig(solver="ridge")
@@ -54,6 +56,43 @@ def test_a_refit_is_the_solution_of_both_splits() -> None:
     assert solution.refitted is not None
     ratio = solution.refitted.weight / expected.weight
     assert torch.allclose(ratio, ratio[0, 0].expand_as(ratio))
+
+
+@pytest.mark.parametrize("images", [60, 15], ids=["more images than features", "fewer"])
+def test_standardized_features_give_what_scikit_learn_gives(images: int) -> None:
+    train, val = rows(images, 1), rows(90, 2)
+    train.features[:, 3] = 0.5  # constant
+    scaler = StandardScaler().fit(train.features.double())
+    expected = Ridge(alpha=2.0).fit(
+        scaler.transform(train.features.double()), signed_targets(train.labels, 3).numpy()
+    )
+    settings = replace(RIDGE, penalty=2.0, standardize=True, refit=True)
+    solution = solve(settings, train, val)
+    logits, target = solution.linear(val.features), expected.predict(scaler.transform(val.features.double()))
+    factor = float(logits[0, 0]) / target[0, 0]
+    assert factor > 0
+    assert logits.numpy() == pytest.approx(target * factor, rel=1e-4, abs=1e-5)
+    refitted = solution.refitted
+    assert refitted is not None
+    assert not torch.allclose(refitted.weight, solution.linear.weight)
+
+
+def test_few_penalties_are_solved_as_many_are() -> None:
+    train, val = rows(60, 1), rows(90, 2)
+    for by in ("validation", "leave_one_out"):
+        few = replace(RIDGE, penalty_by=by, penalty=(0.01, 1.0, 100.0))
+        path = solve(few, train, val).path
+        many = {point.penalty: point for point in solve(replace(few, penalty="auto"), train, val).path}
+        for point in path:
+            nearest = min(many, key=lambda penalty: abs(penalty / point.penalty - 1))
+            assert point.scores["loss"] == pytest.approx(many[nearest].scores["loss"], rel=0.05)
+
+
+def test_the_parts_of_a_solution_are_told() -> None:
+    for settings in (RIDGE, replace(RIDGE, penalty=1.0, refit=True), replace(RIDGE, solver="logistic")):
+        parts: list[str] = []
+        Solver(settings, 3, report=parts.append).solve(rows(60, 1), rows(90, 2))
+        assert len(parts) == count_parts(settings)
 
 
 def test_logits_are_calibrated() -> None:
