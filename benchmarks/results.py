@@ -13,6 +13,7 @@ sd of each figure, `out_of_range` and `failed`.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -61,7 +62,12 @@ class FailedRunError(Exception):
 
 def main(argv: Sequence[str]) -> int:
     """Run rows, write figures and document, and print one JSON object as the last line."""
-    parser = CommandLineParser(prog="runner bench results", description=__doc__, allow_abbrev=False)
+    parser = CommandLineParser(
+        prog="runner bench results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--data", help="folder that holds caltech101/101_ObjectCategories")
     parser.add_argument("--weights", help="file of VGG16's convolutions, as for caltech101-pooled")
     parser.add_argument(
