@@ -2,6 +2,13 @@
 
     ./launch.sh bench heads --config caltech101-pooled --data.root DATA --model.weights FILE
 
+`heads_speedup_pool3`, `heads_speedup_pool1`: the time of training HEADS pooled heads one by one ÷ that of training them
+together, on synthetic rows of Caltech-101's size; in turns, so that other load on the machine affects both alike;
+medians of the rounds. `heads_cpu_speedup_pool3`, …: the same ratio of processor time. `heads_difference`: the largest
+relative difference of a loss between the two.
+`study_seconds`: a search of TRIALS trials of EPOCHS epochs with `--batch`, on as many single-threaded workers as there
+are cores; without --data.root it is left out. Features must be cached before.
+
 Each figure is measured by one function of `FIGURES`, which gets the settings on the command line and an empty folder
 for what it writes, and returns entries of the JSON object.
 """
@@ -9,15 +16,65 @@ for what it writes, and returns entries of the JSON object.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.study import EPOCHS, SCHEDULE, TRIALS, run_study
+from benchmarks.support import stacked_heads
 from runner.config.parser import parse
+from runner.training import devices
+from runner.utils.processes import cpu_count
 
 Figures = dict[str, float]
+HEADS, HEAD_EPOCHS, ROUNDS = 32, 1, 3
 
-FIGURES: tuple[Callable[[Sequence[str], Path], Figures], ...] = ()
+
+def measure_speedups(argv: Sequence[str], folder: Path) -> Figures:
+    """Training together against one by one."""
+    result, differences = {}, []
+    for pool in (3, 1):
+        heads = stacked_heads.experiments(HEADS, pool, HEAD_EPOCHS)
+        data, accelerator = stacked_heads.synthetic_data(pool), devices.create_accelerator(heads[0])
+        ways = (stacked_heads.train_one_by_one, stacked_heads.train_together)
+        for train in ways:  # what is imported or allocated once
+            train(heads[:2], data, accelerator)
+        wall, processor = [], []
+        for number in range(ROUNDS):
+            histories, times = [], []
+            for train in ways:
+                start = time.perf_counter(), time.process_time()
+                histories.append(train(heads, data, accelerator))
+                times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
+            wall.append(times[0][0] / times[1][0])
+            processor.append(times[0][1] / times[1][1])
+            differences.append(stacked_heads.largest_difference(*histories))
+            _report(
+                f"pool {pool}, round {number + 1}: one by one {times[0][0]:.1f} s, together {times[1][0]:.1f} s:"
+                f" {wall[-1]:.2f} times, {processor[-1]:.2f} times in processor time"
+            )
+        result[f"heads_speedup_pool{pool}"] = round(statistics.median(wall), 2)
+        result[f"heads_cpu_speedup_pool{pool}"] = round(statistics.median(processor), 2)
+    return {**result, "heads_difference": max(differences), "heads": HEADS}
+
+
+def measure_study(argv: Sequence[str], folder: Path) -> Figures:
+    """A study whose workers train their trials together."""
+    if "--data.root" not in argv:
+        _report("study_seconds is left out: it needs the settings of an experiment on files (--data.root)")
+        return {}
+    workers = cpu_count()
+    batch = -(-TRIALS // workers)
+    settings = [*argv, *SCHEDULE, "--train.epochs", str(EPOCHS)]
+    _report(f"{TRIALS} trials of {EPOCHS} epochs on {workers} single-threaded workers, {batch} together")
+    start = time.monotonic()
+    run_study(folder, [*settings, "--batch", str(batch)], TRIALS, workers, space="around-baseline")
+    return {"study_seconds": round(time.monotonic() - start, 1)}
+
+
+FIGURES: tuple[Callable[[Sequence[str], Path], Figures], ...] = (measure_speedups, measure_study)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,3 +86,7 @@ def main(argv: Sequence[str]) -> int:
             result |= figure(argv, Path(folder))
             print(json.dumps(result), flush=True)
     return 0
+
+
+def _report(text: str) -> None:
+    print(text, flush=True)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         folder = Path(name)
         (folder / "cheap.yaml").write_text(CHEAP_SPACE)
         _report("computing the features that are not cached yet")
-        _search(folder / "warm-up", [*experiment, "--train.epochs", "1"], trials=1, workers=1)
+        run_study(folder / "warm-up", [*experiment, "--train.epochs", "1"], trials=1, workers=1)
         result = {
             **_measure_overhead(folder, experiment),
             **_measure_scaling(folder, experiment),
@@ -71,7 +71,7 @@ def _measure_overhead(folder: Path, experiment: Sequence[str]) -> dict[str, floa
     _report(f"{TRIALS} trials of {EPOCHS} epochs on {workers} single-threaded workers")
     argv = [*experiment, "--train.epochs", str(EPOCHS)]
     start = time.monotonic()
-    trials = _search(folder / "long", argv, TRIALS, workers, space="around-baseline")
+    trials = run_study(folder / "long", argv, TRIALS, workers, space="around-baseline")
     seconds = time.monotonic() - start
     training = sum(trial.user_attrs["training_seconds"] for trial in trials)
     overhead = 1 - training / (workers * seconds)
@@ -85,7 +85,7 @@ def _measure_scaling(folder: Path, experiment: Sequence[str]) -> dict[str, float
     rates: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(PAIRS):
         for workers in (1, 2):
-            trials = _search(folder / f"scaling-{workers}-{turn}", argv, SCALING_TRIALS * workers, workers)
+            trials = run_study(folder / f"scaling-{workers}-{turn}", argv, SCALING_TRIALS * workers, workers)
             rates[workers].append(_trials_per_minute(trials))
             _report(f"workers: {workers}, {rates[workers][-1]:.1f} trials/min")
     one, two = statistics.median(rates[1]), statistics.median(rates[2])
@@ -101,7 +101,7 @@ def _measure_losses(folder: Path) -> dict[str, int]:
     _report(f"{SHORT_TRIALS} short trials on {SHORT_WORKERS} workers")
     argv = ["--config", "quickstart", "--train.epochs", "1", "--cache", str(folder / "cache")]
     records = folder / "short"
-    trials = _search(records, argv, SHORT_TRIALS, SHORT_WORKERS)
+    trials = run_study(records, argv, SHORT_TRIALS, SHORT_WORKERS)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     client = tracking_server(str(records)).connect()
     points = sum(
@@ -115,7 +115,7 @@ def _measure_losses(folder: Path) -> dict[str, int]:
     }
 
 
-def _search(
+def run_study(
     records: Path, argv: Sequence[str], trials: int, workers: int, space: str = ""
 ) -> list[FrozenTrial]:
     """Run a study on single-threaded workers to its end: its trials.

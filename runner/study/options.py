@@ -94,8 +94,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--sampler-seed", 0, "seed of the sampler", metavar="SEED", type=natural)
     add("--confirm", 5, "new seeds to compare best and baseline on; 0: none", metavar="K", type=natural)
     options, rest = parser.parse_known_args(list(argv))
-    if options.batch > options.trials:
-        raise UserError(f"--batch ({options.batch}) must not be greater than --trials ({options.trials}).")
     if not options.study.strip() or "/" in options.study or options.study.startswith("."):
         raise UserError(f"--study must be a name without a slash or a leading dot; it is {options.study!r}.")
     return options, rest

@@ -61,6 +61,7 @@ class HeadStack:
             torch.stack([tensor.detach() for tensor in each]) for each in zip(*parameters, strict=True)
         ]
         self._grads = [torch.zeros_like(each) for each in self._stacked]
+        self._zero = torch.zeros(())
         groups = [
             {
                 "params": [each[head] for each in self._stacked],
@@ -85,11 +86,17 @@ class HeadStack:
 
         Returns for each its loss summed over the batch and its correct predictions: 2 × heads, float64.
         """
-        dropped, hidden_inputs, hidden = self._hidden(batch)
+        dropped = self._dropped(batch)
+        inputs = self._hidden_inputs(dropped)
+        kept = None if batch.hidden_noise is None else batch.hidden_noise >= self._p
+        hidden = self._drop_hidden(inputs.relu(), kept)
         logits = torch.baddbmm(self._stacked[3][:, None], hidden, self._stacked[2].transpose(1, 2))
         losses, gradient = loss_and_gradient(logits, batch.target, self._class_weights, self._smoothing)
         hits = (logits.argmax(2) == batch.target).sum(1)
-        self._backward(batch, gradient, dropped, hidden_inputs, hidden)
+        torch.sum(gradient, 1, out=self._grads[3])
+        torch.bmm(gradient.transpose(1, 2), hidden, out=self._grads[2])
+        into = self._drop_hidden(torch.bmm(gradient, self._stacked[2]), kept)
+        self._set_first_gradients(into.masked_fill_(inputs <= 0, 0), dropped)
         if self._clip:
             for head in self.heads:
                 clip_grad_norm_(self._optimizer.param_groups[head]["params"], self._clip)
@@ -150,36 +157,32 @@ class HeadStack:
         self._kept_share = torch.tensor([1 - p for p in self._dropouts])[:, None, None]
         self._smoothing = [experiment.train.label_smoothing for experiment in settings]
 
-    def _hidden(self, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The features of each head after dropout, and its hidden layer before the ReLU and after its dropout."""
+    def _dropped(self, batch: Batch) -> list[Tensor]:
+        """The features after the dropout of each head."""
+        features, noise = batch.features, batch.input_noise
+        if noise is None:
+            return [features] * len(self.heads)
+        zero = features.new_zeros(())
+        by_dropout = {
+            p: torch.where(noise >= p, features, zero).div_(1 - p) if p else features
+            for p in set(self._dropouts)
+        }
+        return [by_dropout[p] for p in self._dropouts]
+
+    def _hidden_inputs(self, features: Sequence[Tensor]) -> Tensor:
+        """The hidden layer of each head before the ReLU: heads × n × width."""
         weight, bias = self._stacked[:2]
-        by_dropout = {p: _drop(batch.features, batch.input_noise, p) for p in set(self._dropouts)}
-        dropped = [by_dropout[p] for p in self._dropouts]
-        inputs = weight.new_empty(len(weight), len(batch.features), weight.shape[1])
-        for place, features in enumerate(dropped):
-            torch.addmm(bias[place], features, weight[place].t(), out=inputs[place])
-        hidden = inputs.relu()
-        if batch.hidden_noise is not None:
-            hidden.mul_(batch.hidden_noise >= self._p).div_(self._kept_share)
-        return dropped, inputs, hidden
+        inputs = weight.new_empty(len(weight), len(features[0]), weight.shape[1])
+        for place, own in enumerate(features):
+            torch.addmm(bias[place], own, weight[place].t(), out=inputs[place])
+        return inputs
 
-    def _backward(
-        self, batch: Batch, gradient: Tensor, dropped: Sequence[Tensor], inputs: Tensor, hidden: Tensor
-    ) -> None:
-        """Set the gradients, from that of the logits."""
-        weight, bias, last_weight, last_bias = self._grads
-        torch.sum(gradient, 1, out=last_bias)
-        torch.bmm(gradient.transpose(1, 2), hidden, out=last_weight)
-        into = torch.bmm(gradient, self._stacked[2])
-        if batch.hidden_noise is not None:
-            into.div_(self._kept_share).mul_(batch.hidden_noise >= self._p)
-        into.mul_(inputs > 0)
-        torch.sum(into, 1, out=bias)
-        for place, features in enumerate(dropped):
-            torch.mm(into[place].t(), features, out=weight[place])
+    def _drop_hidden(self, values: Tensor, kept: Tensor | None) -> Tensor:
+        """Values of hidden layers, or gradients by them, after dropout."""
+        return values if kept is None else torch.where(kept, values, self._zero).div_(self._kept_share)
 
-
-def _drop(features: Tensor, noise: Tensor | None, p: float) -> Tensor:
-    if noise is None or not p:
-        return features
-    return (features * (noise >= p)).div_(1 - p)
+    def _set_first_gradients(self, gradient: Tensor, features: Sequence[Tensor]) -> None:
+        """Set the gradients of the first layers, from that of their outputs."""
+        torch.sum(gradient, 1, out=self._grads[1])
+        for place, own in enumerate(features):
+            torch.mm(gradient[place].t(), own, out=self._grads[0][place])

@@ -43,6 +43,8 @@ def test_every_metric_can_be_the_objective() -> None:
         ["--trials", "²"],
         ["--workers", "-1"],
         ["--threads", "0"],
+        ["--batch", "0"],
+        ["--batch", "65"],
         ["--seeds", "0"],
         ["--confirm", "-1"],
         ["--objective", "accuracy"],
