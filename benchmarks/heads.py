@@ -1,7 +1,10 @@
-"""Measures heads on kept features: many trained at once against one by one, and a study of them.
+"""Measures heads on kept features: solved ones, many trained at once against one by one, and a study of them.
 
     ./launch.sh bench heads --config caltech101-pooled --data.root DATA --model.weights FILE
 
+`solve_seconds`: ridge regression for 45 penalties with leaving one out, on synthetic 1 + 2 + 3 pyramids of
+Caltech-101's size; `solve_splits_seconds`: with a refit, on five splits; `solve_trial_seconds`: one penalty, with the
+products of features of an earlier trial. `solve_cpu_seconds`, …: processor time, to compare where other work runs.
 `heads_speedup_pool3`, `heads_speedup_pool1`: the time of training HEADS pooled heads one by one ÷ that of training them
 together, on synthetic rows of Caltech-101's size; in turns, so that other load on the machine affects both alike;
 medians of the rounds. `heads_cpu_speedup_pool3`, …: the same ratio of processor time. `heads_difference`: the largest
@@ -24,6 +27,7 @@ from pathlib import Path
 
 from benchmarks.study import EPOCHS, SCHEDULE, TRIALS, run_study
 from benchmarks.support import stacked_heads
+from benchmarks.support.solved_heads import measure_solutions
 from runner.config.parser import parse
 from runner.training import devices
 from runner.utils.processes import cpu_count
@@ -74,7 +78,11 @@ def measure_study(argv: Sequence[str], folder: Path) -> Figures:
     return {"study_seconds": round(time.monotonic() - start, 1)}
 
 
-FIGURES: tuple[Callable[[Sequence[str], Path], Figures], ...] = (measure_speedups, measure_study)
+FIGURES: tuple[Callable[[Sequence[str], Path], Figures], ...] = (
+    measure_solutions,
+    measure_speedups,
+    measure_study,
+)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -56,10 +56,10 @@ class _Table:
             self.products = products(self.rows, self.products)
 
     def of(self, digests: Sequence[bytes]) -> Tensor:
-        """The products of these images: a new tensor."""
+        """The products of these images; not to be modified."""
         numbers = torch.tensor([self.numbers[digest] for digest in digests])
         if torch.equal(numbers, torch.arange(len(self.products))):
-            return self.products.clone()
+            return self.products
         return self.products[numbers].index_select(1, numbers)
 
     @property
@@ -82,16 +82,17 @@ class KeptProducts:
         """The least recently used first."""
 
     def of(self, features: Tensor, levels: Sequence[int]) -> Tensor:
-        """X Xᵀ of features X: n × n, float64.
+        """X Xᵀ of features X: n × n, float64; not to be modified.
 
         Args:
             features: n × d, float32, on the CPU.
             levels: Features of each level of a pyramid; their sum is d.
         """
-        parts = features.split([*levels], dim=1) if self.by_level else [features]
-        total = self._of_level(parts[0])
-        for part in parts[1:]:
-            total += self._of_level(part)
+        first, *others = features.split([*levels], dim=1) if self.by_level else [features]
+        total = self._of_level(first)
+        for number, level in enumerate(others):
+            of_level = self._of_level(level)
+            total = total.add_(of_level) if number else total + of_level
         return total
 
     def _of_level(self, rows: Tensor) -> Tensor:
