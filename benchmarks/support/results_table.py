@@ -43,7 +43,8 @@ read in one. [data.md](data.md#published-protocols) tells how the protocols spli
 ROWS_TITLE = """
 ## Our rows
 
-A row is **out of range** if the mean of a figure is not in its expected range. Times are of the whole command.
+A row is **out of range** if the mean of a figure is not in its expected range. Times are of the whole command, whatever
+else the machine did.
 
 | row | expected (%) | measured (%) | | last run |
 |---|---|---|---|---|
