@@ -139,7 +139,7 @@ class Terminal:
                 nonlocal begun, last_line
                 begun, now = begun + 1, time.monotonic()
                 if bar is not None:
-                    bar.update(task, completed=begun - 1, description=f"{description}: {name}")
+                    bar.update(task, completed=begun - 1, description=f"{description}: {name}", refresh=True)
                 elif now - last_line >= PLAIN_INTERVAL:
                     last_line = now
                     self.line(f"{description}: {name} ({begun} of {total})")

@@ -85,6 +85,17 @@ def test_variants_are_part_of_the_features_and_of_the_model(
     assert torch.allclose(classifier.logits(images), loaded.model(images), atol=1e-4)
 
 
+def test_standardization_is_in_the_weights(make: Make, train: Train, tmp_path: Path) -> None:
+    result, records = train(make(*SOLVED, "--train.standardize", "true"))
+    assert result.best["top1"] == 1
+    loaded = checkpoint.load(records.folder / "checkpoints/best.safetensors")
+    description = packaging.describe(loaded.model, loaded.inference, epoch=1, val=loaded.val)
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    packaging.save_model(loaded.model, description, images[0], tmp_path / "model")
+    packaged = Classifier.load(tmp_path / "model" / "artifacts" / "classifier", "cpu")
+    assert torch.allclose(packaged.logits(images), loaded.model(images), atol=1e-4)
+
+
 def test_a_refit_changes_the_model_and_not_the_validation_scores(make: Make, train: Train) -> None:
     penalty = ("--train.penalty", "10")
     alone, first = train(make(*SOLVED, *penalty))

@@ -31,6 +31,22 @@ def test_progress_is_plain_lines_without_a_terminal(
     assert counts[-1] == 2500, "there is no line at the end"
 
 
+def test_steps_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def show(terminal: Terminal) -> str:
+        with terminal.steps("solve", 3) as begin:
+            for name in ("products", "penalties", "refit"):
+                begin(name)
+        return capsys.readouterr().out
+
+    assert show(Terminal()) == "solve: products (1 of 3)\n", "the others follow within seconds"
+    assert show(Terminal(enabled=False)) == ""
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
+    assert show(Terminal()).splitlines()[1:] == ["solve: penalties (2 of 3)", "solve: refit (3 of 3)"]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    assert "solve: products" in show(Terminal())
+
+
 def test_progress_prints_a_line_only_once_per_interval(capsys: pytest.CaptureFixture[str]) -> None:
     with Terminal().progress("verify", 100) as advance:
         for _ in range(100):
