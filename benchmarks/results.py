@@ -158,7 +158,8 @@ def run_rows(
 def run_row(row: Row, words: Sequence[str], folder: Path) -> Measurement:
     """Run a row's command to its end, with records in a new folder. Raises `FailedRunError`."""
     folder.mkdir()
-    command = [sys.executable, "-m", "runner.cli.main", *words, "--tracking.root", str(folder)]
+    child = [sys.executable, "-m", "runner.utils.child", str(os.getpid())]  # it ends with this process
+    command = [*child, "runner.cli.main", *words, "--tracking.root", str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != URI}
     start = time.monotonic()
     completed = subprocess.run(

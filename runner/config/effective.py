@@ -31,7 +31,7 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
     head, solver = experiment.model.head, experiment.train.solver
     if head == "classifier":
-        idle |= {"model.pool", "model.pooled_layers", "model.width"}
+        idle |= {"model.pool", "model.pooled_layers"}
     if head == "linear":
         idle |= {"model.width", "model.dropout"}
     else:

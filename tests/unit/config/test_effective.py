@@ -29,7 +29,8 @@ def test_places_and_the_name_decide_nothing() -> None:
             ["--schedule.kind", "cosine"],
             {"schedule.factor", "schedule.reductions"},
         ),
-        (["--model.head", "pooled"], ["--model.head", "classifier"], {"model.pool", "model.width"}),
+        (["--model.head", "pooled"], ["--model.head", "classifier"], {"model.pool", "model.pooled_layers"}),
+        (["--model.head", "classifier"], ["--model.head", "linear"], {"model.width", "model.dropout"}),
         (
             ["--augment.views", "4"],
             ["--augment.views", "none"],
