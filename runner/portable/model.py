@@ -133,7 +133,7 @@ class LayeredModel(nn.Module):
                 values = self._layers[index](values)
                 values = tap(values, number, index) if tap else values
                 if index in self.pooled_indices:
-                    maps.append(values)
+                    maps.append(values.clone())  # the next layer may change it in place
         return maps
 
     def variant(self, normalized: Tensor, variant: Variant) -> Tensor:

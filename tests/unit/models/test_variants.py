@@ -72,6 +72,7 @@ def test_layers_are_pooled_in_the_order_of_the_forward_pass() -> None:
         {"scales": (32, 64), "norm": "l2", "power": 0.5},
         {"scales": (32, 48, 64), "tta": "flips+scales", "pooled_layers": ("features.15", "features.20")},
         {"scales": (32, 64), "head": "pooled", "pool": 2},
+        {"pooled_layers": ("features.8", "features.20")},  # an in-place ReLU follows the first
         {"tta": "flips", "head": "classifier", "pool": 3},
     ],
 )
