@@ -92,7 +92,9 @@ def _caltech101(data: DataConfig, _cache: Path, terminal: Terminal) -> ImageFold
             )
         _download_caltech101(root, terminal)
     if data.background and not (images / BACKGROUND).is_dir():
-        raise UserError(f"There is no {BACKGROUND} in {images}, which data.background=true would use as a class.")
+        raise UserError(
+            f"There is no {BACKGROUND} in {images}, which data.background=true would use as a class."
+        )
     return ImageFolder(images, frozenset() if data.background else frozenset({BACKGROUND}))
 
 

@@ -117,9 +117,7 @@ def read_boxes(path: Path, evaluation: CheckpointEvaluation, terminal: Terminal)
             visible = (
                 faithfulness.box_in_squashed(box, width, height, augment.input_size)
                 if augment.crop_mode == "squash"
-                else faithfulness.box_in_crop(
-                    box, width, height, augment.input_resize, augment.input_size
-                )
+                else faithfulness.box_in_crop(box, width, height, augment.input_resize, augment.input_size)
             )
             if visible is None:
                 outside += 1

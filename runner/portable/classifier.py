@@ -149,7 +149,10 @@ def _check_sizes(description: dict[str, Any]) -> None:
     depth = description.get("depth", 1)
     pools = pool if isinstance(pool, list) else [pool]
     scales = description["model"].get("scales", ())
-    if not all(type(number) is int for number in (resize, crop, *pools, *scales, depth)) or not 1 <= depth <= 32:
+    if (
+        not all(type(number) is int for number in (resize, crop, *pools, *scales, depth))
+        or not 1 <= depth <= 32
+    ):
         raise TypeError("its image sizes are not integers")
     if scales and (max(scales) != crop or min(scales) < backbone.min_input_size):
         raise ValueError(f"images of {crop} pixels have no scales {list(scales)}")
