@@ -19,6 +19,9 @@ from torch import Tensor
 
 from runner.config.schema import Normalization
 from runner.models.transfer_model import ModelSpec, TransferModel
+from runner.portable.head import HeadSpec, build_head
+from runner.portable.model import build_backbone, pooled_features
+from runner.portable.variants import VariantSpec
 from runner.utils.atomic_files import atomic_write
 from runner.utils.errors import UserError
 from runner.utils.hard_links import write_once
@@ -28,6 +31,8 @@ from runner.utils.text import one_line
 
 FORMAT = "vgg-runner-checkpoint-2"
 FROZEN_FILE = "frozen.safetensors"
+MOST_LEVELS = 1000
+"""Of a pyramid; more are a sign of damage, and would take long to build."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def load(path: Path) -> Checkpoint:
         normalization = Normalization(*(tuple(fields["normalization"][name]) for name in ("mean", "std")))
         fields = {name: tuple(value) if type(value) is list else value for name, value in fields.items()}
         spec = ModelSpec(**{**fields, "normalization": normalization})
+        _check_head(spec, trainable)
         model = TransferModel(spec, training_seed=0, random_weights=False)
         model.load_state_dict({**frozen, **trainable}, strict=True)
     except (KeyError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError) as error:
@@ -156,6 +162,18 @@ def _check(description: dict[str, Any]) -> None:
         raise ValueError("its epoch is not a whole number from 1")
     if not isinstance(description["val"], dict) or not isinstance(description["inference"], dict):
         raise TypeError("its validation results or inference settings are not tables")
+
+
+def _check_head(spec: ModelSpec, trainable: dict[str, Tensor]) -> None:
+    """Raises ValueError, KeyError or TypeError if a description's head has more values than the file: it is damaged."""
+    head, variants = HeadSpec.of(vars(spec)), VariantSpec.of(vars(spec))
+    if not isinstance(spec.pool, int) and len(spec.pool) > MOST_LEVELS:
+        raise ValueError("its pyramid has too many levels")
+    features = pooled_features(build_backbone(spec.arch, spec.head, spec.pool), head, variants)
+    with torch.device("meta"):
+        parameters = build_head(head, features, len(spec.classes)).parameters()
+    if sum(each.numel() for each in parameters) > sum(each.numel() for each in trainable.values()):
+        raise ValueError("its head is larger than what it holds")
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOST_PIXELS = 10_000
+"""Height and width of the largest scale."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -37,7 +40,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class VariantSpec:
-    """Which variants there are, and which of their maps are pooled."""
+    """Which variants there are, and which of their maps are pooled.
+
+    Raises ValueError for scales that are no sizes of images.
+    """
 
     scales: tuple[int, ...] = ()
     """Heights and widths in pixels; none: only the image as it is."""
@@ -45,6 +51,10 @@ class VariantSpec:
     """none, flips, scales or flips+scales."""
     pooled_layers: tuple[str, ...] = ()
     """Names of the layers; none: only the last one before the pooling."""
+
+    def __post_init__(self) -> None:
+        if not all(type(size) is int and 1 <= size <= MOST_PIXELS for size in self.scales):
+            raise ValueError(f"the scales are not whole numbers from 1 to {MOST_PIXELS}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> VariantSpec:

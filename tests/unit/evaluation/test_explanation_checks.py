@@ -12,6 +12,7 @@ import pytest
 from helpers import QUIET
 from PIL import Image, ImageDraw
 
+from runner.config.augment_schema import AugmentConfig
 from runner.data.files import FolderFiles
 from runner.evaluation.explanation_checks import read_boxes, sample_indices
 from runner.portable.images import open_rgb
@@ -35,7 +36,7 @@ def evaluation_of(root: Path, *paths: str, crop_mode: str = "center") -> Any:
     return SimpleNamespace(
         entries=[SimpleNamespace(path=path) for path in paths],
         loader=SimpleNamespace(files=FolderFiles(root)),
-        experiment=SimpleNamespace(augment=SimpleNamespace(resize=64, crop=64, crop_mode=crop_mode)),
+        experiment=SimpleNamespace(augment=AugmentConfig(resize=64, crop=64, crop_mode=crop_mode)),
         split="test",
     )
 

@@ -55,7 +55,7 @@ def narrow_vgg() -> Iterator[None]:
 def tensors(narrow_vgg: None) -> dict[str, Tensor]:
     """Random weights, and batch-norm statistics that are not the initial ones."""
     backbone = build_backbone("vgg11_bn", "pooled", 1)
-    head = build_head(HeadSpec("pooled", 1, 16, 0.4), backbone.num_features, len(CLASSES))
+    head = build_head(HeadSpec("pooled", 1, 16, 0.4), [backbone.num_features], len(CLASSES))
     model = LayeredModel(backbone, head, *NORMALIZATION.values())
     generator = torch.Generator().manual_seed(3)
 
