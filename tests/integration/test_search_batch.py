@@ -75,7 +75,13 @@ def metrics_of(folder: Path, run: Any) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-@pytest.mark.parametrize("changes", [{}, {"seeds": 2, "folds": 2}], ids=["one training", "seeds and folds"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="one training"),
+        pytest.param({"seeds": 2, "folds": 2}, id="seeds and folds", marks=pytest.mark.slow),
+    ],
+)
 def test_trials_end_as_they_do_one_by_one(
     place: Place, tmp_path: Path, accelerator: Accelerator, stacked: list[int], changes: dict[str, int]
 ) -> None:
@@ -125,6 +131,7 @@ def test_a_pruned_and_a_failed_trial_leave_the_others_as_they_are(
     assert [runs[number].info.status for number in range(6)] == ["FINISHED"] * 4 + ["FAILED", "FINISHED"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [Interrupted(15), OSError(28, "No space left on device")], ids=repr)
 def test_all_trials_of_a_stopped_batch_are_tried_again(
     place: Place,
