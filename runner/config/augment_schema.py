@@ -16,6 +16,9 @@ from runner.config.fields import (
     setting,
 )
 
+MOST_PIXELS = 10_000
+"""Height and width of the largest images that a model can take."""
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -68,6 +71,11 @@ class AugmentConfig:
             raise ValueError(
                 f"augment.scales must be different sizes from augment.crop ({self.crop}) on; they are"
                 f" {list(self.scales)}"
+            )
+        if self.scales and max(self.input_size, self.input_resize) > MOST_PIXELS:
+            raise ValueError(
+                f"augment.scales are too large: images would be resized to {max(self.input_size, self.input_resize)}"
+                f" pixels, and {MOST_PIXELS} are the most"
             )
         if "scales" in self.tta and len(self.scales) < 2:
             raise ValueError(f"augment.tta={self.tta} averages scales; name two or more as augment.scales")

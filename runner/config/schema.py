@@ -79,6 +79,8 @@ class ModelConfig:
     """Layers to train: head, all, or the name of the first trainable module, as features.24."""
 
     def __post_init__(self) -> None:
+        if len(set(self.pooled_layers)) < len(self.pooled_layers):
+            raise ValueError(f"model.pooled_layers names a layer twice: {list(self.pooled_layers)}")
         if self.weights is None and self.normalize == "weights":
             raise ValueError(
                 "model.normalize=weights needs model.weights, which is null; set model.normalize=statistics"

@@ -198,7 +198,7 @@ def pooled_indices(layers: Sequence[str], spec: VariantSpec) -> list[int]:
 def pooled_features(backbone: BackboneModules, head: HeadSpec, variants: VariantSpec) -> list[int]:
     """Values per image that reach the head, of each map that is pooled.
 
-    Raises ValueError if one of the layers to pool does not exist or has an output without height and width.
+    Raises ValueError if one of the layers to pool does not exist.
     """
     features = [backbone.num_features]
     if variants.pooled_layers:

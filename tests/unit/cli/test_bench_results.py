@@ -62,7 +62,7 @@ def test_each_row_has_its_range_its_last_run_and_a_verdict() -> None:
     document = to_markdown(TABLE, {"good": measured(GOOD), "bad": measured(BAD)})
     assert line_of(document, "| `good`") == (
         "| `good` | top-1 90 to 92 | top-1 91.00 ± 0.25 | within | 2026-02-01, 2 CPU cores, 5 runs in 1:30,"
-        " 467 images' features in 1:02 |"
+        " 467 passes of images in 1:02 |"
     )
     assert "| **out of range** |" in line_of(document, "| `bad`")
     assert "| not run yet | it takes hours |" in line_of(document, "| `long`")
