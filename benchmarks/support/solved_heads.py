@@ -24,8 +24,8 @@ def measure_solutions(argv: Sequence[str], folder: Path) -> dict[str, float]:
     images = _images()
     splits = [torch.randperm(len(images), generator=torch.Generator().manual_seed(s)) for s in range(SPLITS)]
     result = _seconds("solve", SETTINGS, images, splits[:1], None)
-    result |= _seconds("solve_splits", replace(SETTINGS, refit=True), images, splits, KeptProducts())
-    kept, trial = KeptProducts(by_level=True), replace(SETTINGS, penalty_by="validation", penalty=1.0)
+    result |= _seconds("solve_splits", replace(SETTINGS, refit=True), images, splits, None)
+    kept, trial = KeptProducts(), replace(SETTINGS, penalty_by="validation", penalty=1.0)
     _seconds("first_trial", trial, images, splits[:1], kept)
     return result | _seconds("solve_trial", replace(trial, penalty=0.3), images, splits[:1], kept)
 

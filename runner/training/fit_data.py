@@ -32,7 +32,7 @@ class FitData:
         train: Images to train on.
         val: Images to validate on.
         batch_size: The inference batch size of validation.
-        products: What a solver shares with other trainings; None: nothing.
+        products: Those of features that solvers of other trainings had; None: they are not kept.
     """
 
     train: LabeledFeatures

@@ -52,7 +52,7 @@ class Setup:
     loader: ImageLoader
     accelerator: Accelerator
     products: KeptProducts | None = None
-    """What a solver shares with other trainings."""
+    """Those of features that solvers of other trainings had; None: they are not kept."""
 
     @property
     def batch_size(self) -> int:
@@ -79,14 +79,14 @@ class SharedSetup:
     in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
     features: dict[str, FeatureCache] = field(default_factory=dict)
     """By frozen backbone and views, the oldest first. Each holds a model."""
-    products: KeptProducts = field(default_factory=KeptProducts)
-    """Of features, for solvers."""
+    products: KeptProducts | None = None
+    """Of features, for solvers of the same images; None: each training has others."""
 
     @classmethod
     def of_trials(cls, experiment: Experiment | None = None, manifest: Manifest | None = None) -> SharedSetup:
         """What the trials of a study share; `manifest` has the images of `experiment`, if they are scanned already."""
         known = {_split_key(experiment): manifest} if experiment is not None and manifest is not None else {}
-        return cls(hides_test=True, manifests=known, products=KeptProducts(by_level=True))
+        return cls(hides_test=True, manifests=known, products=KeptProducts())
 
     def manifest(self, experiment: Experiment, terminal: Terminal) -> Manifest:
         """The images of an experiment, with all splits. Raises `UserError` as `build_manifest`."""

@@ -16,7 +16,7 @@ from runner.config.schema import TrainConfig
 from runner.evaluation.metrics import METRICS, TASK, Scores, compute_scores
 from runner.training.batches import class_weights
 from runner.training.solvers.logistic import logistic_path
-from runner.training.solvers.products import KeptProducts, products
+from runner.training.solvers.products import KeptProducts, pyramid_products
 from runner.training.solvers.ridge import Linear, RidgePath, RidgeProblem, ridge, signed_targets
 from runner.training.solvers.temperature import fit_temperature
 from runner.utils.console import format_bytes
@@ -159,11 +159,9 @@ class Solver:
         features = together.features
         if count > features.shape[1]:
             return None
-        if self.kept is not None:
-            return self.kept.of(features, self.levels or [features.shape[1]])
         if self.settings.penalty_by == "leave_one_out" and not self.settings.refit:
             features = features[:count]
-        return products(features)
+        return pyramid_products(features, self.levels or [features.shape[1]], self.kept)
 
     def _candidates(self, train: Rows, val: Rows, inner: Tensor | None) -> Iterator[Candidate]:
         """The penalties to choose from, the largest first."""

@@ -1,4 +1,4 @@
-"""Products of features that several solutions share."""
+"""Products of features, and those that several solutions share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from runner.config.schema import TrainConfig
 from runner.training.solvers import products as module
-from runner.training.solvers.products import KeptProducts, products
+from runner.training.solvers.products import KeptProducts, products, pyramid_products
+from runner.training.solvers.solve import Rows, Solution, Solver
 
 FEATURES = torch.rand(1300, 30, generator=torch.Generator().manual_seed(0))
 LEVELS = (10, 20)
@@ -25,43 +27,36 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of the features that were multiplied."""
     shapes: list[tuple[int, ...]] = []
 
-    def counting(rows: Tensor, kept: Tensor | None = None) -> Tensor:
-        shapes.append((len(rows) - (0 if kept is None else len(kept)), rows.shape[1]))
-        return products(rows, kept)
+    def counting(rows: Tensor) -> Tensor:
+        shapes.append(tuple(rows.shape))
+        return products(rows)
 
     monkeypatch.setattr(module, "products", counting)
     return shapes
 
 
-def test_products_are_exact_and_extended() -> None:
-    whole = products(FEATURES)
-    assert torch.allclose(whole, expected(FEATURES), atol=1e-12)
-    assert torch.allclose(products(FEATURES, whole[:600, :600]), whole, atol=1e-12)
-
-
-def test_another_split_needs_the_products_of_its_new_images_only(multiplied: list[tuple[int, ...]]) -> None:
-    kept, order = KeptProducts(), torch.randperm(1300, generator=torch.Generator().manual_seed(1))
-    for images in (torch.arange(1000), order[:900], order[400:], torch.arange(1000)):
-        found = kept.of(FEATURES[images], LEVELS)
-        assert torch.allclose(found, expected(FEATURES[images]), atol=1e-12)
-    assert sum(images for images, _ in multiplied) == 1300
+def test_products_are_exact() -> None:
+    assert torch.allclose(products(FEATURES), expected(FEATURES), atol=1e-12)
 
 
 def test_pyramids_share_their_levels(multiplied: list[tuple[int, ...]]) -> None:
-    kept = KeptProducts(by_level=True)
+    kept = KeptProducts()
     for features, levels in (
         (FEATURES, LEVELS),
+        (FEATURES, LEVELS),  # what is kept is not modified
         (FEATURES[:, :10], LEVELS[:1]),
         (FEATURES[:, 10:], LEVELS[1:]),
     ):
-        assert torch.allclose(kept.of(features, levels), expected(features), atol=1e-12)
+        assert torch.allclose(pyramid_products(features, levels, kept), expected(features), atol=1e-12)
     assert multiplied == [(1300, 10), (1300, 20)]
 
 
 def test_other_features_are_not_mixed_up() -> None:
     kept = KeptProducts()
-    for features in (FEATURES, FEATURES.sqrt(), torch.cat([FEATURES[:100]] * 2)):
-        assert torch.allclose(kept.of(features, LEVELS), expected(features), atol=1e-12)
+    alike = torch.zeros(6, 4), torch.zeros(4, 6)
+    for features in (FEATURES, FEATURES.sqrt(), torch.cat([FEATURES[:100]] * 2), *alike):
+        found = pyramid_products(features, [features.shape[1]], kept)
+        assert torch.allclose(found, expected(features), atol=1e-12)
 
 
 def test_what_does_not_fit_is_not_kept(
@@ -70,5 +65,31 @@ def test_what_does_not_fit_is_not_kept(
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1e6))
     kept = KeptProducts()
     for _ in range(2):
-        assert torch.allclose(kept.of(FEATURES, LEVELS), expected(FEATURES), atol=1e-12)
+        assert torch.allclose(kept.of(FEATURES), expected(FEATURES), atol=1e-12)
     assert multiplied == [(1300, 30)] * 2
+    assert kept.nbytes == 0
+
+
+@pytest.mark.parametrize("settings", [{"refit": True}, {"penalty_by": "leave_one_out"}])
+def test_a_solution_is_the_same_in_every_bit_whatever_was_solved_before(settings: dict[str, object]) -> None:
+    """As in a repetition or study, after an interruption or not, and in a run of its own."""
+    features = torch.rand(700, 900, generator=torch.Generator().manual_seed(1))
+    images, levels = Rows(features, torch.arange(700) % 3), (400, 500)
+    splits = [torch.randperm(700, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+    def solve(order: Tensor, kept: KeptProducts | None) -> Solution:
+        train, val = (Rows(images.features[part], images.labels[part]) for part in order.split([500, 200]))
+        config = TrainConfig(solver="ridge", penalty=1.0, **settings)  # type: ignore[arg-type]
+        return Solver(config, 3, levels, kept).solve(train, val)
+
+    uninterrupted, resumed = KeptProducts(), KeptProducts()
+    together = [solve(order, uninterrupted) for order in splits]
+    interrupted = [together[0], *(solve(order, resumed) for order in splits[1:])]
+    for order, *others in zip(splits, together, interrupted, strict=True):
+        alone = solve(order, None)
+        for other in others:
+            assert torch.equal(alone.linear.weight, other.linear.weight)
+            assert torch.equal(alone.linear.bias, other.linear.bias)
+            if alone.refitted is not None:
+                assert other.refitted is not None
+                assert torch.equal(alone.refitted.weight, other.refitted.weight)
