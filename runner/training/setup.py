@@ -27,8 +27,8 @@ from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.training import devices
 from runner.training.preflight import warn_about_images
+from runner.training.solvers.memory import check_memory
 from runner.training.solvers.products import KeptProducts
-from runner.training.solvers.solve import check_memory
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
@@ -121,6 +121,12 @@ class SharedSetup:
             return setup
         return dataclasses.replace(setup, features=self.features[key].of(setup.manifest))
 
+    def make_room(self) -> None:
+        """Drop what is in memory to save time only: features, which are read from their stores again, and products."""
+        self.in_memory.tables.clear()
+        if self.products is not None:
+            self.products.clear()
+
 
 def _split_key(experiment: Experiment) -> str:
     return digest(dataclasses.asdict(experiment.split), experiment.seed.split)
@@ -170,7 +176,7 @@ def prepare(
         )
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()
-        check_memory(counts["train"] + counts["val"], model.last_layer.in_features)
+        check_memory(counts["train"] + counts["val"], model.last_layer.in_features, shared.make_room)
     visible = manifest.without("test") if shared.hides_test else manifest
     setup = assemble(experiment, visible, model, accelerator, terminal, shared.in_memory)
     return setup if is_alone else shared.share(setup)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -19,15 +18,11 @@ from runner.training.solvers.logistic import logistic_path
 from runner.training.solvers.products import KeptProducts, pyramid_products
 from runner.training.solvers.ridge import Linear, RidgePath, RidgeProblem, ridge, signed_targets
 from runner.training.solvers.temperature import fit_temperature
-from runner.utils.console import format_bytes
-from runner.utils.errors import UserError
 
 PENALTIES = tuple(float(value) for value in np.logspace(-6, 5, 45))
 """Those of `train.penalty=auto`, as in the linear probes of SimCLR, BYOL and DINOv2."""
 CHOLESKY_UP_TO = {"validation": 8, "leave_one_out": 3}
 """Penalties for which a Cholesky decomposition each takes less time than one eigendecomposition, by `penalty_by`."""
-FEATURE_COPIES, SQUARE_COPIES = 3, 6
-"""Matrices in float64 that a solution needs at a time: of the features, and of the smaller of images and features."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +66,6 @@ Candidate: TypeAlias = tuple[float, Tensor, Callable[[], Linear]]
 """A penalty, the held-out logits that it is chosen by, and its solution."""
 Report: TypeAlias = Callable[[str], None]
 """Called with the name of each part of the work when it begins."""
-
-
-def check_memory(images: int, features: int) -> None:
-    """Raise `UserError` if solving for so many images and features per image does not fit into memory."""
-    needed = 8 * (FEATURE_COPIES * images * features + SQUARE_COPIES * min(images, features) ** 2)
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise UserError(
-            f"Solving a linear head for {images:,} images with {features:,} features each needs"
-            f" {format_bytes(needed)} of memory, and {format_bytes(free)} are free; pool less (model.pool), take fewer"
-            " images, or train it by steps (train.solver=gradient)."
-        )
 
 
 def count_parts(settings: TrainConfig) -> int:
