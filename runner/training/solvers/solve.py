@@ -158,22 +158,22 @@ class Solver:
                 yield penalty, linear(val.features), partial(_identity, linear)
             return
         problem = self._problem(train, None if inner is None else inner[:count, :count])
-        leaves_out = self.settings.penalty_by == "leave_one_out"
+        size, leaves_out = len(problem.right_hand_side), self.settings.penalty_by == "leave_one_out"
         if len(penalties) > CHOLESKY_UP_TO[self.settings.penalty_by]:
-            self.report(f"eigendecomposition ({len(problem.right):,} × {len(problem.right):,})")
+            self.report(f"eigendecomposition ({size:,} × {size:,})")
             solved = RidgePath(problem).solve(penalties, leaves_out)
         else:
-            self.report(f"decompositions ({len(problem.right):,} × {len(problem.right):,})")
+            self.report(f"decompositions ({size:,} × {size:,})")
             solved = ridge(problem, penalties, leaves_out)
         self.report(f"{len(penalties)} penalties")
         inputs = (
-            problem.right
+            torch.empty(0)  # not needed
             if leaves_out
             else problem.inputs(val.features, None if inner is None else inner[count:, :count])
         )
-        for penalty, coefficients, forms in solved:
-            if forms is not None:
-                logits = problem.left_out(coefficients, forms, penalty)
+        for penalty, coefficients, quadratic_forms in solved:
+            if quadratic_forms is not None:
+                logits = problem.leave_one_out(coefficients, quadratic_forms, penalty)
             else:
                 logits = inputs @ coefficients + problem.target_mean
             yield penalty, logits, partial(problem.linear, coefficients)

@@ -52,12 +52,12 @@ def test_leaving_one_out_is_what_training_without_it_gives(
 ) -> None:
     values, labels, weights = problem(images, features)
     targets = signed_targets(labels, 4)
-    of_images = RidgeProblem(values, targets, weights)
+    ridge_problem = RidgeProblem(values, targets, weights)
     predicted = [
-        of_images.left_out(coefficients, forms, penalty)
+        ridge_problem.leave_one_out(coefficients, forms, penalty)
         for solved in (
-            RidgePath(of_images).solve([penalty], forms=True),
-            ridge(of_images, [penalty], forms=True),
+            RidgePath(ridge_problem).solve([penalty], quadratic_forms=True),
+            ridge(ridge_problem, [penalty], quadratic_forms=True),
         )
         for _, coefficients, forms in solved
         if forms is not None
@@ -76,20 +76,20 @@ def test_leaving_one_out_is_what_training_without_it_gives(
 @pytest.mark.parametrize(("images", "features"), SHAPES)
 def test_predictions_are_those_of_the_solution(images: int, features: int) -> None:
     values, labels, weights = problem(images, features)
-    of_images = RidgeProblem(values, signed_targets(labels, 4), weights)
+    ridge_problem = RidgeProblem(values, signed_targets(labels, 4), weights)
     new = torch.randn(5, features, dtype=torch.float64)
-    inputs = of_images.inputs(new)
-    for _, coefficients, _ in RidgePath(of_images).solve(PENALTIES):
-        predicted = inputs @ coefficients + of_images.target_mean
-        assert torch.allclose(predicted, of_images.linear(coefficients)(new), atol=1e-10)
+    inputs = ridge_problem.inputs(new)
+    for _, coefficients, _ in RidgePath(ridge_problem).solve(PENALTIES):
+        predicted = inputs @ coefficients + ridge_problem.target_mean
+        assert torch.allclose(predicted, ridge_problem.linear(coefficients)(new), atol=1e-10)
 
 
 def test_repeated_features_and_images_do_no_harm() -> None:
     values, labels, weights = problem(40, 10)
     doubled = torch.cat([1e4 * values, 1e4 * values], dim=1)
     for features in (doubled, torch.cat([doubled] * 5, dim=1)):
-        of_images = RidgeProblem(features, signed_targets(labels, 4), weights)
-        for solve in (RidgePath(of_images).solve, partial(ridge, of_images)):
-            solved = of_images.linear(next(solve([1e-6]))[1])
+        ridge_problem = RidgeProblem(features, signed_targets(labels, 4), weights)
+        for solve in (RidgePath(ridge_problem).solve, partial(ridge, ridge_problem)):
+            solved = ridge_problem.linear(next(solve([1e-6]))[1])
             assert torch.isfinite(solved.weight).all()
             assert torch.allclose(solved.weight[:, :10], solved.weight[:, 10:20], atol=1e-6)
