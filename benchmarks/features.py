@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="runner-bench-") as name:
         folder = Path(name)
         accelerator = devices.create_accelerator(experiment)
-        measured = _extraction(experiment, accelerator, folder, terminal)
+        measured = extraction_rates(experiment, accelerator, folder, terminal)
         naive = naive_rates(experiment, NAIVE_BATCHES)
         terminal.line(
             "naive loop: " + ", ".join(f"{name} {rate:.2f} images/s" for name, rate in naive.items())
@@ -114,7 +114,7 @@ def _figures(m: dict[str, Any]) -> dict[str, Any]:
 # Extraction
 
 
-def _extraction(
+def extraction_rates(
     experiment: Experiment, accelerator: Accelerator, folder: Path, terminal: Terminal
 ) -> dict[str, Any]:
     """Images/s of the machine's limit, of the frozen backbone in memory, and of extraction from files, in turns."""
@@ -129,7 +129,7 @@ def _extraction(
 
     rates: dict[str, list[float]] = {"limit": [], "bare": [], "file": [], "view": []}
     for number in range(ROUNDS):
-        rates["limit"].append(_matmul_flops(accelerator.device) / _image_flops(setup, images[:1]))
+        rates["limit"].append(matmul_flops(accelerator.device) / image_flops(setup, images[:1]))
         rates["bare"].append(MEMORY_BATCHES * batch_size / seconds(bare))
         for name, view in (("file", EVALUATION_VIEW), ("view", AUGMENTED_VIEW)):
             sample = _empty_sample(setup, FILE_BATCHES, folder / f"{name} {number}")
@@ -178,10 +178,10 @@ def _extraction_rate(features: FeatureCache, view: int) -> float:
     return len(features.manifest.entries) / seconds(lambda: features.get("train", view))
 
 
-def _matmul_flops(device: torch.device) -> float:
-    """FLOP/s of the fastest bf16 product of two square matrices of 2048 or 4096."""
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of the fastest bf16 product of two square matrices of 2048 or 4096; on a GPU also of 8192."""
     fastest = 0.0
-    for side in (2048, 4096):
+    for side in (2048, 4096, *([8192] if device.type == "cuda" else [])):
         first, second = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
         _wait_for(first @ second)
         times = [seconds(lambda a=first, b=second: _wait_for(a @ b)) for _ in range(3)]  # type: ignore[misc]
@@ -189,7 +189,7 @@ def _matmul_flops(device: torch.device) -> float:
     return fastest
 
 
-def _image_flops(setup: Setup, image: Tensor) -> float:
+def image_flops(setup: Setup, image: Tensor) -> float:
     """FLOP of one image in the convolutions: 30.7 G for VGG16 at 224 px."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         stage = setup.model.frozen_stages[0]
@@ -233,7 +233,7 @@ def _scaling_part(experiment: Experiment, folder: Path) -> dict[str, Any]:
     return {"rates": rates}
 
 
-def _cold_part(experiment: Experiment, folder: Path) -> dict[str, Any]:
+def cold_run(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """A run without augmentation and with empty caches, the features of the test split, and 20 trials."""
     accelerator = devices.create_accelerator(experiment)
     start = time.perf_counter()
@@ -284,7 +284,7 @@ def _train_trial(setup: Setup, trial: int) -> float:
 def _run_part() -> None:
     """Run one part: its name, a folder for its result, and the experiment's settings are the arguments."""
     name, folder, *argv = sys.argv[1:]
-    part = {"cold": _cold_part, "scaling": _scaling_part}[name]
+    part = {"cold": cold_run, "scaling": _scaling_part}[name]
     write_result(Path(folder), part(parse(argv)[0], Path(folder)))
 
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"{len(entries)} training images are too few for this benchmark; it needs {setup.batch_size} or more."
         )
-    rates = _measure(_Loops(setup, entries), Terminal())
+    rates = _measure(Loops(setup, entries), Terminal())
     medians = {f"{name}_ips": round(statistics.median(values), 3) for name, values in rates.items()}
     ratios = [evaluation / bare for evaluation, bare in zip(rates["eval"], rates["bare"], strict=True)]
     result = {
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _measure(loops: _Loops, terminal: Terminal) -> dict[str, list[float]]:
+def _measure(loops: Loops, terminal: Terminal) -> dict[str, list[float]]:
     """Images/s of each loop in each round."""
     rates: dict[str, list[float]] = {"bare": [], "train": [], "eval": []}
     loops.warm_up()
@@ -80,7 +80,7 @@ def _measure(loops: _Loops, terminal: Terminal) -> dict[str, list[float]]:
 
 
 @dataclass(frozen=True)
-class _Loops:
+class Loops:
     """The loops to compare. Each method runs one of them over the same training images: images/s."""
 
     setup: Setup

@@ -1,0 +1,200 @@
+"""What the runner promises holds on a GPU: results, resuming, stored features, maps, sentences."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import torch
+from accelerate import Accelerator
+from commands import one_sentence, runner, user_environment
+from helpers import QUIET, Make, Place, Recorder, comparable, small_model
+from interrupted_fits import without_times
+from trained import TrainedRun
+
+from runner.config.tree import as_tree
+from runner.explain import cam
+from runner.portable.classifier import Classifier
+from runner.training import run
+from runner.training.results import RunResult
+from runner.training.resume import ResumePoint
+from runner.training.snapshot import load_newest
+from runner.training.sync import StepSync
+from runner.utils.errors import UserError
+from runner.utils.signals import Interrupted
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
+Train: TypeAlias = Callable[..., tuple[RunResult, Recorder]]
+TRAINABLE = ("head", "features.16", "all")
+"""The head, the last convolutions as well, everything."""
+
+
+def images(count: int, side: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def runs_command(place: Place, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`runs_command("train", "--train.epochs", "1")`: a command of the small experiment, on the device."""
+    environment = user_environment()
+    if torch.cuda.is_available():
+        del environment["ACCELERATE_USE_CPU"]
+
+    def start(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        line = runner(verb, *place(tmp_path), *words)
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=110)
+
+    return start
+
+
+@pytest.fixture(params=["no", "bf16", "fp16"])
+def precise(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator) -> str:
+    """A precision in which the accelerator computes."""
+    if request.param == "fp16" and accelerator.device.type == "cpu":
+        pytest.skip("a CPU has no fp16")
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", request.param)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("precise")
+def test_a_run_learns_the_pictures(make: Make, train: Train) -> None:
+    result, _ = train(make("--train.epochs", "6"))
+    assert result.best["top1"] >= 0.8
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+def test_the_same_run_twice_has_the_same_results(
+    make: Make, train: Train, tmp_path: Path, trainable: str
+) -> None:
+    once, _ = train(make("--model.trainable", trainable))
+    again, _ = train(make("--model.trainable", trainable, "--cache", str(tmp_path / "another cache")))
+    assert comparable(once.history) == comparable(again.history)
+    assert (once.best, once.last) == (again.best, again.last)
+
+
+@pytest.mark.usefixtures("precise")
+def test_stored_features_change_no_bit(make: Make, train: Train) -> None:
+    stored, _ = train(make("--features.store", "true"))
+    computed, _ = train(make("--features.store", "false"))
+    assert comparable(stored.history) == comparable(computed.history)
+    assert (stored.best, stored.last) == (computed.best, computed.last)
+
+
+@pytest.mark.parametrize("trainable", TRAINABLE)
+@pytest.mark.parametrize("step", [1, 4])
+def test_an_interrupted_run_continues_to_the_same_result(
+    make: Make,
+    accelerator: Accelerator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    trainable: str,
+) -> None:
+    monkeypatch.setattr("runner.training.curves.draw_curves", lambda *_: None)
+    experiment = make("--checkpoints.minutes", "0", "--model.trainable", trainable)
+    whole = run.train(experiment, accelerator, Recorder(tmp_path / "whole"), QUIET)
+    records, steps, after_step = Recorder(tmp_path / "stopped"), itertools.count(1), StepSync.after_step
+
+    def stopping(self: StepSync, *args: Any) -> None:
+        after_step(self, *args)
+        if next(steps) == step:
+            raise Interrupted(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepSync, "after_step", stopping)
+        with pytest.raises(Interrupted):
+            run.train(experiment, accelerator, records, QUIET)
+    snapshot, _ = load_newest(records.folder / "state")
+    assert snapshot is not None
+    start = ResumePoint(as_tree(experiment), "0123456789", "small", snapshot)
+    result = run.train(experiment, accelerator, records, QUIET, start)
+    assert without_times(result.history) == without_times(whole.history)
+    assert (result.best, result.last) == (whole.best, whole.last)
+
+
+def test_features_are_those_of_the_cpu(accelerator: Accelerator) -> None:
+    model = small_model().eval()
+    expected = model(images(8))
+    torch.testing.assert_close(
+        model.to(accelerator.device)(images(8).to(accelerator.device)).cpu(), expected, rtol=1e-2, atol=1e-3
+    )
+
+
+def test_predictions_are_those_of_the_cpu_and_do_not_depend_on_the_batch(
+    trained_run: TrainedRun, accelerator: Accelerator
+) -> None:
+    folder = next(trained_run.logged_model().rglob("model.json")).parent
+    on_device, on_cpu = (Classifier.load(folder, device) for device in (accelerator.device, "cpu"))
+    batch = images(11, 32)
+    logits = on_device.logits(batch)
+    torch.testing.assert_close(logits, on_cpu.logits(batch), rtol=1e-2, atol=1e-3)
+    assert torch.equal(torch.cat([on_device.logits(each) for each in batch.split(1)]), logits)
+
+
+@pytest.mark.parametrize("method", ["gradcam", "eigencam", "scorecam"])
+def test_maps_are_those_of_the_cpu(accelerator: Accelerator, method: str) -> None:
+    model = small_model(trainable="all", pool=2).eval()
+    expected = cam.explain(model, images(3), [0, 1, 2], method=method)
+    maps = cam.explain(model.to(accelerator.device), images(3), [0, 1, 2], method=method)
+    assert abs(maps - expected).mean() < 0.01
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic"])
+def test_a_head_is_solved(make: Make, train: Train, solver: str) -> None:
+    words = ("--model.head", "linear", "--augment.views", "none", "--train.solver", solver)
+    scales = (
+        "--augment.scales",
+        "[32, 64]",
+        "--augment.tta",
+        "flips+scales",
+        "--augment.crop_mode",
+        "squash",
+    )
+    result, _ = train(make(*words, *scales))
+    assert result.best["top1"] >= 0.8
+
+
+def test_too_large_a_batch_is_refused_in_a_sentence(make: Make, train: Train, on_gpu: torch.device) -> None:
+    taken = torch.cuda.mem_get_info()[0] - 200 * 2**20
+    occupied = torch.empty(taken, dtype=torch.uint8, device=on_gpu)
+    try:
+        with pytest.raises(UserError, match=r"The GPU .*features\.batch_size"):
+            train(make("--features.batch_size", "4096", "--augment.crop", "224", "--augment.resize", "224"))
+    finally:
+        del occupied
+        torch.cuda.empty_cache()
+
+
+def test_a_command_uses_the_gpu_and_says_so(
+    runs_command: Callable[..., subprocess.CompletedProcess[str]], on_gpu: torch.device
+) -> None:
+    outcome = runs_command("train", "--train.precision", "auto")
+    assert outcome.returncode == 0, outcome.stderr
+    assert torch.cuda.get_device_name() in outcome.stdout
+
+
+def test_more_processes_than_gpus_are_refused(
+    runs_command: Callable[..., subprocess.CompletedProcess[str]], on_gpu: torch.device
+) -> None:
+    outcome = runs_command("train", "-n", str(torch.cuda.device_count() + 1))
+    assert outcome.returncode == 2
+    assert "GPU" in one_sentence(outcome.stderr)
+
+
+def test_without_visible_gpus_the_cpu_is_used(
+    runs_command: Callable[..., subprocess.CompletedProcess[str]],
+    on_gpu: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    outcome = runs_command("train", "--train.epochs", "1")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "CPU" in outcome.stdout
