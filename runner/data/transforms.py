@@ -77,6 +77,9 @@ class ViewTransform:
         if self.depth is not None:
             recipe["depth"] = self.depth
         if view == EVALUATION_VIEW:
+            if self.augment.crop_mode == "squash":
+                # The setting has no effect. Features that are kept have its default value here.
+                recipe["resize"] = max(AugmentConfig.resize, self.augment.input_size)
             return recipe
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
         random = {name: getattr(self.augment, name) for name in (*names, "rotation_interpolation")}

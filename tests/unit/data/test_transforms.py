@@ -259,6 +259,21 @@ def test_a_recipe_holds_every_setting_that_decides_a_view() -> None:
     assert "crop_mode" not in ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW)  # existing features stay valid
 
 
+def test_the_recipe_of_a_squashed_image_does_not_depend_on_resize() -> None:
+    for crop_mode, is_idle in (("squash", True), ("center", False)):
+        usual, other = (
+            ViewTransform(AugmentConfig(crop_mode=crop_mode, resize=resize), 0)  # type: ignore[arg-type]
+            for resize in (256, 300)
+        )
+        assert (usual.recipe(EVALUATION_VIEW) == other.recipe(EVALUATION_VIEW)) is is_idle
+        assert usual.recipe(0) != other.recipe(0)
+    sizes = [
+        ViewTransform(AugmentConfig(crop_mode="squash", scales=scales), 0).recipe(EVALUATION_VIEW)["resize"]
+        for scales in ((), (224, 320))
+    ]
+    assert sizes == [256, 320]  # existing features stay valid
+
+
 def test_a_squashed_image_is_whole() -> None:
     image = Image.new("RGB", (90, 30))
     image.paste((255, 0, 0), (0, 0, 15, 30))
