@@ -82,6 +82,7 @@ class AugmentConfig:
         if not self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
                 f"augment.scale must be a minimum and a maximum, at most 1; it is {list(self.scale)}"
+                + " (sizes in pixels are augment.scales)" * (self.scale[0] > 1)
             )
         if self.ratio[0] > self.ratio[1]:
             raise ValueError(f"augment.ratio must be a minimum and a maximum; it is {list(self.ratio)}")

@@ -108,11 +108,8 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol, "split", self)
-        if self.protocol is not None and self.folds is not None and self.fold_as == "test":
-            raise ValueError(
-                f"split.protocol={self.protocol} decides which images are for the test, and split.folds would make each"
-                " fold the test split; set split.fold_as=val, or leave out one of them"
-            )
+        if self.protocol is not None and self.folds is not None:
+            self._check_folds_of_protocol()
         if self.val == "rest" and self.by != "count":
             raise ValueError("split.val=rest needs split.by=count")
         sizes = self.sizes
@@ -138,3 +135,16 @@ class SplitConfig:
                 raise ValueError(
                     f"split.group is not a regular expression ({error}): {self.group!r}"
                 ) from None
+
+    def _check_folds_of_protocol(self) -> None:
+        if self.by == "count":
+            raise ValueError(
+                f"split.protocol={self.protocol} draws a number of images of each class, and split.folds divides all"
+                " images; for several splits of the protocol, leave out split.folds and use --repeat 5 --repeat-over"
+                " split"
+            )
+        if self.fold_as == "test":
+            raise ValueError(
+                f"split.protocol={self.protocol} decides which images are for the test, and split.folds would make each"
+                " fold the test split; set split.fold_as=val, or leave out one of them"
+            )

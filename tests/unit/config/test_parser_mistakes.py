@@ -159,6 +159,7 @@ def test_the_bounds_of_ranges(name: str, inside: str, outside: str, refusal: Ref
         ),
         (("--augment.scale", "[0.9, 0.8]"), ("augment.scale",)),
         (("--augment.scale", "[0.9, 1.1]"), ("augment.scale",)),
+        (("--augment.scale", "[224, 320]"), ("sizes in pixels are augment.scales",)),
         (("--augment.ratio", "[2, 1]"), ("augment.ratio",)),
         (("--model.normalize", "weights"), ("model.normalize", "model.weights")),
         (("--train.accumulate", "65"), ("train.accumulate", "train.batch_size")),

@@ -63,8 +63,8 @@ def test_an_experiment_with_a_protocol_is_read_back_equal() -> None:
         (("--split.val", "5"), "split.val is 5, but split.protocol=caltech101-30 sets it to rest"),
         (("--split.test", "0.25"), "split.test is 0.25, but split.protocol=caltech101-30 sets it to 50"),
         (("--train.refit", "true"), "train.refit is true, but split.protocol=caltech101-30 sets it to false"),
-        (("--split.folds", "5"), "set split.fold_as=val"),
-        (("--split.folds", "5", "--split.fold_as", "val"), "it does not go with split.by=count"),
+        (("--split.folds", "5"), "leave out split.folds and use --repeat 5 --repeat-over split"),
+        (("--split.folds", "5", "--split.fold_as", "val"), "leave out split.folds and use --repeat 5"),
         (("--split.protocol", "caltech101"), "split.protocol must be 50-25-25, caltech101-30 or null"),
     ],
 )
@@ -72,6 +72,13 @@ def test_what_contradicts_a_protocol_is_refused(
     refusal: Callable[..., str], words: tuple[str, ...], sentence: str
 ) -> None:
     assert sentence in refusal(*SOLVED, *THIRTY, *words)
+
+
+def test_the_remedies_for_folds_work(refusal: Callable[..., str]) -> None:
+    fractions = ["--data.kind", "digits", "--split.protocol", "50-25-25", "--split.folds", "5"]
+    assert "set split.fold_as=val" in refusal(*fractions)
+    assert parse([*fractions, "--split.fold_as", "val"])[0].split.folds == 5
+    parse(["--data.kind", "digits", *THIRTY, "--repeat", "5", "--repeat-over", "split"])
 
 
 def test_a_size_on_the_command_line_contradicts_the_protocol_of_a_file(
