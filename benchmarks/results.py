@@ -5,7 +5,8 @@
 
 Each of our rows is a command `runner train …`, with an expected range (benchmarks/results.yaml). The command is run,
 its mean and sd are read from MLflow, and added to benchmarks/results.json, which has the figures of rows that are not
-run this time. Rows that take hours run only if --only names them. After each row the document is written anew.
+run this time. Rows that take hours are left out, unless --only names them. After each row the document is written
+again.
 
 Exit status 1 if a run fails or a figure is out of its range. The last line is a JSON object: `rows` with the mean and
 sd of each figure, `out_of_range` and `failed`.

@@ -1,6 +1,6 @@
 """Is the best experiment better than the baseline? Both are trained on new seeds, and compared seed by seed.
 
-A training seed plays no part in a solution: where a head is solved, the images are split anew instead.
+A training seed plays no part in a solution: where a head is solved, each seed is one of the split.
 """
 
 from __future__ import annotations
