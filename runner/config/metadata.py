@@ -122,10 +122,11 @@ def _words(kind: Any) -> Sequence[str]:
         return parts
     if len(members := _members(plain)) > 1:
         return [word for member in members for word in _words(member)]
-    if origin is tuple and parts[-1] is Ellipsis:
-        return [f"a list of numbers{_range(_plain(parts[0])[1])}"]
     if origin is tuple:
-        return [f"a list of {len(parts)} numbers{_range(_plain(parts[0])[1])}"]
+        item, bounds = _plain(parts[0])
+        count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        plural = {int: "whole numbers", float: "numbers", str: "words"}[item]
+        return [f"a list of {count}{plural}{_range(bounds)}"]
     if origin is dict:
         return [f"{{name: {describe(parts[1])}}}"]
     if dataclasses.is_dataclass(plain):

@@ -103,6 +103,9 @@ def test_every_type_is_described_with_its_range() -> None:
     assert table()["model.dropout"].takes == "a number from 0 to below 1"
     assert table()["data.workers"].takes == "auto or a whole number ≥ 0"
     assert table()["schedule.kind"].takes == "reduce_on_drop, cosine, onecycle or constant"
+    assert table()["augment.scale"].takes == "a list of 2 numbers > 0"
+    assert table()["augment.scales"].takes == "a list of whole numbers > 0, in px"
+    assert table()["model.pooled_layers"].takes == "a list of words"
     assert table()["optim.groups"].takes == "{name: a number > 0}"
 
 
