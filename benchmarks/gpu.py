@@ -142,4 +142,4 @@ def _write_class(root: Path, label: int) -> None:
 
 
 if __name__ == "__main__":  # a part in another precision, so in a process of its own
-    write_result(Path(sys.argv[2]), heads.measure_speedups((), Path(sys.argv[2])))
+    write_result(Path(sys.argv[2]), heads.measure_speedups())

@@ -2,18 +2,19 @@
 
     ./launch.sh bench heads --config caltech101-pooled --data.root DATA --model.weights FILE
 
-`solve_seconds`: ridge regression for 45 penalties with leaving one out, on synthetic 1 + 2 + 3 pyramids of
-Caltech-101's size; `solve_splits_seconds`: with a refit, on five splits; `solve_trial_seconds`: one penalty, with the
-products of features of an earlier trial. `solve_cpu_seconds`, …: processor time, to compare where other work runs.
-`heads_speedup_pool3`, `heads_speedup_pool1`: the time of training HEADS pooled heads one by one ÷ that of training them
-together, on synthetic rows of Caltech-101's size; in turns, so that other load on the machine affects both alike;
-medians of the rounds. `heads_cpu_speedup_pool3`, …: the same ratio of processor time. `heads_difference`: the largest
-relative difference of a loss between the two.
-`study_seconds`: a search of TRIALS trials of EPOCHS epochs with `--batch`, on as many single-threaded workers as there
-are cores; without --data.root it is left out. Features must be cached before.
+Solutions are measured on the images of the experiment if their features are kept, else on synthetic rows of
+Caltech-101's size; training together always on such rows; the study on the images of the experiment. The first line of
+the output says it.
 
-Each figure is measured by one function of `FIGURES`, which gets the settings on the command line and an empty folder
-for what it writes, and returns entries of the JSON object.
+`solve_seconds`: ridge regression for 45 penalties with leaving one out, on 1 + 2 + 3 pyramids; `solve_splits_seconds`:
+with a refit, on five splits; `solve_trial_seconds`: one penalty, with the products of features of an earlier trial.
+`solve_cpu_seconds`, …: processor time, to compare where other work runs.
+`heads_speedup_pool3`, `heads_speedup_pool1`: the time of training HEADS pooled heads one by one ÷ that of training them
+together; in turns, so that other load on the machine affects both alike; medians of the rounds.
+`heads_cpu_speedup_pool3`, …: the same ratio of processor time. `heads_difference`: the largest relative difference of a
+loss between the two.
+`study_seconds`: a search of TRIALS trials of EPOCHS epochs with `--batch`, on as many single-threaded workers as there
+are cores; left out without data.root. Features must be cached before.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.study import EPOCHS, SCHEDULE, TRIALS, run_study
 from benchmarks.support import stacked_heads
-from benchmarks.support.solved_heads import measure_solutions
+from benchmarks.support.solved_heads import kept_images, measure_solutions, synthetic_images
 from runner.config.parser import parse
 from runner.training import devices
 from runner.utils.processes import cpu_count
@@ -36,7 +39,7 @@ Figures = dict[str, float]
 HEADS, HEAD_EPOCHS, ROUNDS = 32, 1, 3
 
 
-def measure_speedups(argv: Sequence[str], folder: Path) -> Figures:
+def measure_speedups() -> Figures:
     """Training together against one by one."""
     result, differences = {}, []
     for pool in (3, 1):
@@ -64,36 +67,41 @@ def measure_speedups(argv: Sequence[str], folder: Path) -> Figures:
     return {**result, "heads_difference": max(differences), "heads": HEADS}
 
 
-def measure_study(argv: Sequence[str], folder: Path) -> Figures:
+def measure_study(argv: Sequence[str]) -> Figures:
     """A study whose workers train their trials together."""
-    if "--data.root" not in argv:
-        _report("study_seconds is left out: it needs the settings of an experiment on files (--data.root)")
-        return {}
     workers = cpu_count()
     batch = -(-TRIALS // workers)
-    settings = [*argv, *SCHEDULE, "--train.epochs", str(EPOCHS)]
+    settings = [*argv, *SCHEDULE, "--train.epochs", str(EPOCHS), "--batch", str(batch)]
     _report(f"{TRIALS} trials of {EPOCHS} epochs on {workers} single-threaded workers, {batch} together")
-    start = time.monotonic()
-    run_study(folder, [*settings, "--batch", str(batch)], TRIALS, workers, space="around-baseline")
-    return {"study_seconds": round(time.monotonic() - start, 1)}
-
-
-FIGURES: tuple[Callable[[Sequence[str], Path], Figures], ...] = (
-    measure_solutions,
-    measure_speedups,
-    measure_study,
-)
+    with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
+        start = time.monotonic()
+        run_study(Path(folder), settings, TRIALS, workers, space="around-baseline")
+        return {"study_seconds": round(time.monotonic() - start, 1)}
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object as the last line."""
-    parse(argv, prog="runner bench heads")
+    experiment, _ = parse(argv, prog="runner bench heads")
+    images = kept_images(experiment) or synthetic_images()
+    root = experiment.data.root
+    study = f"a study on the images in {root}" if root else "no study, which needs data.root"
+    _report(
+        f"Solutions on {images.origin}, heads together and one by one on synthetic rows of Caltech-101's size, {study}."
+    )
+    figures = [lambda: measure_solutions(images), lambda: _in_a_new_process(measure_speedups)]
+    if root:
+        figures.append(lambda: measure_study(argv))
     result: Figures = {}
-    for figure in FIGURES:
-        with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
-            result |= figure(argv, Path(folder))
-            print(json.dumps(result), flush=True)
+    for measure in figures:
+        result |= measure()
+        print(json.dumps(result), flush=True)
     return 0
+
+
+def _in_a_new_process(measure: Callable[[], Figures]) -> Figures:
+    """What it returns in a process of its own: Accelerate has one precision in a process, and it needs another one."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(measure).result()
 
 
 def _report(text: str) -> None:

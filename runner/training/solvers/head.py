@@ -61,17 +61,27 @@ def _solve(
 ) -> Solution:
     model = state.model
     train, val = (
-        Rows(_rows(model, features, len(split.labels)), torch.tensor(split.labels))
+        Rows(last_layer_inputs(model, features, len(split.labels)), torch.tensor(split.labels))
         for split, features in parts
     )
+    settings, classes = state.experiment.train, len(model.spec.classes)
+    return Solver(settings, classes, level_sizes(model), data.products, report).solve(train, val)
+
+
+def level_sizes(model: TransferModel) -> tuple[int, ...] | None:
+    """Features of each level of a pyramid that the last layer receives; None: they have no norm of their own."""
     norms = [module for module in model.modules() if isinstance(module, LevelNorm)]
-    levels = norms[0].sizes if norms else None
-    solver = Solver(state.experiment.train, len(model.spec.classes), levels, data.products, report)
-    return solver.solve(train, val)
+    return norms[0].sizes if norms else None
 
 
-def _rows(model: TransferModel, features: SplitFeatures, count: int) -> Tensor:
-    """What reaches the last layer: count × features, float32, on the CPU."""
+def last_layer_inputs(model: TransferModel, features: SplitFeatures, count: int) -> Tensor:
+    """What reaches the last layer: count × features, float32, on the CPU.
+
+    Args:
+        model: With a linear head.
+        features: Of a split.
+        count: Its images.
+    """
     batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
     model.eval()
     with torch.no_grad():
