@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,11 +108,11 @@ class Measurement:
     machine: str
     runs: int
     seconds: float
-    figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    figures: Mapping[str, tuple[float, float]]
     """Mean and standard deviation of each metric, in percent."""
-    computed: int = 0
+    computed: int
     """Images whose features were computed; the others were kept."""
-    feature_seconds: float = 0.0
+    feature_seconds: float
     """Seconds that this took."""
 
     def outside(self, row: Row) -> list[str]:
@@ -210,19 +210,11 @@ def verdict(row: Row, measured: Measurement) -> str:
 
 def describe(measured: Measurement) -> str:
     """When and where a row was run, and how long it took."""
-    parts = [measured.date, measured.machine]
-    if measured.seconds:
-        parts.append(f"{counted_runs(measured)} in {format_duration(measured.seconds)}")
-        of_features = f"{measured.computed:,} passes of images in {format_duration(measured.feature_seconds)}"
-        parts.append(of_features if measured.computed else "features kept")
-    else:
-        parts.append(counted_runs(measured))
-    return ", ".join(parts)
-
-
-def counted_runs(measured: Measurement) -> str:
-    """`1 run`, `5 runs`."""
-    return f"{measured.runs} run{'s' * (measured.runs != 1)}"
+    runs = f"{measured.runs} run{'s' * (measured.runs != 1)} in {format_duration(measured.seconds)}"
+    features = "features kept"
+    if measured.computed:
+        features = f"{measured.computed:,} passes of images in {format_duration(measured.feature_seconds)}"
+    return ", ".join([measured.date, measured.machine, runs, features])
 
 
 def _command_lines(row: Row) -> Iterator[str]:

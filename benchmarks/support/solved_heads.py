@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.support.setups import prepare_quietly
+from benchmarks.support.stacked_heads import CHANNELS, CLASSES, TRAINING_IMAGES, VALIDATION_IMAGES
 from runner.config.schema import Experiment, TrainConfig
 from runner.config.tree import override
 from runner.data.images import SPLITS
@@ -18,7 +19,9 @@ from runner.training.solvers.head import last_layer_inputs, level_sizes
 from runner.training.solvers.products import KeptProducts
 from runner.training.solvers.solve import Rows, Solver
 
-REPEATS = 5
+REPEATS, TEST_IMAGES = 5, 2206
+LEVELS = tuple(CHANNELS * size**2 for size in (1, 2, 3))
+"""Features of each level of a pyramid of VGG's last convolution."""
 SETTINGS = TrainConfig(solver="ridge", penalty_by="leave_one_out", class_weights=0.5)
 PYRAMIDS = {
     "model.head": "linear",
@@ -69,13 +72,13 @@ def kept_images(experiment: Experiment) -> Images | None:
 
 
 def synthetic_images(
-    train: int = 4286,
-    val: int = 2185,
-    test: int = 2206,
-    classes: int = 101,
-    levels: Sequence[int] = (512, 2048, 4608),
+    train: int = TRAINING_IMAGES,
+    val: int = VALIDATION_IMAGES,
+    test: int = TEST_IMAGES,
+    classes: int = CLASSES,
+    levels: Sequence[int] = LEVELS,
 ) -> Images:
-    """Images around a center for each class; by default as many as Caltech-101's, on VGG16's 512 channels."""
+    """Images around a center for each class; by default as many as Caltech-101's, with VGG16's channels."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, classes, (train + val + test,), generator=generator)
     centers = torch.randn(classes, sum(levels), generator=generator)

@@ -25,6 +25,7 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     Left out are the experiment's name, settings that change no result, and those without effect beside the others: the
     augmentation of plain views, the size of a head that the model has not, the options of another optimizer.
     """
+    settings = flatten(as_tree(experiment))
     idle = {"name", *_options_of_others("optim", OPTIMIZERS, experiment.optim.name)}
     idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
     if experiment.augment.views == "none":
@@ -40,8 +41,7 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle |= {f"train.{name}" for name in OF_SOLVERS}
     else:
         idle |= {f"train.{name}" for name in OF_STEPS} | {"seed.train"}
-        idle |= {name for name in flatten(as_tree(experiment)) if name.startswith(("optim.", "schedule."))}
-    settings = flatten(as_tree(experiment))
+        idle |= {name for name in settings if name.startswith(("optim.", "schedule."))}
     return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from runner.utils.safe_yaml import dump_yaml
+
 PROTOCOLS: dict[str, dict[str, dict[str, Any]]] = {
     "50-25-25": {"split": {"by": "fraction", "train": 0.5, "val": 0.25, "test": 0.25}},
     "caltech101-30": {
@@ -33,7 +35,8 @@ def without_decided(tree: Mapping[str, Any], protocol: str) -> dict[str, Any]:
 
 def check_protocol(protocol: str | None, group: str, settings: object) -> None:
     """Raises `ValueError` if a group of settings contradicts a protocol."""
-    for name, value in PROTOCOLS[protocol].get(group, {}).items() if protocol else ():
+    decided = PROTOCOLS[protocol].get(group, {}) if protocol else {}
+    for name, value in decided.items():
         if (given := getattr(settings, name)) != value:
             raise ValueError(
                 f"{group}.{name} is {_shown(given)}, but split.protocol={protocol} sets it to {_shown(value)}; leave"
@@ -56,10 +59,4 @@ def _merged(decided: Mapping[str, Mapping[str, Any]], tree: Mapping[str, Any]) -
 
 
 def _shown(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    return f"{value:g}" if isinstance(value, float) else dump_yaml(value, flow=True)
