@@ -226,6 +226,8 @@ class SeedConfig:
 
     split: int = 0
     """Seed of the split."""
+    val: int | None = None
+    """Seed of the division of the images that are not for the test into training and validation. null: seed.split."""
     augment: int = 0
     """Seed of the augmentation."""
     train: int = 0

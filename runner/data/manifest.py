@@ -212,7 +212,7 @@ class ScannedImages:
             listing.paths, listing.classes, listing.labels, self.digests, listing.splits, groups, similar
         )
         leaks = tuple(leak_remarks(columns, data.leaks))
-        splits = assign_splits(columns, experiment.split, experiment.seed.split)
+        splits = assign_splits(columns, experiment.split, experiment.seed.split, experiment.seed.val)
         entries = Images(
             listing.paths, listing.classes, listing.labels, splits, listing.stamps[:, 0], self.digests
         )

@@ -1,6 +1,7 @@
 """Is the best experiment better than the baseline? Both are trained on new seeds, and compared seed by seed.
 
-A training seed plays no part in a solution: where a head is solved, each seed is one of the split.
+Training seeds play no part where a head is solved: there each seed divides the study's training and validation images
+anew. The test images stay those that no trial has seen.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Comparison:
     classes: int = 0
     """Classes of the images; 0: not known."""
     over: str = "seed"
-    """What the results differ in: the training seed, or the split of the images."""
+    """What the results differ in: the training seed, or the division into training and validation images."""
 
     @property
     def seeds(self) -> int:
@@ -145,8 +146,8 @@ def _mean_and_sd(values: Sequence[float]) -> str:
 def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
     """Train best and baseline on seeds that no trial had. Trainings that were done before are not repeated.
 
-    Where a head is solved, these are seeds of the split. If images come with their split, all results are the same:
-    then one counts.
+    Where heads are solved, the seeds divide the training and validation images. They are not refit: the refit sees the
+    same images in each division. If the data give the validation images, all results are the same: then one counts.
 
     Args:
         session: What the process works with. All processes call this.
@@ -154,17 +155,19 @@ def confirm(session: StudySession, best: Experiment, seeds: int) -> Comparison:
         seeds: Number of seeds.
     """
     baseline = session.plan.baseline
-    over, first = "seed", baseline.seed.train + session.plan.seeds
+    over, setting, first = "seed", "seed.train", baseline.seed.train + session.plan.seeds
     if "gradient" not in (baseline.train.solver, best.train.solver):
-        over, first = "split", baseline.seed.split + 1
+        known = baseline.seed.val if baseline.seed.val is not None else baseline.seed.split
+        over, setting, first = "division", "seed.val", known + 1
+        baseline, best = (override(each, {"train.refit": False}) for each in (baseline, best))
     results: dict[str, list[Results]] = {"baseline": [], "best": []}
     with session.terminal.progress("confirm", 2 * seeds, "trainings") as advance:
         for seed in range(first, first + seeds):
             for side, experiment in (("baseline", baseline), ("best", best)):
-                seeded = override(experiment, {"seed.split" if over == "split" else "seed.train": seed})
+                seeded = override(experiment, {setting: seed})
                 results[side].append(_train(session, side, experiment, seeded, f"{over} {seed}"))
                 advance(1)
-    if over == "split" and all(each == of_side[0] for of_side in results.values() for each in of_side):
+    if over == "division" and all(each == of_side[0] for of_side in results.values() for each in of_side):
         results = {side: of_side[:1] for side, of_side in results.items()}
     plan = session.plan
     return Comparison(results["best"], results["baseline"], plan.objective, plan.classes, over)

@@ -151,7 +151,7 @@ def _log_plots(plots: StudyPlots, tracker: Tracker) -> None:
 
 
 def _log_comparison(comparison: Comparison, tracker: Tracker, terminal: Terminal) -> None:
-    on = "new training seeds" if comparison.over == "seed" else "other splits"
+    on = "new training seeds" if comparison.over == "seed" else "new divisions into training and validation"
     title = f"Best against baseline on {comparison.seeds} {on} (mean ± sd, paired)"
     header = ("", "baseline", "best", "difference", f"{100 * CONFIDENCE:.0f} % CI")
     terminal.table(title, header, list(comparison.rows()))

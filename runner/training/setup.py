@@ -129,7 +129,7 @@ class SharedSetup:
 
 
 def _split_key(experiment: Experiment) -> str:
-    return digest(dataclasses.asdict(experiment.split), experiment.seed.split)
+    return digest(dataclasses.asdict(experiment.split), experiment.seed.split, experiment.seed.val)
 
 
 @long_wait()

@@ -86,6 +86,6 @@ def test_a_study_of_solved_heads(small: list[str], tmp_path: Path) -> None:
     assert parent.info.status == "FINISHED"
     for run in runs:
         is_trial = "runner.trial" in run.data.tags
-        assert run.data.params["train.refit"] == str(not is_trial)
-        assert is_trial or run.info.run_name.endswith(("split 1", "split 2"))
+        assert run.data.params["train.refit"] == "False"
+        assert is_trial or run.info.run_name.endswith(("division 1", "division 2"))
         assert any(name.startswith("test/") for name in run.data.metrics) != is_trial

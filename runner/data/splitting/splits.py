@@ -15,7 +15,9 @@ from runner.data.splitting.stratify import TEST, TRAIN, VAL, SplitSizes, divide_
 from runner.data.splitting.stratify_groups import divide_groups
 
 
-def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarray:
+def assign_splits(
+    images: SplitInput, split: SplitConfig, seed: int, val_seed: int | None = None
+) -> np.ndarray:
     """The split of each image: an index into `SPLITS`, or `NO_SPLIT` for an image that is not used; int8.
 
     What the data give stays. A split that they do not give is taken from the training images. Within each class the
@@ -25,6 +27,8 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
 
     With `split.folds` the images are divided into folds, in the same order: one of them is the test split, or the
     validation split beside a fixed test split.
+
+    With `val_seed` the test images are those of `seed`, and the others are divided in the order of `val_seed`.
 
     Raises `UserError` for a class that has too few images for its splits or folds, for a group in two given splits, for
     groups and identical images that contradict given splits, and if there is only one class.
@@ -38,7 +42,10 @@ def assign_splits(images: SplitInput, split: SplitConfig, seed: int) -> np.ndarr
     if len(rows):
         paths = images.paths if len(rows) == len(splits) else images.paths.take(rows)
         clusters, members = form_clusters(paths, images.labels[rows], ids[rows], seed)
-        splits[rows] = _divide(clusters, images, split, plan)[members]
+        reordered = clusters
+        if val_seed is not None:
+            reordered, _ = form_clusters(paths, images.labels[rows], ids[rows], val_seed)
+        splits[rows] = _divide(clusters, reordered, images, split, plan)[members]
     check_filled(images, split, splits)
     check_kept_together(images, splits)
     check_classes(images, splits, plan.required, rows, ids)
@@ -114,12 +121,19 @@ def _follow(splits: np.ndarray, groups: np.ndarray, bound: np.ndarray) -> None:
     splits[unknown] = split_of[numbers[unknown]]
 
 
-def _divide(clusters: Clusters, images: SplitInput, split: SplitConfig, plan: _Plan) -> np.ndarray:
-    """The split of each cluster, int8."""
+def _divide(
+    clusters: Clusters, reordered: Clusters, images: SplitInput, split: SplitConfig, plan: _Plan
+) -> np.ndarray:
+    """The split of each cluster, int8. `reordered`: the clusters in the order in which all but the test are divided."""
     by_group = images.groups is not None or images.similar is not None
     sizes = SplitSizes(split, plan.parts, plan.uses_all)
     if plan.fold is None or split.folds is None:
-        return _cut(clusters, sizes, by_group)
+        splits = _cut(clusters, sizes, by_group)
+        if reordered is not clusters and VAL in plan.parts:
+            rest = np.flatnonzero((splits == TRAIN) | (splits == VAL))
+            sizes = replace(sizes, parts=plan.parts - {TEST})
+            splits[rest] = _cut(reordered.take(rest), sizes, by_group)
+        return splits
     splits = np.full(len(clusters), TRAIN, np.int8)
     remaining = np.arange(len(clusters))
     if plan.fold == VAL and TEST in plan.parts:
@@ -127,14 +141,14 @@ def _divide(clusters: Clusters, images: SplitInput, split: SplitConfig, plan: _P
         whole = replace(split, protocol=None, train=split.train + split.sizes[VAL], val=0)
         splits = _cut(clusters, SplitSizes(whole, frozenset({TRAIN, TEST})), by_group)
         remaining = np.flatnonzero(splits == TRAIN)
-    free = clusters.take(remaining)
+    free = (reordered if plan.fold == VAL else clusters).take(remaining)
     check_folds(free, images.classes, split.folds, by_group)
     fold = split.fold or 0
     in_fold = _folds(free, split.folds, by_group) == fold
     splits[remaining[in_fold]] = plan.fold
     if plan.fold == TEST and VAL in plan.parts:
         rest = remaining[~in_fold]
-        others = clusters.take(rest)
+        others = reordered.take(rest)
         # Another order than that of the folds, and another for each fold: folds differ in their validation images.
         turn = np.uint64(fold * (2**64 // split.folds))
         others = replace(others, keys=others.keys[:, ::-1] + turn)

@@ -203,3 +203,43 @@ def test_a_million_images_are_split_in_seconds_and_little_memory(copies: int) ->
     assign_splits(images, SplitConfig(), 1)
     assert tracemalloc.get_traced_memory()[1] < 300 * 2**20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("split", "columns"),
+    [
+        (SplitConfig(), {}),
+        (SplitConfig(), {"groups": True}),
+        (SplitConfig(), {"given": "test"}),
+        (SplitConfig("count", 8, 4, 50), {}),
+        (SplitConfig("count", 20, "rest", 5), {}),
+        (SplitConfig(folds=3, fold_as="val"), {}),
+        (SplitConfig(folds=3, fold=1), {}),
+    ],
+)
+def test_another_seed_may_divide_what_is_not_for_the_test(
+    split: SplitConfig, columns: dict[str, object]
+) -> None:
+    paths = images_of({"a": 40, "b": 31})
+    images = split_input(
+        paths,
+        given=["test" if path.endswith("0.png") else None for path in paths] if "given" in columns else None,
+        groups=[number // 2 for number in range(len(paths))] if "groups" in columns else None,
+    )
+    usual = names_of(assign_splits(images, split, 1))
+    divided = [names_of(assign_splits(images, split, 1, seed)) for seed in range(4)]
+    for names in divided:
+        assert Counter(names) == Counter(usual)
+        for part in ("test", None):
+            assert [name == part for name in names] == [name == part for name in usual]
+        if "groups" in columns:
+            assert all(len(set(names[start : start + 2])) == 1 for start in range(0, 70, 2))
+    assert divided[1] == usual
+    assert len({tuple(names) for names in divided}) == 4
+
+
+def test_validation_images_that_the_data_give_stay_with_any_seed() -> None:
+    paths = images_of({"a": 20, "b": 20})
+    images = split_input(paths, given=["val" if path.endswith("0.png") else None for path in paths])
+    one, other = (names_of(assign_splits(images, SplitConfig(), 0, seed)) for seed in (None, 5))
+    assert one == other

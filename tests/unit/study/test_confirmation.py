@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import QUIET, Make
+from pictures import COLORS, draw
 
+from runner.config.schema import Experiment
+from runner.config.tree import override
+from runner.data.manifest import Manifest, build_manifest
 from runner.evaluation.metrics import METRICS
-from runner.study.confirmation import Comparison, Results
+from runner.study import confirmation
+from runner.study.confirmation import Comparison, Results, confirm
+from runner.study.plan import Plan
+from runner.study.space import Space
 from runner.utils.intervals import paired_difference
 
 BASELINE = [0.9, 0.91, 0.93, 0.91, 0.88]
+SOLVED = (
+    *("--model.head", "linear", "--model.trainable", "head", "--augment.views", "none"),
+    *("--train.solver", "ridge", "--train.penalty", "1", "--train.refit", "true", "--seed.split", "3"),
+)
 
 
 def results(values: list[float], losses: list[float] | None = None) -> list[Results]:
@@ -54,8 +68,8 @@ def test_the_verdict_is_a_sentence_with_its_interval(best: list[float], verdict:
     assert comparison(best).best_wins == ("Use the best" in verdict)
 
 
-def test_one_split_proves_nothing() -> None:
-    assert "(one split, so no interval)" in comparison([0.95], [0.5], over="split").verdict
+def test_one_division_proves_nothing() -> None:
+    assert "(one division, so no interval)" in comparison([0.95], [0.5], over="division").verdict
 
 
 def test_one_seed_proves_nothing() -> None:
@@ -127,3 +141,65 @@ def test_one_pair_is_never_significant() -> None:
     assert difference.mean == pytest.approx(0.8)
     assert (difference.low, difference.high) == (-math.inf, math.inf)
     assert not difference.significant
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Manifest]]:
+    """What is trained to confirm, in place of which the results are made up from the split of the images."""
+    trained: list[tuple[Experiment, Manifest]] = []
+
+    def train(*arguments: Any) -> Results:
+        experiment, manifest = arguments[3], build_manifest(arguments[3], QUIET)
+        trained.append((experiment, manifest))
+        return results([int(manifest.digest[:6], 16) / 16**6])[0]
+
+    monkeypatch.setattr(confirmation, "_train", train)
+    return trained
+
+
+def confirm_other_penalty(baseline: Experiment) -> Comparison:
+    plan = Plan("some", baseline, Space(()), "")
+    session: Any = SimpleNamespace(plan=plan, terminal=QUIET)
+    return confirm(session, override(baseline, {"train.penalty": 9.0}), 2)
+
+
+def images_in(manifest: Manifest, split: str) -> frozenset[str]:
+    return frozenset(entry.path for entry in manifest.select(split))
+
+
+@pytest.mark.parametrize("changes", [[], ["--split.by", "count", "--split.train", "5", "--split.val", "3"]])
+def test_solved_heads_are_compared_on_the_studys_test_images(
+    make: Make, trained: list[tuple[Experiment, Manifest]], changes: list[str]
+) -> None:
+    baseline = make(*SOLVED, *changes, "--split.test", "4" if changes else "0.25")
+    compared = confirm_other_penalty(baseline)
+    assert (compared.seeds, compared.over) == (2, "division")
+    assert [experiment.train.penalty for experiment, _ in trained] == [1, 9, 1, 9]
+    assert not any(experiment.train.refit for experiment, _ in trained)
+    study = build_manifest(baseline, QUIET)
+    assert {images_in(manifest, "test") for _, manifest in trained} == {images_in(study, "test")}
+    training = [images_in(manifest, "train") for _, manifest in trained]
+    assert (training[0], training[2]) == (training[1], training[3]), "pairs have the same images"
+    assert len({images_in(study, "train"), *training}) == 3
+
+
+def test_validation_images_that_the_data_give_leave_one_result(
+    make: Make, trained: list[tuple[Experiment, Manifest]], tmp_path: Path
+) -> None:
+    for place, split in enumerate(("train", "val", "test")):
+        for label in COLORS:
+            folder = tmp_path / "given" / split / label
+            folder.mkdir(parents=True)
+            draw(label, place).save(folder / "0.png")
+    compared = confirm_other_penalty(make(*SOLVED, "--data.root", str(tmp_path / "given")))
+    assert len(trained) == 4
+    assert "(one division, so no interval)" in compared.verdict
+
+
+def test_heads_of_steps_are_compared_on_training_seeds(
+    make: Make, trained: list[tuple[Experiment, Manifest]]
+) -> None:
+    compared = confirm_other_penalty(make("--seed.train", "3"))
+    assert compared.over == "seed"
+    assert [experiment.seed.train for experiment, _ in trained] == [4, 4, 5, 5]
+    assert {experiment.seed.val for experiment, _ in trained} == {None}
