@@ -44,7 +44,8 @@ def measure_speedups() -> Figures:
     result, differences = {}, []
     for pool in (3, 1):
         heads = stacked_heads.experiments(HEADS, pool, HEAD_EPOCHS)
-        data, accelerator = stacked_heads.synthetic_data(pool), devices.create_accelerator(heads[0])
+        accelerator = devices.create_accelerator(heads[0])
+        data = stacked_heads.synthetic_data(pool, accelerator.device)
         ways = (stacked_heads.train_one_by_one, stacked_heads.train_together)
         for train in ways:  # what is imported or allocated once
             train(heads[:2], data, accelerator)

@@ -26,16 +26,17 @@ CHANNELS = 512
 """Of the last convolution of VGG."""
 
 
-def synthetic_data(pool: int) -> FitData:
-    """Rows as VGG's pooled features: not negative, in bfloat16, around a center for each class."""
+def synthetic_data(pool: int, device: torch.device) -> FitData:
+    """Rows as VGG's pooled features, on a device: not negative, in bfloat16, around a center for each class."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, CLASSES, (TRAINING_IMAGES + VALIDATION_IMAGES,), generator=generator)
     size = CHANNELS * pool**2
     centers = torch.randn(CLASSES, size, generator=generator)
     rows = (centers[labels] + 3 * torch.randn(len(labels), size, generator=generator)).relu().bfloat16()
+    rows = rows.to(device)
 
     def split(start: int, stop: int) -> LabeledFeatures:
-        source = InMemorySource(rows, np.arange(start, stop), torch.device("cpu"))
+        source = InMemorySource(rows, np.arange(start, stop), device)
         return LabeledFeatures(lambda _: source, labels[start:stop].numpy())
 
     return FitData(split(0, TRAINING_IMAGES), split(TRAINING_IMAGES, len(rows)), 32)

@@ -24,7 +24,7 @@ _OTHER_LAUNCH = re.compile(
     r"""
     ((LOCAL_|GROUP_|ROLE_|NODE_)?RANK | (LOCAL_|GROUP_|ROLE_)?WORLD_SIZE | ROLE_NAME | MASTER_(ADDR|PORT)  # torchrun
     | (TORCHELASTIC|PET)_\w+
-    | (OMPI|MV2)_COMM_WORLD_\w+ | PMIX?_\w+ | MPI_LOCALN?RANK\w*  # MPI
+    | (OMPI|MV2)_COMM_WORLD_\w+ | PMIX?_(?!MCA_)\w+ | MPI_LOCALN?RANK\w*  # MPI, not its settings
     | ACCELERATE_(?!(USE_CPU|CPU_AFFINITY|TORCH_DEVICE|LOG_LEVEL|ENABLE_RICH|DEBUG_MODE)$)\w+  # Accelerate's plugins
     )$""",
     re.VERBOSE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from helpers import QUIET, Make, Place, Recorder, comparable, small_model
 from interrupted_fits import without_times
 from trained import TrainedRun
 
+from benchmarks.support import stacked_heads
 from runner.config.tree import as_tree
 from runner.explain import cam
 from runner.portable.classifier import Classifier
@@ -42,12 +42,14 @@ def images(count: int, side: int = 64) -> torch.Tensor:
 
 @pytest.fixture
 def runs_command(place: Place, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`runs_command("train", "--train.epochs", "1")`: a command of the small experiment, on the device."""
-    environment = user_environment()
-    if torch.cuda.is_available():
-        del environment["ACCELERATE_USE_CPU"]
+    """`runs_command("train", "--train.epochs", "1", gpus="0")`: a command of the small experiment that may use GPUs."""
 
-    def start(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def start(verb: str, *words: str, gpus: str | None = None) -> subprocess.CompletedProcess[str]:
+        environment = user_environment()
+        if torch.cuda.is_available():
+            del environment["ACCELERATE_USE_CPU"]
+        if gpus is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus
         line = runner(verb, *place(tmp_path), *words)
         return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=110)
 
@@ -162,14 +164,13 @@ def test_a_head_is_solved(make: Make, train: Train, solver: str) -> None:
 
 
 def test_too_large_a_batch_is_refused_in_a_sentence(make: Make, train: Train, on_gpu: torch.device) -> None:
-    taken = torch.cuda.mem_get_info()[0] - 200 * 2**20
-    occupied = torch.empty(taken, dtype=torch.uint8, device=on_gpu)
+    words = ("--features.batch_size", "4096", "--augment.crop", "224", "--augment.resize", "224")
+    torch.cuda.set_per_process_memory_fraction(0.01)  # less than a batch needs
     try:
         with pytest.raises(UserError, match=r"The GPU .*features\.batch_size"):
-            train(make("--features.batch_size", "4096", "--augment.crop", "224", "--augment.resize", "224"))
+            train(make(*words))
     finally:
-        del occupied
-        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_a_command_uses_the_gpu_and_says_so(
@@ -189,12 +190,17 @@ def test_more_processes_than_gpus_are_refused(
 
 
 def test_without_visible_gpus_the_cpu_is_used(
-    runs_command: Callable[..., subprocess.CompletedProcess[str]],
-    on_gpu: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
+    runs_command: Callable[..., subprocess.CompletedProcess[str]], on_gpu: torch.device
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    outcome = runs_command("train", "--train.epochs", "1")
+    outcome = runs_command("train", "--train.epochs", "1", gpus="")
     assert outcome.returncode == 0, outcome.stderr
     assert "CPU" in outcome.stdout
+
+
+def test_heads_trained_together_are_those_trained_one_by_one(accelerator: Accelerator) -> None:
+    heads, data = stacked_heads.experiments(3, 1, 1), stacked_heads.synthetic_data(1, accelerator.device)
+    alone, together = (
+        way(heads, data, accelerator)
+        for way in (stacked_heads.train_one_by_one, stacked_heads.train_together)
+    )
+    assert stacked_heads.largest_difference(alone, together) < 1e-4

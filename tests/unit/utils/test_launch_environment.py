@@ -49,6 +49,7 @@ def test_ranks_of_another_launch_are_forgotten(name: str, monkeypatch: pytest.Mo
         "ACCELERATE_TORCH_DEVICE",
         "CUDA_VISIBLE_DEVICES",
         "SLURM_PROCID",
+        "PMIX_MCA_gds",
         "MY_RANK",
         "RANKS",
     ],
