@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,6 +17,7 @@ from runner.training.stacked.compatible import stack_key
 from runner.training.stacked.fit import fit_stacked
 from runner.training.stacked.members import StackedHead
 from runner.utils.console import Terminal
+from runner.utils.signals import defer_signals
 
 
 class OthersFailed(BaseException):
@@ -25,7 +27,7 @@ class OthersFailed(BaseException):
 def train_together(trials: Sequence[Trainings[None]]) -> None:
     """Run trials to their ends.
 
-    Raises what a trial raises; the others are stopped with it before.
+    Raises what a trial raises; the others are stopped with it before, but for those that have done all their trainings.
     """
     batch = _Batch()
     try:
@@ -44,6 +46,8 @@ class _Batch:
     """Trials that wait for a training each."""
 
     waiting: list[tuple[Trainings[None], TrialTraining]] = field(default_factory=list)
+    ended: dict[Trainings[None], TrialTraining] = field(default_factory=dict)
+    """Trials that have not gone on since their training ended, and that training."""
     models: list[TransferModel] = field(default_factory=list)
     """One with each set of frozen weights."""
 
@@ -57,8 +61,10 @@ class _Batch:
         self.waiting.append((trial, training))
 
     def stop(self, trial: Trainings[None], error: BaseException) -> None:
-        """Stop a trial; one that has ended stays as it is."""
+        """Stop a trial; one that has ended stays as it is, and one without another training ends as usual."""
         try:
+            if trial in self.ended and self.ended[trial].ends_trial:
+                self._resume(trial)
             trial.throw(error)
         except BaseException as reason:  # it has stopped, and the first error is raised
             if reason is not error and not isinstance(reason, StopIteration):
@@ -92,7 +98,8 @@ class _Batch:
     def _train_stacked(self, group: Sequence[tuple[Trainings[None], TrialTraining]]) -> None:
         def end(trial: Trainings[None], training: TrialTraining, error: Exception | None) -> None:
             training.seconds = sum(epoch.seconds for epoch in training.history)
-            self.advance(trial, error)
+            training.error = error
+            self.ended[trial] = training
 
         heads = [
             StackedHead(
@@ -104,7 +111,17 @@ class _Batch:
             for trial, training in group
         ]
         setup = group[0][1].setup
-        fit_stacked(heads, run.fit_data(setup), setup.accelerator)
+        fit_stacked(heads, run.fit_data(setup), setup.accelerator, self._resume_ended)
+
+    def _resume_ended(self) -> None:
+        while self.ended:
+            self._resume(next(iter(self.ended)))
+
+    def _resume(self, trial: Trainings[None]) -> None:
+        """Let a trial go on whose training has ended. An interrupt waits until its results are stored."""
+        training = self.ended.pop(trial)
+        with defer_signals() if training.ends_trial else nullcontext():
+            self.advance(trial, training.error)
 
     def _share_frozen_weights(self, model: TransferModel) -> None:
         """Let models with the same frozen weights have them once in memory."""

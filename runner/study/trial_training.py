@@ -35,6 +35,8 @@ class TrialTraining(Callback):
     """Of the metrics' names."""
     report: Callable[[EpochResult], None]
     """Called with each epoch."""
+    is_last: bool = True
+    """Whether the trial has no other training after it."""
     history: list[EpochResult] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     """Trainable parameters after the best epoch."""
@@ -42,6 +44,13 @@ class TrialTraining(Callback):
     """If the head is solved, on rank 0."""
     seconds: float = 0.0
     """Time spent in the training loop; of trainings that run together, the share of this one."""
+    error: Exception | None = None
+    """What a training that runs with others ended with, if it failed or was pruned."""
+
+    @property
+    def ends_trial(self) -> bool:
+        """Whether the trial ends when the training has ended."""
+        return self.is_last or self.error is not None
 
     @property
     def best_epoch(self) -> EpochResult:

@@ -96,7 +96,8 @@ class TrialTrainings:
             with all_cores():
                 for split, view in needed:
                     setup.features.get(split, view)
-        return TrialTraining(setup, tracker, prefix, self._report_epoch)
+        is_last = index + 1 == self.session.plan.trainings
+        return TrialTraining(setup, tracker, prefix, self._report_epoch, is_last)
 
     def _report_epoch(self, epoch: EpochResult) -> None:
         plan = self.session.plan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -25,13 +25,19 @@ VALIDATED = 512
 """Images that are validated at once."""
 
 
-def fit_stacked(heads: Sequence[StackedHead], data: FitData, accelerator: Accelerator) -> None:
+def fit_stacked(
+    heads: Sequence[StackedHead],
+    data: FitData,
+    accelerator: Accelerator,
+    after_epoch: Callable[[], None] = lambda: None,
+) -> None:
     """Train heads whose `compatible.stack_key` is the same.
 
     Args:
         heads: One or more.
         data: Features and labels.
         accelerator: Device and precision; of one process, on the CPU.
+        after_epoch: Called when all heads have been told of an epoch. Stop signals are not deferred then.
 
     Exceptions of a head, such as `DivergedError`, are passed to its `on_end`.
     """
@@ -41,16 +47,15 @@ def fit_stacked(heads: Sequence[StackedHead], data: FitData, accelerator: Accele
         _SeedGroup([head for head in heads if head.experiment.seed.train == seed], labels, accelerator)
         for seed in seeds
     ]
-    with torch.no_grad():
-        for epoch in range(heads[0].experiment.train.max_epochs):
-            groups = [group for group in groups if group.stacks]
-            if groups:
-                _run_epoch(groups, data, epoch)
-    for group in groups:
-        for members in group.stacks:
-            members.end()
+    epoch = 0
+    while groups:
+        _run_epoch(groups, data, epoch)
+        groups = [group for group in groups if group.stacks]
+        after_epoch()
+        epoch += 1
 
 
+@torch.no_grad()
 def _run_epoch(groups: Sequence[_SeedGroup], data: FitData, epoch: int) -> None:
     start = time.monotonic()
     features = data.train.load(epoch)
@@ -58,11 +63,15 @@ def _run_epoch(groups: Sequence[_SeedGroup], data: FitData, epoch: int) -> None:
     for group in groups:
         group.train(features, epoch)
     trained = time.monotonic()
-    count = sum(len(members.stack.heads) for group in groups for members in group.stacks)
-    times = EpochTimes(start, loaded, trained, count, len(data.train.labels))
     features = data.val.load(epoch)
+    validated = [(members, logits) for group in groups for members, logits in group.validate(features, data)]
+    count = sum(len(members.stack.heads) for members, _ in validated)
+    times = EpochTimes(start, loaded, trained, time.monotonic(), count, len(data.train.labels))
+    with defer_signals():  # what is recorded is recorded as a whole
+        for members, logits in validated:
+            members.end_epoch(logits, data.val.labels, times)
     for group in groups:
-        group.validate(features, data, times)
+        group.stacks = [members for members in group.stacks if members.stack.heads]
 
 
 class _SeedGroup:
@@ -104,8 +113,8 @@ class _SeedGroup:
             for members in self.stacks:
                 members.step(Batch(values, of_input, of_hidden[members.width], target))
 
-    def validate(self, features: SplitFeatures, data: FitData, times: EpochTimes) -> None:
-        """Validate the heads after an epoch; those that end are gone afterwards."""
+    def validate(self, features: SplitFeatures, data: FitData) -> Iterator[tuple[Members, Tensor]]:
+        """The logits of each stack for the validation images: heads × n × classes."""
         count, size = len(data.val.labels), data.batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         logits: list[list[Tensor]] = [[] for _ in self.stacks]
@@ -119,9 +128,7 @@ class _SeedGroup:
                     own.append(members.stack.logits(rows))
                 inputs = []
         for members, own in zip(self.stacks, logits, strict=True):
-            with defer_signals():  # what is recorded is recorded as a whole
-                members.end_epoch(torch.cat(own, 1), data.val.labels, times)
-        self.stacks = [members for members in self.stacks if members.stack.heads]
+            yield members, torch.cat(own, 1)
 
     def _head_input(self, values: Tensor) -> Tensor:
         """What the head computes on, n × features: after frozen layers that drop values at random."""

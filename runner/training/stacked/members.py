@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -28,7 +27,8 @@ class StackedHead:
         model: With the head's initial weights; at the end it has those of the last epoch.
         on_epoch: Called after each epoch with its result and the trained tensors by name, which the next step changes.
             If it raises an exception, the head ends with it.
-        on_end: Called once, with the error that the head ended with, or None.
+        on_end: Called once, with the error that the head ended with, or None. Stop signals are deferred until it and
+            the callbacks of the other heads have returned.
     """
 
     experiment: Experiment
@@ -41,11 +41,12 @@ class StackedHead:
 
 @dataclass(frozen=True)
 class EpochTimes:
-    """When an epoch began, had its features and had trained, for a number of heads and of images."""
+    """When an epoch began, had its features, had trained and had validated, for a number of heads and of images."""
 
     start: float
     loaded: float
     trained: float
+    validated: float
     heads: int
     images: int
 
@@ -111,15 +112,10 @@ class Members:
         if gone:
             self.stack.drop(gone)
 
-    def end(self) -> None:
-        """End all heads that are left."""
-        for head in self.stack.heads:
-            self._end(head, None)
-
     def _result(
         self, head: int, sums: Tensor, validated: tuple[Tensor, np.ndarray], times: EpochTimes
     ) -> tuple[EpochResult, bool]:
-        """The result of an epoch, and whether the head's schedule ends the training.
+        """The result of an epoch, and whether it is the head's last one.
 
         Raises `DivergedError` if a loss is not finite.
         """
@@ -135,7 +131,7 @@ class Members:
         scores = compute_scores(sample_results, labels, logits.shape[1])
         check_finite("validation", scores["loss"], epoch, lr)
         before = self.stack.lr(head)
-        ends = self.stack.end_epoch(head, scores.hits1)
+        ends = self.stack.end_epoch(head, scores.hits1) or epoch + 1 == experiment.train.max_epochs
         result = EpochResult(
             number=epoch + 1,
             train_loss=train_loss,
@@ -145,7 +141,7 @@ class Members:
             best=is_best(scores, member.history, experiment.train.best),
             lr_reduced=self.stack.lr(head) < before,
             sample_results=sample_results,
-            seconds=times.share(times.start, time.monotonic()),
+            seconds=times.share(times.start, times.validated),
             feature_seconds=times.share(times.start, times.loaded),
             images_per_second=images / times.share(times.loaded, times.trained),
         )

@@ -6,6 +6,8 @@ For products of fewer than 400 multiplications torch adds in another order, so t
 from __future__ import annotations
 
 import math
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +185,39 @@ def test_a_head_that_ends_early_does_not_change_the_others(make: Make, accelerat
     lengths = [len(training.history) for training in (first, early, other)]
     assert min(lengths) < max(lengths), "one stops early"
     assert math.isfinite(first.history[-1].train_loss)
+
+
+def test_all_heads_of_an_epoch_took_the_same_time_whatever_their_callbacks_take(
+    make: Make, accelerator: Accelerator
+) -> None:
+    class Slow(Training):
+        def on_epoch(self, result: EpochResult, weights: dict[str, Tensor]) -> None:
+            super().on_epoch(result, weights)
+            time.sleep(0.02)
+
+    experiments = [make(*BASE, *head) for head in HEADS[:4]]
+    trainings = together(experiments, data(), accelerator, [Slow() for _ in experiments])
+    for epochs in zip(*(training.history for training in trainings), strict=True):
+        assert len({epoch.seconds for epoch in epochs}) == 1
+
+
+def test_signals_are_deferred_while_epochs_are_recorded_only(make: Make, accelerator: Accelerator) -> None:
+    def handler(*_: object) -> None:
+        pass
+
+    usual = signal.signal(signal.SIGTERM, handler)
+    deferred: dict[str, set[bool]] = {"end": set(), "after epoch": set()}
+
+    def note(when: str) -> None:
+        deferred[when].add(signal.getsignal(signal.SIGTERM) is not handler)
+
+    try:
+        experiment = make(*BASE)
+        head = StackedHead(experiment, model_of(experiment), lambda *_: None, lambda _: note("end"))
+        fit_stacked([head], data(), accelerator, lambda: note("after epoch"))
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert deferred == {"end": {True}, "after epoch": {False}}
 
 
 @pytest.mark.parametrize(
