@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ KEY, KEY_SECRET = "AKIARUNNERTEST", "s3cret-aws-key"
 """Login of who may do everything; nothing may show the secret."""
 READER, READER_SECRET = "AKIARUNNERREADER", "s3cret-reader-key"
 """Login of who may only read."""
+PASSWORD = "s3cret-endpoint-word"
+TOKEN = "s3cret-session-token"
+SECRETS = (KEY_SECRET, READER_SECRET, PASSWORD, TOKEN)
+"""What no output and no record may show."""
 HIGHEST_PORT = 50_000
 """SeaweedFS also listens on every port plus 10,000."""
 START_TIMEOUT = 120
@@ -154,3 +159,19 @@ def _free_ports(count: int) -> list[int]:
             high.bind(("127.0.0.1", candidate + 10_000))
             found.append(candidate)
     return found
+
+
+def database_content(folder: Path) -> bytes:
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection:
+        return "\n".join(connection.iterdump()).encode()
+
+
+def assert_no_secret(*folders: Path) -> None:
+    """No file and no database of records holds a secret."""
+    for folder in folders:
+        contents = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        if (folder / "mlflow.db").exists():
+            contents[folder] = database_content(folder)
+        for path, content in contents.items():
+            for secret in SECRETS:
+                assert secret.encode() not in content, (secret, path)
