@@ -7,7 +7,7 @@ import json
 import stat
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +70,11 @@ def shard_members(labels: Mapping[str, Any], suffix: str = ".cls") -> dict[str, 
         text = json.dumps({"label": label}) if suffix == ".json" else str(label)
         members[f"{key}{suffix}"] = text.encode()
     return members
+
+
+def edited(path: Path, edit: Callable[[bytearray], None]) -> Path:
+    """The file, its content changed by `edit`."""
+    content = bytearray(path.read_bytes())
+    edit(content)
+    path.write_bytes(content)
+    return path
