@@ -9,12 +9,13 @@ from fuzz.cache_formats import Recipe, Scan, Statistics, StoreFile
 from fuzz.exported_runs import ExportedRun
 from fuzz.image_format import Picture
 from fuzz.label_formats import LabelTable, ParquetTable, SavedDataset
-from fuzz.network_formats import CheckpointFiles, ModelFolder, OldModelFolder, PickleFile, WeightsFile
+from fuzz.network_formats import CheckpointFiles, ModelFolder, OldModelFolder
 from fuzz.planted import PLANTED
 from fuzz.run_formats import JournalFile, OwnerFile, RunFile, SnapshotFile
 from fuzz.settings_formats import Environment, ExperimentFile, Journal, SpaceFile
 from fuzz.table_formats import BoxesFile, ManifestFile, NamesFile
 from fuzz.target import Target
+from fuzz.weight_formats import PickleFile, WeightsFile
 
 TARGETS: dict[str, type[Target]] = {
     "experiment": ExperimentFile,

@@ -66,7 +66,9 @@ class TestEngine:
 
     def test_finds_a_case_that_uses_too_much_memory(self, tmp_path: Path) -> None:
         case = next(case for case in range(200) if Random(f"planted swell:{case}").randbytes(4)[0] % 5 == 0)
-        report = fuzz("planted swell", 1, tmp_path, first=case, limit=60)  # so much memory takes seconds to come
+        report = fuzz(
+            "planted swell", 1, tmp_path, first=case, limit=60
+        )  # so much memory takes seconds to come
         assert [("MiB of memory" in text) for _, text in report.faults] == [True], report.faults
 
     def test_reports_nothing_if_nothing_is_wrong(self, tmp_path: Path) -> None:
@@ -107,7 +109,7 @@ def test_code_in_a_pickle_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """The same files in this process; at the end one of them is trusted, to show that its code works."""
     import pickle
 
-    from fuzz.network_formats import MARK, malicious_pickle
+    from fuzz.weight_formats import MARK, malicious_pickle
 
     from runner.config.schema import ModelConfig
     from runner.models.pretrained import read_weights
