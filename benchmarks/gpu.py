@@ -15,7 +15,6 @@ the last block of convolutions.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,8 +27,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from benchmarks import features, heads, throughput
-from benchmarks.support.processes import run_part, write_result
+from benchmarks import features, throughput
+from benchmarks.support.processes import run_part
 from benchmarks.support.setups import prepare_quietly, spread
 from benchmarks.support.timing import seconds
 from runner.config.parser import parse
@@ -67,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
                 features.extraction_rates, experiment, accelerator, folder / "rates", Terminal()
             ),
             "run": partial(_run, experiment, folder / "run"),
-            "heads": partial(run_part, "benchmarks.gpu", "heads", (), folder / "heads"),
+            "heads": partial(run_part, "benchmarks.heads", "speedups", (), folder / "heads"),
             "block5": partial(_block5_rate, experiment, accelerator),
         }
         result: Figures = {"device": devices.describe_device(accelerator), "torch": torch.__version__}
@@ -139,7 +138,3 @@ def _write_class(root: Path, label: int) -> None:
     for number in range(PER_CLASS):
         coarse = Image.fromarray(random.integers(0, 256, (24, 32, 3), np.uint8))
         coarse.resize(SIZE, Image.Resampling.BICUBIC).save(folder / f"{number:04}.jpg", quality=85)
-
-
-if __name__ == "__main__":  # a part in another precision, so in a process of its own
-    write_result(Path(sys.argv[2]), heads.measure_speedups())

@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study import EPOCHS, SCHEDULE, TRIALS, run_study
 from benchmarks.support import stacked_heads
+from benchmarks.support.processes import run_part, write_result
 from benchmarks.support.solved_heads import kept_images, measure_solutions, synthetic_images
 from runner.config.parser import parse
 from runner.training import devices
@@ -59,25 +59,24 @@ def measure_speedups() -> Figures:
             wall.append(times[0][0] / times[1][0])
             processor.append(times[0][1] / times[1][1])
             differences.append(stacked_heads.largest_difference(*histories))
-            _report(
+            sys.stderr.write(  # `run_part` shows no other output
                 f"pool {pool}, round {number + 1}: one by one {times[0][0]:.1f} s, together {times[1][0]:.1f} s:"
-                f" {wall[-1]:.2f} times, {processor[-1]:.2f} times in processor time"
+                f" {wall[-1]:.2f} times, {processor[-1]:.2f} times in processor time\n"
             )
         result[f"heads_speedup_pool{pool}"] = round(statistics.median(wall), 2)
         result[f"heads_cpu_speedup_pool{pool}"] = round(statistics.median(processor), 2)
     return {**result, "heads_difference": max(differences), "heads": HEADS}
 
 
-def measure_study(argv: Sequence[str]) -> Figures:
-    """A study whose workers train their trials together."""
+def measure_study(argv: Sequence[str], folder: Path) -> Figures:
+    """A study whose workers train their trials together, with its records in a new folder."""
     workers = cpu_count()
     batch = -(-TRIALS // workers)
     settings = [*argv, *SCHEDULE, "--train.epochs", str(EPOCHS), "--batch", str(batch)]
     _report(f"{TRIALS} trials of {EPOCHS} epochs on {workers} single-threaded workers, {batch} together")
-    with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
-        start = time.monotonic()
-        run_study(Path(folder), settings, TRIALS, workers, space="around-baseline")
-        return {"study_seconds": round(time.monotonic() - start, 1)}
+    start = time.monotonic()
+    run_study(folder, settings, TRIALS, workers, space="around-baseline")
+    return {"study_seconds": round(time.monotonic() - start, 1)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,21 +88,22 @@ def main(argv: Sequence[str]) -> int:
     _report(
         f"Solutions on {images.origin}, heads together and one by one on synthetic rows of Caltech-101's size, {study}."
     )
-    figures = [lambda: measure_solutions(images), lambda: _in_a_new_process(measure_speedups)]
-    if root:
-        figures.append(lambda: measure_study(argv))
     result: Figures = {}
-    for measure in figures:
-        result |= measure()
-        print(json.dumps(result), flush=True)
+    with tempfile.TemporaryDirectory(prefix="runner-bench-") as name:
+        folder = Path(name)
+        for measure in (
+            lambda: measure_solutions(images),
+            lambda: run_part("benchmarks.heads", "speedups", (), folder / "speedups"),
+            lambda: measure_study(argv, folder / "study") if root else {},
+        ):
+            result |= measure()
+            print(json.dumps(result), flush=True)
     return 0
-
-
-def _in_a_new_process(measure: Callable[[], Figures]) -> Figures:
-    """What it returns in a process of its own: Accelerate has one precision in a process, and it needs another one."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(measure).result()
 
 
 def _report(text: str) -> None:
     print(text, flush=True)
+
+
+if __name__ == "__main__":  # in a process of its own: Accelerate has one precision in each
+    write_result(Path(sys.argv[2]), measure_speedups())

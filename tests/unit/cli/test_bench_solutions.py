@@ -54,10 +54,10 @@ def test_the_first_line_says_what_is_measured_on_what(
     words = [word.replace("DIR", str(tmp_path)) for word in given]
     monkeypatch.setattr(heads, "kept_images", lambda _: None)
     monkeypatch.setattr(heads, "synthetic_images", SMALL)
-    monkeypatch.setattr(heads, "_in_a_new_process", lambda _: {"heads": 32.0})
+    monkeypatch.setattr(heads, "run_part", lambda *_: {"heads": 32.0})
     studied: list[list[str]] = []
     monkeypatch.setattr(
-        heads, "measure_study", lambda argv: studied.append([*argv]) or {"study_seconds": 1.0}
+        heads, "measure_study", lambda argv, _: studied.append([*argv]) or {"study_seconds": 1.0}
     )
     assert heads.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
