@@ -1,7 +1,7 @@
 """Is the best experiment better than the baseline? Both are trained on new seeds, and compared seed by seed.
 
-Training seeds play no part where a head is solved: there each seed divides the study's training and validation images
-anew. The test images stay those that no trial has seen.
+Training seeds play no part where a head is solved: there each seed is of another division of the study's training
+and validation images. The test images stay those that no trial has seen.
 """
 
 from __future__ import annotations
