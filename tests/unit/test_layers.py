@@ -28,6 +28,7 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS = 350, 60, 6
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
+TESTS = Path(__file__).parents[1]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -102,3 +103,8 @@ def test_files_and_functions_are_short(path: Path, name: str) -> None:
             named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
             count = sum(each.arg not in ("self", "cls") for each in named)
             assert count <= MOST_PARAMETERS, f"{node.name} has {count} parameters"
+
+
+def test_files_of_tests_are_short() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in TESTS.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > MOST_LINES} == {}
