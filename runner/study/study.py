@@ -24,8 +24,8 @@ from runner.study.plan import Plan, describe_differences
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Value, as_value
 from runner.study.stale_trials import fail_lost_trial, find_stale_trials, requeue
-from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, suggest
-from runner.tracking.process_identity import ProcessIdentity
+from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, owner_of, suggest
+from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.utils.errors import UserError
 from runner.utils.redaction import redact
 
@@ -166,13 +166,19 @@ class Study:
             with suppress(Exception):  # the next heartbeat may get through
                 record(trial._trial_id)
 
-    def lost_trial_of(self, pid: int) -> int | None:
-        """Number of the newest trial that was lost with a process of this host."""
-        host = ProcessIdentity.current().host
-        for trial in reversed(self.trials()):
-            if trial.user_attrs.get("owner", [])[:2] == [host, pid]:
-                return trial.number if "lost" in trial.user_attrs else None
-        return None
+    def retried_trials_of(self, pid: int) -> list[int]:
+        """Numbers of the trials that were lost with the worker of a process id on this host, and are tried again."""
+        trials, host = self.trials(), this_host()
+        owners = [
+            owner for owner in map(owner_of, trials) if owner and (owner.host, owner.pid) == (host, pid)
+        ]
+        return [
+            trial.number
+            for trial in trials
+            if "lost" in trial.user_attrs
+            and "retry" not in trial.user_attrs
+            and owner_of(trial) in owners[-1:]  # process ids are reused: the newest
+        ]
 
     def requeue_stale_trials(self) -> list[int]:
         """Fail trials whose worker is dead, and queue their values again once. Needs the lock.

@@ -54,6 +54,8 @@ class TrialTrainings:
     shared: SharedSetup
     seconds: float = 0.0
     """Time spent in the training loop so far."""
+    waited: float = 0.0
+    """Time that other trials of the batch took meanwhile."""
 
     def run(self, tracker: Tracker) -> Trainings[float]:
         """One with each seed and fold. Returns the trial's value: the mean of the objective at the best epochs.
@@ -64,10 +66,12 @@ class TrialTrainings:
         values: list[float] = []
         for index in range(plan.trainings):
             training = self._prepare(index, tracker)
+            start = time.monotonic()
             try:
                 yield training
             finally:
                 self.seconds += training.seconds
+                self.waited += time.monotonic() - start - training.seconds
             values.append(training.best_epoch.val[plan.objective])
             if index == 0:
                 first = training
@@ -183,7 +187,8 @@ class Worker:
                 study.fail(message or f"{type(error).__name__}: {error}", number)
             return
         if study is not None:
-            study.annotate(number, training_seconds=trainings.seconds, seconds=time.monotonic() - start)
+            seconds = time.monotonic() - start - trainings.waited
+            study.annotate(number, training_seconds=trainings.seconds, seconds=seconds)
             study.prune(pruned, number) if pruned else study.complete(value, number)
 
     def _concerns_only_this_trial(self, error: Exception) -> bool:

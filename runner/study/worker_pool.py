@@ -24,6 +24,7 @@ from runner.utils.paths import PACKAGE
 from runner.utils.processes import pause_children
 from runner.utils.redaction import redact
 from runner.utils.signals import Interrupted, handle_signals
+from runner.utils.text import joined
 
 POLL_INTERVAL = 0.5
 """Seconds between two looks at workers and study."""
@@ -149,9 +150,10 @@ class WorkerPool:
             self._restarts[index] += 1
             with study.lock:
                 study.requeue_stale_trials()
-            lost = study.lost_trial_of(process.pid)  # another worker may have found it first
-            trial = f"; its trial {lost} is tried again once" if lost is not None else ""
-            self.terminal.warn(f"worker {index + 1} was killed by {signal.Signals(-status).name}{trial}")
+            lost = [str(number) for number in study.retried_trials_of(process.pid)]
+            several, are = ("s", "are") if len(lost) > 1 else ("", "is")
+            trials = f"; its trial{several} {joined(lost)} {are} tried again once" if lost else ""
+            self.terminal.warn(f"worker {index + 1} was killed by {signal.Signals(-status).name}{trials}")
             self._start_worker(index)
             return 0
         self._stopping = True

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 from helpers import QUIET
+from studies import make_plan
 
 from runner.study.options import Role
+from runner.study.stale_trials import fail_lost_trial
+from runner.study.study import Study
 from runner.study.worker_pool import WorkerPool
 from runner.utils.signals import Interrupted
 
@@ -90,9 +94,9 @@ class Programs(WorkerPool):
             os.kill(os.getpid(), self.stop_while_spawning)
         return process
 
-    def run(self) -> int:
+    def run(self, retried: Sequence[int] = ()) -> int:
         study: Any = SimpleNamespace(
-            lock=nullcontext(), requeue_stale_trials=list, lost_trial_of=lambda _pid: None
+            lock=nullcontext(), requeue_stale_trials=list, retried_trials_of=lambda _pid: retried
         )
         view: Any = View()
         return self.run_trials(study, view)
@@ -103,6 +107,32 @@ def test_a_worker_that_has_no_handler_yet_is_stopped_once() -> None:
     assert pool.run() == 2
     assert pool.error == "the disk is gone"
     assert pool.started == [0, 1], "none is revived to run the study"
+
+
+@pytest.mark.parametrize(
+    ("retried", "clause"),
+    [
+        ([3], "; its trial 3 is tried again once"),
+        ([3, 4, 8], "; its trials 3, 4 and 8 are tried again once"),
+    ],
+)
+def test_a_warning_names_all_trials_that_are_tried_again(
+    monkeypatch: pytest.MonkeyPatch, retried: list[int], clause: str
+) -> None:
+    pool, warnings = Programs("import os; os.kill(os.getpid(), 9)"), []
+    monkeypatch.setattr("runner.study.worker_pool.MAX_RESTARTS", 1)
+    monkeypatch.setattr(pool.terminal, "warn", warnings.append)
+    assert pool.run(retried) == 128 + signal.SIGKILL
+    assert warnings == [f"worker 1 was killed by SIGKILL{clause}"]
+
+
+def test_all_trials_of_a_lost_worker_are_tried_again_but_not_a_second_time(tmp_path: Path) -> None:
+    study = Study(make_plan(tmp_path / "studies.journal"), tmp_path)
+    for expected in ([0, 1, 2], []):
+        numbers = [trial.number for trial in (study.ask(), study.ask(), study.ask()) if trial is not None]
+        for number in numbers:
+            fail_lost_trial(study.optuna, study.trials()[number])
+        assert [number for number in study.retried_trials_of(os.getpid()) if number in numbers] == expected
 
 
 @pytest.mark.slow

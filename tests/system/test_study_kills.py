@@ -33,8 +33,8 @@ def test_a_trial_whose_worker_died_is_tried_again(plan: Make, tmp_path: Path) ->
         assert study.requeue_stale_trials() == [1]
         assert study.requeue_stale_trials() == []
     lost = study.trials()[1]
-    assert study.lost_trial_of(lost.user_attrs["owner"][1]) == 1
-    assert study.lost_trial_of(os.getpid()) is None
+    assert study.retried_trials_of(lost.user_attrs["owner"][1]) == [1]
+    assert study.retried_trials_of(os.getpid()) == []
     assert lost.state == TrialState.FAIL
     assert lost.user_attrs["lost"] == "its worker died"
     assert states(study) == ["COMPLETE", "FAIL", "WAITING"]
