@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from runner.models.transfer_model import TransferModel
-from runner.study.trial_training import Trainings, TrialTraining
+from runner.study.trial_training import TrialGenerator, TrialTraining
 from runner.training import run
 from runner.training.stacked.compatible import stack_key
 from runner.training.stacked.fit import fit_stacked
@@ -24,7 +24,7 @@ class OthersFailed(BaseException):
     """A trial is stopped because the worker fails. Not an `Exception`: the trial itself has not failed."""
 
 
-def train_together(trials: Sequence[Trainings[None]]) -> None:
+def train_together(trials: Sequence[TrialGenerator]) -> None:
     """Run trials to their ends.
 
     Raises what a trial raises; the others are stopped with it before, but for those that have done all their trainings.
@@ -45,13 +45,13 @@ def train_together(trials: Sequence[Trainings[None]]) -> None:
 class _Batch:
     """Trials that wait for a training each."""
 
-    waiting: list[tuple[Trainings[None], TrialTraining]] = field(default_factory=list)
-    ended: dict[Trainings[None], TrialTraining] = field(default_factory=dict)
+    waiting: list[tuple[TrialGenerator, TrialTraining]] = field(default_factory=list)
+    ended: dict[TrialGenerator, TrialTraining] = field(default_factory=dict)
     """Trials that have not gone on since their training ended, and that training."""
     models: list[TransferModel] = field(default_factory=list)
     """One with each set of frozen weights."""
 
-    def advance(self, trial: Trainings[None], error: BaseException | None = None) -> None:
+    def advance(self, trial: TrialGenerator, error: BaseException | None = None) -> None:
         """Let a trial go on to its next training or its end, perhaps after an error of the one before."""
         try:
             training = trial.throw(error) if error is not None else next(trial)
@@ -60,7 +60,7 @@ class _Batch:
         self._share_frozen_weights(training.setup.model)
         self.waiting.append((trial, training))
 
-    def stop(self, trial: Trainings[None], error: BaseException) -> None:
+    def stop(self, trial: TrialGenerator, error: BaseException) -> None:
         """Stop a trial; one that has ended stays as it is, and one without another training ends as usual."""
         try:
             if trial in self.ended and self.ended[trial].ends_trial:
@@ -86,7 +86,7 @@ class _Batch:
             else:
                 self._train_stacked(group)
 
-    def _train_alone(self, trial: Trainings[None], training: TrialTraining) -> None:
+    def _train_alone(self, trial: TrialGenerator, training: TrialTraining) -> None:
         start, failure = time.monotonic(), None
         try:
             run.fit_setup(training.setup, [training], Terminal(enabled=False))
@@ -95,8 +95,8 @@ class _Batch:
         training.seconds = time.monotonic() - start
         self.advance(trial, failure)
 
-    def _train_stacked(self, group: Sequence[tuple[Trainings[None], TrialTraining]]) -> None:
-        def end(trial: Trainings[None], training: TrialTraining, error: Exception | None) -> None:
+    def _train_stacked(self, group: Sequence[tuple[TrialGenerator, TrialTraining]]) -> None:
+        def end(trial: TrialGenerator, training: TrialTraining, error: Exception | None) -> None:
             training.seconds = sum(epoch.seconds for epoch in training.history)
             training.error = error
             self.ended[trial] = training
@@ -117,7 +117,7 @@ class _Batch:
         while self.ended:
             self._resume(next(iter(self.ended)))
 
-    def _resume(self, trial: Trainings[None]) -> None:
+    def _resume(self, trial: TrialGenerator) -> None:
         """Let a trial go on whose training has ended. An interrupt waits until its results are stored."""
         training = self.ended.pop(trial)
         with defer_signals() if training.ends_trial else nullcontext():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -20,8 +20,6 @@ from runner.training.results import EpochResult, best_epoch
 from runner.training.setup import Setup
 from runner.training.solvers.path_figure import log_path
 from runner.training.solvers.solve import Solution
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -89,5 +87,5 @@ class TrialTraining(Callback):
         self.tracker.set_tags({"runner.best_when_run": "true"})
 
 
-Trainings: TypeAlias = Generator[TrialTraining, None, T]
-"""Yields trainings, each of which is done when the generator goes on, and returns a value."""
+TrialGenerator: TypeAlias = Generator[TrialTraining, None, None]
+"""A trial that runs: it yields its trainings one by one, and goes on when each is done."""

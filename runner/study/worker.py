@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from runner.config.effective import decisive_settings
@@ -24,7 +24,7 @@ from runner.study.session import StudySession
 from runner.study.storage import HEARTBEAT_INTERVAL
 from runner.study.study import Study
 from runner.study.together import train_together
-from runner.study.trial_training import Trainings, TrialTraining
+from runner.study.trial_training import TrialGenerator, TrialTraining
 from runner.study.trials import RunningTrial
 from runner.tracking.tracker import Tracker
 from runner.training.results import EpochResult
@@ -40,8 +40,8 @@ class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
 
 
 @dataclass
-class TrialTrainings:
-    """The trainings of a trial.
+class TrialRunner:
+    """Runs a trial: prepares its trainings one by one, and makes its value of their results.
 
     Args:
         session: What the worker works with.
@@ -57,8 +57,8 @@ class TrialTrainings:
     waited: float = 0.0
     """Time that other trials of the batch took meanwhile."""
 
-    def run(self, tracker: Tracker) -> Trainings[float]:
-        """One with each seed and fold. Returns the trial's value: the mean of the objective at the best epochs.
+    def run(self, tracker: Tracker) -> Generator[TrialTraining, None, float]:
+        """Yield a training with each seed and fold. Returns the mean of the objective at their best epochs.
 
         Raises `Pruned` on all ranks if the study's pruner stops the trial, and what preparation and training raise.
         """
@@ -160,9 +160,9 @@ class Worker:
             trials.append(trial)
         return trials
 
-    def _run_trial(self, trial: RunningTrial) -> Trainings[None]:
+    def _run_trial(self, trial: RunningTrial) -> TrialGenerator:
         session, study, number = self.session, self.session.study, trial.number
-        start, trainings = time.monotonic(), TrialTrainings(self.session, trial, self.shared)
+        start, runner = time.monotonic(), TrialRunner(self.session, trial, self.shared)
         pruned, value = "", 0.0
         try:
             with session.tracking.start_run(trial.name, session.study_run, system_metrics=False) as tracker:
@@ -173,7 +173,7 @@ class Worker:
                 if study is not None:
                     study.annotate(number, run=tracker.run_id)
                 try:
-                    value = yield from trainings.run(tracker)
+                    value = yield from runner.run(tracker)
                 except Pruned as reason:  # the study ended it as planned: its run has finished
                     pruned = str(reason)
                     tracker.set_tags({"runner.pruned": pruned})
@@ -187,8 +187,8 @@ class Worker:
                 study.fail(message or f"{type(error).__name__}: {error}", number)
             return
         if study is not None:
-            seconds = time.monotonic() - start - trainings.waited
-            study.annotate(number, training_seconds=trainings.seconds, seconds=seconds)
+            seconds = time.monotonic() - start - runner.waited
+            study.annotate(number, training_seconds=runner.seconds, seconds=seconds)
             study.prune(pruned, number) if pruned else study.complete(value, number)
 
     def _concerns_only_this_trial(self, error: Exception) -> bool:

@@ -91,7 +91,9 @@ def test_trials_end_as_they_do_one_by_one(
     start = time.monotonic()
     together = run_study(tmp_path / "together", place, accelerator, 4, **changes)
     seconds = [trial.user_attrs["seconds"] for trial in together]
-    assert all(own > trial.user_attrs["training_seconds"] for own, trial in zip(seconds, together, strict=True))
+    assert all(
+        own > trial.user_attrs["training_seconds"] for own, trial in zip(seconds, together, strict=True)
+    )
     assert sum(seconds) < time.monotonic() - start, "each has its share"
     assert sum(stacked) >= 4 * changes.get("seeds", 1) * changes.get("folds", 1)
     for one, other in zip(together, alone, strict=True):
