@@ -58,11 +58,11 @@ class Plan:
 
     def validated(self, experiment: Experiment) -> Experiment:
         """A trial's experiment with the folds that it is validated on. The test split stays what it is without them."""
-        if experiment.train.refit:  # a trial is judged by what is solved without the validation images
-            experiment = override(experiment, {"train.refit": False})
-        if self.folds is None:
-            return experiment
-        return override(experiment, {"split.folds": self.folds, "split.fold_as": "val"})
+        # A trial's score comes from the head that is solved without the validation images.
+        values: dict[str, Any] = {"train.refit": False}
+        if self.folds is not None:
+            values |= {"split.folds": self.folds, "split.fold_as": "val"}
+        return override(experiment, values)
 
     def training(self, experiment: Experiment, index: int) -> Experiment:
         """The experiment of one of a trial's trainings: all folds with a seed, then with the next one."""
