@@ -1,7 +1,7 @@
 """The settings of an experiment: one frozen, typed tree.
 
 Nothing else changes a result. The defaults are those of the published report that the project reproduces. The
-docstring of each setting is its help; docs/settings.md is generated from these files.
+docstring of each setting is its help; docs/settings.md is generated from all modules of settings.
 
 Types and ranges are validated where settings are read (`runner.config.tree`). Rules between settings are validated
 wherever a group is created, and raise `ValueError` with one sentence.
