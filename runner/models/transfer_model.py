@@ -88,6 +88,8 @@ class TransferModel(LayeredModel):
             head = build_head(head_spec, features, len(spec.classes))
         super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std, variants)
         self.spec = spec
+        if not random_weights:  # drawn values depend on the layout; otherwise nothing has to be copied later
+            self.to(memory_format=torch.channels_last)
         self._allocate(random_weights)
         _replace_dropouts(self, training_seed)
         self.index_layers()
