@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -76,19 +77,19 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         text = f"{text} (default: {shown or default})"
         parser.add_argument(*sorted(names), default=default, help=text, **kind)
 
-    natural, positive = _at_least(0), _at_least(1)
+    natural, positive = _whole_number(0), _whole_number(1)
     parser.add_argument("--study", metavar="NAME", required=True, help="name; an existing study is continued")
     add("--space", "around-baseline", "a file, or the name of one in experiments/spaces/", metavar="FILE")
     add("--trials", 50, "total number, over all workers and commands", metavar="N", type=positive)
     add("--workers", 1, "processes, each with a trial of its own", metavar="N", type=positive)
     text = "trials that a worker trains together, if they differ in rates, dropout, smoothing and width only"
-    add("--batch", 1, text, metavar="N", type=_between(1, MOST_TOGETHER))
+    add("--batch", 1, text, metavar="N", type=_whole_number(1, MOST_TOGETHER))
     add("--threads", None, "CPU threads per worker", "equal shares", metavar="N", type=positive)
     add("--storage", None, "journal file or Optuna URL", "studies.journal in tracking.root", metavar="URL")
     add("--objective", "top1", "validation metric to optimize", choices=[*METRICS])
     add("--seeds", 1, "training seeds per trial; its value is their mean", metavar="K", type=positive)
     text = "folds of a trial's cross-validation on training and validation images; its value is their mean"
-    add("--folds", None, text, "none", metavar="K", type=_at_least(2))
+    add("--folds", None, text, "none", metavar="K", type=_whole_number(2))
     add("--sampler", "tpe", "search algorithm", choices=[*SAMPLERS])
     add("--pruner", "auto", "auto: median; with several seeds or folds wilcoxon", choices=[*PRUNERS])
     add("--sampler-seed", 0, "seed of the sampler", metavar="SEED", type=natural)
@@ -146,19 +147,12 @@ def _check_folds(baseline: Experiment, folds: int | None) -> None:
         )
 
 
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def number(word: str) -> int:
-        if not word.isdecimal() or int(word) < minimum:
-            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number of {minimum} or more")
-        return int(word)
+def _whole_number(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    wanted = f"of {minimum} or more" if maximum == math.inf else f"from {minimum} to {maximum}"
 
-    return number
-
-
-def _between(minimum: int, maximum: int) -> Callable[[str], int]:
     def number(word: str) -> int:
         if not word.isdecimal() or not minimum <= int(word) <= maximum:
-            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from {minimum} to {maximum}")
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number {wanted}")
         return int(word)
 
     return number

@@ -35,9 +35,10 @@ def train_together(trials: Sequence[TrialGenerator]) -> None:
             batch.advance(trial)
         batch.train()
     except BaseException as error:
-        passed = error if isinstance(error, OSError) or not isinstance(error, Exception) else None
+        # Other trials would take an exception for their own failure, unless it is one of the machine.
+        concerns_all = isinstance(error, OSError) or not isinstance(error, Exception)
         for trial in trials:
-            batch.stop(trial, passed or OthersFailed(str(error)))
+            batch.stop(trial, error if concerns_all else OthersFailed(str(error)))
         raise
 
 
@@ -73,18 +74,16 @@ class _Batch:
     def train(self) -> None:
         """Train until no trial waits."""
         while self.waiting:
-            key = stack_key(self.waiting[0][1].setup.experiment)
-            chosen = [
-                place
-                for place, (_, training) in enumerate(self.waiting)
-                if place == 0 or (key is not None and stack_key(training.setup.experiment) == key)
-            ]
-            group = [self.waiting[place] for place in chosen]
-            self.waiting = [each for place, each in enumerate(self.waiting) if place not in chosen]
-            if len(group) == 1:
-                self._train_alone(*group[0])
-            else:
-                self._train_stacked(group)
+            groups: dict[object, list[tuple[TrialGenerator, TrialTraining]]] = {}
+            for trial, training in self.waiting:
+                key = stack_key(training.setup.experiment) or trial
+                groups.setdefault(key, []).append((trial, training))
+            self.waiting = []
+            for group in groups.values():
+                if len(group) == 1:
+                    self._train_alone(*group[0])
+                else:
+                    self._train_stacked(group)
 
     def _train_alone(self, trial: TrialGenerator, training: TrialTraining) -> None:
         start, failure = time.monotonic(), None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
@@ -80,3 +81,25 @@ def test_a_trial_can_be_interrupted_while_it_prepares_another_training(
     with pytest.raises(Interrupted):
         together.train_together(trials)
     assert stored == [1]
+
+
+def test_trainings_that_can_be_stacked_are_grouped_in_rounds(
+    trainings: Sequence[TrialTraining], make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[int] = []
+    fit_stacked = together.fit_stacked
+
+    def watch(heads: Any, *arguments: Any) -> None:
+        groups.append(len(heads))
+        fit_stacked(heads, *arguments)
+
+    def trial(batch_size: int) -> Iterator[TrialTraining]:
+        for first in trainings[:2]:
+            experiment = make(*POOLED, "--train.batch_size", str(batch_size))
+            setup: Any = SimpleNamespace(**{**vars(first.setup), "experiment": experiment})
+            yield dataclasses.replace(first, setup=setup, is_last=first is trainings[1])
+
+    monkeypatch.setattr(together, "fit_stacked", watch)
+    trials: Any = [trial(size) for size in (8, 16, 8, 16, 8)]
+    together.train_together(trials)
+    assert groups == [3, 2, 3, 2]
