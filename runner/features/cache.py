@@ -111,7 +111,7 @@ class FeatureCache:
         indices, table = self._table(store, view, rows, digests)
         if table is None or not table.has(indices):
             self._stages.ensure(last, self.manifest.select(split), view, self.stats)
-        self.stats.served += len(keys)
+        self.stats.served += len(keys) * sum(not stage.inputs for stage in self.extractor.stages)
         self.stats.served_seconds += store.compute_seconds(keys)
         if table is None:
             return MappedSource(store, keys, self.accelerator.device)

@@ -39,7 +39,10 @@ MAX_ATTEMPTS = 4
 
 @dataclass
 class CacheStats:
-    """What features cost and saved, on this process's host. A hit is a feature that was served without computing it."""
+    """What features cost and saved, on this process's host. A hit is a feature that was served without computing it.
+
+    An image of which several variants go through the backbone counts once for each.
+    """
 
     served: int = 0
     misses: int = 0

@@ -184,6 +184,13 @@ class TestSources:
         assert metrics["system/features/images_per_second"] > 0
         assert features.disk_bytes() > VAL * 512 * 4
 
+    def test_statistics_count_each_variant_of_an_image(self, make: Make, accelerator: Accelerator) -> None:
+        features = features_of(make("--augment.views", "none", "--augment.tta", "flips"), accelerator)
+        for _ in range(3):
+            features.get("val", EVALUATION_VIEW)
+        metrics = features.stats.metrics()
+        assert (metrics["system/features/hits"], metrics["system/features/misses"]) == (4 * VAL, 2 * VAL)
+
 
 class TestFaults:
     def test_a_damaged_shard_that_cannot_be_deleted_is_ignored(
