@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,28 @@ def command(words: list[str]) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         timeout=COMMAND_TIMEOUT,
     )
+
+
+def in_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """`runner WORDS` to its end in this process, with what it would launch: to start processes takes seconds."""
+    from runner import train
+    from runner.cli import evaluate, main
+    from runner.utils.exit_status import run_main
+
+    programs = {"train.py": train.main, "cli/evaluate.py": evaluate.main}
+
+    def launch(script: str, arguments: Sequence[str], _processes: int | None) -> int:
+        return run_main(lambda: programs[script](arguments))
+
+    output, errors = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow itself sets it; it is as before afterwards
+        patch.delenv("MLFLOW_TRACKING_URI")
+        for module in ("launcher", "train", "reproduce"):
+            patch.setattr(f"runner.cli.{module}.launch", launch)
+        status = main.main(list(words))
+    return subprocess.CompletedProcess(list(words), status, output.getvalue(), errors.getvalue())
 
 
 def started(words: list[str], until: str, folder: Path) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import client_of, command, one_sentence, runner, runs_of
+from commands import client_of, in_process, one_sentence, runs_of
 from helpers import Place
 
 from runner import train
@@ -50,7 +50,7 @@ def validated(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Validat
     """Three folds with two training seeds, from an empty cache."""
     folder = tmp_path_factory.mktemp("validated")
     words = [*place(folder), *FOLDS, "--cache", str(folder / "cache"), "--tracking.model", "true"]
-    outcome = command(runner("train", *words, "--repeat", "2"))
+    outcome = in_process("train", *words, "--repeat", "2")
     assert outcome.returncode == 0, outcome.stderr
     client = client_of(folder)
     parent, *children = runs_of(client)

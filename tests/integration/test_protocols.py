@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commands import client_of, command, one_sentence, runner, runs_of
+from commands import client_of, in_process, one_sentence, runs_of
 from helpers import Place
 from pictures import draw
 
@@ -33,7 +33,7 @@ def words(place: Place, tmp_path: Path) -> list[str]:
 
 
 def test_two_splits_by_protocol(words: list[str], tmp_path: Path) -> None:
-    outcome = command(runner("train", *words, "--repeat", "2", "--repeat-over", "split"))
+    outcome = in_process("train", *words, "--repeat", "2", "--repeat-over", "split")
     assert outcome.returncode == 0, outcome.stderr
     assert "no validation images for 2 of 3 classes (blue, red)" in outcome.stdout
     client = client_of(tmp_path)
@@ -56,7 +56,7 @@ def test_two_splits_by_protocol(words: list[str], tmp_path: Path) -> None:
     assert splits[0] != splits[1]
     tracking = ["--tracking.root", str(tmp_path / "mlruns")]
     for verb in ("reproduce", "evaluate"):
-        outcome = command(runner(verb, children[1].info.run_id, *tracking))
+        outcome = in_process(verb, children[1].info.run_id, *tracking)
         assert outcome.returncode == 0, (verb, outcome.stderr)
 
 
@@ -66,7 +66,7 @@ def test_a_class_that_is_too_small_is_refused_before_anything_is_computed(
     for number in range(12):
         (tmp_path / "pictures" / "red" / f"{number:02}.png").unlink()
         (tmp_path / "pictures" / "red" / f"{44 - number:02}.png").unlink()
-    outcome = command(runner("train", *words))
+    outcome = in_process("train", *words)
     assert outcome.returncode == 2
     assert "class 'red' has 21 and 0; add images" in one_sentence(outcome.stderr)
     assert runs_of(client_of(tmp_path)) == []

@@ -1,9 +1,11 @@
-"""`runner search` as a user calls it: a whole study and what it records, its workers from within, what is refused."""
+"""`runner search`: a whole study and what it records, by one process and, as a user calls it, by two workers."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from searches import (
     trials_of,
 )
 
+from runner import search
 from runner.config import parser
 from runner.config.effective import decisive_settings
 from runner.config.tree import as_tree, flatten, override
@@ -47,26 +50,19 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """Four trials on two workers, and two seeds to compare best and baseline."""
+    """Four trials in this process, and two seeds to compare best and baseline."""
     folder = tmp_path_factory.mktemp("finished")
-    words = [
-        *study_words(place(folder), folder / "space.yaml"),
-        "--trials",
-        "4",
-        "--workers",
-        "2",
-        "--confirm",
-        "2",
-    ]
-    done = command(runner("search", *words))
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr + done.stdout
-    return Finished(folder, words, done.stdout)
+    words = [*study_words(place(folder), folder / "space.yaml"), "--trials", "4", "--confirm", "2"]
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_TRACKING_URI")
+        assert search.main(words) == 0
+    return Finished(folder, words, output.getvalue())
 
 
-def test_a_study_prints_its_trials_and_its_result(finished: Finished) -> None:
-    for number in range(4):
-        assert any(line.startswith(f"trial {number:3}") for line in finished.output.splitlines())
+def test_a_study_prints_its_result(finished: Finished) -> None:
     for part in ("Study some: 4 complete", "best:"):
         assert part in finished.output
     is_better = bool(confirmed_sides(finished.folder))
@@ -168,20 +164,30 @@ def test_the_best_experiment_can_be_trained(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_study_does_nothing_more(finished: Finished) -> None:
-    before = {run.info.run_id: run.info.end_time for run in runs_of_study(finished.folder)[1]}
-    done = command(runner("search", *finished.words, "--workers", "1"))
+def test_two_workers_finish_a_study_and_a_worker_more_does_nothing(place: Place, tmp_path: Path) -> None:
+    words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "4", "--confirm", "2"]
+    done = command(runner("search", *words, "--workers", "2"))
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    for number in range(4):
+        assert any(line.startswith(f"trial {number:3}") for line in done.stdout.splitlines())
+    for part in ("Study some: 4 complete", "best:"):
+        assert part in done.stdout
+    for part in ("best.yaml", "2 new training seeds", "CI"):
+        assert (part in done.stdout) == bool(confirmed_sides(tmp_path))
+    assert states(tmp_path) == ["COMPLETE"] * 4
+    parent, children = runs_of_study(tmp_path)
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert sorted(trial_runs(tmp_path)) == [0, 1, 2, 3]
+    assert len(children) == 4 + 2 * len(confirmed_sides(tmp_path))
+    assert ("confirm.json" in artifacts_of(tmp_path, parent)) == bool(confirmed_sides(tmp_path))
+    before = {run.info.run_id: run.info.end_time for run in children}
+    done = command(runner("search", *words, "--workers", "1"))
     assert done.returncode == 0, done.stderr
-    parent, children = runs_of_study(finished.folder)
+    parent, children = runs_of_study(tmp_path)
     assert {run.info.run_id: run.info.end_time for run in children} == before
     assert parent.info.status == "FINISHED"
     assert "runner.refused" not in parent.data.tags
-
-
-# A worker from within
-
-
-# What is refused
 
 
 # Without a coordinator, as under `accelerate launch`
@@ -196,15 +202,3 @@ def test_workers_need_a_coordinator(place: Place, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--workers is for ./launch.sh search" in one_sentence(done.stderr)
     assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
-
-
-@pytest.mark.slow
-def test_one_process_runs_a_study(place: Place, tmp_path: Path) -> None:
-    words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "2", "--confirm", "0"]
-    done = search_file(*words)
-    assert done.returncode == 0, done.stderr
-    assert states(tmp_path) == ["COMPLETE"] * 2
-    parent, children = runs_of_study(tmp_path)
-    assert [run.info.status for run in (parent, *children)] == ["FINISHED"] * 3
-    assert {"best.yaml", "trials.csv"} <= artifacts_of(tmp_path, parent)
-    assert "confirm.json" not in artifacts_of(tmp_path, parent)

@@ -16,9 +16,8 @@ import safetensors
 import torch
 from commands import (
     RUNNER,
-    accelerate,
     client_of,
-    command,
+    in_process,
     one_sentence,
     runs_of,
     started,
@@ -47,10 +46,12 @@ CURVES = (
 def finished(
     place: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str], Any, Any]:
-    """Folder, words, client and run of one launch that went through."""
+    """Folder, words, client and run of one training that went through, in this process."""
     folder = tmp_path_factory.mktemp("finished")
     words = place(folder)
-    outcome = command(accelerate(words))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(RUNNER / "train.py"), *words])
+        outcome = in_process("train", *words)
     assert outcome.returncode == 0, outcome.stderr
     client = client_of(folder)
     (run,) = runs_of(client)
@@ -144,7 +145,7 @@ def test_a_runs_files_tell_of_its_images_and_its_environment(
 def test_evaluate_reproduces_a_run(finished: tuple[Path, list[str], Any, Any]) -> None:
     folder, _, _, run = finished
     words = ["evaluate", run.info.run_id[:8], "--json", "--tracking.root", str(folder / "mlruns")]
-    outcome = command([sys.executable, "-m", "runner.cli.main", *words])
+    outcome = in_process(*words)
     assert outcome.returncode == 0, outcome.stderr
     report = json.loads(outcome.stdout)
     assert (report["run"], report["split"], report["processes"]) == (run.info.run_id, "test", 1)
