@@ -14,7 +14,7 @@ from runner.features.sources import SplitFeatures
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.training.batches import epoch_batches, loss_weights
 from runner.training.fit_data import FitData
-from runner.training.stacked.members import EpochTimes, Members, StackedHead
+from runner.training.stacked.members import EpochTimes, StackedHead, StackTrainer
 from runner.training.stacked.stack import Batch
 from runner.utils.signals import defer_signals
 from runner.utils.tensors import pad_rows
@@ -50,7 +50,7 @@ def fit_stacked(
     epoch = 0
     while groups:
         _run_epoch(groups, data, epoch)
-        groups = [group for group in groups if group.stacks]
+        groups = [group for group in groups if group.trainers]
         after_epoch()
         epoch += 1
 
@@ -64,14 +64,14 @@ def _run_epoch(groups: Sequence[_SeedGroup], data: FitData, epoch: int) -> None:
         group.train(features, epoch)
     trained = time.monotonic()
     features = data.val.load(epoch)
-    validated = [(members, logits) for group in groups for members, logits in group.validate(features, data)]
-    count = sum(len(members.stack.heads) for members, _ in validated)
+    validated = [(trainer, logits) for group in groups for trainer, logits in group.validate(features, data)]
+    count = sum(len(trainer.stack.heads) for trainer, _ in validated)
     times = EpochTimes(start, loaded, trained, time.monotonic(), count, len(data.train.labels))
     with defer_signals():  # what is recorded is recorded as a whole
-        for members, logits in validated:
-            members.end_epoch(logits, data.val.labels, times)
+        for trainer, logits in validated:
+            trainer.end_epoch(logits, data.val.labels, times)
     for group in groups:
-        group.stacks = [members for members in group.stacks if members.stack.heads]
+        group.trainers = [trainer for trainer in group.trainers if trainer.stack.heads]
 
 
 class _SeedGroup:
@@ -89,7 +89,7 @@ class _SeedGroup:
         train = self.experiment.train
         self.steps_per_epoch = math.ceil(len(labels) / train.batch_size)
         weights = loss_weights(labels, len(self.model.spec.classes), train.class_weights)
-        self.stacks = [Members(part, weights, self.steps_per_epoch) for part in _parts(heads)]
+        self.trainers = [StackTrainer(part, weights, self.steps_per_epoch) for part in _parts(heads)]
         self._dropouts = [layer for layer in self.model.modules() if isinstance(layer, KeyedDropout)]
         self._hidden = self._dropouts[-1]
         self._input = self._dropouts[-2] if self.model.spec.head == "pooled" else None
@@ -98,8 +98,8 @@ class _SeedGroup:
         """Take the steps of an epoch."""
         train, seed = self.experiment.train, self.experiment.seed.train
         batches = epoch_batches(self.labels, train.batch_size, train.sampling, seed, epoch)
-        for members in self.stacks:
-            members.start_epoch()
+        for trainer in self.trainers:
+            trainer.start_epoch()
         self.model.train()
         for number, values in enumerate(features.batches(batches)):
             step, size = epoch * self.steps_per_epoch + number, len(values)
@@ -108,27 +108,27 @@ class _SeedGroup:
             of_input = self._noise(self._input, step, values.shape)
             of_hidden = {
                 width: self._noise(self._hidden, step, torch.Size((size, width)))
-                for width in {members.width for members in self.stacks}
+                for width in {trainer.width for trainer in self.trainers}
             }
-            for members in self.stacks:
-                members.step(Batch(values, of_input, of_hidden[members.width], target))
+            for trainer in self.trainers:
+                trainer.step(Batch(values, of_input, of_hidden[trainer.width], target))
 
-    def validate(self, features: SplitFeatures, data: FitData) -> Iterator[tuple[Members, Tensor]]:
+    def validate(self, features: SplitFeatures, data: FitData) -> Iterator[tuple[StackTrainer, Tensor]]:
         """The logits of each stack for the validation images: heads × n × classes."""
         count, size = len(data.val.labels), data.batch_size
         batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        logits: list[list[Tensor]] = [[] for _ in self.stacks]
+        logits: list[list[Tensor]] = [[] for _ in self.trainers]
         inputs: list[Tensor] = []
         self.model.eval()
         for indices, values in zip(batches, features.batches(batches), strict=True):
             inputs.append(self._head_input(pad_rows(values, size))[: len(values)])
             if len(inputs) * size >= VALIDATED or indices is batches[-1]:
                 rows = torch.cat(inputs)
-                for members, own in zip(self.stacks, logits, strict=True):
-                    own.append(members.stack.logits(rows))
+                for trainer, own in zip(self.trainers, logits, strict=True):
+                    own.append(trainer.stack.logits(rows))
                 inputs = []
-        for members, own in zip(self.stacks, logits, strict=True):
-            yield members, torch.cat(own, 1)
+        for trainer, own in zip(self.trainers, logits, strict=True):
+            yield trainer, torch.cat(own, 1)
 
     def _head_input(self, values: Tensor) -> Tensor:
         """What the head computes on, n × features: after frozen layers that drop values at random."""
@@ -136,7 +136,7 @@ class _SeedGroup:
             return self.model.run(values, self.model.split_index, self.model.head_index).float()
 
     def _noise(self, layer: KeyedDropout | None, step: int, shape: torch.Size) -> Tensor | None:
-        if layer is None or not any(members.drops for members in self.stacks):
+        if layer is None or not any(trainer.drops for trainer in self.trainers):
             return None
         return layer.draw_uniform(step, shape[0], shape[1:])
 
@@ -144,8 +144,8 @@ class _SeedGroup:
 def _parts(heads: Sequence[StackedHead]) -> Iterator[list[StackedHead]]:
     """The heads of each stack: of one width, and not too large."""
     for width in dict.fromkeys(head.experiment.model.width for head in heads):
-        members = [head for head in heads if head.experiment.model.width == width]
-        size = sum(value.nbytes for value in members[0].model.trainable_state().values())
+        of_width = [head for head in heads if head.experiment.model.width == width]
+        size = sum(value.nbytes for value in of_width[0].model.trainable_state().values())
         count = max(1, STACK_BYTES // size)
-        for start in range(0, len(members), count):
-            yield members[start : start + count]
+        for start in range(0, len(of_width), count):
+            yield of_width[start : start + count]

@@ -1,4 +1,4 @@
-"""The heads of a stack as trainings: their epochs, their callbacks, and how they end."""
+"""The trainings of a stack's heads: their epochs, their callbacks, and how they end."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class EpochTimes:
         return (end - start) / self.heads
 
 
-class Members:
-    """The heads of a stack.
+class StackTrainer:
+    """Trains the heads of a stack, and tells each of its epochs and its end.
 
     Args:
         heads: One or more, of one shape and seed.

@@ -86,16 +86,18 @@ class HeadStack:
 
         Returns for each its loss summed over the batch and its correct predictions: 2 × heads, float64.
         """
+        last_weight, last_bias = self._stacked[2:]
+        last_weight_grad, last_bias_grad = self._grads[2:]
         dropped = self._dropped(batch)
         inputs = self._hidden_inputs(dropped)
         kept = None if batch.hidden_noise is None else batch.hidden_noise >= self._p
         hidden = self._drop_hidden(inputs.relu(), kept)
-        logits = torch.baddbmm(self._stacked[3][:, None], hidden, self._stacked[2].transpose(1, 2))
+        logits = torch.baddbmm(last_bias[:, None], hidden, last_weight.transpose(1, 2))
         losses, gradient = loss_and_gradient(logits, batch.target, self._class_weights, self._smoothing)
         hits = (logits.argmax(2) == batch.target).sum(1)
-        torch.sum(gradient, 1, out=self._grads[3])
-        torch.bmm(gradient.transpose(1, 2), hidden, out=self._grads[2])
-        into = self._drop_hidden(torch.bmm(gradient, self._stacked[2]), kept)
+        torch.sum(gradient, 1, out=last_bias_grad)
+        torch.bmm(gradient.transpose(1, 2), hidden, out=last_weight_grad)
+        into = self._drop_hidden(torch.bmm(gradient, last_weight), kept)
         self._set_first_gradients(into.masked_fill_(inputs <= 0, 0), dropped)
         if self._clip:
             for head in self.heads:
@@ -183,6 +185,7 @@ class HeadStack:
 
     def _set_first_gradients(self, gradient: Tensor, features: Sequence[Tensor]) -> None:
         """Set the gradients of the first layers, from that of their outputs."""
-        torch.sum(gradient, 1, out=self._grads[1])
+        weight_grad, bias_grad = self._grads[:2]
+        torch.sum(gradient, 1, out=bias_grad)
         for place, own in enumerate(features):
-            torch.mm(gradient[place].t(), own, out=self._grads[0][place])
+            torch.mm(gradient[place].t(), own, out=weight_grad[place])
