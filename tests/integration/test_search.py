@@ -163,8 +163,17 @@ def test_the_best_experiment_can_be_trained(finished: Finished) -> None:
     assert flatten(as_tree(best)) == {**baseline, **best_of(finished.folder).params}
 
 
+def test_a_finished_study_does_nothing_more(finished: Finished) -> None:
+    before = {run.info.run_id: run.info.end_time for run in runs_of_study(finished.folder)[1]}
+    assert search.main(finished.words) == 0
+    parent, children = runs_of_study(finished.folder)
+    assert {run.info.run_id: run.info.end_time for run in children} == before
+    assert parent.info.status == "FINISHED"
+    assert "runner.refused" not in parent.data.tags
+
+
 @pytest.mark.slow
-def test_two_workers_finish_a_study_and_a_worker_more_does_nothing(place: Place, tmp_path: Path) -> None:
+def test_two_workers_finish_a_study(place: Place, tmp_path: Path) -> None:
     words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "4", "--confirm", "2"]
     done = command(runner("search", *words, "--workers", "2"))
     assert done.returncode == 0, done.stderr + done.stdout
@@ -181,13 +190,6 @@ def test_two_workers_finish_a_study_and_a_worker_more_does_nothing(place: Place,
     assert sorted(trial_runs(tmp_path)) == [0, 1, 2, 3]
     assert len(children) == 4 + 2 * len(confirmed_sides(tmp_path))
     assert ("confirm.json" in artifacts_of(tmp_path, parent)) == bool(confirmed_sides(tmp_path))
-    before = {run.info.run_id: run.info.end_time for run in children}
-    done = command(runner("search", *words, "--workers", "1"))
-    assert done.returncode == 0, done.stderr
-    parent, children = runs_of_study(tmp_path)
-    assert {run.info.run_id: run.info.end_time for run in children} == before
-    assert parent.info.status == "FINISHED"
-    assert "runner.refused" not in parent.data.tags
 
 
 # Without a coordinator, as under `accelerate launch`
