@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import client_of, command, runner, runs_of
+from commands import client_of, command, in_process, runner, runs_of
 from searches import runs_of_study, trials_of
+
+from runner import search
 
 SOLVED = (
     *("--model.head", "linear", "--model.pool", "[1, 2]", "--model.power", "0.5", "--model.norm", "l2"),
@@ -26,7 +28,7 @@ def scores(folder: Path) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_two_processes_solve_what_one_does(small: list[str], tmp_path: Path) -> None:
-    assert command(runner("train", *small, *SOLVED)).returncode == 0
+    assert in_process("train", *small, *SOLVED).returncode == 0
     other = tmp_path / "on two"
     words = [*small, *SOLVED, "--cache", str(other / "cache"), "--tracking.root", str(other / "mlruns")]
     outcome = command(runner("train", "-n", "2", *words))
@@ -39,10 +41,10 @@ def test_two_processes_solve_what_one_does(small: list[str], tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_other_verbs_take_a_solved_head(small: list[str], images: Path, tmp_path: Path) -> None:
     variants = ("--augment.scales", "[32, 48]", "--augment.tta", "flips")
-    assert command(runner("train", *small, *SOLVED, *variants, "--tracking.model", "true")).returncode == 0
+    assert in_process("train", *small, *SOLVED, *variants, "--tracking.model", "true").returncode == 0
     tracking = ["--tracking.root", str(tmp_path / "mlruns")]
     picture = next((images / "red").iterdir())
-    predicted = command(runner("predict", str(picture), "--json", *tracking))
+    predicted = in_process("predict", str(picture), "--json", *tracking)
     assert predicted.returncode == 0, predicted.stderr
     assert json.loads(predicted.stdout)[0]["top"][0]["class"] == "red"
     onnx = tmp_path / "model.onnx"
@@ -52,12 +54,13 @@ def test_the_other_verbs_take_a_solved_head(small: list[str], images: Path, tmp_
         ["evaluate", "latest"],
         ["reproduce", "latest"],
     ):
-        outcome = command(runner(*words, *tracking))
+        outcome = in_process(*words, *tracking)
         assert outcome.returncode == 0, (words, outcome.stderr)
     assert onnx.exists()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("plain_environment")
 def test_a_study_of_solved_heads(small: list[str], tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     space.write_text(
@@ -75,10 +78,7 @@ def test_a_study_of_solved_heads(small: list[str], tmp_path: Path) -> None:
         "--confirm",
         "2",
     ]
-    outcome = command(
-        runner("search", *small, *SOLVED, "--model.power", "1", "--train.penalty", "10", *words)
-    )
-    assert outcome.returncode == 0, outcome.stderr
+    assert search.main([*small, *SOLVED, "--model.power", "1", "--train.penalty", "10", *words]) == 0
     trials = trials_of(tmp_path)
     assert {trial.state.name for trial in trials} == {"COMPLETE"}
     assert len({trial.params["model.pool"] for trial in trials}) > 1
