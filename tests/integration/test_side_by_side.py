@@ -20,6 +20,8 @@ from runner.utils.processes import cpu_count
 
 FOLDS = ("--augment.views", "none", "--split.folds", "3", "--train.epochs", "2")
 SAME_FEATURES = ("--model.normalize", "{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}")
+LONG = ("--train.epochs", "160", "--checkpoints.minutes", "0.01")
+"""Settings of folds that can be stopped in mid-training, as their first snapshot comes within a second."""
 DURATIONS = ("epoch_seconds", "images_per_second", "system/")
 
 
@@ -33,6 +35,7 @@ def scores(client: Any) -> dict[str, dict[str, float]]:
     }
 
 
+@pytest.mark.slow
 def test_results_are_those_of_one_run_after_the_other(
     small: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -55,7 +58,7 @@ def test_results_are_those_of_one_run_after_the_other(
 
 @pytest.mark.slow
 def test_what_a_killed_process_leaves_is_trained(small: list[str], tmp_path: Path) -> None:
-    words = [*small, *FOLDS, *SAME_FEATURES, "--train.epochs", "400", "--workers", "2"]
+    words = [*small, *FOLDS, *SAME_FEATURES, *LONG, "--workers", "2"]
     process = started([sys.executable, "-m", "runner.cli.main", "train", *words], "2 at a time", tmp_path)
     worker = first_worker(tmp_path)
     worker.kill()
@@ -67,10 +70,10 @@ def test_what_a_killed_process_leaves_is_trained(small: list[str], tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_stop_stops_all_processes_and_nothing_is_lost(small: list[str], tmp_path: Path) -> None:
-    words = [*small, *FOLDS, *SAME_FEATURES, "--train.epochs", "400", "--workers", "2"]
+    words = [*small, *FOLDS, *SAME_FEATURES, *LONG, "--workers", "2"]
     command = [sys.executable, "-m", "runner.cli.main", "train", *words]
     process = started(command, "2 at a time", tmp_path)
-    first_worker(tmp_path)
+    first_worker(tmp_path, of=2)
     family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 128 + signal.SIGTERM
@@ -84,12 +87,13 @@ def test_a_stop_stops_all_processes_and_nothing_is_lost(small: list[str], tmp_pa
     assert sum("runner.resumed" in run.data.tags for run in runs) >= 2
 
 
-def first_worker(folder: Path) -> psutil.Process:
-    """A process that trains a fold, once MLflow has its run and a snapshot is written."""
+def first_worker(folder: Path, of: int = 1) -> psutil.Process:
+    """A process that trains a fold, once MLflow has the runs of so many and their snapshots are written."""
     client = client_of(folder)
     for _ in range(600):
         workers = [run for run in runs_of(client) if "mlflow.parentRunId" in run.data.tags]
-        if workers and list(folder.glob("mlruns/journals/*/state/0*")):
+        states = {path.parent for path in folder.glob("mlruns/journals/*/state/0*")}
+        if workers and len(states) >= of:
             return psutil.Process(int(workers[0].data.tags["runner.pid"]))
         time.sleep(0.1)
     raise TimeoutError("no fold is trained")
