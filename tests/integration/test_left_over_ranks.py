@@ -28,7 +28,8 @@ num_processes: 8
 """
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_ranks_in_the_environment_are_named_and_ignored(
     processes: int, words: list[str], tmp_path: Path
 ) -> None:

@@ -76,12 +76,10 @@ def metrics_of(folder: Path, run: Any) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [
-        pytest.param({}, id="one training"),
-        pytest.param({"seeds": 2, "folds": 2}, id="seeds and folds", marks=pytest.mark.slow),
-    ],
+    [pytest.param({}, id="one training"), pytest.param({"seeds": 2, "folds": 2}, id="seeds and folds")],
 )
 def test_trials_end_as_they_do_one_by_one(
     place: Place, tmp_path: Path, accelerator: Accelerator, stacked: list[int], changes: dict[str, int]

@@ -125,6 +125,7 @@ def test_a_trial_may_have_several_training_seeds(
     assert list(trials_of(tmp_path)[0].intermediate_values.values()) == best
 
 
+@pytest.mark.slow
 def test_a_trial_may_be_validated_on_folds(
     place: Place, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

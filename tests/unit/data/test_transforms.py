@@ -123,6 +123,7 @@ def test_a_view_does_not_depend_on_the_path(tmp_path: Path) -> None:
     assert torch.equal(transform(open_rgb(first), "same", 0), transform(open_rgb(second), "same", 0))
 
 
+@pytest.mark.slow
 def test_another_process_computes_the_same_view(tmp_path: Path) -> None:
     path = save(tmp_path, square())
     program = (

@@ -62,7 +62,7 @@ def test_the_same_run_twice_is_the_same_in_every_bit(make: Make, train: Train, s
     "variants",
     [
         pytest.param(("--augment.tta", "flips"), marks=pytest.mark.slow),
-        ("--augment.scales", "[32, 64]"),
+        pytest.param(("--augment.scales", "[32, 64]"), marks=pytest.mark.slow),
         pytest.param(
             ("--augment.scales", "[32, 48, 64]", "--augment.tta", "flips+scales"), marks=pytest.mark.slow
         ),

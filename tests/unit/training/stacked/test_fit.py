@@ -139,6 +139,7 @@ def test_heads_get_the_results_that_they_get_alone(
     compare([make(*BASE, *changes, *head) for head in HEADS], data(), accelerator)
 
 
+@pytest.mark.slow
 def test_frozen_layers_that_drop_values_are_shared(make: Make, accelerator: Accelerator) -> None:
     common = (*BASE, "--model.head", "classifier", "--train.class_weights", "0.5", "--train.epochs", "2")
     compare([make(*common, *head) for head in HEADS[:2]], classifier_data(), accelerator)
