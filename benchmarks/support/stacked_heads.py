@@ -18,7 +18,7 @@ from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.loop import fit
 from runner.training.results import EpochResult
 from runner.training.stacked.fit import fit_stacked
-from runner.training.stacked.members import StackedHead
+from runner.training.stacked.trainer import StackedHead
 
 TRAINING_IMAGES, VALIDATION_IMAGES, CLASSES = 4286, 2185, 101
 """Of Caltech-101 in the split 50/25/25."""

@@ -15,7 +15,7 @@ from runner.study.trial_training import TrialGenerator, TrialTraining
 from runner.training import run
 from runner.training.stacked.compatible import stack_key
 from runner.training.stacked.fit import fit_stacked
-from runner.training.stacked.members import StackedHead
+from runner.training.stacked.trainer import StackedHead
 from runner.utils.console import Terminal
 from runner.utils.signals import defer_signals
 

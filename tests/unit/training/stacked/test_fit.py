@@ -27,7 +27,7 @@ from runner.training.loop import fit
 from runner.training.results import EpochResult
 from runner.training.stacked.compatible import stack_key
 from runner.training.stacked.fit import fit_stacked
-from runner.training.stacked.members import StackedHead
+from runner.training.stacked.trainer import StackedHead
 from runner.utils.errors import DivergedError
 
 IMAGES, FEATURES = 70, 512
