@@ -41,6 +41,9 @@ class Metric:
     resampled: Callable[[np.ndarray], np.ndarray] | None = None
     """Values of bootstrap resamples, from their images by class and rank: resamples × classes × 3, where the last axis
     counts rank 0, ranks 1 to 4, and the rest. None: reports give no interval."""
+    share_of: Literal["images", "classes", ""] = ""
+    """Whether it is a share of the images, or the mean over classes of the shares of their images. Then reports give an
+    exact interval where it is 0 or 1, since all resamples are equal."""
     min_classes: int = 2
     """With fewer classes it is the same for every model: it is recorded, but not shown."""
 
@@ -62,6 +65,7 @@ def _top_k(k: int, levels: int) -> Metric:
         direction="maximize",
         compute=lambda results, labels: int((results[:, RANK] < k).sum()) / len(results),
         resampled=lambda counts: counts[:, :, :levels].sum(axis=(1, 2)) / counts.sum(axis=(1, 2)),
+        share_of="images",
         min_classes=k + 1,
     )
 
@@ -104,6 +108,7 @@ register(
         direction="maximize",
         compute=_balanced_accuracy,
         resampled=_resampled_balanced_accuracy,
+        share_of="classes",
     )
 )
 register(Metric(name="loss", label="loss", direction="minimize", compute=_loss, counted=False))

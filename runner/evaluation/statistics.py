@@ -75,7 +75,7 @@ class Analysis:
     """All statistics of a report."""
 
     intervals: dict[str, Interval]
-    """95 % bootstrap intervals by metric."""
+    """95 % intervals by metric: bootstrap, or exact if all images are right or all wrong."""
     classes: list[ClassScores]
     confused: list[ConfusedPair]
     temperature: float
@@ -247,7 +247,8 @@ def bootstrap_ranks(
 
     They describe how a metric varies with the drawing of test images, not from one training to another. A resample's
     balanced accuracy leaves out classes without images in it. B. Efron, Bootstrap methods: another look at the
-    jackknife, Annals of Statistics 1979.
+    jackknife, Annals of Statistics 1979. Where all images are right, or all wrong, all resamples are equal: shares then
+    have their `exact_interval`.
 
     Args:
         labels: The n true class indices.
@@ -270,9 +271,37 @@ def bootstrap_ranks(
     for name, metric in METRICS.items():
         if metric.resampled is not None:
             value = float(metric.resampled(observed.reshape(1, classes, 3))[0])
+            if metric.share_of and value in (0, 1):
+                counted = _equally_counted(labels) if metric.share_of == "classes" else images
+                intervals[name] = exact_interval(round(value * counted), counted, confidence)
+                continue
             samples = metric.resampled(drawn.reshape(resamples, classes, 3))
             intervals[name] = Interval(value, *np.quantile(samples, bounds).tolist())
     return intervals
+
+
+def exact_interval(hits: int, images: int, confidence: float = 0.95) -> Interval:
+    """The share of hits and its Clopper-Pearson interval.
+
+    C. J. Clopper and E. S. Pearson, The use of confidence or fiducial limits illustrated in the case of the binomial,
+    Biometrika 1934.
+    """
+    from scipy.stats import binomtest
+
+    limits = binomtest(hits, images).proportion_ci(confidence, method="exact")
+    return Interval(hits / images, float(limits.low), float(limits.high))
+
+
+def _equally_counted(labels: np.ndarray) -> int:
+    """Images that count for the exact interval of the mean of classes' shares: as many of each as the rarest has.
+
+    With m images or more of each of C classes, and true shares p, all images are right with a probability of at most
+    (Π p)^m ≤ (mean p)^(C·m), as geometric means are not above arithmetic ones. So the interval of C·m images holds for
+    the mean of the shares; it is exact for classes of equal size, and wider than needed for others.
+    """
+    support = np.bincount(labels)
+    support = support[support > 0]
+    return int(len(support) * support.min())
 
 
 def most_confident_errors(predictions: Predictions, most: int) -> list[int]:

@@ -188,9 +188,22 @@ class TestBootstrap:
         assert width(many) == pytest.approx(width(few) / 10, rel=0.3)
         assert width(few, 0.5) < width(few)
 
-    def test_without_errors_intervals_have_no_width(self) -> None:
-        for each in statistics.bootstrap(from_pairs([(0, 0), (1, 1), (1, 1)], 3)).values():
-            assert (each.value, each.low, each.high) == (1, 1, 1)
+    @pytest.mark.parametrize("right", [True, False])
+    def test_all_right_or_all_wrong_gives_the_exact_interval(self, right: bool) -> None:
+        """118 of 118: 0.025 ** (1 / 118). Balanced accuracy counts classes of 40 and 78 images as 40 each."""
+        labels = np.repeat([0, 1], [40, 78])
+        ranks = np.zeros(118) if right else np.full(118, np.inf)
+        intervals = statistics.bootstrap_ranks(labels, ranks, 8)
+        for name, images in (("top1", 118), ("top5", 118), ("balanced_accuracy", 80)):
+            each, limit = intervals[name], 0.025 ** (1 / images)
+            expected = (1, limit, 1) if right else (0, 0, 1 - limit)
+            assert (each.value, each.low, each.high) == pytest.approx(expected)
+        assert intervals["top1"].low == pytest.approx(0.9692 if right else 0, abs=5e-5)
+
+    def test_only_metrics_without_width_are_exact(self) -> None:
+        intervals = statistics.bootstrap_ranks(np.repeat([0, 1], 59), np.array([1] + [0] * 117), 8)
+        assert intervals["top1"].low < intervals["top1"].high == 1
+        assert intervals["top5"].low == pytest.approx(0.025 ** (1 / 118))
 
     def test_it_is_fast(self) -> None:
         case = random_predictions(2206, 101)
