@@ -17,7 +17,7 @@ from runner.features.cache import MissingFeatures
 from runner.models.dropout import set_dropout_batch
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, required_views
-from runner.training.summary import describe_data
+from runner.training.summary import describe_data, describe_model
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.paths import cache_folder
@@ -39,18 +39,20 @@ def print_estimate(setup: Setup, repeat: Repeat, terminal: Terminal) -> None:
     missing_images, missing_bytes = _missing(setup, views)
     counts, trainings = manifest.counts(), len(repeat.experiments(experiment))
     each = f", with {trainings} training seed{'s' * (trainings > 1)}"
+    is_solved = experiment.train.solver != "gradient"
+    epochs = "none: the head is solved" if is_solved else f"at most {experiment.train.max_epochs}"
     if experiment.split.is_cross_validation:
         each = f" in each of {trainings} trainings: {repeat.describe(experiment)}"
     rows = [
         ("data", describe_data(manifest)),
-        ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
+        ("model", describe_model(experiment)),
         ("weights", experiment.model.weights or "RANDOM"),
         (
             "images",
             ", ".join(f"{count:,} {split}" for split, count in counts.items())
             + " (fold 0)" * experiment.split.is_cross_validation,
         ),
-        ("epochs", f"at most {experiment.train.max_epochs}{each}"),
+        ("epochs", f"{epochs}{each}"),
     ]
     if features.stored:
         cache = cache_folder(experiment.cache)

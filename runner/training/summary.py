@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from runner.config.schema import Experiment
 from runner.data.manifest import Manifest
@@ -15,7 +16,7 @@ from runner.training.setup import Setup
 from runner.training.spread import Results
 from runner.utils.console import Terminal, format_bytes
 from runner.utils.paths import cache_folder
-from runner.utils.text import printable
+from runner.utils.text import joined, printable
 
 SUMMARIZED = {
     "test/best": "test, best checkpoint",
@@ -39,14 +40,14 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
         [
             ("data", describe_data(manifest)),
             ("split", _split(setup)),
-            ("views", _views(experiment)),
-            ("model", f"{experiment.model.arch}, {experiment.model.head} head"),
+            ("views", describe_views(experiment)),
+            ("model", describe_model(experiment)),
             ("parameters", f"{trainable:,} trainable, {frozen:,} frozen"),
             (
                 "weights",
                 experiment.model.weights or "RANDOM: the backbone is not pretrained, so scores mean little",
             ),
-            ("normalize", " ".join(f"{value:.4f}" for value in (*constants.mean, *constants.std))),
+            ("normalize", f"mean {_numbers(constants.mean)}, sd {_numbers(constants.std)}"),
             ("cached features", _cached_features(setup)),
             ("to compute", _missing(setup, missing)),
             ("device", f"{describe_device(setup.accelerator)}, precision {experiment.train.precision}"),
@@ -143,12 +144,29 @@ def _split(setup: Setup) -> str:
     return "; ".join([f"{sizes} (seed {setup.experiment.seed.split})", *rest])
 
 
-def _views(experiment: Experiment) -> str:
+def describe_model(experiment: Experiment) -> str:
+    """Backbone, layers whose maps are pooled, if the settings name them, and head."""
+    settings = experiment.model
+    pools = f" that pools {joined(settings.pooled_layers)}" if settings.pooled_layers else ""
+    return f"{settings.arch}, {settings.head} head{pools}"
+
+
+def describe_views(experiment: Experiment) -> str:
+    """Augmentation, sizes of the images that the model receives, and test-time augmentation."""
     augment = experiment.augment
+    sizes = f"{joined([str(size) for size in augment.scales or (augment.input_size,)])} px"
+    if len(augment.scales) > 1:
+        sizes += " averaged" if "scales" in augment.tta else " stacked"
+    if "flips" in augment.tta:
+        sizes += ", averaged with mirror images"
     if augment.views == "none":
-        return f"not augmented, {'whole images, ' * (augment.crop_mode == 'squash')}{augment.input_size} px"
+        return f"not augmented, {'whole images, ' * (augment.crop_mode == 'squash')}{sizes}"
     count = "a new one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
-    return f"augmented, {count}, {augment.input_size} px (seed {experiment.seed.augment})"
+    return f"augmented, {count}, {sizes} (seed {experiment.seed.augment})"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4f}" for value in values)
 
 
 def _cached_features(setup: Setup) -> str:
