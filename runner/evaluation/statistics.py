@@ -271,7 +271,7 @@ def bootstrap_ranks(
     for name, metric in METRICS.items():
         if metric.resampled is not None:
             value = float(metric.resampled(observed.reshape(1, classes, 3))[0])
-            if metric.share_of and value in (0, 1):
+            if metric.share_of and value in (0, 1) and classes >= metric.min_classes:
                 counted = _equally_counted(labels) if metric.share_of == "classes" else images
                 intervals[name] = exact_interval(round(value * counted), counted, confidence)
                 continue

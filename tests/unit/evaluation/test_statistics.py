@@ -205,6 +205,10 @@ class TestBootstrap:
         assert intervals["top1"].low < intervals["top1"].high == 1
         assert intervals["top5"].low == pytest.approx(0.025 ** (1 / 118))
 
+    def test_a_metric_that_is_1_for_every_model_has_no_width(self) -> None:
+        each = statistics.bootstrap(from_pairs([(0, 0), (1, 1), (1, 1)], 3))["top5"]
+        assert (each.value, each.low, each.high) == (1, 1, 1)
+
     def test_it_is_fast(self) -> None:
         case = random_predictions(2206, 101)
         start = time.process_time()
