@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
         )
         return 0
     if not argv or argv[0] not in names:
-        mistake = f"There is no benchmark {argv[0]!r}" if argv else "runner bench needs a benchmark's name"
+        mistake = (
+            f"There is no benchmark {argv[0]!r}" if argv else "./launch.sh bench needs a benchmark's name"
+        )
         raise UserError(f"{mistake}; choose from: {choices}.")
     sys.path.insert(0, str(BENCHMARKS.parent))
     status: int = import_module(f"benchmarks.{argv[0]}").main(list(argv[1:]))

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Export a run. Raises `UserError` for a file that exists, an unknown run, or one that has not ended."""
     parser = CommandLineParser(
         prog="runner export-run",
-        description="Write a run to a file that runner import-run reads: its settings, tags, every point of its"
+        description="Write a run to a file that ./launch.sh import-run reads: its settings, tags, every point of its"
         " metrics, data sets, artifacts and model, and the runs that are part of it.",
     )
     parser.add_argument("run", metavar="RUN", help=RUN_HELP)

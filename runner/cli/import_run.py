@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """Import a run, unless it is here. Raises `UserError` for a file that cannot be imported."""
     parser = CommandLineParser(
         prog="runner import-run",
-        description="Add the run of a file that runner export-run wrote to the run records here, or to the MLflow"
+        description="Add the run of a file that ./launch.sh export-run wrote to the run records here, or to the MLflow"
         " server that MLFLOW_TRACKING_URI names. It is found by its original id, too. A run that is here already is"
         " not imported again.",
     )
@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
             f", and {found.known} here, but {run.status} in the file" if found.known != run.status else ""
         )
         terminal.line(
-            f"run {run.label} is here already, as {found.run_id[:8]}{differs}: nothing was imported (runner runs delete"
-            f" {found.run_id[:8]} makes room for it)"
+            f"run {run.label} is here already, as {found.run_id[:8]}{differs}: nothing was imported (./launch.sh runs"
+            f" delete {found.run_id[:8]} makes room for it)"
         )
         return 0
     more = f" with {counted(len(parts), 'run')} that are part of it" if parts else ""

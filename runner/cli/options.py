@@ -78,7 +78,7 @@ def given_images(arguments: Sequence[str], terminal: Terminal) -> list[Path]:
     images = [path for path in found if path in named or not is_picture(path)] or found
     if passed_over := len(found) - len(images):
         terminal.warn(
-            f"passed over {passed_over:,} pictures that runner explain drew; name them to include them"
+            f"passed over {passed_over:,} pictures that ./launch.sh explain drew; name them to include them"
         )
     return images
 

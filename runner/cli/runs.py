@@ -84,13 +84,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.action not in ACTIONS:
         raise UserError(
-            f"runner runs has no action {args.action!r}{did_you_mean(args.action, ACTIONS)}; give list, delete or"
+            f"./launch.sh runs has no action {args.action!r}{did_you_mean(args.action, ACTIONS)}; give list, delete or"
             " champion."
         )
     wanted = {"list": "no run", "delete": "a run or more", "champion": "one run"}[args.action]
     count = len(args.runs)
     if {"list": count, "delete": not count, "champion": count != 1}[args.action]:
-        raise UserError(f"runner runs {args.action} takes {wanted}; it was given {count or 'none'}.")
+        raise UserError(f"./launch.sh runs {args.action} takes {wanted}; it was given {count or 'none'}.")
     return args
 
 
@@ -98,7 +98,9 @@ def _list(client: MlflowClient, server: TrackingServer, args: argparse.Namespace
     experiments = {each.experiment_id: each.name for each in client.search_experiments()}
     if args.name is not None and args.name not in experiments.values():
         known = did_you_mean(args.name, list(experiments.values()))
-        raise UserError(f"There is no experiment {args.name!r}{known}; runner runs lists the runs of all.")
+        raise UserError(
+            f"There is no experiment {args.name!r}{known}; ./launch.sh runs lists the runs of all."
+        )
     searched = [each for each, name in experiments.items() if args.name in (None, name)]
     found = newest_first(client, page=min(max(args.count + 1, FEWEST), PAGE), experiments=searched)
     wanted = (run for run in found if args.all or PARENT_TAG not in run.data.tags)

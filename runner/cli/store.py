@@ -73,7 +73,7 @@ def _selected(
 ) -> list[StoreInfo]:
     if not (names or all_stores or unused_days is not None):
         raise UserError(
-            "runner store remove needs names (runner store list shows them), --all, or --unused DAYS."
+            "./launch.sh store remove needs names (./launch.sh store list shows them), --all, or --unused DAYS."
         )
     selected = [
         store
@@ -85,7 +85,7 @@ def _selected(
         matches = [store for store in stores if store.folder.name.startswith(name)]
         if len(matches) != 1:
             count = "Several stores have names that start" if matches else "No store has a name that starts"
-            raise UserError(f"{count} with {name!r}; runner store list shows the names.")
+            raise UserError(f"{count} with {name!r}; ./launch.sh store list shows the names.")
         selected += [store for store in matches if store not in selected]
     return selected
 

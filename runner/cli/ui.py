@@ -44,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if is_read_only(server.root):
         raise UserError(
             f"MLflow's pages need records that can be written, and those in {server.root} are read-only: copy the"
-            " folder (cp -r), and give the copy with --tracking.root; runner runs and runner predict can read it as it"
-            " is."
+            " folder (cp -r), and give the copy with --tracking.root; ./launch.sh runs and ./launch.sh predict can"
+            " read it as it is."
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -28,7 +28,7 @@ settings of an experiment.
   `experiments/folder.yaml` if images are named (`train IMAGES`, `--data.root`, `--data.kind`), else
   `experiments/quickstart.yaml`.
 - **Changes results**: no means that a run may be resumed, and the workers of a study may differ, with another value.
-- **Searchable**: whether a study may vary the setting (`runner search --space FILE`).
+- **Searchable**: whether a study may vary the setting (`./launch.sh search --space FILE`).
 """
 
 

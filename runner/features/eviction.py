@@ -117,8 +117,8 @@ def ensure_space(root: Path, needed: int, max_bytes: float, terminal: Terminal) 
     if needed > free:
         raise UserError(
             f"This run's features need {format_bytes(needed)}, but {root} has {format_bytes(free)} left; free some"
-            " space (runner store list shows cached features), set cache to another disk, use fewer augmented views"
-            " (augment.views), or set features.store=false."
+            " space (./launch.sh store list shows cached features), set cache to another disk, use fewer augmented"
+            " views (augment.views), or set features.store=false."
         )
     for store in evicted:
         if remove_store(store):

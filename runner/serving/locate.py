@@ -146,7 +146,7 @@ def _locate_run(client: MlflowClient, reference: str | None) -> ModelLocation:
     """A run's logged model, or else its best checkpoint. None means the latest run."""
     from runner.tracking import run_lookup
 
-    run_info = run_lookup.find_run(client, reference or run_lookup.LATEST)
+    run_info = run_lookup.find_run(client, reference or run_lookup.LATEST, model=True)
     run = client.get_run(run_info.run_id)
     experiment = client.get_experiment(run.info.experiment_id).name
     source = f"run {run_info.run_id[:8]} ({experiment}, {run_info.name})"

@@ -68,7 +68,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = CommandLineParser(
         prog="runner search",
         description="Search the settings of an experiment around its baseline.",
-        epilog="All other options are the experiment's, as in runner train: --config FILE, --optim.lr 0.001, …",
+        epilog="All other options are the experiment's, as in ./launch.sh train: --config FILE, --optim.lr 0.001, …",
         allow_abbrev=False,
     )
 
@@ -114,7 +114,9 @@ def make_plan(options: argparse.Namespace, rest: Sequence[str], checked: bool) -
 
     baseline, training = parse_experiment(rest, prog="runner search")
     if training.repeat != 1 or training.dry_run:
-        raise UserError("--repeat and --dry-run are for runner train; studies have --seeds and --confirm.")
+        raise UserError(
+            "--repeat and --dry-run are for ./launch.sh train; studies have --seeds and --confirm."
+        )
     _check_folds(baseline, options.folds)
     return Plan(
         name=options.study,
@@ -135,7 +137,7 @@ def _check_folds(baseline: Experiment, folds: int | None) -> None:
     """Raises `UserError` if an experiment cannot be the baseline of a study with so many folds; None: without folds."""
     if folds is None and baseline.split.is_cross_validation:
         raise UserError(
-            "split.folds alone is for runner train; in a study, --folds K gives each trial K folds."
+            "split.folds alone is for ./launch.sh train; in a study, --folds K gives each trial K folds."
         )
     if folds is not None and baseline.split.folds is not None:
         raise UserError(

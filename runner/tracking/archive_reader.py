@@ -54,9 +54,9 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, RunArchive]]:
     except FileNotFoundError as error:
         if error.filename != str(path):
             raise
-        raise UserError(f"There is no {path}; give a file that runner export-run wrote.") from None
+        raise UserError(f"There is no {path}; give a file that ./launch.sh export-run wrote.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a file that runner export-run wrote.") from None
+        raise UserError(f"{path} is a folder; give a file that ./launch.sh export-run wrote.") from None
     except OSError as error:
         if error.errno != errno.EINVAL:  # of a place in the file that cannot be
             raise
@@ -117,7 +117,7 @@ def _extract_file(archive: zipfile.ZipFile, file: ArchivedFile, target: Path) ->
 
 def _read_description(path: Path, archive: zipfile.ZipFile) -> RunArchive:
     """The description of an archive. Raises `UserError` if it is another program's, or of a newer format."""
-    foreign = UserError(f"{path} is no exported run; give a file that runner export-run wrote.")
+    foreign = UserError(f"{path} is no exported run; give a file that ./launch.sh export-run wrote.")
     if DESCRIPTION not in archive.namelist():
         raise foreign
     if archive.getinfo(DESCRIPTION).file_size > LARGEST_DESCRIPTION:
@@ -170,4 +170,4 @@ def _is_id(text: str) -> bool:
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"{path} is damaged, not complete, or not written by runner export-run ({reason}); export the run again."
+    return f"{path} is damaged, not complete, or not written by ./launch.sh export-run ({reason}); export it again."

@@ -80,13 +80,13 @@ def _check_complete(server: TrackingServer, runs: list[Run]) -> None:
         label = f"Run {run.info.run_id[:8]} ({one_line(run.info.run_name or '', 100)})"
         if run.info.status not in ENDED:
             raise UserError(
-                f"{label} is {run.info.status} and cannot be exported before it has ended; wait, or stop it (runner"
-                " doctor closes a run whose process is gone)."
+                f"{label} is {run.info.status} and cannot be exported before it has ended; wait, or stop it"
+                " (./launch.sh doctor closes a run whose process is gone)."
             )
         journal = Journal.load(server.journals / run.info.run_id)
         if journal is not None and journal.pending():
             raise UserError(
-                f"Records of {label[0].lower()}{label[1:]} wait for delivery; runner sync delivers them."
+                f"Records of {label[0].lower()}{label[1:]} wait for delivery; ./launch.sh sync delivers them."
             )
 
 

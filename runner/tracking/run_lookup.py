@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runner.config.identity import MANIFEST_TAG
 from runner.tracking import artifact_store
+from runner.tracking.model_registry import CHAMPION, registered_name
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,8 +47,13 @@ class RunInfo:
         return cls(run.info.run_id, run.info.run_name or "", run.info.status)
 
 
-def find_run(client: MlflowClient, reference: str) -> RunInfo:
+def find_run(client: MlflowClient, reference: str, model: bool = False) -> RunInfo:
     """The run with an id, the start of an id, or a name, or `latest`: see `latest_run`.
+
+    Args:
+        client: Of a tracking server.
+        reference: The id, name or `latest`.
+        model: Whether a registered model would do as well: a message may then offer NAME@champion.
 
     Raises `UserError` if there is none, or more than one.
     """
@@ -55,22 +61,49 @@ def find_run(client: MlflowClient, reference: str) -> RunInfo:
         return latest_run(client)
     matching = _matching(client, reference)
     if not matching:
-        newest = search_runs(client, max_results=1)
-        if not newest:
-            raise UserError("There are no runs yet; ./launch.sh trains one.")
-        info = RunInfo.of(newest[0])
-        raise UserError(
-            f"There is no run {reference!r}; give a run's id, its first {SHORTEST_ID} or more characters, its name,"
-            f" or {LATEST} (the newest run is {info.run_id[:8]}, {info.name!r}; runner runs lists them)."
-        )
+        raise UserError(_not_found(client, reference, model))
     if len(matching) > 1:
         some = ", ".join(run.run_id[:8] for run in matching[:MOST_NAMED])
         raise UserError(
             f"{len(matching)} runs match {reference!r}; give the id of one: {some}"
             + (", …" if len(matching) > MOST_NAMED else "")
-            + " (runner runs lists them)."
+            + " (./launch.sh runs lists them)."
         )
     return matching[0]
+
+
+def _not_found(client: MlflowClient, reference: str, model: bool) -> str:
+    """Says that there is no such run, and what to give instead; the name of an experiment leads to its runs."""
+    newest = search_runs(client, max_results=1)
+    if not newest:
+        return "There are no runs yet; ./launch.sh trains one."
+    experiment = client.get_experiment_by_name(reference)
+    of_experiment = experiment and next(
+        newest_first(client, page=1, experiments=[experiment.experiment_id]), None
+    )
+    if experiment and of_experiment:
+        champion = _champion(client, reference) if model else ""
+        return (
+            f"{reference!r} is an experiment, not a run; give {champion + ' or ' if champion else ''}one of its runs:"
+            f" the newest is {of_experiment.info.run_id[:8]} (./launch.sh runs lists them)."
+        )
+    info = RunInfo.of(newest[0])
+    return (
+        f"There is no run {reference!r}; give a run's id, its first {SHORTEST_ID} or more characters, its name,"
+        f" or {LATEST} (the newest run is {info.run_id[:8]}, {info.name!r}; ./launch.sh runs lists them)."
+    )
+
+
+def _champion(client: MlflowClient, experiment: str) -> str:
+    """NAME@champion of an experiment; empty if it has none."""
+    from mlflow.exceptions import MlflowException
+
+    name = registered_name(experiment)
+    try:
+        client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException:
+        return ""
+    return f"{name}@{CHAMPION}"
 
 
 def _matching(client: MlflowClient, reference: str) -> list[RunInfo]:

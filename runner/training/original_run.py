@@ -50,7 +50,7 @@ class OriginalRun:
         if "runner.trial" in data.tags:
             raise UserError(
                 f"Run {label(run)} is a trial of a study: it has no test images and may have been pruned; train its"
-                " settings with runner train instead."
+                " settings with ./launch.sh train instead."
             )
         if run.status != "FINISHED":
             state = "is still running" if run.status == "RUNNING" else f"did not finish ({run.status})"
@@ -58,7 +58,9 @@ class OriginalRun:
                 f"Run {label(run)} {state} and has no test metrics to compare; choose a finished run."
             )
         if "test/best/loss" not in data.metrics:
-            raise UserError(f"Run {label(run)} has no test metrics to compare; choose a run of runner train.")
+            raise UserError(
+                f"Run {label(run)} has no test metrics to compare; choose a run of ./launch.sh train."
+            )
 
     def check_weights(self, experiment: Experiment) -> None:
         """Check that the file of the pretrained weights is the run's. Raises `UserError`."""
@@ -144,7 +146,7 @@ class OriginalRun:
         if new is None:
             raise UserError(
                 f"Run {label(self.run)} was trained again, but not all of its records have reached MLflow; run"
-                " runner sync, then compare both runs with runner compare."
+                " ./launch.sh sync, then compare both runs with ./launch.sh compare."
             )
         if not self.identity().has_same_images(self.identity(new)):
             raise UserError(

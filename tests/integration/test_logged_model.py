@@ -251,6 +251,7 @@ def test_a_run_without_model_and_checkpoint_is_refused(
         ("@champion", "There is no registered model ''; there are small"),
         ("m-0123", "There is no logged model 'm-0123'"),
         ("zzz", "There is no run 'zzz'"),
+        ("small", "'small' is an experiment, not a run; give small@champion or one of its runs"),
         ("nowhere/best.safetensors", "There is no nowhere/best.safetensors"),
         ("a" * 300, "There is no"),
     ],

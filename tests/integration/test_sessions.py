@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -133,6 +134,26 @@ def test_a_reference_to_no_run_or_several_is_refused(session: TrackingSession, s
         find_run(client, "same name")
     with pytest.raises(UserError, match=r"There is no run 'abc'.*first 4 or more"):
         find_run(client, "abc")
+
+
+def test_the_name_of_an_experiment_is_refused_with_its_newest_run(
+    session: TrackingSession, store: Store, experiment: Experiment
+) -> None:
+    client, name = store[1], experiment.name
+    with session.start_run("older"), session.start_run("newer") as newer:
+        pass
+    start = f"{name!r} is an experiment, not a run; give "
+    end = f"one of its runs: the newest is {newer.run_id[:8]} (./launch.sh runs lists them)."
+    for model in (False, True):  # no model is registered
+        with pytest.raises(UserError, match=re.escape(start + end)):
+            find_run(client, name, model)
+    client.create_registered_model(name)
+    client.create_model_version(name, "source", newer.run_id)
+    client.set_registered_model_alias(name, "champion", "1")
+    with pytest.raises(UserError, match=re.escape(f"{start}{name}@champion or {end}")):
+        find_run(client, name, model=True)
+    with pytest.raises(UserError, match=re.escape(start + end)):
+        find_run(client, name)
 
 
 def test_the_latest_run_is_the_newest_finished_training_of_its_own(

@@ -129,7 +129,7 @@ def test_runs_that_have_not_ended_are_refused(
     journal.append(metric("late", 1.0))
     journal.append(end())
     sentence = refused(["export-run", parent, str(file), "--tracking.root", root])
-    assert f"Records of run {part[:8]} (part) wait for delivery; runner sync" in sentence
+    assert f"Records of run {part[:8]} (part) wait for delivery; ./launch.sh sync" in sentence
     assert not file.exists()
 
 

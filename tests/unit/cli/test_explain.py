@@ -64,7 +64,7 @@ def test_pictures_of_earlier_calls_are_not_explained(explain: Command, images: P
     assert len(pictures) == 24
     for words in ((".",), ("**/*.png",), ("red", "blue", ".", "--out", "explained")):
         status, out, err = explain(*words)
-        note = "note: passed over 24 pictures that runner explain drew; name them to include them\n"
+        note = "note: passed over 24 pictures that ./launch.sh explain drew; name them to include them\n"
         assert (status, out, err) == (0, note + first[1], "")
         assert drawn(tmp_path / "explained") == pictures
 

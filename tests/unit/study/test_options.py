@@ -63,7 +63,7 @@ def test_a_wrong_option_is_refused_by_name(words: list[str]) -> None:
 
 @pytest.mark.parametrize("words", [["--repeat", "2"], ["--dry-run"]])
 def test_options_of_a_training_are_refused(words: list[str]) -> None:
-    with pytest.raises(UserError, match="--repeat and --dry-run are for runner train"):
+    with pytest.raises(UserError, match=r"--repeat and --dry-run are for \./launch\.sh train"):
         make_plan(*parse(["--study", "some", *words]), checked=True)
 
 

@@ -184,7 +184,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     assert "There is no" in refusal(tmp_path / "none.zip", out)
     assert "is a folder" in refusal(tmp_path, out)
     (tmp_path / "text.zip").write_text("no archive")
-    assert "damaged, not complete, or not written by runner" in refusal(tmp_path / "text.zip", out)
+    assert "damaged, not complete, or not written by ./launch.sh" in refusal(tmp_path / "text.zip", out)
     (tmp_path / "empty.zip").touch()
     assert "damaged" in refusal(tmp_path / "empty.zip", out)
 
