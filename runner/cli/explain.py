@@ -15,6 +15,10 @@ from runner.serving.load import load_model_concurrently
 from runner.utils.atomic_files import output_folder
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
+from runner.utils.text import printable
+
+MOST_NAMED = 5
+"""Pictures that are named, with the predicted class; more are counted."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -54,5 +58,9 @@ def main(argv: Sequence[str]) -> int:
     settings = ExplanationSettings(options.method, options.layer, options.target)
     done = draw_explanations(model, paths, folder, terminal, settings)
     status = report_unreadable(done.unreadable, len(paths))
-    terminal.line(f"pictures in {folder}: {len(done.pictures)}")
+    if len(done.pictures) <= MOST_NAMED:
+        for path, picture in done.pictures.items():
+            terminal.line(f"{printable(str(picture))}: {done.titles[path]}")
+    else:
+        terminal.line(f"pictures in {folder}: {len(done.pictures)}")
     return status

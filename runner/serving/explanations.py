@@ -42,6 +42,8 @@ class Explanations:
 
     pictures: dict[str, Path] = field(default_factory=dict)
     """Pictures of the readable ones."""
+    titles: dict[str, str] = field(default_factory=dict)
+    """Titles of these pictures: the predicted class, its probability, and the true class if it is known."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Why the others are not readable images."""
 
@@ -84,15 +86,17 @@ def draw_explanations(
         for batch in model.decoded_batches(paths):
             done.unreadable |= {p: error for p, error in zip(batch.paths, batch.errors, strict=True) if error}
             if batch.images:
-                done.pictures |= _draw_batch(model, batch, places, settings)
+                titles = _draw_batch(model, batch, places, settings)
+                done.titles |= titles
+                done.pictures |= {path: places[path] for path in titles}
             advance(len(batch.paths))
     return done
 
 
 def _draw_batch(
     model: LoadedModel, batch: DecodedBatch, places: dict[str, Path], settings: ExplanationSettings
-) -> dict[str, Path]:
-    """Draw the images of a batch to their `places`; returns those of its readable files."""
+) -> dict[str, str]:
+    """Draw the images of a batch to their `places`; returns the titles of its readable files."""
     import torch
 
     from runner.explain import cam, overlay
@@ -107,14 +111,15 @@ def _draw_batch(
         for path, prediction in zip(paths, predicted, strict=True)
     ]
     heatmaps = cam.explain(model.module, images, targets, settings.layer, settings.method)
+    titles: dict[str, str] = {}
     for row, (path, prediction, target) in enumerate(zip(paths, predicted, targets, strict=True)):
         probability, true = float(probabilities[row, prediction]), _class_of_folder(model, path)
-        title = overlay.title(model.classes[prediction], probability, true)
+        title = titles[readable[row]] = overlay.title(model.classes[prediction], probability, true)
         label = f"{METHODS[settings.method].title} for {model.classes[target]}"
         place = places[readable[row]]
         place.parent.mkdir(parents=True, exist_ok=True)
         overlay.draw(batch.images[row], heatmaps[row], title, label, place)
-    return {path: places[path] for path in readable}
+    return titles
 
 
 def _check_target(model: LoadedModel, target: str, paths: Sequence[Path]) -> None:

@@ -57,7 +57,8 @@ def test_each_image_gets_a_picture_with_a_name_of_its_own(
     done = explain(paths)
     out = tmp_path / "out"
     places = [out / "red" / "00.gradcam.png", out / "blue" / "00.gradcam.png"]
-    assert done == Explanations(dict(zip(map(str, paths), places, strict=True)), {})
+    assert done.pictures == dict(zip(map(str, paths), places, strict=True))
+    assert (list(done.titles), done.unreadable) == ([str(path) for path in paths], {})
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(places)
     for path in places:
         with Image.open(path) as picture:
@@ -69,7 +70,9 @@ def test_titles_show_the_prediction_and_the_class_of_the_folder(
     explain: Callable[..., Any], titles: Titles, model: LoadedModel, images: Path
 ) -> None:
     paths = sorted((images / "red").iterdir())
-    assert explain(paths).unreadable == {}
+    done = explain(paths)
+    assert done.unreadable == {}
+    assert list(done.titles.values()) == [title for title, _ in titles.values()]
     predictions = [prediction.top[0] for prediction in model.predict(paths, 1)]
     assert list(titles) == [f"{path.stem}.gradcam.png" for path in paths]
     for prediction, (title, label) in zip(predictions, titles.values(), strict=True):
