@@ -90,7 +90,7 @@ BUG = (
 @pytest.mark.parametrize(
     "program",
     [
-        BUG,
+        pytest.param(BUG, marks=pytest.mark.slow),
         f"import sys; print('Traceback?', file=sys.stderr, flush=True); {BUG}",
         "import runner.no_such_module",
     ],

@@ -80,12 +80,14 @@ def closeness(box: Box) -> np.ndarray:
 # An object whose box is known
 
 
+@pytest.mark.slow
 def test_the_objects_are_learned(trained: Trained) -> None:
     with torch.no_grad():
         predicted = trained.model(trained.images).argmax(1)
     assert float((predicted == torch.tensor(trained.labels)).float().mean()) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "method"),
     [("", "gradcam"), ("features.14", "gradcam"), ("", "gradcam++"), ("features.14", "gradcam++")],
@@ -107,6 +109,7 @@ def test_a_map_finds_the_object(trained: Trained, layer: str, method: str) -> No
     assert faithfulness.energy_in_boxes(maps, trained.boxes) > 1.25 * random_energy
 
 
+@pytest.mark.slow
 def test_a_map_of_another_image_does_not_find_the_object(trained: Trained) -> None:
     maps = cam.explain(trained.model, trained.images, trained.labels)
     shifted = np.roll(maps, len(maps) // 3, axis=0)
@@ -117,6 +120,7 @@ def test_a_map_of_another_image_does_not_find_the_object(trained: Trained) -> No
 # ROAD
 
 
+@pytest.mark.slow
 def test_maps_of_the_last_convolution_are_significantly_better_than_random_maps(trained: Trained) -> None:
     measured = faithfulness.measure(trained.model, trained.images[::3], trained.digests[::3])
     assert measured.difference.low > 0
@@ -124,6 +128,7 @@ def test_maps_of_the_last_convolution_are_significantly_better_than_random_maps(
     assert abs(measured.random) < measured.score / 2
 
 
+@pytest.mark.slow
 def test_road_distinguishes_the_true_map_from_others(trained: Trained) -> None:
     true: list[float] = []
     unrelated: list[float] = []
@@ -140,6 +145,7 @@ def test_road_distinguishes_the_true_map_from_others(trained: Trained) -> None:
     assert all(-1 <= score <= 1 for score in (*true, *unrelated, *inverted))
 
 
+@pytest.mark.slow
 def test_road_is_antisymmetric(trained: Trained) -> None:
     """The pixels that are removed first for a map are removed last for the inverted map."""
     image, target, shown = trained.images[:1], trained.labels[0], closeness(trained.boxes[0])
@@ -148,6 +154,7 @@ def test_road_is_antisymmetric(trained: Trained) -> None:
     assert one == pytest.approx(-other, abs=0.05)
 
 
+@pytest.mark.slow
 def test_road_of_a_constant_map_is_zero(trained: Trained) -> None:
     image, target = trained.images[:1], trained.labels[0]
     for flat in (np.zeros((1, SIDE, SIDE), np.float32), np.ones((1, SIDE, SIDE), np.float32)):
@@ -167,10 +174,12 @@ def removed_shares(trained: Trained, shown: np.ndarray) -> list[float]:
     return [round(float((values != whole).any(1).float().mean()), 2) for values in inputs]
 
 
+@pytest.mark.slow
 def test_road_removes_three_tenths_and_one_tenth_of_the_pixels(trained: Trained) -> None:
     assert removed_shares(trained, closeness(trained.boxes[0])) == [0.3, 0.3, 0.1, 0.1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", ["all but a box", "all but one cell of a layer", "everywhere"])
 def test_road_removes_no_more_for_a_map_that_is_mostly_zero(trained: Trained, zero: str) -> None:
     shown = np.zeros((1, SIDE, SIDE), np.float32)
@@ -197,6 +206,7 @@ def state(model: Any) -> tuple[Any, ...]:
     )
 
 
+@pytest.mark.slow
 def test_measuring_is_repeatable_and_changes_nothing(trained: Trained) -> None:
     trained.model.train()
     try:
@@ -218,6 +228,7 @@ def test_measuring_is_repeatable_and_changes_nothing(trained: Trained) -> None:
     assert two.win_rate in (0, 1 / 3, 2 / 3, 1)
 
 
+@pytest.mark.slow
 def test_the_score_of_an_image_does_not_depend_on_the_others(trained: Trained) -> None:
     def measured(*indices: int) -> Faithfulness:
         digests = [trained.digests[index] for index in indices]
@@ -227,6 +238,7 @@ def test_the_score_of_an_image_does_not_depend_on_the_others(trained: Trained) -
     assert measured(0, 1).random == pytest.approx(measured(1, 0).random, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_names_of_the_metrics(trained: Trained) -> None:
     measured = faithfulness.measure(
         trained.model, trained.images[:2], trained.digests[:2], "layercam", "features.14"
@@ -235,6 +247,7 @@ def test_the_names_of_the_metrics(trained: Trained) -> None:
     assert all(np.isfinite(value) for value in measured.metrics().values())
 
 
+@pytest.mark.slow
 def test_a_failure_leaves_the_model_unchanged(trained: Trained) -> None:
     before = state(trained.model)
     with pytest.raises((IndexError, RuntimeError)):

@@ -66,7 +66,7 @@ def test_the_same_run_twice_is_the_same_in_every_bit(make: Make, train: Train, s
         pytest.param(
             ("--augment.scales", "[32, 48, 64]", "--augment.tta", "flips+scales"), marks=pytest.mark.slow
         ),
-        ("--model.pooled_layers", "[features.15, features.20]"),
+        pytest.param(("--model.pooled_layers", "[features.15, features.20]"), marks=pytest.mark.slow),
     ],
     ids=str,
 )
