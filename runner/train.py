@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     exit_with_launcher()
     experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
 
-    from runner.training import devices, dry_run, repeated, resume, setup
+    from runner.training import devices, dry_run, repeated, resume
     from runner.utils.console import Terminal
 
     state = devices.init_processes()
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     experiment, start = resume.resolve(experiment, options, state, terminal)
     accelerator = devices.create_accelerator(experiment)
     if options.dry_run:
-        dry_run.print_estimate(setup.prepare(experiment, accelerator, terminal), options.repeated, terminal)
+        dry_run.print_estimate(experiment, options.repeated, accelerator, terminal)
     else:
         repeated.train(experiment, options.repeated, accelerator, terminal, start, options.workers)
     accelerator.end_training()

@@ -54,6 +54,35 @@ def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
 
 
+@dataclass(frozen=True)
+class Download:
+    """A file of torchvision's weights that is not on this host."""
+
+    name: str
+    """The member of the enum."""
+    size: str
+    """Of the file, for people; empty if torchvision does not state it."""
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.name}{f' ({self.size})' if self.size else ''} into {self.folder}"
+
+
+def missing_download(settings: ModelConfig) -> Download | None:
+    """What `read_weights` would download; None if nothing.
+
+    Raises `UserError` for weights that do not exist or cannot work.
+    """
+    check_weights(settings)
+    if settings.weights is None or is_file(settings.weights):
+        return None
+    member, folder = _enum_member(settings.weights), _download_folder()
+    if (folder / member.url.rpartition("/")[2]).is_file():
+        return None
+    megabytes = member.meta.get("_file_size")
+    return Download(settings.weights, f"{megabytes:.0f} MB" if megabytes else "", folder)
+
+
 def weights_normalization(name: str) -> Normalization:
     """The normalization that a member of a torchvision weights enum expects. Raises `UserError` if there is none."""
     transforms = _enum_member(name).transforms()
@@ -112,7 +141,7 @@ def _fault(value: Tensor, expected: Tensor, arch: str) -> str:
 
 def _from_enum(name: str) -> PretrainedWeights:
     member = _enum_member(name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    folder = _download_folder()
     try:
         with download_timeout():
             tensors = member.get_state_dict(
@@ -129,6 +158,10 @@ def _from_enum(name: str) -> PretrainedWeights:
             " or set model.weights to a file that you have."
         ) from None
     return PretrainedWeights(name, tensors, weights_normalization(name))
+
+
+def _download_folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _enum_member(name: str) -> torchvision.models.WeightsEnum:

@@ -9,31 +9,60 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from runner.config.repeat import Repeat
+from runner.config.schema import Experiment
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.cache import MissingFeatures
 from runner.models.dropout import set_dropout_batch
+from runner.models.pretrained import missing_download
 from runner.tracking.mlflow_server import tracking_server
-from runner.training.setup import Setup, required_views
+from runner.training.setup import Setup, prepare, required_views
 from runner.training.summary import describe_data, describe_model
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.paths import cache_folder
 
 
-def print_estimate(setup: Setup, repeat: Repeat, terminal: Terminal) -> None:
+def print_estimate(
+    experiment: Experiment, repeat: Repeat, accelerator: Accelerator, terminal: Terminal
+) -> None:
     """Print images, features, time and disk space of a run.
 
-    Nothing is trained, stored or logged. Time is extrapolated from one batch through the frozen backbone and one
-    training step, which are measured here.
+    Nothing is trained, stored, logged or downloaded. Time is extrapolated from one batch through the frozen backbone
+    and one training step, which are measured here.
 
     Args:
-        setup: The run; of a cross-validation its first fold.
+        experiment: The run; of a cross-validation its first fold.
         repeat: How often it is trained.
+        accelerator: Device and processes. Every process calls this function.
         terminal: Prints.
+
+    Raises `UserError` as `prepare`.
     """
+    weights = experiment.model.weights or "RANDOM"
+    if (download := missing_download(experiment.model)) is not None:
+        terminal.warn(
+            f"a run would download {download}; this dry run does not, and counts all features as still to compute"
+        )
+        experiment = _with_random_weights(experiment)
+    setup = prepare(experiment, accelerator, terminal)
+    _print(setup, repeat, weights, terminal)
+
+
+def _with_random_weights(experiment: Experiment) -> Experiment:
+    """The experiment without its torchvision weights, but with the normalization that they expect."""
+    model = experiment.model
+    normalize = model.weights if model.normalize == "weights" else model.normalize
+    assert normalize is not None  # noqa: S101 (for types: there are weights)
+    return dataclasses.replace(
+        experiment, model=dataclasses.replace(model, weights=None, normalize=normalize)
+    )
+
+
+def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> None:
     experiment, manifest, features = setup.experiment, setup.manifest, setup.features
     views = required_views(experiment)
     missing_images, missing_bytes = _missing(setup, views)
@@ -46,7 +75,7 @@ def print_estimate(setup: Setup, repeat: Repeat, terminal: Terminal) -> None:
     rows = [
         ("data", describe_data(manifest)),
         ("model", describe_model(experiment)),
-        ("weights", experiment.model.weights or "RANDOM"),
+        ("weights", weights),
         (
             "images",
             ", ".join(f"{count:,} {split}" for split, count in counts.items())

@@ -272,6 +272,26 @@ def test_a_dry_run_trains_and_records_nothing(
     assert runs_of(client_of(tmp_path)) == []
 
 
+@pytest.mark.parametrize("normalize", ["weights", "statistics"])
+def test_a_dry_run_downloads_no_weights(
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    normalize: str,
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)  # a call would fail
+    words = ["--model.weights", "VGG11_Weights.IMAGENET1K_V1", "--model.normalize", normalize, "--dry-run"]
+    assert run_main(lambda: train.main([*small, "--model.arch", "vgg11", *words])) == 0
+    printed = capfd.readouterr().out
+    assert printed.count("a run would download VGG11_Weights.IMAGENET1K_V1 (507 MB) into") == 1
+    assert re.search(r"weights +VGG11_Weights.IMAGENET1K_V1 ", printed)
+    assert re.search(r"time +about ", printed)
+    assert run_main(lambda: train.main([*small, "--model.weights", "VGG11_Weights.X", "--dry-run"])) == 2
+    assert "VGG11_Weights has " in capfd.readouterr().err
+
+
 def test_a_full_disk_is_said_in_one_sentence(
     refused: Callable[..., str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
