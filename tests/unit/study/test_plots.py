@@ -11,13 +11,16 @@ from typing import Any
 import matplotlib
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 from PIL import Image
-from studies import CONDITIONAL, SPACE, Space, score
+from studies import CONDITIONAL, LR, OPTIMIZER, SPACE, Dimension, Space, score
 
 from runner.study.grid import grid_points
-from runner.study.plots import StudyPlots, importances, trials_csv
+from runner.study.plots import StudyPlots, importances, trials_csv, why_not_told
+from runner.study.scales import is_log, is_number, scale
 from runner.study.trials import to_distribution
+from runner.utils.figures import new_figure
 
 
 def study_of(count: int, space: Space = SPACE, values: Sequence[float] | None = None) -> optuna.Study:
@@ -81,12 +84,54 @@ def test_a_tiny_study_has_a_plot(trials: int, tmp_path: Path) -> None:
 
 
 def test_equal_values_have_a_plot(tmp_path: Path) -> None:
-    assert "history" in saved(study_of(6, values=[0.5] * 6), tmp_path)
+    study = study_of(12, values=[0.5, 0.5 + 1e-12] * 6)
+    assert saved(study, tmp_path) == {"history", "slices"}, "nothing that would show differences"
+    assert not StudyPlots(study, "some", "validation top-1").save_interactive(tmp_path / "page.html")
+
+
+def test_importances_are_not_told_by_noise() -> None:
+    assert why_not_told(study_of(12, values=[1.0] * 12)) == "all have the same value"
+    assert why_not_told(study_of(9)) == "too few"
+    assert importances(study_of(9)) == {}
+    assert why_not_told(study_of(12)) == ""
+    assert importances(study_of(12))
+
+
+def test_a_contour_needs_two_numbers(tmp_path: Path) -> None:
+    switch = Dimension("train.refit", choices=(False, True))
+    rates = Dimension("optim.weight_decay", choices=(1e-6, 1e-4, 1e-2))
+    assert "contour" not in saved(study_of(12, Space((LR, OPTIMIZER, switch))), tmp_path)
+    assert "contour" in saved(study_of(12, Space((LR, OPTIMIZER, rates))), tmp_path)
+
+
+def test_scales_of_numbers() -> None:
+    distribution = CategoricalDistribution
+    assert is_number(distribution((1, 2.5)))
+    assert is_number(FloatDistribution(0, 1))
+    assert not is_number(distribution((False, True)))
+    assert not is_number(distribution((1, "auto")))
+    assert is_log(distribution((1e-6, 1e-3)))
+    assert is_log(FloatDistribution(1, 2, log=True))
+    assert not is_log(distribution((1, 100)))
+    assert not is_log(distribution((0, 1000)))
+
+
+@pytest.mark.parametrize("low", [1.1, 3e-5, 1e-6])
+@pytest.mark.parametrize("span", [1.05, 3, 30, 100, 1e5, 1e12])
+def test_logarithmic_axes_have_few_ticks(low: float, span: float) -> None:
+    axes = new_figure(3, 3).subplots()
+    axes.scatter([low, low * span], [0, 1])
+    scale(axes, "x", FloatDistribution(low, low * span, log=True))
+    ticks = list(axes.get_xticks())
+    assert 2 <= len(ticks) <= 5
+    assert ticks == sorted(set(ticks))
+    left, right = axes.get_xlim()
+    assert left <= ticks[0] < ticks[-1] <= right
 
 
 def test_a_study_has_all_plots(tmp_path: Path) -> None:
     study = study_of(16, CONDITIONAL)
-    assert saved(study, tmp_path) >= {"history", "importances", "parallel_coordinates", "slices", "contour"}
+    assert saved(study, tmp_path) >= {"history", "importances", "parallel_coordinates", "slices"}
     assert StudyPlots(study, "some", "validation top-1").save_interactive(tmp_path / "page.html")
     assert "plotly" in (tmp_path / "page.html").read_text()
     shares = list(importances(study).values())
@@ -97,9 +142,7 @@ def test_a_study_has_all_plots(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("default_style")
 def test_plots_leave_the_style_of_matplotlib_unchanged(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    assert saved(study_of(8), tmp_path) >= {"parallel_coordinates", "contour"}, (
-        "Optuna's plots, which set a style"
-    )
+    assert "parallel_coordinates" in saved(study_of(8), tmp_path), "Optuna's plot"
     changed = {name for name, value in matplotlib.rcParams.items() if before[name] != value}
     assert changed <= {"backend", "backend_fallback"}, "a backend may be selected, but no style"
 
@@ -107,7 +150,7 @@ def test_plots_leave_the_style_of_matplotlib_unchanged(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("default_style")
 def test_our_plots_do_not_have_the_style_of_optunas(tmp_path: Path) -> None:
-    """Those of a second report are drawn after Optuna's contour plot of the first one."""
+    """Those of a second report are drawn after Optuna's parallel coordinates of the first one."""
     plots = StudyPlots(study_of(8), "some", "validation top-1")
     slices = []
     for _ in range(2):
