@@ -67,10 +67,14 @@ class AugmentConfig:
             raise ValueError(
                 f"augment.crop ({self.crop}) must not be greater than augment.resize ({self.resize})"
             )
-        if any(size < self.crop for size in self.scales) or len(set(self.scales)) < len(self.scales):
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"augment.scales must be different sizes; they are {list(self.scales)}")
+        if (smallest := min(self.scales, default=self.crop)) < self.crop:
+            # At the center, augment.resize keeps its proportion, so that the same part of the image is cut out.
+            resize = f" --augment.resize {round(self.resize * smallest / self.crop)}"
             raise ValueError(
-                f"augment.scales must be different sizes from augment.crop ({self.crop}) on; they are"
-                f" {list(self.scales)}"
+                f"augment.scales are {list(self.scales)}, but none may be smaller than augment.crop ({self.crop}):"
+                f" give larger ones, or --augment.crop {smallest}{resize * (self.crop_mode == 'center')}"
             )
         if self.scales and max(self.input_size, self.input_resize) > MOST_PIXELS:
             raise ValueError(

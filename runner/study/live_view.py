@@ -14,6 +14,7 @@ from rich.text import Text
 from runner.study.study import Study
 from runner.study.trials import count_states, is_baseline, is_lost, short_values
 from runner.utils.console import Terminal, format_duration
+from runner.utils.text import counted
 
 LAST_TRIALS = 5
 """Finished trials in the table."""
@@ -38,8 +39,12 @@ class LiveView:
         self._live: Live | None = None
 
     def __enter__(self) -> LiveView:
-        plan, states = self.study.plan, count_states(self.study.trials())
-        self.terminal.line(f"study {plan.name}: {states}; {plan.trials} trials in total")
+        plan, trials = self.study.plan, self.study.trials()
+        if all(trial.state == TrialState.WAITING for trial in trials):
+            progress = f"{counted(plan.trials, 'trial')}, the baseline first"
+        else:
+            progress = f"{count_states(trials)}; {counted(plan.trials, 'trial')} in total"
+        self.terminal.line(f"study {plan.name}: {progress}")
         if self.terminal.console.is_terminal and not self.terminal.console.quiet:
             self._live = Live(console=self.terminal.console, transient=True, auto_refresh=False)
             self._live.start()

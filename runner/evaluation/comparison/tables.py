@@ -223,9 +223,9 @@ def mcnemar_explanation(comparison: Comparison) -> str:
         return f"The predictions of the runs could not be compared: {'; '.join(problems)}."
     several = len(tests) > 1
     return (
-        f"Only reference and only run count {kind}images that one of the two classified correctly and the other did"
-        f" not. Difference: points of {kind}top-1, run minus reference, with its 95 % Wald interval (Agresti 2013,"
-        " §11.1)"
+        f"Only reference counts the {kind}images that the reference classified correctly and the run did not; only run"
+        f" counts the opposite. Difference: points of {kind}top-1, run minus reference, with its 95 % Wald interval"
+        " (Agresti 2013, §11.1)"
         + (", not corrected for the number of runs" if several else "")
         + ". P: McNemar's exact test, two-sided"
         + (", also corrected for the number of runs (Holm 1979). " if several else ". ")

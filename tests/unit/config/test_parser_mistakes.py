@@ -144,7 +144,10 @@ def test_the_bounds_of_ranges(name: str, inside: str, outside: str, refusal: Ref
         (("--split.by", "count"), ("split.by=count", "whole")),
         (("--augment.crop", "80"), ("augment.crop", "augment.resize")),
         (("--augment.crop", "31"), ("augment.crop", "32")),
-        (("--augment.scales", "[48, 96]"), ("augment.scales", "augment.crop (64)", "[48, 96]")),
+        (
+            ("--augment.scales", "[48, 96]"),
+            ("smaller than augment.crop (64)", "[48, 96]", "--augment.crop 48"),
+        ),
         (("--augment.scales", "[224, 224]"), ("augment.scales", "different")),
         (("--augment.scales", "[64, 20000]"), ("augment.scales", "too large")),
         (("--model.pooled_layers", "[features.9, features.9]"), ("model.pooled_layers", "twice")),
