@@ -150,19 +150,20 @@ def _label_classes(axes: Any, layout: _MatrixLayout) -> None:
         axes.grid(which="minor", color="0.9", linewidth=0.5)
 
 
-def reliability(before: Calibration, after: Calibration, temperature: float, path: Path) -> None:
+def reliability(before: Calibration, after: Calibration, temperature: float | None, path: Path) -> None:
     """Draw accuracy over confidence before and after temperature scaling, and the images of each bin below.
 
     Args:
         before: Calibration of the probabilities as trained.
         after: Calibration at `temperature`.
-        temperature: Divisor of the logits.
+        temperature: Divisor of the logits; None: not determined.
         path: PNG file to write.
     """
     figure = new_figure(7.5, 7.5)
     axes, histogram = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     axes.plot([0, 100], [0, 100], color=GRAY, linestyle="--", label="perfectly calibrated")
-    series = [(before, ORANGE, "o", "as trained"), (after, BLUE, "s", f"temperature {temperature:.2f}")]
+    divisor = "not determined" if temperature is None else f"{temperature:.2f}"
+    series = [(before, ORANGE, "o", "as trained"), (after, BLUE, "s", f"temperature {divisor}")]
     for index, (measured, color, marker, name) in enumerate(series):
         filled, few = measured.count > 0, (measured.count > 0) & (measured.count < FEW_IMAGES)
         confidence, accuracy = 100 * measured.confidence, 100 * measured.accuracy

@@ -49,7 +49,10 @@ def write_page(content: ReportContent, folder: Path) -> None:
     """
     analysis, predictions = content.analysis, content.predictions
     plots.confusion_matrix(predictions, folder / "confusion_matrix.png")
-    plots.reliability(analysis.before, analysis.after, analysis.temperature, folder / "reliability.png")
+    at_edge = any(math.isclose(analysis.temperature, edge, rel_tol=1e-3) for edge in TEMPERATURES)
+    # Without a mistake the likelihood only grows as the temperature falls: the limit of the search says nothing.
+    temperature = None if at_edge and content.val.correct.all() else analysis.temperature
+    plots.reliability(analysis.before, analysis.after, temperature, folder / "reliability.png")
     plots.topk_curve(topk_accuracy(predictions), folder / "topk.png")
     plots.recall_by_class(analysis.classes, folder / "recall_by_class.png")
     write_text(folder / "per_class.csv", _to_csv(CLASS_COLUMNS, map(astuple, analysis.classes)))
@@ -64,9 +67,8 @@ def write_page(content: ReportContent, folder: Path) -> None:
         invalid=int((~predictions.finite).sum()),
         classes_by_recall=plots.by_recall(analysis.classes),
         temperatures=TEMPERATURES,
-        temperature_at_edge=any(
-            math.isclose(analysis.temperature, edge, rel_tol=1e-3) for edge in TEMPERATURES
-        ),
+        temperature=temperature,
+        temperature_at_edge=at_edge,
     )
 
 

@@ -128,6 +128,7 @@ def test_predictions_without_errors(tmp_path: Path) -> None:
     text = page_of(case, case, tmp_path)
     assert "None." in [each.strip() for each in Tags(text).texts]
     assert "edge of the searched range" in text
+    assert "<td>not determined (no mistakes on the validation images)</td>" in text
     assert "100.0 %" in text
 
 
