@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
+from runner.portable.backbone import Backbone
 from runner.utils.errors import UserError
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -30,13 +31,11 @@ def check_weights(settings: ModelConfig) -> None:
         path = Path(settings.weights).expanduser()
         _check_file(path, backbone.weights_enum)
         if settings.normalize == "weights" and not _states_normalization(path):
-            members = ("IMAGENET1K_V1", *backbone.weights_without_classifier)
-            names = " or ".join(f"{backbone.weights_enum}.{member}" for member in members)
             raise UserError(
                 f"{path} does not say which normalization its weights expect; if they are torchvision's, name them"
-                f" (--model.normalize {names}); else give the numbers (usual for ImageNet: --model.normalize"
-                f" '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or statistics for those of the training"
-                " images."
+                f" (--model.normalize {_candidates(path, backbone)}); else give the numbers (usual for ImageNet:"
+                f" --model.normalize '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or statistics for those"
+                " of the training images."
             )
         return
     enum, _, member = settings.weights.partition(".")
@@ -50,6 +49,27 @@ def check_weights(settings: ModelConfig) -> None:
             f"{settings.weights} has no usable classifier, which model.head=classifier needs;"
             f" set model.head=pooled, or model.weights={backbone.weights_enum}.IMAGENET1K_V1."
         )
+
+
+def _candidates(path: Path, backbone: Backbone) -> str:
+    """The members of the enum whose normalization a file may expect, and how to tell them apart."""
+    plain, *others = (
+        f"{backbone.weights_enum}.{member}"
+        for member in ("IMAGENET1K_V1", *backbone.weights_without_classifier)
+    )
+    if not others:
+        return plain
+    if _lacks_classifier(path):
+        return f"{' or '.join(others)}, most likely, as the file has no classifier; or {plain}"
+    return f"{plain}, or {' or '.join(others)} if they came without a classifier"
+
+
+def _lacks_classifier(path: Path) -> bool:
+    """Whether a .safetensors file has no weights of linear layers; False for files that need torch to be read."""
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, "np") as file:
+        return all(len(file.get_slice(name).get_shape()) != 2 for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
 def _states_normalization(path: Path) -> bool:

@@ -20,7 +20,6 @@ CLASSIFIER_WIDTH = 4096
 class VGG:
     """features → avgpool → flatten → classifier, which the head replaces in part (classifier.6) or as a whole."""
 
-    weights_without_classifier: tuple[str, ...] = ("IMAGENET1K_FEATURES",)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     input_size = 224
     min_input_size = 32  # five poolings halve it
@@ -29,6 +28,7 @@ class VGG:
         self.arch = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
         self.description = f"VGG with {depth} layers{' and batch normalization' * batch_norm}"
         self.weights_enum = f"{self.arch.upper()}_Weights"
+        self.weights_without_classifier = ("IMAGENET1K_FEATURES",) * (self.arch == "vgg16")
 
     def build(self, head: str, pool: Pool) -> BackboneModules:
         """Its modules, with torchvision's names."""

@@ -99,6 +99,23 @@ class TestNormalization:
         statistics = make("--model.weights", path, "--model.normalize", "statistics")
         assert normalization(statistics) == normalization(make("--model.normalize", "statistics"))
 
+    def test_a_file_without_a_classifier_most_likely_expects_that_of_weights_without_one(
+        self, make: Make, tmp_path: Path
+    ) -> None:
+        path, features = tmp_path / "vgg16.safetensors", {"features.0.weight": torch.zeros(64, 3, 3, 3)}
+        words = ("--model.arch", "vgg16", "--model.weights", str(path), "--model.normalize", "weights")
+
+        def refusal(tensors: dict[str, Tensor]) -> str:
+            save_file(tensors, path)
+            with pytest.raises(UserError) as refused:
+                check_weights(make(*words).model)
+            return str(refused.value)
+
+        converted, own = "VGG16_Weights.IMAGENET1K_FEATURES", "VGG16_Weights.IMAGENET1K_V1"
+        assert f"--model.normalize {converted}, most likely" in refusal(features)
+        whole = features | {"classifier.0.weight": torch.zeros(4096, 25088)}
+        assert f"--model.normalize {own}, or {converted} if" in refusal(whole)
+
     @pytest.mark.parametrize("key", ["normalization", "normalisation"])
     def test_files_of_earlier_versions_state_it_under_their_own_spelling(
         self, tmp_path: Path, key: str
