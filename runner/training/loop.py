@@ -67,7 +67,9 @@ def fit(
     is_solved = experiment.train.solver != "gradient"
     try:
         with (
-            nullcontext(lambda count: None) if is_solved else terminal.progress("train", epochs * images)
+            nullcontext(lambda count: None)
+            if is_solved
+            else terminal.progress("train", epochs * images, period=images)
         ) as advance:
             if state.train_step.steps_taken:
                 advance(min(state.train_step.steps_taken * experiment.train.batch_size, epochs * images))

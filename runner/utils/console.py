@@ -31,7 +31,7 @@ LOG_WIDTH = 120
 PLAIN_INTERVAL = 10.0
 """Seconds between two progress lines when there is no terminal."""
 RATE_WINDOW = 50
-"""Progress updates that the rate in such a line is averaged over."""
+"""Progress updates that the rate in such a line is averaged over, at least."""
 
 
 def format_duration(seconds: float) -> str:
@@ -48,6 +48,13 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def _rate(recent: Sequence[tuple[float, int]]) -> float | None:
+    """Units per second between the first and the last of some (time, units done); None if that is not known yet."""
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    return (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
 
 
 class RateColumn(ProgressColumn):
@@ -110,10 +117,20 @@ class Terminal:
             self.console.print(table)
 
     @contextmanager
-    def progress(self, description: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        """Show progress. Yields a function to call with the number of units just completed."""
+    def progress(
+        self, description: str, total: int, unit: str = "images", period: int = 0
+    ) -> Iterator[Callable[[int], None]]:
+        """Show progress. Yields a function to call with the number of units just completed.
+
+        Args:
+            description: What progresses.
+            total: Units of the whole work.
+            unit: Their name.
+            period: Units after which slow parts recur, as an epoch's images. The first ones take longer than others,
+                and tell no rate.
+        """
         if not self.console.is_terminal or self.console.quiet:
-            yield self._plain_progress(description, total, unit)
+            yield self._plain_progress(description, total, unit, period)
             return
         columns = (
             TextColumn("{task.description}"),
@@ -142,25 +159,31 @@ class Terminal:
                     bar.update(task, completed=begun - 1, description=f"{description}: {name}", refresh=True)
                 elif now - last_line >= PLAIN_INTERVAL:
                     last_line = now
-                    self.line(f"{description}: {name} ({begun} of {total})")
+                    self.line(f"{description}: {name} (step {begun} of {total})")
 
             yield begin
 
-    def _plain_progress(self, description: str, total: int, unit: str) -> Callable[[int], None]:
+    def _plain_progress(self, description: str, total: int, unit: str, period: int) -> Callable[[int], None]:
         last_line = time.monotonic()
-        recent: deque[tuple[float, int]] = deque(maxlen=RATE_WINDOW)
+        recent: deque[tuple[float, int]] = deque()
+        begin: int | None = None
         done = 0
 
         def advance(count: int) -> None:
-            nonlocal done, last_line
+            nonlocal begin, done, last_line
             done += count
             now = time.monotonic()
-            recent.append((now, done))
-            first, done_then = recent[0]
-            if now - last_line >= PLAIN_INTERVAL and done < total and now > first:
+            begin = done if begin is None else begin  # a resumed training begins with what is done already
+            if done >= begin + period:
+                recent.append((now, done))
+            while len(recent) > RATE_WINDOW and done - recent[1][1] >= period:
+                recent.popleft()
+            if now - last_line >= PLAIN_INTERVAL and done < total:
                 last_line = now
-                rate = (done - done_then) / (now - first)
-                left = format_duration((total - done) / rate)
-                self.line(f"{description}: {done:,}/{total:,} {unit}, {rate:,.1f} {unit}/s, {left} left")
+                rate = _rate(recent)
+                left = (
+                    f", {rate:,.1f} {unit}/s, {format_duration((total - done) / rate)} left" if rate else ""
+                )
+                self.line(f"{description}: {done:,}/{total:,} {unit}{left}")
 
         return advance

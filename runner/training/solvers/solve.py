@@ -152,8 +152,8 @@ class Solver:
         if self.settings.solver == "logistic":
             weights = self._weights(train.labels)
             path = logistic_path(train.features, train.labels, self.classes, weights, penalties)
-            for penalty in penalties:
-                self.report(f"penalty {penalty:.3g}")
+            for number, penalty in enumerate(penalties, 1):
+                self.report(f"penalty {number} of {len(penalties)}")
                 linear = next(path)[1]
                 yield penalty, linear(val.features), partial(_identity, linear)
             return

@@ -25,10 +25,33 @@ def test_progress_is_plain_lines_without_a_terminal(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 3
     for line in lines:
-        assert re.fullmatch(r"verify: [\d,]+/3,000 files, [\d,.]+ files/s, \d+:\d\d left", line)
+        assert re.fullmatch(r"verify: [\d,]+/3,000 files(, [\d,.]+ files/s, \d+:\d\d left)?", line)
+    assert lines[0].endswith("files"), "there is no rate yet"
+    assert all(line.endswith(" left") for line in lines[1:])
     counts = [int(line.split()[1].split("/")[0].replace(",", "")) for line in lines]
     assert counts == sorted(set(counts))
     assert counts[-1] == 2500, "there is no line at the end"
+
+
+@pytest.mark.parametrize("resumed", [0, 600])
+def test_the_first_epoch_does_not_count_for_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], resumed: int
+) -> None:
+    """Ten seconds a batch where features are computed, then a tenth of one, but for the first batch of an epoch."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with Terminal().progress("train", 2000 + resumed, period=200) as advance:
+        if resumed:
+            advance(resumed)
+        for batch in range(20):
+            now += 10 if batch < 2 else 20 if batch % 2 == 0 else 0.1
+            advance(100)
+    lines = capsys.readouterr().out.splitlines()
+    unknown = [line for line in lines if not line.endswith(" left")]
+    assert unknown == lines[: len(unknown)]
+    assert 2 <= len(unknown) <= 3
+    left = [line.rpartition(", ")[2] for line in lines[len(unknown) :]]
+    assert left[-1] in ("0:10 left", "0:11 left")
 
 
 def test_steps_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,10 +61,13 @@ def test_steps_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
                 begin(name)
         return capsys.readouterr().out
 
-    assert show(Terminal()) == "solve: products (1 of 3)\n", "the others follow within seconds"
+    assert show(Terminal()) == "solve: products (step 1 of 3)\n", "the others follow within seconds"
     assert show(Terminal(enabled=False)) == ""
     monkeypatch.setattr(console, "PLAIN_INTERVAL", 0)
-    assert show(Terminal()).splitlines()[1:] == ["solve: penalties (2 of 3)", "solve: refit (3 of 3)"]
+    assert show(Terminal()).splitlines()[1:] == [
+        "solve: penalties (step 2 of 3)",
+        "solve: refit (step 3 of 3)",
+    ]
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_INTERACTIVE", "1")
     assert "solve: products" in show(Terminal())
