@@ -14,8 +14,8 @@ from runner.features.sources import SplitFeatures
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.training.batches import epoch_batches, loss_weights
 from runner.training.fit_data import FitData
-from runner.training.stacked.trainer import EpochTimes, StackedHead, StackTrainer
 from runner.training.stacked.stack import Batch
+from runner.training.stacked.trainer import EpochTimes, StackedHead, StackTrainer
 from runner.utils.signals import defer_signals
 from runner.utils.tensors import pad_rows
 
