@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group
@@ -13,11 +15,13 @@ from rich.text import Text
 
 from runner.study.study import Study
 from runner.study.trials import count_states, is_baseline, is_lost, short_values
-from runner.utils.console import Terminal, format_duration
+from runner.utils.console import Terminal, format_duration, recent_rate
 from runner.utils.text import counted
 
 LAST_TRIALS = 5
 """Finished trials in the table."""
+RATE_UPDATES = 20
+"""Refreshes with finished trials that the rate is averaged over."""
 MAX_PROGRESS = 30
 """Columns for a trial's value, or why it has none: a long reason is cut, so that the settings have room."""
 
@@ -33,9 +37,9 @@ class LiveView:
     def __init__(self, study: Study, terminal: Terminal) -> None:
         self.study = study
         self.terminal = terminal
-        self._start = time.monotonic()
         self._shown = {trial.number for trial in study.trials() if trial.state.is_finished()}
-        self._finished_before = len(self._shown)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=RATE_UPDATES)
+        """Times at which trials were found finished, and how many were so by then."""
         self._live: Live | None = None
 
     def __enter__(self) -> LiveView:
@@ -57,18 +61,21 @@ class LiveView:
     def refresh(self) -> None:
         """Show what has happened since the last refresh."""
         trials = self.study.trials()
-        for trial in trials:
-            if trial.state.is_finished() and trial.number not in self._shown:
-                self._shown.add(trial.number)
-                if self._live is None:
-                    self.terminal.line(self._line(trial))
+        new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._shown]
+        self._shown.update(trial.number for trial in new)
+        if new:
+            self._recent.append((time.monotonic(), len(self._shown)))
+        if self._live is None:
+            for trial in new:
+                self.terminal.line(self._line(trial, trials))
         if self._live is not None:
             self._live.update(self._table(trials), refresh=True)
 
-    def _line(self, trial: FrozenTrial) -> str:
+    def _line(self, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> str:
         best = self.study.best_trial
         so_far = f"  (best {best.value:.4f}, trial {best.number})" if best is not None else ""
-        return f"trial {trial.number:3}  {self._progress(trial)}{so_far}  {_values(trial)}  {self._pace()}"
+        words = f"trial {trial.number:3}  {self._progress(trial)}{so_far}  {_values(trial)}"
+        return f"{words}  {self._pace(trials)}".rstrip()
 
     def _progress(self, trial: FrozenTrial) -> str:
         """How far a trial is, or how it ended."""
@@ -85,14 +92,16 @@ class LiveView:
         reason = str(trial.user_attrs.get("reason", ""))
         return reason if trial.state == TrialState.PRUNED else f"failed: {reason}"
 
-    def _pace(self) -> str:
-        """Rate since this command began, and the time left at that rate."""
-        finished = len(self._shown) - self._finished_before
-        if not finished:
+    def _pace(self, trials: Sequence[FrozenTrial]) -> str:
+        """Rate of the last trials, and the time left at that rate; empty while it is not known.
+
+        Trials that are running are left. The first ones do not count: features may be computed in them.
+        """
+        rate = recent_rate(self._recent)
+        left = self.study.plan.trials - _count_done(trials)
+        if rate is None or left <= 0:
             return ""
-        elapsed = time.monotonic() - self._start
-        left = max(0, self.study.plan.trials - self.study.count_trials())
-        return f"{60 * finished / elapsed:.1f} trials/min, {format_duration(left * elapsed / finished)} left"
+        return f"{60 * rate:.1f} trials/min, {format_duration(left / rate)} left"
 
     def _table(self, trials: list[FrozenTrial]) -> Group:
         plan = self.study.plan
@@ -109,9 +118,13 @@ class LiveView:
         table.add_section()
         if (best := self.study.best_trial) is not None:
             table.add_row(f"best {best.number}", self._progress(best), _values(best), style="green")
-        done = sum(trial.state.is_finished() and not is_lost(trial) for trial in trials)
+        done = _count_done(trials)
         bar = ProgressBar(total=plan.trials, completed=min(done, plan.trials), width=40)
-        return Group(table, bar, Text(f"{done}/{plan.trials} trials  {self._pace()}"))
+        return Group(table, bar, Text(f"{done}/{plan.trials} trials  {self._pace(trials)}"))
+
+
+def _count_done(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state.is_finished() and not is_lost(trial) for trial in trials)
 
 
 def _values(trial: FrozenTrial) -> str:

@@ -50,7 +50,7 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _rate(recent: Sequence[tuple[float, int]]) -> float | None:
+def recent_rate(recent: Sequence[tuple[float, int]]) -> float | None:
     """Units per second between the first and the last of some (time, units done); None if that is not known yet."""
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
         return None
@@ -180,7 +180,7 @@ class Terminal:
                 recent.popleft()
             if now - last_line >= PLAIN_INTERVAL and done < total:
                 last_line = now
-                rate = _rate(recent)
+                rate = recent_rate(recent)
                 left = (
                     f", {rate:,.1f} {unit}/s, {format_duration((total - done) / rate)} left" if rate else ""
                 )
