@@ -58,9 +58,11 @@ def main(argv: Sequence[str]) -> int:
     configure_mlflow()
     # Its eight job processes would start after the first answer and slow the server down for up to a minute.
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of libraries that the server imports
     arguments = [
         *("--backend-store-uri", server.uri, "--default-artifact-root", (server.root / "artifacts").as_uri()),
         *("--host", HOST, "--port", str(options.port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
     ]
     command = [sys.executable, "-m", "mlflow", "server", *arguments]
     os.execv(sys.executable, command)  # noqa: S606 (our own words, and no shell)
