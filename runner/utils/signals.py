@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ PEER_EXITED = (
 )
 LAUNCHER_GRACE = 0.5
 """Seconds that our launcher has to report that it was asked to stop, too."""
+AGAIN_SECONDS = 0.05
+"""Until a stop signal is sent again that came where Python ignores exceptions."""
 
 
 class Interrupted(BaseException):
@@ -86,6 +89,27 @@ def interrupt_on_signals() -> None:
 
     for stop_signal in stop_signals():
         signal.signal(stop_signal, raise_interrupted)
+    if not isinstance(sys.unraisablehook, _SignalAgain):
+        sys.unraisablehook = _SignalAgain(sys.unraisablehook)
+
+
+class _SignalAgain:
+    """A hook for exceptions that Python ignores: those of destructors, and of callbacks as imports have them.
+
+    A stop signal whose `Interrupted` was ignored is sent again a moment later.
+    """
+
+    def __init__(self, report: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self._report = report
+
+    def __call__(self, ignored: sys.UnraisableHookArgs) -> None:
+        if not isinstance(ignored.exc_value, Interrupted):
+            self._report(ignored)
+            return
+        interrupt_on_signals()
+        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), ignored.exc_value.signal))
+        timer.daemon = True
+        timer.start()
 
 
 class DeferredSignals:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -40,6 +42,25 @@ def test_a_second_signal_does_not_interrupt_the_handling_of_the_first() -> None:
     with pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupting:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    interrupt_on_signals()
+
+    def work() -> None:
+        Interrupting()
+        time.sleep(60)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        work()
 
 
 def test_a_deferred_signal_is_raised_at_the_end_of_the_block() -> None:
