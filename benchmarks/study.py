@@ -140,7 +140,7 @@ def run_study(
         "--tracking.root": records,
     }
     words = [str(word) for option in options.items() for word in option]
-    command = [sys.executable, "-m", "runner.cli.main", "search", *words, *argv]
+    command = [sys.executable, "-m", "runner.cli.main", "search", *argv, *words]
     completed = subprocess.run(command, capture_output=True, text=True)
     if completed.returncode:
         sys.stderr.write(completed.stdout + completed.stderr)
