@@ -61,8 +61,8 @@ def _row(trial: FrozenTrial, settings: Sequence[str]) -> list[Any]:
     ]
 
 
-def why_not_told(study: optuna.Study) -> str:
-    """Why the complete trials do not tell how important settings are; empty if they do."""
+def why_unknown(study: optuna.Study) -> str:
+    """Why the importance of settings is unknown; empty if it can be computed from the complete trials."""
     trials = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     if len(trials) < max(FEW_TRIALS, len({name for trial in trials for name in trial.params})):
         return "too few"
@@ -77,9 +77,9 @@ def _are_equal(trials: Sequence[FrozenTrial]) -> bool:
 def importances(study: optuna.Study) -> dict[str, float]:
     """How much of the value's variation each setting explains (PED-ANOVA), the largest first.
 
-    Empty if the trials do not tell it. Source: S. Watanabe et al., PED-ANOVA, IJCAI 2023.
+    Empty if it is unknown. Source: S. Watanabe et al., PED-ANOVA, IJCAI 2023.
     """
-    if why_not_told(study):
+    if why_unknown(study):
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -110,7 +110,7 @@ class StudyPlots:
 
     @cached_property
     def settings(self) -> list[str]:
-        """Settings that several complete trials have, the most important first if the trials tell it."""
+        """Settings that several complete trials have, the most important first if that is known."""
         distributions = {
             name: each
             for trial in self.complete

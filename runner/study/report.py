@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from runner.config.schema import Experiment
 from runner.config.tree import as_yaml, override
 from runner.study.confirmation import Comparison, confirm
-from runner.study.plots import StudyPlots, importances, trials_csv, why_not_told
+from runner.study.plots import StudyPlots, importances, trials_csv, why_unknown
 from runner.study.session import StudySession
 from runner.study.space import Value
 from runner.study.study import Study
@@ -89,9 +89,9 @@ def _print_best(study: Study, terminal: Terminal) -> dict[str, Value] | None:
     header = ("", "trial", f"validation {study.plan.metric.label}")
     terminal.table(f"Study {study.plan.name}: {count_states(study.trials())}", header, rows)
     terminal.line(f"best: {'the baseline, ' * is_baseline(best)}{short_values(best.params)}")
-    if reason := why_not_told(study.optuna):
+    if reason := why_unknown(study.optuna):
         complete = sum(trial.state == TrialState.COMPLETE for trial in study.trials())
-        terminal.line(f"importance of settings: not told by {complete} trials ({reason})")
+        terminal.line(f"importance of settings: unknown after {complete} trials ({reason})")
     elif shares := importances(study.optuna):
         five = ", ".join(f"{name} {share:.2f}" for name, share in list(shares.items())[:5])
         terminal.line(f"most important settings: {five}")

@@ -178,7 +178,7 @@ def test_a_baseline_that_no_trial_beat_is_kept_without_training_it_again(
     assert run.data.tags["runner.verdict"] == verdict
     output = capsys.readouterr().out
     assert verdict in output
-    assert "importance of settings: not told by 2 trials (too few)" in output
+    assert "importance of settings: unknown after 2 trials (too few)" in output
     assert "--config" not in output, "nothing is recommended"
     assert verdict in (tmp_path / "mlruns" / "studies" / "some" / "best.yaml").read_text()
 

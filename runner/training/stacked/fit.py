@@ -37,7 +37,7 @@ def fit_stacked(
         heads: One or more.
         data: Features and labels.
         accelerator: Device and precision; of one process, on the CPU.
-        after_epoch: Called when all heads have been told of an epoch. Stop signals are not deferred then.
+        after_epoch: Called when an epoch of all heads is recorded. Stop signals are not deferred then.
 
     Exceptions of a head, such as `DivergedError`, are passed to its `on_end`.
     """

@@ -17,7 +17,7 @@ from PIL import Image
 from studies import CONDITIONAL, LR, OPTIMIZER, SPACE, Dimension, Space, score
 
 from runner.study.grid import grid_points
-from runner.study.plots import StudyPlots, importances, trials_csv, why_not_told
+from runner.study.plots import StudyPlots, importances, trials_csv, why_unknown
 from runner.study.scales import is_log, is_number, scale
 from runner.study.trials import to_distribution
 from runner.utils.figures import new_figure
@@ -90,10 +90,10 @@ def test_equal_values_have_a_plot(tmp_path: Path) -> None:
 
 
 def test_importances_are_not_told_by_noise() -> None:
-    assert why_not_told(study_of(12, values=[1.0] * 12)) == "all have the same value"
-    assert why_not_told(study_of(9)) == "too few"
+    assert why_unknown(study_of(12, values=[1.0] * 12)) == "all have the same value"
+    assert why_unknown(study_of(9)) == "too few"
     assert importances(study_of(9)) == {}
-    assert why_not_told(study_of(12)) == ""
+    assert why_unknown(study_of(12)) == ""
     assert importances(study_of(12))
 
 
