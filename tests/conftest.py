@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 import killed_runs
 from accelerate import Accelerator
 from commands import one_sentence
+from faulty_proxy import MlflowServer
 from filelock import FileLock
 from helpers import QUIET, Place, Recorder
 from hypothesis import settings
@@ -154,6 +155,15 @@ def no_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
 def mlflow_store(mlflow_template: Path, tmp_path: Path, no_tracking_uri: None) -> Store:
     """A store without runs in `tmp_path`/mlruns, and its client."""
     return open_store(copy_store(mlflow_template, tmp_path / "mlruns"))
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A server of a store without runs."""
+    server = MlflowServer(tmp_path_factory.mktemp("server"), mlflow_template)
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

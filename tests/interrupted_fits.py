@@ -1,7 +1,8 @@
-"""Trainings on features in memory that are interrupted at a given place and continued from their snapshots."""
+"""Trainings that are interrupted at a given place and continued from their snapshots, most on features in memory."""
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,22 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pytest
 import torch
 from accelerate import Accelerator
 from fits import TensorFeatures
+from helpers import QUIET, Recorder
 from torch import Tensor
 
 from runner.config.schema import CheckpointsConfig, Experiment
 from runner.models.transfer_model import TransferModel
+from runner.training import run
 from runner.training.callbacks.base import Callback
 from runner.training.callbacks.snapshot import SnapshotCallback
 from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.fit_state import FitState
 from runner.training.loop import fit
 from runner.training.results import EpochResult
-from runner.training.snapshot import load_newest
+from runner.training.snapshot import Snapshot, load_newest
+from runner.training.sync import StepSync
 from runner.utils.errors import UserError
-from runner.utils.signals import interrupt_on_signals, stop_signals
+from runner.utils.signals import Interrupted, interrupt_on_signals, stop_signals
 
 EPOCHS, BATCHES = 3, 3
 """Of a small training: batches of 8, 8 and 4."""
@@ -210,3 +215,21 @@ class Training:
 
 NewTraining: TypeAlias = Callable[..., Training]
 """`new_training("--optim.lr", "0.1", …)`: the fixture that creates trainings."""
+
+
+def interrupt_run(experiment: Experiment, accelerator: Accelerator, records: Recorder, step: int) -> Snapshot:
+    """Run an experiment until a stop signal after optimizer step `step`, from 1; its newest snapshot."""
+    steps, after_step = itertools.count(1), StepSync.after_step
+
+    def stopping(self: StepSync, *args: Any) -> None:
+        after_step(self, *args)
+        if next(steps) == step:
+            raise Interrupted(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepSync, "after_step", stopping)
+        with pytest.raises(Interrupted):
+            run.train(experiment, accelerator, records, QUIET)
+    snapshot, _ = load_newest(records.folder / "state")
+    assert snapshot is not None
+    return snapshot

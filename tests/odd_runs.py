@@ -91,3 +91,8 @@ def everything(client: MlflowClient, run_id: str, folder: Path) -> dict[str, Any
             if path.is_file()
         },
     }
+
+
+def stored(root: Path) -> list[Path]:
+    """All files and folders of artifacts in a store."""
+    return sorted((root / "artifacts").rglob("*"))

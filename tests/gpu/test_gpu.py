@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pytest
 import torch
 from accelerate import Accelerator
 from commands import one_sentence, runner, user_environment
 from helpers import QUIET, Make, Place, Recorder, comparable, small_model
-from interrupted_fits import without_times
+from interrupted_fits import interrupt_run, without_times
 from trained import TrainedRun
 
 from benchmarks.support import stacked_heads
@@ -24,10 +22,7 @@ from runner.portable.classifier import Classifier
 from runner.training import run
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint
-from runner.training.snapshot import load_newest
-from runner.training.sync import StepSync
 from runner.utils.errors import UserError
-from runner.utils.signals import Interrupted
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 Train: TypeAlias = Callable[..., tuple[RunResult, Recorder]]
@@ -102,19 +97,8 @@ def test_an_interrupted_run_continues_to_the_same_result(
     monkeypatch.setattr("runner.training.curves.draw_curves", lambda *_: None)
     experiment = make("--checkpoints.minutes", "0", "--model.trainable", trainable)
     whole = run.train(experiment, accelerator, Recorder(tmp_path / "whole"), QUIET)
-    records, steps, after_step = Recorder(tmp_path / "stopped"), itertools.count(1), StepSync.after_step
-
-    def stopping(self: StepSync, *args: Any) -> None:
-        after_step(self, *args)
-        if next(steps) == step:
-            raise Interrupted(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StepSync, "after_step", stopping)
-        with pytest.raises(Interrupted):
-            run.train(experiment, accelerator, records, QUIET)
-    snapshot, _ = load_newest(records.folder / "state")
-    assert snapshot is not None
+    records = Recorder(tmp_path / "stopped")
+    snapshot = interrupt_run(experiment, accelerator, records, step)
     start = ResumePoint(as_tree(experiment), "0123456789", "small", snapshot)
     result = run.train(experiment, accelerator, records, QUIET, start)
     assert without_times(result.history) == without_times(whole.history)

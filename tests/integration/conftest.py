@@ -26,3 +26,12 @@ def track(store: Store, silent: Terminal) -> Track:
         return track_run(store[0], client or store[1], RunRequest(EXPERIMENT, name, **request), terminal)
 
     return start
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A folder that takes the place of a model."""
+    folder = tmp_path / "tiny"
+    (folder / "artifacts" / "classifier").mkdir(parents=True)
+    (folder / "MLmodel").write_text("flavors: {}\n")
+    return folder

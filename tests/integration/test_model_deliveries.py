@@ -46,15 +46,6 @@ def store(mlflow_store: Store) -> Store:
     return mlflow_store
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """A folder that takes the place of a model."""
-    folder = tmp_path / "tiny"
-    (folder / "artifacts" / "classifier").mkdir(parents=True)
-    (folder / "MLmodel").write_text("flavors: {}\n")
-    return folder
-
-
 def model_info(top1: float, manifest: str = "m", name: str = "crown") -> ModelInfo:
     metrics = {"val/top1": top1, "val/balanced_accuracy": 1 - top1}
     return ModelInfo(name, metrics, "val/top1", manifest, step=3, time=1_700_000_000_000)

@@ -25,15 +25,6 @@ def store(mlflow_store: Store) -> Store:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    """A folder that takes the place of a model."""
-    folder = tmp_path / "tiny"
-    (folder / "artifacts" / "classifier").mkdir(parents=True)
-    (folder / "MLmodel").write_text("flavors: {}\n")
-    return folder
-
-
-@pytest.fixture
 def register(store: Store, tiny: Path, tmp_path: Path) -> Register:
     """Register the model of a new run; returns the sentence about it."""
     return lambda info: register_model(store[1], new_run(store), tiny, info, tmp_path / "lock")

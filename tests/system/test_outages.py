@@ -32,14 +32,6 @@ MOST_WAITED = 5.0
 PNG = bytes(range(256)) * 40
 
 
-@pytest.fixture(scope="module")
-def mlflow_server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"), mlflow_template)
-    server.start()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def proxy(mlflow_server: MlflowServer) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(mlflow_server.port)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from odd_runs import SECRET, add_run, everything
+from odd_runs import SECRET, add_run, everything, stored
 from stores import (
     Store,
     end,
@@ -29,11 +29,6 @@ def children(client: MlflowClient, run_id: str) -> list[str]:
     experiment = client.get_run(run_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{run_id}'")
     return [run.info.run_id for run in sorted(found, key=lambda run: run.info.run_name)]
-
-
-def stored(root: Path) -> list[Path]:
-    """All files and folders of artifacts in a store."""
-    return sorted((root / "artifacts").rglob("*"))
 
 
 def test_a_run_with_its_parts_arrives_to_the_last_bit(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from consistency import inconsistencies
 from faulty_proxy import MlflowServer
-from odd_runs import add_run, everything
+from odd_runs import add_run, everything, stored
 from stores import (
     FailingClient,
     Store,
@@ -30,11 +30,6 @@ pytestmark = pytest.mark.usefixtures("plain_environment")
 
 
 Command = Callable[..., str]
-
-
-def stored(root: Path) -> list[Path]:
-    """All files and folders of artifacts in a store."""
-    return sorted((root / "artifacts").rglob("*"))
 
 
 @pytest.fixture
@@ -131,14 +126,6 @@ def test_a_model_may_stay_unregistered(
     assert open_store(other)[1].search_registered_models() == []
     image = trained_run.pictures / "red" / "00.png"
     assert "%" in command(other, "predict", image, "--model", trained_run.run_id)
-
-
-@pytest.fixture(scope="module")
-def mlflow_server(mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    server = MlflowServer(tmp_path_factory.mktemp("server"), mlflow_template)
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.mark.slow

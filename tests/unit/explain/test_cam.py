@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from explained import QUICK, images
 from helpers import QUIET, Make, small_model
 from torch import Tensor, nn
 
@@ -22,24 +23,10 @@ from runner.models.transfer_model import TransferModel
 from runner.portable.model import LayeredModel
 from runner.training.setup import prepare
 
-QUICK = tuple(name for name, method in METHODS.items() if not method.runs_images)
-"""The methods that need one pass, all but Score-CAM."""
 LAST = "features.19"
 """The ReLU after vgg11's last convolution."""
 BEFORE_RELU = "features.18"
 """That convolution. The ReLU works in index and overwrites its output."""
-
-
-def images(count: int = 3, side: int = 64) -> Tensor:
-    generator = torch.Generator().manual_seed(count * 1000 + side)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    return (255 * F.interpolate(coarse, size=(side, side), mode="bilinear")).to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def model() -> TransferModel:
-    """vgg11 with all layers trainable, in evaluation mode: no test may change it."""
-    return small_model(trainable="all", pool=2).eval()
 
 
 @pytest.fixture(scope="module")

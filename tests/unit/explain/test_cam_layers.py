@@ -9,28 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from explained import QUICK, images
 from helpers import CLASSES, NUMBERS, small_model
-from torch import Tensor, nn
+from torch import nn
 
 from runner.explain import cam
-from runner.explain.methods import METHODS
 from runner.models.transfer_model import ModelSpec, TransferModel
 from runner.utils.errors import UserError
-
-QUICK = tuple(name for name, method in METHODS.items() if not method.runs_images)
-"""The methods that need one pass, all but Score-CAM."""
-
-
-def images(count: int = 3, side: int = 64) -> Tensor:
-    generator = torch.Generator().manual_seed(count * 1000 + side)
-    coarse = torch.rand(count, 3, 8, 8, generator=generator)
-    return (255 * F.interpolate(coarse, size=(side, side), mode="bilinear")).to(torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def model() -> TransferModel:
-    """vgg11 with all layers trainable, in evaluation mode: no test may change it."""
-    return small_model(trainable="all", pool=2).eval()
 
 
 def state(model: TransferModel) -> dict[str, Any]:

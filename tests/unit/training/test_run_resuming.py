@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from accelerate import Accelerator
 from helpers import QUIET, Make, Recorder, small_model
-from interrupted_fits import without_times
+from interrupted_fits import interrupt_run, without_times
 from safetensors.torch import save_file
 
 from runner.config.identity import Identity
@@ -19,10 +16,7 @@ from runner.config.tree import as_tree
 from runner.tracking.interrupted_runs import RunRecord
 from runner.training import run
 from runner.training.resume import ResumePoint
-from runner.training.snapshot import load_newest
-from runner.training.sync import StepSync
 from runner.utils.errors import DivergedError, NotResumableError
-from runner.utils.signals import Interrupted
 
 DURATIONS = ("epoch_seconds", "images_per_second", "system/")
 
@@ -50,19 +44,8 @@ def test_a_run_continues_to_the_same_result(
     experiment = make("--tracking.gallery", "2", "--checkpoints.minutes", "0")
     first = Recorder(tmp_path / "whole")
     whole = run.train(experiment, accelerator, first, QUIET)
-    records, steps, after_step = Recorder(tmp_path / "stopped"), itertools.count(1), StepSync.after_step
-
-    def stopping(self: StepSync, *args: Any) -> None:
-        after_step(self, *args)
-        if next(steps) == step:
-            raise Interrupted(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StepSync, "after_step", stopping)
-        with pytest.raises(Interrupted):
-            run.train(experiment, accelerator, records, QUIET)
-    snapshot, _ = load_newest(records.folder / "state")
-    assert snapshot is not None
+    records = Recorder(tmp_path / "stopped")
+    snapshot = interrupt_run(experiment, accelerator, records, step)
     assert snapshot.step == step
     assert record(records).requested == json.loads(json.dumps(as_tree(experiment)))
     start = ResumePoint(as_tree(experiment), "0123456789", "small", snapshot)
