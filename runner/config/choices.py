@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.portable import backbones
 from runner.portable.backbone import Backbone
-from runner.utils.registry import Registry
+from runner.utils.registry import Choice, Registry
 
 _providers: list[Callable[[], object]] = []
 
@@ -49,4 +49,17 @@ def _add_backbones() -> None:
             ARCHITECTURES.register(arch, backbone.description)(backbone)
 
 
-ARCHITECTURES: Registry[Backbone] = Registry("model.arch", _add_backbones)
+class _Architectures(Registry[Backbone]):
+    """Those with an adapter of their own, and all of torchvision and timm: they are looked up only if one is named."""
+
+    is_open = True
+
+    def find(self, name: str) -> Choice[Backbone]:
+        """The architecture of a name. Raises `ValueError` in a sentence with similar names."""
+        if (known := self.choices.get(name)) is not None:
+            return known
+        backbone = backbones.find_backbone(name)
+        return Choice(name, backbone.description, frozenset(), backbone)
+
+
+ARCHITECTURES: Registry[Backbone] = _Architectures("model.arch", _add_backbones)

@@ -37,14 +37,18 @@ class Setting(Metadata):
     def help(self) -> str:
         """Its docstring in the schema on one line, and what its choices mean."""
         text = docstrings(self.owner)[self.name.rpartition(".")[2]]
-        if self.choices is None:
+        if self.choices is None or self.choices.is_open:
             return text
         return f"{text} {'; '.join(f'{each.name}: {each.description}' for each in self.choices.choices.values())}."
 
     @property
     def takes(self) -> str:
         """The values that it takes, in words, as "a whole number > 0, in px"."""
-        words = describe(self.type) if self.choices is None else _listed([*self.choices.choices])
+        words = (
+            describe(self.type)
+            if self.choices is None or self.choices.is_open
+            else _listed([*self.choices.choices])
+        )
         return f"{words}, in {self.unit}" if self.unit else words
 
     @property

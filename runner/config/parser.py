@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.config.architecture import for_architecture
 from runner.config.data_schema import DataConfig
 from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.images_argument import dataset_name, looks_like_path, take_images
@@ -115,6 +116,8 @@ def parse(
     if flags:
         raise UserError(_stray(flags[0]))
     tree = without_decided(tree, words.get("split.protocol", ""))  # a flag overrides what the file says
+    if arch := words.get("model.arch"):
+        tree = for_architecture(tree, arch)
     options = {}
     for name, word in words.items():
         if name in table():

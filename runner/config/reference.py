@@ -81,7 +81,7 @@ def json_schema() -> dict[str, Any]:
         field = owner["properties"][each.name.rpartition(".")[2]]
         field["description"] = each.help
         if each.choices is not None:
-            field["enum"] = list(each.choices.choices)
+            field["examples" if each.choices.is_open else "enum"] = list(each.choices.choices)
     return schema
 
 

@@ -51,10 +51,12 @@ class ModelConfig:
     """A pretrained backbone with a new head."""
 
     arch: str = setting("vgg16", choices=ARCHITECTURES)
-    """Architecture of the backbone."""
+    """Architecture of the backbone: a name of torchvision, as resnet50, or one of timm with timm/ before it, as
+    timm/convnext_tiny.fb_in22k_ft_in1k; `runner models` lists them. Weights, normalization and size of the images, if
+    not given, are those of the architecture's usual weights."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
-    """A torchvision weights enum, a .safetensors or .pth file with torchvision's parameter names (also a checkpoint
-    that holds them as state_dict or model_state_dict), or null for random weights."""
+    """A torchvision weights enum, a tag of timm's weights, as in1k, a .safetensors or .pth file with the library's
+    parameter names (also a checkpoint with them as state_dict or model_state_dict), or null for random weights."""
     head: Literal["classifier", "pooled", "linear"] = "classifier"
     """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head with a hidden layer on
     the pooled convolutions; linear: a linear layer on them."""
@@ -287,7 +289,8 @@ class Experiment:
         if self.augment.crop < backbone.min_input_size:
             raise ValueError(
                 f"augment.crop must be at least {backbone.min_input_size} for model.arch={backbone.arch};"
-                f" it is {self.augment.crop} (its ImageNet weights were trained with {backbone.input_size})"
+                f" it is {self.augment.crop}"
+                f" (its ImageNet weights were trained with {backbone.preprocessing(None).crop})"
             )
         stacks = len(self.augment.scales) > 1 and "scales" not in self.augment.tta
         if self.model.head == "classifier" and (stacks or self.model.pooled_layers):

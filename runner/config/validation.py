@@ -8,8 +8,9 @@ from safetensors import SafetensorError, safe_open
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
-from runner.portable.backbone import Backbone
+from runner.portable.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
 from runner.utils.errors import UserError
+from runner.utils.text import did_you_mean, named
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
 NORMALIZATION_KEYS = ("normalization", "normalisation")
@@ -29,33 +30,40 @@ def check_weights(settings: ModelConfig) -> None:
     backbone = ARCHITECTURES.find(settings.arch).implementation
     if is_file(settings.weights):
         path = Path(settings.weights).expanduser()
-        _check_file(path, backbone.weights_enum)
+        _check_file(path, backbone)
         if settings.normalize == "weights" and not _states_normalization(path):
             raise UserError(
                 f"{path} does not say which normalization its weights expect; if they are torchvision's, name them"
                 f" (--model.normalize {_candidates(path, backbone)}); else give the numbers (usual for ImageNet:"
-                f" --model.normalize '{{mean: {[*backbone.mean]}, std: {[*backbone.std]}}}'), or statistics for those"
+                f" --model.normalize '{{mean: {[*IMAGENET_MEAN]}, std: {[*IMAGENET_STD]}}}'), or statistics for those"
                 " of the training images."
+            )
+        return
+    if not backbone.weights_enum:
+        if settings.weights not in (tags := backbone.weights_names()):
+            raise UserError(
+                f"model.weights={settings.weights} is no file and no weights of {settings.arch}"
+                f"{did_you_mean(settings.weights, tags)}; there are {named(tags) or 'none'}, and null for random ones."
             )
         return
     enum, _, member = settings.weights.partition(".")
     if enum.lower() != backbone.weights_enum.lower():
         raise UserError(
             f"model.weights={settings.weights} is no file and no weights of {settings.arch}; use a file or a member of"
-            f" torchvision's enum {backbone.weights_enum}, such as {backbone.weights_enum}.IMAGENET1K_V1."
+            f" torchvision's enum {backbone.weights_enum}, such as {backbone.default_weights()}."
         )
     if member in backbone.weights_without_classifier and settings.head == "classifier":
         raise UserError(
             f"{settings.weights} has no usable classifier, which model.head=classifier needs;"
-            f" set model.head=pooled, or model.weights={backbone.weights_enum}.IMAGENET1K_V1."
+            f" set model.head=pooled, or model.weights={backbone.default_weights()}."
         )
 
 
 def _candidates(path: Path, backbone: Backbone) -> str:
     """The members of the enum whose normalization a file may expect, and how to tell them apart."""
     plain, *others = (
-        f"{backbone.weights_enum}.{member}"
-        for member in ("IMAGENET1K_V1", *backbone.weights_without_classifier)
+        str(backbone.default_weights()),
+        *(f"{backbone.weights_enum}.{member}" for member in backbone.weights_without_classifier),
     )
     if not others:
         return plain
@@ -83,11 +91,11 @@ def _states_normalization(path: Path) -> bool:
         return True
 
 
-def _check_file(path: Path, enum: str) -> None:
+def _check_file(path: Path, backbone: Backbone) -> None:
     if not path.is_file():
         raise UserError(
             f"There is no weights file {path}; set model.weights to a file,"
-            f" to {enum}.IMAGENET1K_V1 (torchvision downloads it), or to null for random weights."
+            f" to {backbone.default_weights()} (it is downloaded), or to null for random weights."
         )
     if path.suffix not in WEIGHTS_SUFFIXES:
         raise UserError(f"{path} is neither .safetensors nor .pth; model.weights takes those.")

@@ -38,7 +38,7 @@ def layer_index(model: LayeredModel, layer: str) -> int:
 
 
 def activations(model: LayeredModel, images: Tensor, layer: str) -> Tensor:
-    """A layer's output (n × channels × h' × w', float32, on the model's device) for images (n × 3 × h × w, uint8).
+    """A layer's output (float32, on the model's device) for images (n × 3 × h × w, uint8), in its own layout.
 
     If the model pools several maps, the output of one layer for one variant does not tell its logits: then these are
     the normalized images.
@@ -48,6 +48,12 @@ def activations(model: LayeredModel, images: Tensor, layer: str) -> Tensor:
     with evaluation_mode(model), torch.no_grad():
         outputs = (model.run(batch.to(device), 0, index + 1) for batch in images.split(BATCH_SIZE))
         return torch.cat([batch.contiguous().clone() for batch in outputs])
+
+
+def map_size(model: LayeredModel, outputs: Tensor, layer: str) -> torch.Size:
+    """Height and width of the maps in `activations`."""
+    layout = model.layouts.get(layer)
+    return (layout.to_map(outputs) if layout and _start(model, layer) > 1 else outputs).shape[-2:]
 
 
 def _start(model: LayeredModel, layer: str) -> int:
@@ -126,7 +132,7 @@ def explain(
         return image_maps(model, images, targets, layer, method)
     if outputs is None:
         outputs = activations(model, images, layer)
-    if outputs.shape[-2:].numel() == 1:
+    if map_size(model, outputs, layer).numel() == 1:
         raise UserError(
             f"The output of {layer} is a single pixel and cannot show a region; choose an earlier layer."
         )
@@ -174,11 +180,14 @@ class _TappedModel(nn.Module):
         taps = len(model.variants) if index < model.pooling_index else 1
         self.taps = nn.ModuleList(nn.Identity() for _ in range(taps))
         self.hidden = [model]  # a list hides it from torch
+        self.outputs: Tensor | None = None
+        """What really goes in, where the package is given maps made of it."""
         self.index = index
         self.start = start
 
     def forward(self, values: Tensor) -> Tensor:
         model = self.hidden[0]
+        values = values if self.outputs is None else self.outputs
         if not model.pools_last_only and self.index < model.pooling_index:
             maps = model.maps(values, self._tap)
             return model.run(maps, model.pooling_index, model.depth)
@@ -186,14 +195,27 @@ class _TappedModel(nn.Module):
             values = model.run(values, self.start, self.index + 1)
         return model.run(self._tap(values, 0, self.index), self.index + 1, model.depth)
 
+    def as_maps(self, values: Tensor) -> Tensor:
+        """What the package is given for values of layer `start`: it takes the size of the maps from it."""
+        model = self.hidden[0]
+        layout = model.layouts.get(model.layer_names[self.index]) if self.start > 1 else None
+        if layout is None or layout.kind == "channels_first":
+            return values
+        self.outputs = values
+        return layout.to_map(values)
+
     def _tap(self, values: Tensor, number: int, index: int) -> Tensor:
         """The output of a layer for a variant, as it goes on; a mirror image's map is turned back for the package."""
         if index != self.index:
             return values
-        values = values.detach().clone().requires_grad_(True)
-        if self.hidden[0].variants[number].mirrored:
-            return self.taps[number](values.flip(-1)).flip(-1)
-        return self.taps[number](values).clone()
+        model = self.hidden[0]
+        values = values.detach().clone()
+        if (layout := model.layouts.get(model.layer_names[index])) is not None:
+            maps = layout.to_map(values).clone().requires_grad_(True)
+            if model.variants[number].mirrored:
+                return self.taps[number](maps.flip(-1)).flip(-1)
+            return layout.from_map(self.taps[number](maps), values).clone()
+        return self.taps[number](values.requires_grad_(True)).clone()
 
 
 def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequence[int]) -> np.ndarray:
@@ -205,7 +227,8 @@ def _compute(method: Method, tapped: _TappedModel, values: Tensor, targets: Sequ
         try:  # its own context manager would swallow IndexErrors
             for start in range(0, len(values), BATCH_SIZE):
                 batch = slice(start, start + BATCH_SIZE)
-                heatmaps.append(cam(values[batch].clone(), list(map(ClassifierOutputTarget, targets[batch]))))
+                maps = tapped.as_maps(values[batch]).clone()
+                heatmaps.append(cam(maps, list(map(ClassifierOutputTarget, targets[batch]))))
         finally:
             cam.activations_and_grads.release()
     return np.concatenate(heatmaps).astype(np.float32)

@@ -81,7 +81,9 @@ def measure(
         target = int(cam.probabilities(model, outputs, layer).argmax())
         heatmap = cam.explain(model, image, [target], layer, method, outputs)
         with seeded(hashing.derive_seed("random map", digest)):
-            noise = cam.resize_maps(torch.rand(1, *outputs.shape[-2:]).numpy(), image.shape[-2:])
+            noise = cam.resize_maps(
+                torch.rand(1, *cam.map_size(model, outputs, layer)).numpy(), image.shape[-2:]
+            )
         scores.append(road(model, image, target, heatmap, digest))
         random_scores.append(road(model, image, target, noise, digest))
         advance(1)

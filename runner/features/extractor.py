@@ -104,11 +104,10 @@ class FeatureExtractor:
         """Everything about model and computation that decides the values of a stage's output."""
         if stage not in self._recipes:
             stop, model = self.stages[stage].stop, self.model
-            layers = list(model.layers())[:stop]
             pooled = [] if model.pools_last_only else self.stages[stage].inputs
             maps = [[self.layer_name(index), self.stages[index].variant.recipe()] for index in pooled]
             self._recipes[stage] = {
-                "layers": [(name, str(layer)) for name, layer in layers],
+                "layers": [(model.layer_names[index], model.layer_text(index)) for index in range(stop)],
                 **self.stages[stage].variant.recipe(),
                 **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
                 "weights": digest([each for digests in self._weight_digests[:stop] for each in digests]),
@@ -122,8 +121,10 @@ class FeatureExtractor:
     @functools.cached_property
     def _weight_digests(self) -> list[list[str]]:
         """Of the tensors of each frozen layer; computed once for all stages."""
-        layers = list(self.model.layers())[: self.stages[-1].stop]
-        return [[tensor_digest(value) for value in layer.state_dict().values()] for _, layer in layers]
+        return [
+            [tensor_digest(value.detach()) for value in self.model.layer_tensors(index).values()]
+            for index in range(self.stages[-1].stop)
+        ]
 
     def _function(self, stage: int) -> Callable[[StageInput], Tensor]:
         if stage not in self._functions:

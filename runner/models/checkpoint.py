@@ -169,7 +169,8 @@ def _check_head(spec: ModelSpec, trainable: dict[str, Tensor]) -> None:
     head, variants = HeadSpec.of(vars(spec)), VariantSpec.of(vars(spec))
     if not isinstance(spec.pool, int) and len(spec.pool) > MOST_LEVELS:
         raise ValueError("its pyramid has too many levels")
-    features = pooled_features(build_backbone(spec.arch, spec.head, spec.pool), head, variants)
+    backbone = build_backbone(spec.arch, spec.head, spec.pool, spec.input_size)
+    features = pooled_features(backbone, head, variants)
     with torch.device("meta"):
         parameters = build_head(head, features, len(spec.classes)).parameters()
     if sum(each.numel() for each in parameters) > sum(each.numel() for each in trainable.values()):

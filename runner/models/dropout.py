@@ -15,13 +15,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from runner.utils import hashing
 
-MaskKey: TypeAlias = tuple[int, int, torch.Size]
-"""Step, images in the global batch, and shape of an image's values."""
+MaskKey: TypeAlias = tuple[int, int, int, torch.Size]
+"""Step, number of the call within the forward pass, images in the global batch, and shape of an image's mask."""
 DrawKey: TypeAlias = tuple[int, float, int, torch.Size]
-"""Seed, probability of zero, images in the global batch, and shape of an image's values."""
+"""Seed, probability of zero, images in the global batch, and shape of an image's mask."""
 MOST_DRAWN = 2**28
 """Bytes of remembered masks."""
 
@@ -81,12 +82,14 @@ class KeyedDropout(nn.Dropout):
         self.step = 0
         self.samples = slice(0, 0)
         self.batch_size = 0
+        self.calls = 0
+        """Forward passes since the last batch was announced: some networks use one layer twice."""
         self._masks: dict[MaskKey, Tensor | Future[Tensor]] = {}
         """Of the present step, and of the next one as it is drawn."""
 
     def set_batch(self, step: int, samples: slice, batch_size: int) -> None:
         """Announce the next input: these samples of a global batch of `batch_size`, at this optimizer step."""
-        self.step, self.samples, self.batch_size = step, samples, batch_size
+        self.step, self.samples, self.batch_size, self.calls = step, samples, batch_size, 0
 
     def forward(self, values: Tensor) -> Tensor:
         """Dropout on `values`, n × anything. Raises RuntimeError if n is not the announced number of samples."""
@@ -94,46 +97,82 @@ class KeyedDropout(nn.Dropout):
             return values
         if len(values) != self.samples.stop - self.samples.start:
             raise RuntimeError(f"{self.layer}: got {len(values)} samples, but {self.samples} were announced")
-        mask = self._mask(values.shape[1:])[self.samples]
+        mask = self._mask(self.mask_shape(values))[self.samples]
+        self.calls += 1
         return (values * mask.to(values.device)).div_(1 - self.p)
+
+    def mask_shape(self, values: Tensor) -> torch.Size:
+        """The shape of an image's mask."""
+        return values.shape[1:]
 
     def _mask(self, shape: torch.Size) -> Tensor:
         """The mask of the global batch.
 
         If there is a core for it, that of the next step is drawn meanwhile; most often it has as many images.
         """
-        key, following = (self.step, self.batch_size, shape), (self.step + 1, self.batch_size, shape)
+        key, following = ((step, self.calls, self.batch_size, shape) for step in (self.step, self.step + 1))
         known = self._masks.get(key)
         mask = known.result() if isinstance(known, Future) else self._draw(key) if known is None else known
-        masks: dict[MaskKey, Tensor | Future[Tensor]] = {key: mask}
-        if following in self._masks:
-            masks[following] = self._masks[following]
-        elif torch.get_num_threads() > 1:
+        masks = {each: drawn for each, drawn in self._masks.items() if each[0] > self.step}
+        masks[key] = mask
+        if following not in masks and torch.get_num_threads() > 1:
             masks[following] = _drawing().submit(self._draw, following)
         self._masks = masks
         return mask
 
     def _draw(self, key: MaskKey) -> Tensor:
-        step, batch_size, shape = key
+        step, call, batch_size, shape = key
 
         def draw() -> Tensor:
-            return self.draw_uniform(step, batch_size, shape) >= self.p
+            return self.draw_uniform(step, batch_size, shape, call) >= self.p
 
         if _drawn is None:
             return draw()
-        return _drawn.get((self._seed(step), self.p, batch_size, shape), draw)
+        return _drawn.get((self._seed(step, call), self.p, batch_size, shape), draw)
 
-    def draw_uniform(self, step: int, batch_size: int, shape: Sequence[int]) -> Tensor:
+    def draw_uniform(self, step: int, batch_size: int, shape: Sequence[int], call: int = 0) -> Tensor:
         """Numbers in [0, 1) for the global batch of a step, on the CPU; where they are below p, values become zero."""
-        generator = torch.Generator().manual_seed(self._seed(step))
+        generator = torch.Generator().manual_seed(self._seed(step, call))
         return torch.rand(batch_size, *shape, generator=generator)
 
-    def _seed(self, step: int) -> int:
-        return hashing.derive_seed("dropout", self.training_seed, step, self.layer)
+    def _seed(self, step: int, call: int) -> int:
+        further = (call,) if call else ()
+        return hashing.derive_seed("dropout", self.training_seed, step, self.layer, *further)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without masks, which can be drawn again: a copy need not have them, and a file cannot."""
         return {**self.__dict__, "_masks": {}}
+
+
+class KeyedDropPath(KeyedDropout):
+    """Stochastic depth (Huang et al., ECCV 2016) that is reproducible as `KeyedDropout` is.
+
+    It drops a residual branch of whole images.
+    """
+
+    def mask_shape(self, values: Tensor) -> torch.Size:
+        """One number."""
+        return torch.Size([1] * (values.dim() - 1))
+
+
+def replace_dropouts(model: nn.Module, training_seed: int) -> None:
+    """Replace every layer of dropout and of stochastic depth by one whose masks are reproducible."""
+    for name, module in list(model.named_modules()):
+        for child, layer in module.named_children():
+            path = f"{name}.{child}".lstrip(".")
+            if isinstance(layer, nn.Dropout):
+                setattr(module, child, KeyedDropout(layer.p, path, training_seed))
+            elif (probability := _stochastic_depth(layer)) is not None:
+                setattr(module, child, KeyedDropPath(probability, path, training_seed))
+
+
+def _stochastic_depth(layer: nn.Module) -> float | None:
+    """The probability that a layer of torchvision or timm drops a branch of an image; None for other layers."""
+    if isinstance(layer, StochasticDepth) and layer.mode == "row":
+        return layer.p
+    if type(layer).__name__ == "DropPath" and layer.scale_by_keep:  # timm's, which need not be installed
+        return float(layer.drop_prob)  # type: ignore[arg-type]
+    return None
 
 
 def set_dropout_batch(modules: Iterable[nn.Module], step: int, samples: slice, batch_size: int) -> None:

@@ -104,7 +104,11 @@ def load_weights(model: TransferModel, weights: PretrainedWeights) -> None:
         for name, value in model.state_dict().items()
         if not is_within(name, "normalize") and not is_within(name, model.head_name)
     }
-    given = {name: value for name, value in weights.tensors.items() if not is_within(name, model.head_name)}
+    given = {
+        name: value
+        for name, value in weights.tensors.items()
+        if not is_within(name, model.head_name) and name not in model.unused
+    }
     # Old files lack the counts of batch normalization.
     if missing := [n for n in expected if n not in given and not n.endswith("num_batches_tracked")]:
         raise UserError(f"{weights.source} lacks {_listed(missing)}; {_remedy(model, missing)}.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.schema import Normalization
-from runner.models.dropout import KeyedDropout
-from runner.portable.backbones import BACKBONES
+from runner.models.dropout import KeyedDropPath, replace_dropouts
 from runner.portable.head import HeadSpec, build_head
 from runner.portable.model import LayeredModel, build_backbone, is_within, pooled_features
 from runner.portable.variants import Variant, VariantSpec
@@ -42,6 +40,8 @@ class ModelSpec:
     """`augment.scales`."""
     tta: str = "none"
     """`augment.tta`."""
+    input_size: int = 224
+    """Height and width of the images that the model receives, in pixels."""
 
 
 AS_IT_IS = Variant()
@@ -73,12 +73,16 @@ class TransferModel(LayeredModel):
         random_weights: Draw the backbone's weights, the same ones in every run. False: they are uninitialized until
             `load_state_dict` or `pretrained.load_weights` sets them.
 
-    Raises `UserError` if `spec.trainable` names no layer with weights, or one before the pooling of several maps, or if
-    there is no layer that `spec.pooled_layers` names.
+    Raises `UserError` if the architecture cannot take such images or such a head, if `spec.trainable` names no layer
+    with weights, or one before the pooling of several maps, or if there is no layer that `spec.pooled_layers` names.
     """
 
     def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
-        backbone = build_backbone(spec.arch, spec.head, spec.pool)
+        try:
+            with seeded(hashing.derive_seed("backbone", spec.arch)):
+                backbone = build_backbone(spec.arch, spec.head, spec.pool, spec.input_size, random_weights)
+        except ValueError as error:
+            raise UserError(f"{error}.") from None
         head_spec, variants = HeadSpec.of(vars(spec)), VariantSpec.of(vars(spec))
         try:
             features = pooled_features(backbone, head_spec, variants)
@@ -90,10 +94,18 @@ class TransferModel(LayeredModel):
         self.spec = spec
         if not random_weights:  # drawn values depend on the layout; otherwise nothing has to be copied later
             self.to(memory_format=torch.channels_last)
-        self._allocate(random_weights)
-        _replace_dropouts(self, training_seed)
+        self._allocate()
+        replace_dropouts(self, training_seed)
         self.index_layers()
         self._freeze()
+        frozen = (index for index in range(self.depth) if not self.layer_trains(index))
+        self._frozen_drop_paths = [
+            part
+            for index in frozen
+            for module in self.layer_modules(index)
+            for part in module.modules()
+            if isinstance(part, KeyedDropPath)
+        ]
         self.split_index = self._find_split()
         """Number of layers in the frozen backbone, and index of the first layer after it."""
         if not self.pools_last_only and self.split_index <= self.pooling_index:
@@ -104,11 +116,16 @@ class TransferModel(LayeredModel):
         self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> TransferModel:
-        """As usual, except that frozen batch normalization stays in evaluation mode: its statistics are frozen, too."""
+        """As usual, except that frozen batch normalization and stochastic depth stay in evaluation mode.
+
+        The statistics of frozen layers are frozen, too, and what a frozen layer computes is the same every time.
+        """
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and not _trains(module):
                 module.eval()
+        for module in self._frozen_drop_paths:
+            module.eval()
         return self
 
     @property
@@ -132,18 +149,19 @@ class TransferModel(LayeredModel):
             stops = [index + 1 for index in self.pooled_indices]
             first = [Stage(0, stop, (), variant) for variant in self.variants for stop in stops]
             return (*first, Stage(pooling, end, tuple(range(len(first)))))
-        if 0 < pooling < end:
+        if 0 < pooling < end and self.stores_maps:
             return Stage(0, pooling), Stage(pooling, end, (0,))
         return (Stage(0, end),) if end else ()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Tensors of the layers that train, by name: parameters and batch statistics."""
-        trainable = [name for name, layer in self.layers() if _trains(layer)]
-        return {
-            name: value
-            for name, value in self.state_dict().items()
-            if any(is_within(name, layer) for layer in trainable)
+        trainable = {
+            name
+            for index in range(self.depth)
+            if self.layer_trains(index)
+            for name in self.layer_tensors(index)
         }
+        return {name: value for name, value in self.state_dict().items() if name in trainable}
 
     def frozen_state(self) -> dict[str, Tensor]:
         """All other tensors of the state dict, by name."""
@@ -176,51 +194,57 @@ class TransferModel(LayeredModel):
             if parameters
         ]
 
-    def _allocate(self, random_weights: bool) -> None:
-        """Move the backbone from the meta device to memory, and draw its weights if asked to."""
-        backbone = BACKBONES[self.spec.arch]
-        with seeded(hashing.derive_seed("backbone", self.spec.arch)):
-            for _, layer in self.layers():
-                if not any(parameter.is_meta for parameter in layer.parameters()):
-                    continue
-                layer.to_empty(device="cpu")
-                for module in layer.modules():
-                    if isinstance(module, _BatchNorm):
-                        module.reset_running_stats()  # old weight files lack num_batches_tracked
-                    if random_weights:
-                        backbone.initialize(module)
+    def _allocate(self) -> None:
+        """Give parameters memory that have none yet."""
+
+        def allocated(values: Tensor) -> Tensor:
+            return torch.empty_like(values, device="cpu") if values.is_meta else values
+
+        self._apply(allocated)
 
     def _freeze(self) -> None:
         """Freeze all layers with weights before the first one that `spec.trainable` names."""
         trainable = self.spec.trainable
         if trainable == "all":
             return
-        names = [name for name, layer in self.layers() if _has_weights([layer])]
+        weighted = [index for index in range(self.depth) if self.layer_parameters(index)]
         start = self.head_name if trainable == "head" else trainable
-        first = next((index for index, name in enumerate(names) if is_within(name, start)), None)
+        first = next((number for number, index in enumerate(weighted) if self._is_part(index, start)), None)
         if first is None:
+            names = [self.layer_names[index] for index in weighted]
             raise UserError(
                 f"model.trainable is {one_line(trainable, 100)!r}, which is no layer with weights"
                 f"{did_you_mean(start[:100], names)};"
                 f" it takes head, all, or a layer such as {names[len(names) // 2]}."
             )
-        for name in names[:first]:
-            self.get_submodule(name).requires_grad_(False)
+        for index in weighted[:first]:
+            for parameter in self.layer_parameters(index):
+                parameter.requires_grad_(False)
+
+    def _is_part(self, index: int, module: str) -> bool:
+        """Whether a layer, or a part of it, is within the module of a name."""
+        block = self.blocks_in_order[index]
+        return any(is_within(name, module) for name in (block.name, *block.members))
+
+    def layer_parameters(self, index: int) -> list[nn.Parameter]:
+        """The parameters of a layer."""
+        return [each for each in self.layer_tensors(index).values() if isinstance(each, nn.Parameter)]
+
+    def layer_trains(self, index: int) -> bool:
+        """Whether a layer has parameters that train."""
+        return any(parameter.requires_grad for parameter in self.layer_parameters(index))
 
     def _find_split(self) -> int:
         """The number of leading layers before the head that are frozen and deterministic; 0 if none has weights."""
-        backbone = self._layers[: self.head_index]
-        leading = list(itertools.takewhile(lambda layer: not _trains(layer) and not _drops(layer), backbone))
-        return len(leading) if _has_weights(leading) else 0
-
-
-def _replace_dropouts(model: nn.Module, training_seed: int) -> None:
-    """Replace every dropout layer by one whose masks are reproducible."""
-    for name, module in list(model.named_modules()):
-        for child, layer in module.named_children():
-            if isinstance(layer, nn.Dropout):
-                dropout = KeyedDropout(layer.p, f"{name}.{child}".lstrip("."), training_seed)
-                setattr(module, child, dropout)
+        leading = list(
+            itertools.takewhile(
+                lambda index: (
+                    not self.layer_trains(index) and not any(map(_drops, self.layer_modules(index)))
+                ),
+                range(self.head_index),
+            )
+        )
+        return len(leading) if any(map(self.layer_parameters, leading)) else 0
 
 
 def _trains(layer: nn.Module) -> bool:
@@ -229,8 +253,5 @@ def _trains(layer: nn.Module) -> bool:
 
 def _drops(layer: nn.Module) -> bool:
     """Whether dropout makes its output random."""
-    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.modules())
-
-
-def _has_weights(layers: Iterable[nn.Module]) -> bool:
-    return any(True for layer in layers for _ in layer.parameters())
+    dropouts = (each for each in layer.modules() if isinstance(each, nn.Dropout))
+    return any(each.p > 0 and not isinstance(each, KeyedDropPath) for each in dropouts)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .backbones import BACKBONES
+from .backbones import find_backbone
 from .images import open_rgb
 from .legacy import FORMAT_1, FORMAT_2, FORMAT_3, upgraded
 from .model import LayeredModel, build_model, supported_precision
@@ -145,7 +145,7 @@ def _class_names(description: dict[str, Any]) -> list[str]:
 def _check_sizes(description: dict[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError if the model cannot take images of the size of its transform."""
     resize, crop = description["transform"]["resize"], description["transform"]["crop"]
-    pool, backbone = description["model"]["pool"], BACKBONES[description["model"]["arch"]]
+    pool, backbone = description["model"]["pool"], find_backbone(description["model"]["arch"])
     depth = description.get("depth", 1)
     pools = pool if isinstance(pool, list) else [pool]
     scales = description["model"].get("scales", ())

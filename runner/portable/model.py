@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import BackboneModules
-from .backbones import BACKBONES
+from .backbone import BackboneModules, Block, Layout
+from .backbones import find_backbone
 from .head import HeadSpec, Pool, bins, build_head
 from .variants import Resize, Variant, VariantSpec, pool_variants
 
@@ -55,20 +56,27 @@ class LayeredModel(nn.Module):
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
-        for name, child in backbone.root.named_children():
-            self.add_module(name, child)
+        _move_members(backbone.root, self)
         self.set_submodule(backbone.head, head)
         self.head_name = backbone.head
         head_layers = [f"{backbone.head}.{name}" for name, _ in head.named_children()]
-        self.layer_names = ["normalize", *backbone.blocks, *head_layers]
+        self.blocks_in_order = (*Block.of("normalize"), *backbone.blocks, *Block.of(*head_layers))
+        self.layer_names = [block.name for block in self.blocks_in_order]
         """All layers in the order of the forward pass."""
+        self.layouts = backbone.layouts
+        """Of the layers before the pooling whose output has places in space, by name."""
+        self.stores_maps = backbone.stores_maps
+        self.unused = backbone.unused
+        """Names of tensors that the architecture has and the model does not use."""
         self.pooling_index = self.layer_names.index(backbone.pooling)
         self.head_index = self.layer_names.index(head_layers[0])
         """Index of the head's first layer."""
         self.variant_spec = variants or VariantSpec()
         self.variants = self.variant_spec.variants
         """The variants of an image that go through the backbone."""
-        self.pooled_indices = pooled_indices(self.layer_names[: self.pooling_index], self.variant_spec)
+        self.pooled_indices = pooled_indices(
+            self.layer_names[: self.pooling_index], self.variant_spec, backbone.layouts
+        )
         """Indices of the layers whose output is pooled."""
         self.pools_last_only = len(self.variants) == 1 and self.pooled_indices == [self.pooling_index - 1]
         """Whether only one map is pooled, that of the last layer before the pooling."""
@@ -86,11 +94,39 @@ class LayeredModel(nn.Module):
 
     def index_layers(self) -> None:
         """Look the layers up by name. Call it again after a layer is replaced."""
-        self._layers = [self.get_submodule(name) for name in self.layer_names]
+        self._layers: list[Callable[[Tensor], Tensor]] = [
+            functools.partial(block.function, self) if block.function else self.get_submodule(block.name)
+            for block in self.blocks_in_order
+        ]
 
-    def layers(self) -> Iterator[tuple[str, nn.Module]]:
+    def named_layers(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         """Every layer with its name, in the order of the forward pass."""
         return zip(self.layer_names, self._layers, strict=True)
+
+    def layer_modules(self, index: int) -> list[nn.Module]:
+        """The modules that a layer runs, without their parts."""
+        found = (self._member(name) for name in self.blocks_in_order[index].members)
+        return [each for each in found if isinstance(each, nn.Module)]
+
+    def layer_tensors(self, index: int) -> dict[str, Tensor]:
+        """Parameters and buffers of a layer, by name: those that the state dict holds."""
+        tensors: dict[str, Tensor] = {}
+        for name in self.blocks_in_order[index].members:
+            member = self._member(name)
+            if isinstance(member, nn.Module):
+                tensors |= member.state_dict(prefix=f"{name}.", keep_vars=True)
+            elif isinstance(member, Tensor):
+                tensors[name] = member
+        return tensors
+
+    def layer_text(self, index: int) -> str:
+        """What distinguishes what a layer computes from others, apart from its weights."""
+        block = self.blocks_in_order[index]
+        return "\n".join([*[block.code] * bool(block.code), *map(str, self.layer_modules(index))])
+
+    def _member(self, name: str) -> object:
+        parent, _, last = name.rpartition(".")
+        return getattr(self.get_submodule(parent), last)
 
     def forward(self, values: Tensor, start: int = 0) -> Tensor:
         """Logits: n × classes, float32.
@@ -170,29 +206,52 @@ class LayeredModel(nn.Module):
 
     @property
     def spatial_layers(self) -> list[str]:
-        """The backbone's layers whose output has a height and width."""
-        return [*self.layer_names[1 : self.pooled_indices[-1] + 1], self.layer_names[self.pooling_index]]
+        """The backbone's layers whose output has places in space; the last one is the pooling."""
+        last = self.pooled_indices[-1]
+        names = [name for name in self.layer_names[1 : last + 1] if name in self.layouts]
+        return [*names, self.layer_names[self.pooling_index]]
 
 
 Tap: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """A layer's output, the number of its variant, the layer's index → what goes on."""
 
 
-def pooled_indices(layers: Sequence[str], spec: VariantSpec) -> list[int]:
+def _move_members(root: nn.Module, model: nn.Module) -> None:
+    """Make a network's children, parameters and buffers the model's. Raises ValueError if the model uses a name."""
+    members = [*root._modules, *root._parameters, *root._buffers]
+    if clash := next((name for name in members if hasattr(model, name)), None):
+        raise ValueError(f"its module {clash!r} has a name that the runner uses itself")
+    for name, child in root.named_children():
+        model.add_module(name, child)
+    for name, parameter in root.named_parameters(recurse=False):
+        model.register_parameter(name, parameter)
+    for name, buffer in root.named_buffers(recurse=False):
+        model.register_buffer(name, buffer, name not in root._non_persistent_buffers_set)
+
+
+def pooled_indices(
+    layers: Sequence[str], spec: VariantSpec, layouts: Mapping[str, Layout] | None = None
+) -> list[int]:
     """Indices of the layers whose output is pooled, in the order of the forward pass.
 
     Args:
         layers: Names of the layers before the pooling.
         spec: Names the layers, or none for the last one.
+        layouts: Of their outputs; None: all are maps.
 
-    Raises ValueError if there is no such layer.
+    Raises ValueError if there is no such layer, or if maps are to be pooled of tokens.
     """
     for name in spec.pooled_layers:
         if name not in layers[1:]:
             raise ValueError(
                 f"{name!r} is no layer before the pooling; there are {layers[1]} to {layers[-1]}"
             )
-    return sorted(map(layers.index, set(spec.pooled_layers))) or [len(layers) - 1]
+    indices = sorted(map(layers.index, set(spec.pooled_layers))) or [len(layers) - 1]
+    if len(spec.variants) > 1 or spec.pooled_layers:
+        for name in (layers[index] for index in indices):
+            if layouts is not None and getattr(layouts.get(name), "kind", "") != "channels_first":
+                raise ValueError(f"the output of {name} is no feature map that could be pooled")
+    return indices
 
 
 def pooled_features(backbone: BackboneModules, head: HeadSpec, variants: VariantSpec) -> list[int]:
@@ -202,29 +261,29 @@ def pooled_features(backbone: BackboneModules, head: HeadSpec, variants: Variant
     """
     features = [backbone.num_features]
     if variants.pooled_layers:
-        layers = ["normalize", *backbone.blocks[: backbone.blocks.index(backbone.pooling)]]
-        values, channels = torch.zeros(1, 3, 64, 64, device="meta"), []
-        wanted = pooled_indices(layers, variants)
-        with torch.no_grad():
-            for index, name in enumerate(layers[1:], 1):
-                values = backbone.root.get_submodule(name)(values)
-                channels += [values.shape[1]] if index in wanted else []
-        features = [each * bins(head.pool) for each in channels]
+        names = ["normalize", *(block.name for block in backbone.blocks)]
+        layers = names[: names.index(backbone.pooling)]
+        wanted = pooled_indices(layers, variants, backbone.layouts)
+        features = [backbone.layouts[layers[index]].channels * bins(head.pool) for index in wanted]
     return features * variants.stacked_scales
 
 
-def build_backbone(arch: str, head: str, pool: Pool) -> BackboneModules:
-    """The modules of a backbone on torch's meta device: without memory for their weights.
+def build_backbone(
+    arch: str, head: str, pool: Pool, size: int = 224, random_weights: bool = False
+) -> BackboneModules:
+    """The modules of a backbone.
 
     Args:
         arch: Name of the architecture.
         head: classifier, pooled or linear.
         pool: The last feature map is averaged down to pool × pool, or to a pyramid of such sizes; not for classifier.
+        size: Height and width of the images.
+        random_weights: Draw the weights from torch's global generator. False: they are on torch's meta device, and take
+            no memory.
 
-    Raises KeyError if there is no such architecture.
+    Raises ValueError if there is no such architecture, or if it cannot take such images or such a head.
     """
-    with torch.device("meta"):
-        return BACKBONES[arch].build(head, pool)
+    return find_backbone(arch).build(head, pool, size, random_weights)
 
 
 def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) -> LayeredModel:
@@ -237,7 +296,7 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
 
     Raises KeyError, TypeError, ValueError or RuntimeError if spec and tensors do not fit together.
     """
-    backbone = build_backbone(spec["arch"], spec["head"], spec["pool"])
+    backbone = build_backbone(spec["arch"], spec["head"], spec["pool"], spec.get("input_size", 224))
     with torch.device("meta"):
         head_spec, variants = HeadSpec.of(spec), VariantSpec.of(spec)
         head = build_head(head_spec, pooled_features(backbone, head_spec, variants), classes)

@@ -6,7 +6,7 @@ tensor goes in wherever the model runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class Resize(nn.Module):
         return resized.contiguous(memory_format=torch.channels_last)
 
 
-def pool_variants(maps: Sequence[Tensor], spec: VariantSpec, pooling: nn.Module) -> Tensor:
+def pool_variants(maps: Sequence[Tensor], spec: VariantSpec, pooling: Callable[[Tensor], Tensor]) -> Tensor:
     """The pooled values of one image's maps: n × values × h × w.
 
     The maps of an image and of its mirror image, turned back, are averaged before they are pooled. The pooled values of

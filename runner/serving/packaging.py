@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PORTABLE = PACKAGE / "portable"
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
-"""Packages that a logged model needs, in the versions that it was made with."""
+"""Packages that a logged model needs, in the versions that it was made with; a network of timm also timm."""
 
 
 def inference_settings(experiment: Experiment) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def save_model(
             code_paths=[str(PORTABLE)],
             signature=_signature(),
             input_example={"image": [_base64(example)]},
-            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+            pip_requirements=[f"{name}=={version(name)}" for name in _requirements(description)],
             metadata={"classes": len(description["classes"]), "epoch": description["epoch"]},
         )
     shutil.rmtree(described)
@@ -137,6 +137,10 @@ def _write_classifier(
     content = json.loads(json.dumps({**description, **digests}))  # as it will be read
     content["digest"] = description_digest(content)
     write_text(described / DESCRIPTION_FILE, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def _requirements(description: dict[str, Any]) -> list[str]:
+    return sorted([*REQUIREMENTS, *["timm"] * description["model"]["arch"].startswith("timm/")])
 
 
 def _sha256(path: Path) -> str:

@@ -261,6 +261,7 @@ def _build_model(
         pooled_layers=settings.pooled_layers,
         scales=experiment.augment.scales,
         tta=experiment.augment.tta,
+        input_size=experiment.augment.input_size,
         width=settings.width,
         dropout=settings.dropout,
         trainable=settings.trainable,

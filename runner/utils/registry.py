@@ -37,6 +37,9 @@ class Registry(Generic[T]):
             registry imports nothing.
     """
 
+    is_open = False
+    """Whether there are choices that are not registered."""
+
     def __init__(self, setting: str, load: Callable[[], object] = lambda: None) -> None:
         self.setting = setting
         self._load = load

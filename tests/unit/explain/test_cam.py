@@ -47,7 +47,7 @@ def reference(
     """A layer's output and the gradients of the targets' logits there, by plain autograd."""
     values, tapped = batch, None
     with torch.enable_grad():
-        for name, each in model.layers():
+        for name, each in model.named_layers():
             values = F.relu(values) if isinstance(each, nn.ReLU) else each(values)  # never in place
             if name == layer:
                 tapped = values = values.detach().requires_grad_(True)

@@ -116,14 +116,14 @@ def test_the_default_layer_is_the_last_relu_before_the_pooling(arch: str, layer:
         ModelSpec(arch, "pooled", 1, 16, 0.4, "head", CLASSES, NUMBERS), 0, random_weights=False
     )
     assert model.cam_layer == layer
-    layers = dict(model.layers())
+    layers = dict(model.named_layers())
     assert isinstance(layers[layer], nn.ReLU)
     following = layers[f"features.{int(layer.rpartition('.')[2]) + 1}"]
     assert isinstance(following, nn.MaxPool2d)
 
 
 def test_every_spatial_layer_has_an_index(model: TransferModel) -> None:
-    for index, (name, _) in enumerate(model.layers()):
+    for index, (name, _) in enumerate(model.named_layers()):
         if name.startswith("features.") or name == "avgpool":
             assert cam.layer_index(model, name) == index
             assert cam.activations(model, images(1, 32), name).dim() == 4

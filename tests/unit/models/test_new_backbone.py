@@ -29,7 +29,8 @@ TINY = '''
 import torch
 from torch import nn
 
-from runner.portable.backbone import BackboneModules, register
+from runner.portable.backbone import BackboneModules, Block, Layout, Preprocessing, register
+from runner.portable.graph import meta_parameters
 
 
 class Residual(nn.Module):
@@ -47,23 +48,31 @@ class Residual(nn.Module):
 class Tiny:
     arch, description = "tiny", "a residual network with four channels"
     weights_enum, weights_without_classifier = "Tiny_Weights", ()
-    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    input_size, min_input_size = 64, 16
+    min_input_size = 16
 
-    def build(self, head, pool):
+    def weights_names(self):
+        return []
+
+    def default_weights(self):
+        return None
+
+    def preprocessing(self, weights):
+        return Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+    def build(self, head, pool, size, random_weights):
+        if not random_weights:
+            with meta_parameters():
+                return self.build(head, pool, size, True)
         root = nn.Module()
         root.fc = nn.Linear(4, 1000)  # declared first: the order of execution is the blocks'
         root.stem = nn.Conv2d(3, 4, 4, stride=4)
         root.stages = nn.ModuleList([Residual(), Residual()])
         root.pool = nn.AdaptiveAvgPool2d(1 if head == "classifier" else pool)
         root.flatten = nn.Flatten(1)
-        blocks = ("stem", "stages.0", "stages.1", "pool", "flatten")
+        blocks = Block.of("stem", "stages.0", "stages.1", "pool", "flatten")
+        layouts = {name: Layout(4) for name in ("stem", "stages.0", "stages.1")}
         num_features = 4 if head == "classifier" else 4 * pool**2
-        return BackboneModules(root, blocks, "fc", num_features, "pool", "stages.1")
-
-    def initialize(self, module):
-        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):
-            module.reset_parameters()
+        return BackboneModules(root, blocks, "fc", num_features, "pool", "stages.1", layouts)
 
 
 register(Tiny())
@@ -89,7 +98,7 @@ def tiny(tmp_path: Path) -> Iterator[None]:
 def test_the_architectures_that_settings_accept_are_the_registered_backbones(make: Make) -> None:
     assert [*ARCHITECTURES.choices] == [*BACKBONES]
     assert make("--model.arch", "tiny").model.arch == "tiny"
-    with pytest.raises(UserError, match=r"model\.arch .*vgg16"):
+    with pytest.raises(UserError, match=r"no architecture of torchvision.* timm"):
         make("--model.arch", "unknown")
 
 

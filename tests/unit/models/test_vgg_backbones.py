@@ -72,8 +72,10 @@ def test_same_weights_give_the_same_4096_inputs_of_the_classifier_head() -> None
 def test_its_facts_are_those_of_torchvision_s_weights(arch: str) -> None:
     backbone = BACKBONES[arch]
     transforms = torchvision.models.get_weight(f"{backbone.weights_enum}.IMAGENET1K_V1").transforms()
-    assert (tuple(transforms.mean), tuple(transforms.std)) == (backbone.mean, backbone.std)
-    assert transforms.crop_size == [backbone.input_size]
+    prepared = backbone.preprocessing(None)
+    assert (tuple(transforms.mean), tuple(transforms.std)) == (prepared.mean, prepared.std)
+    assert (transforms.crop_size, transforms.resize_size) == ([prepared.crop], [prepared.resize])
+    assert transforms.interpolation.value == prepared.interpolation
 
 
 @pytest.mark.parametrize("arch", ["vgg11", "vgg19_bn"])

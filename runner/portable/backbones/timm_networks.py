@@ -1,0 +1,107 @@
+"""All of timm's image classifiers, as "timm/" and timm's name. Their blocks are found in their graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..backbone import LIBRARIES, Backbone, BackboneModules, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..head import Pool
+
+PREFIX = "timm/"
+
+
+class Timm:
+    """The architectures of `timm`."""
+
+    def names(self) -> list[str]:
+        """Architectures, and each with the tags of its weights. Raises ValueError if timm is not installed."""
+        timm = _timm()
+        return [f"{PREFIX}{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
+
+    def find(self, arch: str) -> Backbone | None:
+        """An architecture of this name, with or without a tag. Raises ValueError if timm is not installed."""
+        timm, name = _timm(), arch.removeprefix(PREFIX)
+        plain, _, tag = name.partition(".")
+        is_known = timm.is_model(plain) and (
+            not tag or f"{plain}.{tag}" in timm.list_pretrained(f"{plain}.*")
+        )
+        return TimmNetwork(arch) if is_known else None
+
+
+def _timm() -> Any:
+    """timm. Raises ValueError if it is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        raise ValueError(
+            "architectures of timm need the package timm, which is not installed: pip install timm"
+        )
+    import timm
+
+    return timm
+
+
+class TimmNetwork:
+    """An architecture of timm."""
+
+    description = "an architecture of timm"
+    weights_enum = ""
+    min_input_size = 1
+
+    def __init__(self, arch: str) -> None:
+        self.arch = arch
+        self.name = arch.removeprefix(PREFIX)
+        self.weights_without_classifier: tuple[str, ...] = ()
+
+    def _configuration(self, weights: str | None) -> Any:
+        """timm's, of weights with this tag; for others, of the usual ones."""
+        get, plain = _timm().get_pretrained_cfg, self.name.partition(".")[0]
+        return get(f"{plain}.{weights}" if weights in self.weights_names() else self.name)
+
+    def weights_names(self) -> list[str]:
+        """Tags, timm's default first."""
+        plain, default = self.name.partition(".")[0], self.default_weights()
+        tags = [each.partition(".")[2] for each in _timm().list_pretrained(f"{plain}.*")]
+        return sorted(tags, key=lambda tag: tag != default)
+
+    def default_weights(self) -> str | None:
+        """The tag in the architecture's name, or timm's own default."""
+        found = _timm().get_pretrained_cfg(self.name)
+        return found.tag if found is not None and found.has_weights else None
+
+    def preprocessing(self, weights: str | None) -> Preprocessing:
+        """That of the weights' configuration."""
+        found = self._configuration(weights)
+        crop = found.input_size[-1]
+        resize = math.floor(crop / found.crop_pct)
+        return Preprocessing(crop, resize, found.interpolation, tuple(found.mean), tuple(found.std))
+
+    def build(self, head: str, pool: Pool, size: int, random_weights: bool) -> BackboneModules:
+        """Its modules, with timm's names."""
+        from ..traced import trace_backbone
+
+        return trace_backbone(self, self.create, head, pool, size, random_weights)
+
+    def create(self, size: int, **options: Any) -> nn.Module:
+        """As timm builds it; networks for one size of images only, for this size.
+
+        Args:
+            size: Height and width of the images.
+            options: Further ones of `timm.create_model`.
+        """
+        timm, found = _timm(), self._configuration(None)
+        if found.fixed_input_size or size != found.input_size[-1]:
+            try:
+                network: nn.Module = timm.create_model(self.name, img_size=size, **options)
+            except TypeError:  # it takes images of any size
+                pass
+            else:
+                return network
+        return timm.create_model(self.name, **options)
+
+
+LIBRARIES[PREFIX] = Timm()
