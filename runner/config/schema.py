@@ -78,7 +78,8 @@ class ModelConfig:
     a .safetensors file may say in its metadata; a torchvision weights enum; or numbers, as
     {mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}."""
     trainable: str = "head"
-    """Layers to train: head, all, or the name of the first trainable module, as features.24."""
+    """Layers to train: head, all, last:K for the last K blocks of the backbone and the head, or the name of the first
+    trainable module, as features.24."""
 
     def __post_init__(self) -> None:
         if len(set(self.pooled_layers)) < len(self.pooled_layers):

@@ -104,9 +104,10 @@ def load_weights(model: TransferModel, weights: PretrainedWeights) -> None:
         for name, value in model.state_dict().items()
         if not is_within(name, "normalize") and not is_within(name, model.head_name)
     }
+    prefixed = {f"{model.weights_prefix}{name}": value for name, value in weights.tensors.items()}
     given = {
         name: value
-        for name, value in weights.tensors.items()
+        for name, value in prefixed.items()
         if not is_within(name, model.head_name) and name not in model.unused
     }
     # Old files lack the counts of batch normalization.

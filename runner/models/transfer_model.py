@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropPath, replace_dropouts
+from runner.models.freezing import first_trainable
 from runner.portable.head import HeadSpec, build_head
 from runner.portable.model import LayeredModel, build_backbone, is_within, pooled_features
 from runner.portable.variants import Variant, VariantSpec
 from runner.utils import hashing
 from runner.utils.errors import UserError
 from runner.utils.rng import seeded
-from runner.utils.text import did_you_mean, one_line
 
 
 @dataclass(frozen=True)
@@ -203,32 +203,10 @@ class TransferModel(LayeredModel):
         self._apply(allocated)
 
     def _freeze(self) -> None:
-        """Freeze all layers with weights before the first one that `spec.trainable` names."""
-        trainable = self.spec.trainable
-        if trainable == "all":
-            return
-        weighted = [index for index in range(self.depth) if self.layer_parameters(index)]
-        start = self.head_name if trainable == "head" else trainable
-        first = next((number for number, index in enumerate(weighted) if self._is_part(index, start)), None)
-        if first is None:
-            names = [self.layer_names[index] for index in weighted]
-            raise UserError(
-                f"model.trainable is {one_line(trainable, 100)!r}, which is no layer with weights"
-                f"{did_you_mean(start[:100], names)};"
-                f" it takes head, all, or a layer such as {names[len(names) // 2]}."
-            )
-        for index in weighted[:first]:
+        """Freeze all layers before the first one that `spec.trainable` names."""
+        for index in range(first_trainable(self, self.spec.trainable)):
             for parameter in self.layer_parameters(index):
                 parameter.requires_grad_(False)
-
-    def _is_part(self, index: int, module: str) -> bool:
-        """Whether a layer, or a part of it, is within the module of a name."""
-        block = self.blocks_in_order[index]
-        return any(is_within(name, module) for name in (block.name, *block.members))
-
-    def layer_parameters(self, index: int) -> list[nn.Parameter]:
-        """The parameters of a layer."""
-        return [each for each in self.layer_tensors(index).values() if isinstance(each, nn.Parameter)]
 
     def layer_trains(self, index: int) -> bool:
         """Whether a layer has parameters that train."""

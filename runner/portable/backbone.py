@@ -117,6 +117,10 @@ class BackboneModules:
     """Whether the outputs before the pooling are worth storing: because other heads pool them in another way."""
     unused: tuple[str, ...] = ()
     """Dotted names of what the architecture has and the model does not use; pretrained weights may have them."""
+    prefix: str = ""
+    """What the names of tensors begin with in the model, but not in pretrained weights."""
+    note: str = ""
+    """What a user should know: that the network is one block, and why."""
 
 
 class Backbone(Protocol):

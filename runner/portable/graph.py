@@ -18,6 +18,9 @@ from torch import Tensor, fx, nn
 
 from .backbone import Block
 
+CONSTANT = "_tensor_constant"
+"""What torch.fx begins the names of constant tensors with."""
+
 
 class UntracedError(ValueError):
     """A network's forward pass cannot be traced, or divided. The message says why."""
@@ -34,13 +37,15 @@ class _Tracer(fx.Tracer):
         return m not in self.opened
 
 
-def find_blocks(network: nn.Module) -> tuple[Block, ...]:
+def find_blocks(network: nn.Module, size: int) -> tuple[Block, ...]:
     """The blocks of a network in the order of its forward pass.
 
     Args:
         network: In evaluation mode. It gets a buffer for each constant tensor of its forward pass.
+        size: Height and width of images, in pixels.
 
-    Raises `UntracedError` if its forward pass cannot be traced, or if no single tensor leads to its output.
+    Raises `UntracedError` if its forward pass cannot be traced, or if no single tensor leads to its output, and
+    whatever it raises itself for images of a size that it cannot take.
     """
     opened, candidates = {network}, list(network.children())
     while candidates:
@@ -52,19 +57,28 @@ def find_blocks(network: nn.Module) -> tuple[Block, ...]:
         graph = _trace(network, opened)
     except Exception as error:  # a forward pass may raise anything when it is traced
         raise UntracedError(f"its forward pass cannot be traced ({_first_line(error)})") from error
-    for name in [name for name in vars(network) if name.startswith("_tensor_constant")]:
+    for name in [name for name in vars(network) if name.startswith(CONSTANT)]:
         constant = network.__dict__.pop(name)  # which follows the model to its device as a buffer
         network.register_buffer(name, constant, persistent=False)
     if not (cuts := _cuts(graph)) or _output(graph) is not cuts[-1]:
         raise UntracedError("no single tensor leads to its output")
+    return _between(graph, cuts, network, size)
+
+
+def _between(graph: fx.Graph, cuts: Sequence[fx.Node], network: nn.Module, size: int) -> tuple[Block, ...]:
+    """The blocks between cuts, apart from those where the output is a list or tuple of tensors."""
     nodes, blocks, names = list(graph.nodes), [], set[str]()
     source = next(node for node in nodes if node.op == "placeholder")
-    for cut in cuts:
-        steps = nodes[nodes.index(source) + 1 : nodes.index(cut) + 1]
-        block = _block(steps, source, names)
-        names.add(block.name)
-        blocks.append(block)
-        source = cut
+    with _on_meta(network, size) as (twin, values):
+        for cut in cuts:
+            block = _block(nodes[nodes.index(source) + 1 : nodes.index(cut) + 1], source, names)
+            output = run_block(twin, block, values)
+            if isinstance(output, Tensor):
+                names.add(block.name)
+                blocks.append(block)
+                source, values = cut, output
+    if source is not cuts[-1]:
+        raise UntracedError("its output is no tensor")
     return tuple(blocks)
 
 
@@ -76,15 +90,24 @@ def output_shapes(network: nn.Module, blocks: Sequence[Block], size: int) -> lis
         blocks: From `find_blocks`.
         size: Height and width in pixels.
 
-    Raises whatever the network raises for images of a size that it cannot take.
+    Raises `UntracedError` if an output is no tensor, and whatever the network raises for images of a size that it
+    cannot take.
     """
-    network = copy.deepcopy(network).to("meta")
-    values, shapes = torch.zeros(2, 3, size, size, device="meta"), []
-    with torch.no_grad(), torch.device("meta"):
+    shapes = []
+    with _on_meta(network, size) as (twin, values):
         for block in blocks:
-            values = run_block(network, block, values)
+            values = run_block(twin, block, values)
+            if not isinstance(values, Tensor):
+                raise UntracedError(f"the output of {block.name} is no tensor")
             shapes.append(values.shape)
     return shapes
+
+
+@contextmanager
+def _on_meta(network: nn.Module, size: int) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A copy of a network on the meta device, and two images."""
+    with torch.no_grad(), torch.device("meta"):
+        yield copy.deepcopy(network).to("meta"), torch.zeros(2, 3, size, size)
 
 
 def run_block(network: nn.Module, block: Block, values: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class LayeredModel(nn.Module):
         self.layouts = backbone.layouts
         """Of the layers before the pooling whose output has places in space, by name."""
         self.stores_maps = backbone.stores_maps
+        self.note, self.weights_prefix = backbone.note, backbone.prefix
         self.unused = backbone.unused
         """Names of tensors that the architecture has and the model does not use."""
         self.pooling_index = self.layer_names.index(backbone.pooling)
@@ -105,26 +106,31 @@ class LayeredModel(nn.Module):
 
     def layer_modules(self, index: int) -> list[nn.Module]:
         """The modules that a layer runs, without their parts."""
-        found = (self._member(name) for name in self.blocks_in_order[index].members)
+        found = (self.member(name) for name in self.blocks_in_order[index].members)
         return [each for each in found if isinstance(each, nn.Module)]
 
     def layer_tensors(self, index: int) -> dict[str, Tensor]:
         """Parameters and buffers of a layer, by name: those that the state dict holds."""
         tensors: dict[str, Tensor] = {}
         for name in self.blocks_in_order[index].members:
-            member = self._member(name)
+            member = self.member(name)
             if isinstance(member, nn.Module):
                 tensors |= member.state_dict(prefix=f"{name}.", keep_vars=True)
             elif isinstance(member, Tensor):
                 tensors[name] = member
         return tensors
 
+    def layer_parameters(self, index: int) -> list[nn.Parameter]:
+        """The parameters of a layer."""
+        return [each for each in self.layer_tensors(index).values() if isinstance(each, nn.Parameter)]
+
     def layer_text(self, index: int) -> str:
         """What distinguishes what a layer computes from others, apart from its weights."""
         block = self.blocks_in_order[index]
         return "\n".join([*[block.code] * bool(block.code), *map(str, self.layer_modules(index))])
 
-    def _member(self, name: str) -> object:
+    def member(self, name: str) -> object:
+        """A module, parameter or buffer by its dotted name."""
         parent, _, last = name.rpartition(".")
         return getattr(self.get_submodule(parent), last)
 

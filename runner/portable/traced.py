@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone, BackboneModules, Block, Layout
-from .graph import UntracedError, find_blocks, meta_parameters, output_shapes
+from .graph import CONSTANT, UntracedError, find_blocks, meta_parameters, output_shapes
 from .head import Pool, bins, pooling
 
 MOST_PREFIX_TOKENS = 8
+WHOLE = "network"
+"""Name of a network that is one block."""
 
 
 def trace_backbone(
@@ -33,100 +38,211 @@ def trace_backbone(
 
     Raises ValueError if the network cannot take such images or such a head.
     """
-    arch, usual = backbone.arch, backbone.preprocessing(None).crop
+    arch = backbone.arch
     try:
         network = _create(create, size, random_weights).eval()
-        blocks = find_blocks(network)
-        shapes = output_shapes(network, blocks, size)
+        blocks, shapes, note = _divide(arch, network, size)
     except UntracedError as error:
-        raise ValueError(f"model.arch={arch} cannot be divided into blocks: {error}") from None
+        raise ValueError(f"{arch} cannot be divided into blocks: {error}") from None
     except Exception as error:  # whatever the network raises
-        raise ValueError(_refusal(arch, size, usual, error)) from None
-    return modules_for_head(arch, network, blocks, shapes, head, pool)
-
-
-def _refusal(arch: str, size: int, usual: int, error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-    return f"{arch} cannot take images of {size} pixels ({reason}); its weights were trained with {usual}"
+        usual, reason = backbone.preprocessing(None).crop, _first_line(error)
+        raise ValueError(
+            f"{arch} cannot take images of {size} pixels ({reason}); its weights were trained with {usual}"
+        ) from None
+    if note:
+        network = _Whole(network)
+    traced = _Traced(arch, network, blocks, shapes)
+    body = traced.body(head, pool)
+    replaced = traced.replaced(body.blocks)
+    return BackboneModules(
+        network,
+        tuple(body.blocks),
+        replaced,
+        body.num_features,
+        body.pooling,
+        traced.cam_layer(body.blocks),
+        {block.name: traced.layouts[block.name] for block in body.blocks if block.name in traced.layouts},
+        stores_maps=body.pools_maps,
+        unused=(*_prune(network, body.blocks, replaced), *getattr(network, "dropped", ())),
+        prefix=f"{WHOLE}." if note else "",
+        note=note,
+    )
 
 
 def _create(create: Callable[[int], nn.Module], size: int, random_weights: bool) -> nn.Module:
     if random_weights:
         return create(size)
-    with meta_parameters():
+    # Some networks compute buffers when they are built, where their parameters are, or read parameters.
+    with suppress(NotImplementedError, RuntimeError), meta_parameters():
         network = create(size)
-    if any(buffer.is_meta for buffer in network.buffers()):  # computed where a parameter is: it must be real
-        with torch.random.fork_rng(devices=[]):
-            network = create(size)
-    return network
+        if not any(buffer.is_meta for buffer in network.buffers()):
+            return network
+    with torch.random.fork_rng(devices=[]):
+        return create(size)
 
 
-def modules_for_head(
-    arch: str,
-    network: nn.Module,
-    blocks: Sequence[Block],
-    shapes: Sequence[torch.Size],
-    head: str,
-    pool: Pool,
-) -> BackboneModules:
-    """What a network and a head have in common.
+@dataclass(frozen=True)
+class _Division:
+    """What was found out about a network, to be used again."""
 
-    classifier: all but the last linear layer of the network. pooled and linear: the network up to its last map, and a
-    pooling of it; where there are tokens, up to what its own last layer takes.
+    blocks: Sequence[Block]
+    shapes: Sequence[torch.Size]
+    note: str
+    constants: dict[str, Tensor]
 
-    Args:
-        arch: Name of the architecture, for messages.
-        network: The whole network.
-        blocks: All its blocks.
-        shapes: Of their outputs for two images.
-        head: classifier, pooled or linear.
-        pool: For a pooled or linear head on maps.
 
-    Raises ValueError if the network has no such place for a head.
+_divisions: dict[tuple[str, int], _Division] = {}
+"""By architecture and size of the images. Tracing takes up to some seconds."""
+
+
+def _divide(arch: str, network: nn.Module, size: int) -> tuple[Sequence[Block], Sequence[torch.Size], str]:
+    """A network's blocks, the shapes of their outputs, and why it is one block if it is.
+
+    Raises `UntracedError` if it is of no use, and whatever it raises itself for images of such a size.
     """
-    if _is_module(network, blocks[-1], nn.Identity) and _is_module(network, blocks[-2], nn.Linear):
-        blocks, shapes = blocks[:-1], shapes[:-1]
-    has_classifier = _is_module(network, blocks[-1], nn.Linear) or _is_module(
-        network, blocks[-1], nn.Identity
-    )
-    body = list(blocks[:-1]) if has_classifier and len(shapes[-2]) == 2 else None
-    layouts = _layouts(network, blocks[:-1], shapes[:-1])
-    if not layouts:
-        raise ValueError(f"{arch} has no feature maps that a head could be placed on")
-    names = [block.name for block in blocks]
-    last = names.index([*layouts][-1])
-    layout = layouts[names[last]]
-    own_pooling = head == "classifier" or layout.kind == "tokens"
-    if own_pooling and body is not None:
-        num_features = shapes[len(body) - 1][1]
-        pool_name = names[last + 1]
-    elif head == "classifier":
-        raise ValueError(
-            f"{arch} does not end with one linear layer that model.head=classifier could replace; set model.head=pooled"
-        )
-    else:
-        body = list(blocks[: last + 1])
+    if (known := _divisions.get((arch, size))) is None:
+        note = ""
+        try:
+            blocks = find_blocks(network, size)
+            shapes = output_shapes(network, blocks, size)
+        except UntracedError as error:
+            note = f"{arch} cannot be divided into blocks: {error}"
+            whole = _Whole(copy.deepcopy(network))
+            blocks = (Block("features", (WHOLE,), _run_whole, arch),)
+            shapes = output_shapes(whole, blocks, size)
+        constants = {name: each for name, each in network.named_buffers() if name.startswith(CONSTANT)}
+        known = _divisions[arch, size] = _Division(blocks, shapes, note, constants)
+    for name, constant in known.constants.items():
+        network.register_buffer(name, constant.clone(), persistent=False)
+    return known.blocks, known.shapes, known.note
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
+class _Whole(nn.Module):
+    """A network of timm that cannot be divided: all but its classifier is one block.
+
+    Raises `UntracedError` if the network does not offer that.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        if not hasattr(network, "forward_features"):
+            raise UntracedError("it has no forward_features")
+        before = network.state_dict().keys()
+        network.reset_classifier(0)
+        self.dropped = tuple(f"{WHOLE}.{name}" for name in before - network.state_dict().keys())
+        self.add_module(WHOLE, network)
+
+
+def _run_whole(model: Any, values: Tensor) -> Tensor:
+    return cast(Tensor, model.network.forward_features(values))
+
+
+@dataclass
+class _Body:
+    """What a network and a head have in common."""
+
+    blocks: list[Block]
+    num_features: int
+    pooling: str
+    """Name of the block after the last one with places in space."""
+    pools_maps: bool = False
+    """Whether the pooling is the head's."""
+
+
+class _Traced:
+    """A network whose blocks and the shapes of their outputs for two images are known.
+
+    Raises ValueError if it has no feature maps or tokens.
+    """
+
+    def __init__(
+        self, arch: str, network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch.Size]
+    ) -> None:
+        self.arch = arch
+        self.network = network
+        if len(blocks) > 1 and self._is(blocks[-1], nn.Identity) and self._is(blocks[-2], nn.Linear):
+            blocks, shapes = blocks[:-1], shapes[:-1]
+        self.blocks, self.shapes = list(blocks), list(shapes)
+        self.layouts = _layouts(network, blocks, shapes)
+        if not self.layouts:
+            raise ValueError(f"{arch} has no feature maps that a head could be placed on")
+
+    def body(self, head: str, pool: Pool) -> _Body:
+        """The blocks below a head.
+
+        classifier: all but the network's last linear layer. pooled and linear: up to the last map, and a pooling of it;
+        where there are tokens, or maps only at the beginning, up to what the network's last layer takes.
+
+        Args:
+            head: classifier, pooled or linear.
+            pool: For a pooled or linear head on maps.
+
+        Raises ValueError if the network has no such place for a head.
+        """
+        last = max(index for index, block in enumerate(self.blocks) if block.name in self.layouts)
+        layout = self.layouts[self.blocks[last].name]
+        ends_linear = self._is(self.blocks[-1], nn.Linear) or self._is(self.blocks[-1], nn.Identity)
+        is_early = self._weighted(self.blocks[last + 1 : -1]) > self._weighted(self.blocks[: last + 1])
+        own_features = head == "classifier" or layout.kind == "tokens" or is_early
+        if own_features and ends_linear and len(self.shapes[-2]) == 2:
+            return _Body(self.blocks[:-1], self.shapes[-2][1], self.blocks[last + 1].name)
+        if head == "classifier":
+            raise ValueError(
+                f"{self.arch} does not end with one linear layer that model.head=classifier could replace;"
+                " set model.head=pooled"
+            )
+        if is_early:
+            raise ValueError(f"{self.arch} has no feature maps near its end that a head could be placed on")
+        blocks = self.blocks[: last + 1]
+        if layout.kind == "tokens":
+            blocks.append(_step("pooling", blocks, _TokenPool(layout.prefix)))
+            return _Body(blocks, layout.channels, blocks[-1].name)
         if layout.kind == "channels_last":
-            body.append(_step("channels_first", body, _ChannelsFirst()))
-            layouts[body[-1].name] = Layout(layout.channels)
-        module = _TokenPool(layout.prefix) if layout.kind == "tokens" else pooling(pool)
-        body.append(_step("pooling", body, module))
-        pool_name = body[-1].name
-        num_features = layout.channels * (1 if layout.kind == "tokens" else bins(pool))
-        if layout.kind != "tokens":
-            body.append(_step("flatten", body, nn.Flatten(1)))
-    replaced = _replaced(body, blocks, network)
-    return BackboneModules(
-        network,
-        tuple(body),
-        replaced,
-        num_features,
-        pool_name,
-        _cam_layer(network, body, layouts),
-        {name: each for name, each in layouts.items() if name in {block.name for block in body}},
-        stores_maps=not own_pooling,
-        unused=_prune(network, body, replaced),
-    )
+            blocks.append(_step("channels_first", blocks, _ChannelsFirst()))
+            self.layouts[blocks[-1].name] = Layout(layout.channels)
+        blocks.append(_step("pooling", blocks, pooling(pool)))
+        blocks.append(_step("flatten", blocks, nn.Flatten(1)))
+        return _Body(blocks, layout.channels * bins(pool), blocks[-2].name, pools_maps=True)
+
+    def cam_layer(self, body: Sequence[Block]) -> str:
+        """The last map; of tokens, what the last block with parts takes: a class token alone leaves that block."""
+        spatial = [block for block in body if block.name in self.layouts]
+        if self.layouts[spatial[-1].name].kind != "tokens":
+            return spatial[-1].name
+        composite = [index for index, block in enumerate(spatial) if any(map(self._parts, block.members))]
+        return spatial[max(composite[-1] - 1, 0)].name if composite else spatial[-1].name
+
+    def replaced(self, body: Sequence[Block]) -> str:
+        """Name of the largest module around the network's own last layer that has none of the modules of `body`."""
+        used = {member for block in body for member in block.members}
+        others = [member for block in self.blocks for member in block.members if member not in used]
+        if not others:  # a network without a classifier
+            name = "head"
+            while hasattr(self.network, name):
+                name += "_"
+            return name
+        path = others[-1].split(".")
+        names = (".".join(path[: depth + 1]) for depth in range(len(path)))
+        return next(name for name in names if not any(f"{each}.".startswith(f"{name}.") for each in used))
+
+    def _weighted(self, blocks: Sequence[Block]) -> int:
+        """The number of modules with weights of their own in blocks."""
+        owners = {name.rpartition(".")[0] for name, _ in self.network.named_parameters()}
+        members = [f"{member}." for block in blocks for member in block.members]
+        return sum(any(f"{owner}.".startswith(member) for member in members) for owner in owners)
+
+    def _is(self, block: Block, kind: type[nn.Module]) -> bool:
+        return block.function is None and isinstance(self.network.get_submodule(block.name), kind)
+
+    def _parts(self, member: str) -> list[nn.Module]:
+        """The children of a module of the network; none of a parameter."""
+        parent, _, last = member.rpartition(".")
+        module = getattr(self.network.get_submodule(parent), last)
+        return list(module.children()) if isinstance(module, nn.Module) else []
 
 
 class _ChannelsFirst(nn.Module):
@@ -148,15 +264,11 @@ class _TokenPool(nn.Module):
         return f"prefix={self.prefix}"
 
 
-def _step(name: str, body: Sequence[Block], module: nn.Module) -> Block:
-    """A block without weights that the network does not have."""
-    while any(block.name == name for block in body):
+def _step(name: str, blocks: Sequence[Block], module: nn.Module) -> Block:
+    """A further block, without weights, that the network does not have."""
+    while any(block.name == name for block in blocks):
         name += "_"
     return Block(name, (), lambda _network, values: cast(Tensor, module(values)), str(module))
-
-
-def _is_module(network: nn.Module, block: Block, kind: type[nn.Module]) -> bool:
-    return block.function is None and isinstance(network.get_submodule(block.name), kind)
 
 
 def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch.Size]) -> dict[str, Layout]:
@@ -170,12 +282,8 @@ def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch
             layouts[block.name] = Layout(shape[1])
         elif len(shape) == 4 and shape[1] == shape[2] > 1:
             layouts[block.name] = Layout(shape[3], "channels_last")
-        elif (
-            len(shape) == 3
-            and shape[1] > 1
-            and shape[1] in (counts[-1], counts[-1] - prefix, counts[-1] + prefix)
-        ):
-            before = prefix if _is_square(shape[1] - prefix) and not _is_square(shape[1]) else 0
+        elif len(shape) == 3 and shape[1] > 1 and abs(shape[1] - counts[-1]) in (0, prefix):
+            before = 0 if _is_square(shape[1]) else prefix
             if _is_square(shape[1] - before):
                 layouts[block.name] = Layout(shape[2], "tokens", before)
     return layouts
@@ -183,42 +291,6 @@ def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch
 
 def _is_square(number: int) -> bool:
     return number > 0 and math.isqrt(number) ** 2 == number
-
-
-def _cam_layer(network: nn.Module, body: Sequence[Block], layouts: dict[str, Layout]) -> str:
-    """The last map; of tokens, what the last block with parts takes: a class token alone leaves that block."""
-    spatial = [block for block in body if block.name in layouts]
-    if layouts[spatial[-1].name].kind != "tokens":
-        return spatial[-1].name
-    composite = [
-        index
-        for index, block in enumerate(spatial)
-        if any(True for name in block.members for _ in _children(network, name))
-    ]
-    return spatial[max(composite[-1] - 1, 0)].name if composite else spatial[-1].name
-
-
-def _children(network: nn.Module, name: str) -> list[nn.Module]:
-    """The parts of a module of a network; none of a parameter."""
-    parent, _, last = name.rpartition(".")
-    module = getattr(network.get_submodule(parent), last)
-    return list(module.children()) if isinstance(module, nn.Module) else []
-
-
-def _replaced(body: Sequence[Block], blocks: Sequence[Block], network: nn.Module) -> str:
-    """The largest module around the network's own last layers that has none of the modules of `body`."""
-    used = {member for block in body for member in block.members}
-    others = [member for block in blocks for member in block.members if member not in used]
-    if (last := next(reversed(others), None)) is None:  # a network without a classifier
-        name = "head"
-        while hasattr(network, name):
-            name += "_"
-        return name
-    path = last.split(".")
-    names = (".".join(path[: depth + 1]) for depth in range(len(path)))
-    return next(
-        name for name in names if not any(member == name or member.startswith(f"{name}.") for member in used)
-    )
 
 
 def _prune(network: nn.Module, body: Sequence[Block], replaced: str) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
             ("split", _split(setup)),
             ("views", describe_views(experiment)),
             ("model", describe_model(experiment)),
+            *([("backbone", model.note)] if model.note else []),
             ("parameters", f"{trainable:,} trainable, {frozen:,} frozen"),
             (
                 "weights",
