@@ -99,8 +99,8 @@ class FeaturesConfig:
     batch_size: Literal["auto"] | PositiveInt = setting("auto", unit="images")
     """Inference batch, for features and evaluation. auto: 32 on a CPU, 256 on a GPU."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile the convolutions with torch.compile. auto: on a CPU with a C++ compiler, for 4,000 images of 224 px or
-    more."""
+    """Compile the frozen backbone with torch.compile. auto: on a CPU with a C++ compiler, for 4,000 images of 224 px or
+    more, if it is faster when both are tried for some seconds; the cache keeps the choice."""
     memory: PositiveFloat = setting(4.0, unit="GiB", changes_results=False)
     """Features up to this size are loaded into memory; larger ones are read from the memory-mapped store."""
     cap: PositiveFloat = setting(50.0, unit="GiB", changes_results=False)

@@ -20,11 +20,15 @@ from accelerate.utils import (
 )
 
 from runner.config.schema import Experiment
-from runner.features.extractor import can_compile, worth_compiling
+from runner.features.compile_choice import compiling_pays
+from runner.features.extractor import can_compile
+from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
 from runner.utils import long_wait
+from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.launch_environment import PROCESS_COUNT
+from runner.utils.paths import cache_folder
 from runner.utils.processes import cpu_count, parent_command
 from runner.utils.redaction import error_line
 
@@ -113,21 +117,26 @@ def resolve_precision(setting: str, device: torch.device) -> str:
     return supported_precision("bf16", device)
 
 
-def resolve_auto_settings(experiment: Experiment, images: int, accelerator: Accelerator) -> Experiment:
+def resolve_auto_settings(
+    experiment: Experiment, images: int, model: TransferModel, accelerator: Accelerator, terminal: Terminal
+) -> Experiment:
     """Replace "auto" in the settings of precision, inference batch and compilation; the same on every process.
 
     Args:
         experiment: To resolve.
         images: Number of all images of the dataset. Split and views must not matter: they share features.
+        model: With its final frozen weights.
         accelerator: Device, precision and processes.
+        terminal: Shows how the choice was made.
     """
-    settings, device = experiment.features, accelerator.device
+    settings = experiment.features
     batch_size = settings.batch_size
     if batch_size == "auto":
-        batch_size = 256 if device.type == "cuda" else 32
+        batch_size = 256 if accelerator.device.type == "cuda" else 32
     compiled = settings.compile
     if compiled == "auto":
-        compiled = broadcast_object_list([worth_compiling(images, experiment.augment.input_size, device)])[0]
+        cache = cache_folder(experiment.cache)
+        compiled = compiling_pays(model, accelerator, batch_size, images, cache, terminal)
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, batch_size=batch_size, compile=compiled),

@@ -167,8 +167,8 @@ def prepare(
             " again when nothing writes there."
         )
     images = len(manifest.entries) + manifest.unused
-    experiment = devices.resolve_auto_settings(experiment, images, accelerator)
     model = _build_model(experiment, manifest.classes, normalization, weights)
+    experiment = devices.resolve_auto_settings(experiment, images, model, accelerator, terminal)
     if model.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
