@@ -146,6 +146,9 @@ class Backbone(Protocol):
     def default_weights(self) -> str | None:
         """The `model.weights` that are taken if none are named; None if there are none."""
 
+    def license(self, weights: str | None) -> str:
+        """The license of weights, as their source names it; empty if it does not."""
+
     def preprocessing(self, weights: str | None) -> Preprocessing:
         """How images are prepared for weights of this name; for others, as for the default ones."""
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 PORTABLE = PACKAGE / "portable"
+CARD_FILE = "README.md"
 REQUIREMENTS = ("mlflow", "numpy", "pillow", "safetensors", "torch", "torchvision")
 """Packages that a logged model needs, in the versions that it was made with; a network of timm also timm."""
 
@@ -83,6 +84,7 @@ def save_model(
     example: Tensor,
     folder: Path,
     shared: Path | None = None,
+    card: str = "",
 ) -> None:
     """Write a model as an MLflow model.
 
@@ -92,6 +94,7 @@ def save_model(
         example: An image (3 × crop × crop, uint8) for the input example.
         folder: Where to write to; it must not exist.
         shared: Of `checkpoint.save_frozen`.
+        card: The model card, which becomes README.md.
     """
     with warnings.catch_warnings(action="ignore"):  # of its own models' types
         import mlflow.pyfunc
@@ -119,6 +122,8 @@ def save_model(
         mlmodel.model_size_bytes = (mlmodel.model_size_bytes or 0) + path.stat().st_size
         path.replace(folder / "artifacts" / "classifier" / path.name)
     weights.rmdir()
+    if card:
+        write_text(folder / CARD_FILE, card)
     mlmodel.save(folder / "MLmodel")
     sync_tree(folder)
 

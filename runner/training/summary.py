@@ -39,7 +39,7 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
         experiment.name,
         [
             ("data", describe_data(manifest)),
-            ("split", _split(setup)),
+            ("split", describe_split(setup)),
             ("views", describe_views(experiment)),
             ("model", describe_model(experiment)),
             *([("backbone", model.note)] if model.note else []),
@@ -133,7 +133,8 @@ def describe_data(manifest: Manifest) -> str:
     return f"{manifest.root}: {numbers}{layout}"
 
 
-def _split(setup: Setup) -> str:
+def describe_split(setup: Setup) -> str:
+    """Images of each split, the seed, and images that are in none."""
     manifest = setup.manifest
     sizes = ", ".join(f"{count:,} {name}" for name, count in manifest.counts().items())
     others = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -30,6 +31,11 @@ def printable(text: str) -> str:
     """`text` with line breaks and other unprintable characters escaped, for file names."""
     valid = valid_unicode(text)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in valid)
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line, as Markdown shows it literally."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", one_line(printable(text)))
 
 
 def named(names: Collection[str], most: int = 5) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import one_sentence
 from helpers import CLASSES
 from trained import TrainedRun
@@ -86,9 +87,28 @@ def test_a_finished_run_logs_a_model_and_makes_it_champion(trained_run: TrainedR
     assert description["epoch"] == run.data.metrics["best_epoch"]
 
 
+def test_the_model_card_says_what_the_model_is_and_how_good(trained_run: TrainedRun) -> None:
+    card = (trained_run.logged_model() / "README.md").read_text(encoding="utf-8")
+    _, header, text = card.split("---\n", 2)
+    assert yaml.safe_load(header)["pipeline_tag"] == "image-classification"
+    rows = dict(
+        line.strip("| ").split(" | ", 1)
+        for line in text.splitlines()
+        if line.startswith("| ") and "|  |" not in line
+    )
+    top1 = trained_run.client.get_run(trained_run.run_id).data.metrics["test/best/top1"]
+    value, interval = rows["top-1"].split(" | ")
+    low, high = map(float, interval.split(" to "))
+    assert float(value) == pytest.approx(top1, abs=1e-4)
+    assert 0 <= low <= top1 <= high <= 1
+    assert (rows["Model"], rows["Run"]) == ("vgg11, pooled head", trained_run.run_id)
+    assert "random weights" in rows["Pretrained weights"]
+    assert f'load_model("{trained_run.run_id[:8]}")' in text
+
+
 def test_no_file_of_a_logged_model_is_a_pickle(trained_run: TrainedRun) -> None:
     files = [path for path in trained_run.logged_model().rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert {path.suffix for path in files} <= {"", ".py", ".json", ".yaml", ".txt", ".md", ".safetensors"}
     for path in files:
         assert not path.read_bytes().startswith((b"\x80", b"PK\x03\x04")), path
 

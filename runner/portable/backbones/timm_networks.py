@@ -73,6 +73,10 @@ class TimmNetwork:
         found = _timm().get_pretrained_cfg(self.name)
         return found.tag if found is not None and found.has_weights else None
 
+    def license(self, weights: str | None) -> str:
+        """As timm's configuration of the weights names it."""
+        return getattr(self._configuration(weights), "license", None) or ""
+
     def preprocessing(self, weights: str | None) -> Preprocessing:
         """That of the weights' configuration."""
         found = self._configuration(weights)

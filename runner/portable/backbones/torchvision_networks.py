@@ -57,6 +57,10 @@ class TorchvisionNetwork:
         """torchvision's own default."""
         return f"{self.weights_enum}.{self._weights.DEFAULT.name}"
 
+    def license(self, weights: str | None) -> str:
+        """torchvision names none."""
+        return ""
+
     def preprocessing(self, weights: str | None) -> Preprocessing:
         """That of the weights' transform."""
         name = (weights or "").rpartition(".")[2]

@@ -37,6 +37,10 @@ class VGG:
         """torchvision's."""
         return f"{self.weights_enum}.IMAGENET1K_V1"
 
+    def license(self, weights: str | None) -> str:
+        """torchvision names none."""
+        return ""
+
     def preprocessing(self, weights: str | None) -> Preprocessing:
         """That of torchvision's ImageNet weights."""
         return Preprocessing(crop=224, resize=256, interpolation="bilinear")

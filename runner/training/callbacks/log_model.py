@@ -11,6 +11,7 @@ from runner.tracking.model_registry import ModelInfo, registered_name
 from runner.tracking.shared_files import frozen_folder
 from runner.tracking.tracker import Tracker
 from runner.training.callbacks.base import Callback
+from runner.training.model_card import model_card
 from runner.training.results import RunResult
 from runner.training.setup import Setup
 
@@ -42,8 +43,9 @@ class LogModelCallback(Callback):
         folder = tracker.local_folder("model")
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one of an interrupted run
         shared = frozen_folder(experiment.tracking.root)
-        packaging.save_model(setup.model, description, example, folder, shared)
         name = registered_name(experiment.name) if experiment.tracking.register else ""
+        card = model_card(setup, result, predictions, tracker.run_id, name)
+        packaging.save_model(setup.model, description, example, folder, shared, card)
         metrics = best.val.metrics("val")
         score = f"val/{experiment.train.best}"
         tracker.log_model(folder, ModelInfo(name, metrics, score, manifest.digest, step=best.number))

@@ -56,6 +56,9 @@ class Tiny:
     def default_weights(self):
         return None
 
+    def license(self, weights):
+        return "mit"
+
     def preprocessing(self, weights):
         return Preprocessing(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
