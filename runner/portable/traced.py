@@ -41,7 +41,7 @@ def trace_backbone(
     arch = backbone.arch
     try:
         network = _create(create, size, random_weights).eval()
-        blocks, shapes, note = _divide(arch, network, size)
+        division = _divide(backbone, network, size)
     except UntracedError as error:
         raise ValueError(f"{arch} cannot be divided into blocks: {error}") from None
     except Exception as error:  # whatever the network raises
@@ -49,9 +49,9 @@ def trace_backbone(
         raise ValueError(
             f"{arch} cannot take images of {size} pixels ({reason}); its weights were trained with {usual}"
         ) from None
-    if note:
+    if division.note:
         network = _Whole(network)
-    traced = _Traced(arch, network, blocks, shapes)
+    traced = _Traced(arch, network, division)
     body = traced.body(head, pool)
     replaced = traced.replaced(body.blocks)
     return BackboneModules(
@@ -64,8 +64,8 @@ def trace_backbone(
         {block.name: traced.layouts[block.name] for block in body.blocks if block.name in traced.layouts},
         stores_maps=body.pools_maps,
         unused=(*_prune(network, body.blocks, replaced), *getattr(network, "dropped", ())),
-        prefix=f"{WHOLE}." if note else "",
-        note=note,
+        prefix=f"{WHOLE}." if division.note else "",
+        note=division.note,
     )
 
 
@@ -87,7 +87,11 @@ class _Division:
 
     blocks: Sequence[Block]
     shapes: Sequence[torch.Size]
+    """Of the blocks' outputs for two images."""
+    usual_shapes: Sequence[torch.Size]
+    """For larger images where it can take them: a map of 5 × 5 may be a single pixel for small images."""
     note: str
+    """Why it is one block, if it is."""
     constants: dict[str, Tensor]
 
 
@@ -95,26 +99,31 @@ _divisions: dict[tuple[str, int], _Division] = {}
 """By architecture and size of the images. Tracing takes up to some seconds."""
 
 
-def _divide(arch: str, network: nn.Module, size: int) -> tuple[Sequence[Block], Sequence[torch.Size], str]:
-    """A network's blocks, the shapes of their outputs, and why it is one block if it is.
+def _divide(backbone: Backbone, network: nn.Module, size: int) -> _Division:
+    """A network's blocks, and the shapes of their outputs.
 
     Raises `UntracedError` if it is of no use, and whatever it raises itself for images of such a size.
     """
+    arch = backbone.arch
     if (known := _divisions.get((arch, size))) is None:
-        note = ""
+        note, divided = "", network
         try:
             blocks = find_blocks(network, size)
             shapes = output_shapes(network, blocks, size)
         except UntracedError as error:
             note = f"{arch} cannot be divided into blocks: {error}"
-            whole = _Whole(copy.deepcopy(network))
+            divided = _Whole(copy.deepcopy(network))
             blocks = (Block("features", (WHOLE,), _run_whole, arch),)
-            shapes = output_shapes(whole, blocks, size)
+            shapes = output_shapes(divided, blocks, size)
+        usual_shapes = shapes
+        if (usual := backbone.preprocessing(None).crop) > size:
+            with suppress(Exception):  # it takes images of one size only
+                usual_shapes = output_shapes(divided, blocks, usual)
         constants = {name: each for name, each in network.named_buffers() if name.startswith(CONSTANT)}
-        known = _divisions[arch, size] = _Division(blocks, shapes, note, constants)
+        known = _divisions[arch, size] = _Division(blocks, shapes, usual_shapes, note, constants)
     for name, constant in known.constants.items():
         network.register_buffer(name, constant.clone(), persistent=False)
-    return known.blocks, known.shapes, known.note
+    return known
 
 
 def _first_line(error: Exception) -> str:
@@ -154,20 +163,19 @@ class _Body:
 
 
 class _Traced:
-    """A network whose blocks and the shapes of their outputs for two images are known.
+    """A network whose blocks and the shapes of their outputs are known.
 
     Raises ValueError if it has no feature maps or tokens.
     """
 
-    def __init__(
-        self, arch: str, network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch.Size]
-    ) -> None:
+    def __init__(self, arch: str, network: nn.Module, division: _Division) -> None:
         self.arch = arch
         self.network = network
+        blocks, shapes = division.blocks, division.shapes
         if len(blocks) > 1 and self._is(blocks[-1], nn.Identity) and self._is(blocks[-2], nn.Linear):
             blocks, shapes = blocks[:-1], shapes[:-1]
         self.blocks, self.shapes = list(blocks), list(shapes)
-        self.layouts = _layouts(network, blocks, shapes)
+        self.layouts = _layouts(network, blocks, division.usual_shapes)
         if not self.layouts:
             raise ValueError(f"{arch} has no feature maps that a head could be placed on")
 
@@ -209,12 +217,24 @@ class _Traced:
         return _Body(blocks, layout.channels * bins(pool), blocks[-2].name, pools_maps=True)
 
     def cam_layer(self, body: Sequence[Block]) -> str:
-        """The last map; of tokens, what the last block with parts takes: a class token alone leaves that block."""
+        """The last map that is more than a pixel; of tokens, what the last block with parts takes.
+
+        A class token alone leaves the last block.
+        """
         spatial = [block for block in body if block.name in self.layouts]
         if self.layouts[spatial[-1].name].kind != "tokens":
-            return spatial[-1].name
+            extended = [block for block in spatial if self._side(block) > 1]
+            return (extended or spatial)[-1].name
         composite = [index for index, block in enumerate(spatial) if any(map(self._parts, block.members))]
         return spatial[max(composite[-1] - 1, 0)].name if composite else spatial[-1].name
+
+    def _side(self, block: Block) -> int:
+        """Height of a block's map."""
+        names = [each.name for each in self.blocks]
+        if block.name not in names:  # a map that is laid out anew
+            return self._side(self.blocks[max(map(names.index, self.layouts.keys() & set(names)))])
+        shape = self.shapes[names.index(block.name)]
+        return shape[2] if self.layouts[block.name].kind == "channels_first" else shape[1]
 
     def replaced(self, body: Sequence[Block]) -> str:
         """Name of the largest module around the network's own last layer that has none of the modules of `body`."""
@@ -277,7 +297,7 @@ def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch
     prefix = next((each for each in range(MOST_PREFIX_TOKENS) if counts and _is_square(counts[-1] - each)), 0)
     prefix = int(getattr(network, "num_prefix_tokens", prefix))
     layouts: dict[str, Layout] = {}
-    for block, shape in zip(blocks, shapes, strict=True):
+    for block, shape in zip(blocks, shapes, strict=False):
         if len(shape) == 4 and shape[2] == shape[3] > 1:
             layouts[block.name] = Layout(shape[1])
         elif len(shape) == 4 and shape[1] == shape[2] > 1:

@@ -31,6 +31,7 @@ from runner import search
 from runner.config import parser
 from runner.config.effective import decisive_settings
 from runner.config.tree import as_tree, flatten, override
+from runner.features.eviction import feature_root, list_stores
 from runner.study import storage
 
 pytestmark = pytest.mark.usefixtures("plain_environment")
@@ -204,3 +205,17 @@ def test_workers_need_a_coordinator(place: Place, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--workers is for ./launch.sh search" in one_sentence(done.stderr)
     assert not (tmp_path / "mlruns" / storage.JOURNAL).exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_architectures_has_one_store_of_each_stage_for_all_its_trials(
+    place: Place, tmp_path: Path
+) -> None:
+    words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "4", "--confirm", "0"]
+    (tmp_path / "space.yaml").write_text("model.arch: [vgg11, resnet18]\nmodel.dropout: [0.1, 0.2, 0.3]\n")
+    words += ["--sampler", "grid"]
+    subprocess.run(runner("search", *words), cwd=ROOT, check=True, timeout=300, capture_output=True)
+    assert {run.data.params["model.arch"] for run in trial_runs(tmp_path).values()} == {"vgg11", "resnet18"}
+    cache = Path(baseline_of(words).cache)
+    layers = sorted(store.description["layer"] for store in list_stores(feature_root(cache)))
+    assert layers == ["resnet18 flatten", "resnet18 layer4.1", "vgg11 features.20", "vgg11 flatten"]

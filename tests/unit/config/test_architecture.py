@@ -1,0 +1,86 @@
+"""Settings that follow the architecture where they are not given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import Make
+
+from runner.config.architecture import for_architecture, with_architecture
+from runner.config.parser import parse
+from runner.config.schema import Experiment, Normalization
+from runner.config.tree import override
+from runner.utils.errors import UserError
+
+RESNET = ("ResNet18_Weights.IMAGENET1K_V1", 224, 256, "bilinear")
+VIT = "timm/vit_small_patch14_dinov2.lvd142m"
+
+
+def prepared(experiment: Experiment) -> tuple[Any, ...]:
+    """Weights, and how images are prepared for them."""
+    augment = experiment.augment
+    return experiment.model.weights, augment.crop, augment.resize, augment.interpolation
+
+
+def test_an_architecture_brings_its_weights_and_their_preparation() -> None:
+    experiment, _ = parse(["--config", "folder", "--data.root", "photos", "--model.arch", "resnet18"])
+    assert prepared(experiment) == RESNET
+    experiment, _ = parse(["--config", "caltech101", "--model.arch", VIT])
+    assert prepared(experiment) == ("lvd142m", 518, 518, "bicubic")
+    assert experiment.model.normalize == Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_each_vgg_has_its_own_weights_and_the_reports_preparation() -> None:
+    experiment, _ = parse(["--config", "caltech101", "--model.arch", "vgg11"])
+    assert prepared(experiment) == ("VGG11_Weights.IMAGENET1K_V1", 224, 256, "bilinear")
+    assert experiment.model.normalize == "statistics"
+
+
+def test_what_is_given_stays() -> None:
+    words = ["--config", "caltech101", "--model.arch", "resnet18"]
+    experiment, _ = parse(
+        [*words, "--augment.crop", "96", "--augment.resize", "100", "--model.weights", "null"]
+    )
+    assert prepared(experiment) == (None, 96, 100, "bilinear")
+    experiment, _ = parse(["--config", "quickstart", "--model.arch", "resnet18"])
+    assert prepared(experiment) == (None, 64, 72, "bilinear")  # random weights stay random
+
+
+def test_weights_and_normalization_of_another_architecture_are_left_out() -> None:
+    experiment, _ = parse(["--config", "caltech101-solved", "--model.arch", "resnet18"])
+    assert experiment.model.weights == RESNET[0]
+    assert isinstance(experiment.model.normalize, Normalization)
+
+
+def test_a_study_may_vary_the_architecture(make: Make) -> None:
+    baseline, _ = parse(["--config", "folder", "--data.root", "photos"])
+    assert prepared(override(baseline, {"model.arch": "resnet18"})) == RESNET
+    assert prepared(
+        override(override(baseline, {"model.arch": "resnet18"}), {"model.arch": "vgg16"})
+    ) == prepared(baseline)
+    small = override(make("--model.weights", "null"), {"model.arch": "resnet18"})
+    assert prepared(small)[:2] == (None, 32)
+
+
+def test_neither_changes_its_argument() -> None:
+    tree = {"model": {"arch": "vgg16", "weights": "VGG16_Weights.IMAGENET1K_V1"}}
+    assert for_architecture(tree, "resnet18") == {"model": {"arch": "resnet18"}}
+    assert with_architecture(tree)["augment"]["crop"] == 224
+    assert tree == {"model": {"arch": "vgg16", "weights": "VGG16_Weights.IMAGENET1K_V1"}}
+
+
+@pytest.mark.parametrize(
+    ("arch", "hint"),
+    [
+        ("resnet81", "did you mean 'resnet18'"),
+        ("timm/resnet81", "did you mean 'timm/resnet"),
+        ("convnext_tiny.fb_in22k_ft_in1k", "with timm/ before its name"),
+        ("fcn_resnet50", "no architecture"),
+        ("", "no architecture"),
+    ],
+)
+def test_an_unknown_architecture_is_refused_with_similar_names(arch: str, hint: str) -> None:
+    with pytest.raises(UserError, match=r"model\.arch is") as failure:
+        parse(["--config", "quickstart", f"--model.arch={arch}"])
+    assert hint in str(failure.value)
