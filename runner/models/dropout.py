@@ -23,6 +23,8 @@ MaskKey: TypeAlias = tuple[int, int, int, torch.Size]
 """Step, number of the call within the forward pass, images in the global batch, and shape of an image's mask."""
 DrawKey: TypeAlias = tuple[int, float, int, torch.Size]
 """Seed, probability of zero, images in the global batch, and shape of an image's mask."""
+BIASES = {"rel_pos", "meta_mlp"}
+"""Names of timm's modules that compute biases of attention from relative positions."""
 MOST_DRAWN = 2**28
 """Bytes of remembered masks."""
 
@@ -155,13 +157,29 @@ class KeyedDropPath(KeyedDropout):
         return torch.Size([1] * (values.dim() - 1))
 
 
+class KeyedBiasDropout(KeyedDropPath):
+    """Dropout within what computes biases of attention, which has no images: each process drops the same.
+
+    As stochastic depth, it is off in frozen layers.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Dropout on `values` of any shape."""
+        if not self.training or not self.p:
+            return values
+        mask = self.draw_uniform(self.step, 1, values.shape, self.calls)[0] >= self.p
+        self.calls += 1
+        return (values * mask.to(values.device)).div_(1 - self.p)
+
+
 def replace_dropouts(model: nn.Module, training_seed: int) -> None:
     """Replace every layer of dropout and of stochastic depth by one whose masks are reproducible."""
     for name, module in list(model.named_modules()):
         for child, layer in module.named_children():
             path = f"{name}.{child}".lstrip(".")
             if isinstance(layer, nn.Dropout):
-                setattr(module, child, KeyedDropout(layer.p, path, training_seed))
+                keyed = KeyedBiasDropout if BIASES & {*path.split(".")} else KeyedDropout
+                setattr(module, child, keyed(layer.p, path, training_seed))
             elif (probability := _stochastic_depth(layer)) is not None:
                 setattr(module, child, KeyedDropPath(probability, path, training_seed))
 
