@@ -1,4 +1,4 @@
-"""Each family of networks: what its blocks compute, what a checkpoint holds, predictions, and what Grad-CAM explains."""
+"""Each family of networks: what its blocks compute, what checkpoints hold, predictions, and what Grad-CAM explains."""
 
 from __future__ import annotations
 
@@ -144,8 +144,13 @@ def test_predictions_do_not_depend_on_the_batch(name: str) -> None:
     alone = torch.cat([classifier.logits(image[None]) for image in images])
     assert alone.std() > 0
     order = torch.randperm(7, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(classifier.logits(images), alone)
-    assert torch.equal(classifier.logits(images[order]), alone[order])
+    # torch computes the last values of a small tensor, such as SiLU's of six channels, without vector instructions.
+    tolerance = 1e-6 if name == "EfficientNet" else 0.0
+    for together, expected in (
+        (classifier.logits(images), alone),
+        (classifier.logits(images[order]), alone[order]),
+    ):
+        torch.testing.assert_close(together, expected, rtol=0.0, atol=tolerance)
 
 
 def as_maps(values: Tensor, kind: str, grid: int) -> Tensor:
