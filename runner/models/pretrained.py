@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -21,9 +22,9 @@ from torch import Tensor
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import NORMALIZATION_KEYS, check_weights, is_file
-from runner.models.timm_weights import cached_hub_file, read_timm
+from runner.models.timm_weights import cached_hub_file, fitted, read_timm
 from runner.models.transfer_model import TransferModel
-from runner.portable.backbones.timm_networks import PACKAGE
+from runner.portable.backbones.timm_networks import PACKAGE, PREFIX
 from runner.portable.model import is_within
 from runner.utils.downloads import download_timeout
 from runner.utils.errors import UserError
@@ -68,7 +69,10 @@ def read_weights(
         tensors = read_timm(settings.arch, name, size, cache_folder(cache))
         return PretrainedWeights(name, tensors, named_normalization(settings))
     path = Path(name).expanduser()
-    return _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    weights = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
+    if settings.arch.startswith(PREFIX) and size is not None:
+        return dataclasses.replace(weights, tensors=fitted(settings.arch, weights.tensors, size))
+    return weights
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import pickle
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,23 @@ def read_timm(arch: str, weights: str, size: int, cache: Path) -> dict[str, Tens
             " remove a damaged file, or set model.weights to a file that you have."
         ) from None
     return dict(model.state_dict())
+
+
+def fitted(arch: str, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    """A file's tensors as the network for images of a size needs them: renamed and resampled by timm's own filter.
+
+    Tensors that it cannot take are returned as they are.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = TimmNetwork(arch).create(size)
+    expected = {name: value.shape for name, value in network.state_dict().items()}
+    if all(expected.get(name) == value.shape for name, value in tensors.items()):
+        return tensors
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    try:
+        return dict(convert(dict(tensors), network)) if convert else tensors
+    except Exception:  # whatever a filter raises for tensors of another architecture
+        return tensors
 
 
 def cached_hub_file(arch: str, weights: str) -> Path | None:

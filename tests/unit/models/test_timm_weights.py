@@ -11,6 +11,7 @@ import torch
 
 from runner.config.schema import ModelConfig
 from runner.models import pretrained, timm_weights
+from runner.portable.backbones.timm_networks import TimmNetwork
 from runner.utils.errors import UserError
 
 LITE0 = "timm/tf_efficientnet_lite0"
@@ -62,3 +63,12 @@ class TestHub:
 
     def test_a_tag_says_its_normalization(self) -> None:
         assert pretrained.named_normalization(HUB).std == (0.5, 0.5, 0.5)
+
+
+def test_position_embeddings_of_a_file_fit_the_size_of_the_images(tmp_path: Path) -> None:
+    arch, path = "timm/vit_tiny_patch16_224", tmp_path / "vit.pth"
+    torch.save(TimmNetwork(arch).create(224).state_dict(), path)
+    settings = ModelConfig(arch=arch, weights=str(path), head="linear")
+    weights = pretrained.read_weights(settings, 64)
+    assert weights is not None
+    assert weights.tensors["pos_embed"].shape == (1, 17, 192)
