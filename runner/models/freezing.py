@@ -11,6 +11,8 @@ from runner.utils.errors import UserError
 from runner.utils.text import counted, did_you_mean, one_line
 
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+"""Those of timm have parts: an activation."""
 
 
 def first_trainable(model: LayeredModel, trainable: str) -> int:
@@ -56,7 +58,7 @@ def block_starts(model: LayeredModel) -> list[int]:
         type(module)
         for index in weighted
         for module in model.layer_modules(index)
-        if any(True for _ in module.children())
+        if any(True for _ in module.children()) and not isinstance(module, NORMS)
     }
     if kinds:
         starts: dict[str, int] = {}
