@@ -127,7 +127,7 @@ def _divide(backbone: Backbone, network: nn.Module, size: int) -> _Division:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
 
 
 class _Whole(nn.Module):
@@ -175,6 +175,8 @@ class _Traced:
         if len(blocks) > 1 and self._is(blocks[-1], nn.Identity) and self._is(blocks[-2], nn.Linear):
             blocks, shapes = blocks[:-1], shapes[:-1]
         self.blocks, self.shapes = list(blocks), list(shapes)
+        self.is_whole = bool(division.note)
+        """Whether it is one block: after it, places other than the class token would have no influence."""
         self.layouts = _layouts(network, blocks, division.usual_shapes)
         if not self.layouts:
             raise ValueError(f"{arch} has no feature maps that a head could be placed on")
@@ -207,7 +209,7 @@ class _Traced:
             raise ValueError(f"{self.arch} has no feature maps near its end that a head could be placed on")
         blocks = self.blocks[: last + 1]
         if layout.kind == "tokens":
-            blocks.append(_step("pooling", blocks, _TokenPool(layout.prefix)))
+            blocks.append(_step("pooling", blocks, _TokenPool(layout.prefix, self.is_whole)))
             return _Body(blocks, layout.channels, blocks[-1].name)
         if layout.kind == "channels_last":
             blocks.append(_step("channels_first", blocks, _ChannelsFirst()))
@@ -271,17 +273,18 @@ class _ChannelsFirst(nn.Module):
 
 
 class _TokenPool(nn.Module):
-    """The class token; without one, the mean of the tokens."""
+    """The class token; without one, or on request, the mean of the image's tokens."""
 
-    def __init__(self, prefix: int) -> None:
+    def __init__(self, prefix: int, averages: bool) -> None:
         super().__init__()
         self.prefix = prefix
+        self.averages = averages or not prefix
 
     def forward(self, values: Tensor) -> Tensor:
-        return values[:, 0] if self.prefix else values.mean(1)
+        return values[:, self.prefix :].mean(1) if self.averages else values[:, 0]
 
     def extra_repr(self) -> str:
-        return f"prefix={self.prefix}"
+        return f"prefix={self.prefix}, averages={self.averages}"
 
 
 def _step(name: str, blocks: Sequence[Block], module: nn.Module) -> Block:
