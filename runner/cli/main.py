@@ -55,6 +55,7 @@ VERBS = {
     "sync": Verb("runner.cli.sync:main", "upload pending run records", ""),
     "doctor": Verb("runner.cli.doctor.command:main", "check and repair run records", "[--check]"),
     "store": Verb("runner.cli.store:main", "manage cached features", "list | remove NAME…"),
+    "models": Verb("runner.cli.models:main", "list architectures", "[--filter PATTERN] [--json]"),
     "bench": Verb("runner.cli.bench:main", "run a benchmark", "NAME [settings]"),
 }
 """All verbs. A new one is a line here and a module with its function."""

@@ -71,6 +71,7 @@ def _usual_values(arch: str) -> dict[str, dict[str, Any]]:
         "augment": {
             "crop": prepared.crop,
             "resize": prepared.resize,
+            "crop_mode": prepared.crop_mode,
             "interpolation": prepared.interpolation,
         },
     }

@@ -37,6 +37,8 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     """Channel statistics (red, green, blue; scale 0 to 1)."""
+    crop_mode: str = "center"
+    """center, or squash for the whole image whatever its aspect ratio."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,14 @@ class Timm:
         is_known = timm.is_model(plain) and (
             not tag or f"{plain}.{tag}" in timm.list_pretrained(f"{plain}.*")
         )
-        return TimmNetwork(arch) if is_known else None
+        if not is_known:
+            return None
+        network = TimmNetwork(arch)
+        usual = network.configuration(None)
+        if usual.crop_mode == "border" or usual.input_size[-1] != usual.input_size[-2]:
+            how = "with a border" if usual.crop_mode == "border" else "that are not square"
+            raise ValueError(f"{arch} takes images {how}, which is not supported; use another architecture")
+        return network
 
 
 def _timm() -> Any:
@@ -90,11 +97,12 @@ class TimmNetwork:
         return getattr(self.configuration(weights), "license", None) or ""
 
     def preprocessing(self, weights: str | None) -> Preprocessing:
-        """That of the weights' configuration."""
+        """That of the weights' configuration. Squashed images are not cropped, though a few weights were trained so."""
         found = self.configuration(weights)
         crop = found.input_size[-1]
         resize = math.floor(crop / found.crop_pct)
-        return Preprocessing(crop, resize, found.interpolation, tuple(found.mean), tuple(found.std))
+        mode = "squash" if found.crop_mode == "squash" else "center"
+        return Preprocessing(crop, resize, found.interpolation, tuple(found.mean), tuple(found.std), mode)
 
     def build(self, head: str, pool: Pool, size: int, random_weights: bool) -> BackboneModules:
         """Its modules, with timm's names."""
