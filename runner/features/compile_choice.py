@@ -115,6 +115,5 @@ def _read(path: Path) -> CompileChoice | None:
 
 def _key(model: TransferModel, accelerator: Accelerator, batch_size: int) -> str:
     """Digest of what the speed depends on: layers, size, precision, processor and version."""
-    recipe = FeatureExtractor(model, accelerator, batch_size, compiled=False).recipe(0)
-    decisive = {name: value for name, value in recipe.items() if name not in ("weights", "compiled")}
-    return digest(decisive, model.spec.input_size, torch.__version__, torch.get_num_threads())
+    computation = FeatureExtractor(model, accelerator, batch_size, compiled=False).computation(0)
+    return digest(computation, model.spec.input_size, torch.__version__, torch.get_num_threads())

@@ -103,20 +103,30 @@ class FeatureExtractor:
     def recipe(self, stage: int) -> dict[str, Any]:
         """Everything about model and computation that decides the values of a stage's output."""
         if stage not in self._recipes:
-            stop, model = self.stages[stage].stop, self.model
-            pooled = [] if model.pools_last_only else self.stages[stage].inputs
-            maps = [[self.layer_name(index), self.stages[index].variant.recipe()] for index in pooled]
+            weights = [
+                each for digests in self._weight_digests[: self.stages[stage].stop] for each in digests
+            ]
             self._recipes[stage] = {
-                "layers": [(model.layer_names[index], model.layer_text(index)) for index in range(stop)],
-                **self.stages[stage].variant.recipe(),
-                **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
-                "weights": digest([each for digests in self._weight_digests[:stop] for each in digests]),
-                "precision": self.accelerator.mixed_precision,
-                "batch_size": self.batch_size,
+                **self.computation(stage),
+                "weights": digest(weights),
                 "compiled": self.compiled,
-                "device": _cuda_kernels() if self.accelerator.device.type == "cuda" else _cpu_kernels(),
             }
         return self._recipes[stage]
+
+    def computation(self, stage: int) -> dict[str, Any]:
+        """What a stage computes and on what, apart from its weights and from compiling."""
+        model = self.model
+        pooled = [] if model.pools_last_only else self.stages[stage].inputs
+        maps = [[self.layer_name(index), self.stages[index].variant.recipe()] for index in pooled]
+        layers = range(self.stages[stage].stop)
+        return {
+            "layers": [(model.layer_names[index], model.layer_text(index)) for index in layers],
+            **self.stages[stage].variant.recipe(),
+            **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
+            "precision": self.accelerator.mixed_precision,
+            "batch_size": self.batch_size,
+            "device": _cuda_kernels() if self.accelerator.device.type == "cuda" else _cpu_kernels(),
+        }
 
     @functools.cached_property
     def _weight_digests(self) -> list[list[str]]:

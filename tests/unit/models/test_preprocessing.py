@@ -93,6 +93,7 @@ def test_as_timm_prepares_images(name: str) -> None:
         assert torch.allclose(values, transform(image), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_weights_of_timm_can_be_prepared_for_or_are_refused() -> None:
     refused, squashed = set[str](), 0
     for name in timm.list_pretrained():
