@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,7 +23,7 @@ PEER_EXITED = (
 LAUNCHER_GRACE = 0.5
 """Seconds that our launcher has to report that it was asked to stop, too."""
 AGAIN_SECONDS = 0.05
-"""Until a stop signal is sent again that came where Python ignores exceptions."""
+"""Until a stop signal is sent again whose exception got lost."""
 
 
 class Interrupted(BaseException):
@@ -38,6 +39,8 @@ class Interrupted(BaseException):
         super().__init__(number)
         self.signal = signal.Signals(number)
         self._deadline = time.monotonic() + LAUNCHER_GRACE
+        self.arrived = threading.Event()
+        """Set by what ends the process because of it."""
 
     @cached_property
     def peer_exited(self) -> bool:
@@ -78,19 +81,39 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
-def interrupt_on_signals() -> None:
-    """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records."""
+def interrupt_on_signals(again: bool = False) -> None:
+    """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records.
+
+    Args:
+        again: Send a signal again if its exception is gone before it has arrived. Code that is being imported may catch
+            and drop any exception, and the process would run on with its signals ignored.
+    """
 
     def raise_interrupted(number: int, _frame: FrameType | None) -> None:
         # A second signal must not interrupt the closing of the records.
         for stop_signal in stop_signals():
             signal.signal(stop_signal, signal.SIG_IGN)
-        raise Interrupted(number)
+        error = Interrupted(number)
+        if again:
+            weakref.finalize(error, _send_again_unless, error.arrived, number, again).atexit = False
+        try:
+            raise error
+        finally:
+            del error  # else its own traceback would keep it
 
     for stop_signal in stop_signals():
         signal.signal(stop_signal, raise_interrupted)
     if not isinstance(sys.unraisablehook, _SignalAgain):
         sys.unraisablehook = _SignalAgain(sys.unraisablehook)
+
+
+def _send_again_unless(arrived: threading.Event, number: int, again: bool = False) -> None:
+    """Send a stop signal again a moment later, unless it has arrived."""
+    if not arrived.is_set():
+        interrupt_on_signals(again)
+        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
 
 
 class _SignalAgain:
@@ -106,10 +129,8 @@ class _SignalAgain:
         if not isinstance(ignored.exc_value, Interrupted):
             self._report(ignored)
             return
-        interrupt_on_signals()
-        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), ignored.exc_value.signal))
-        timer.daemon = True
-        timer.start()
+        _send_again_unless(ignored.exc_value.arrived, ignored.exc_value.signal)
+        ignored.exc_value.arrived.set()  # so that it is not sent twice
 
 
 class DeferredSignals:

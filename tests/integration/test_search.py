@@ -213,9 +213,9 @@ def test_a_study_of_architectures_has_one_store_of_each_stage_for_all_its_trials
 ) -> None:
     words = [*study_words(place(tmp_path), tmp_path / "space.yaml"), "--trials", "4", "--confirm", "0"]
     (tmp_path / "space.yaml").write_text("model.arch: [vgg11, resnet18]\nmodel.dropout: [0.1, 0.2, 0.3]\n")
-    words += ["--sampler", "grid"]
+    words += ["--sampler", "grid", "--cache", str(tmp_path / "own")]
     subprocess.run(runner("search", *words), cwd=ROOT, check=True, timeout=300, capture_output=True)
     assert {run.data.params["model.arch"] for run in trial_runs(tmp_path).values()} == {"vgg11", "resnet18"}
-    cache = Path(baseline_of(words).cache)
-    layers = sorted(store.description["layer"] for store in list_stores(feature_root(cache)))
+    stores = list_stores(feature_root(tmp_path / "own"))
+    layers = sorted(store.description["layer"] for store in stores)
     assert layers == ["resnet18 flatten", "resnet18 layer4.1", "vgg11 features.20", "vgg11 flatten"]

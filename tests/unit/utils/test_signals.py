@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -126,3 +127,27 @@ def test_a_peer_has_exited_if_the_launcher_forwarded_no_signal(
         interrupted = Interrupted(signal.SIGTERM)
     assert interrupted.peer_exited is not forwarded
     assert ("exited unexpectedly" in str(interrupted)) is not forwarded
+
+
+SWALLOWED = """
+import signal, sys, threading, time, os
+from runner.utils.exit_status import run_script
+
+def main(words):
+    for _ in range(2):  # as code that is imported may do
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except BaseException:
+            pass
+    while True:
+        time.sleep(0.1)
+
+sys.exit(run_script(main))
+"""
+
+
+def test_a_signal_whose_exception_is_swallowed_ends_a_script_all_the_same() -> None:
+    ended = subprocess.run([sys.executable, "-c", SWALLOWED], timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in ended.stderr
