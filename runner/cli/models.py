@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if args.filter is None:
         timm = LIBRARIES[timm_networks.PREFIX].names()
         terminal.line(
-            f"and {len(timm):,} of timm: runner models --filter 'timm/convnext*' lists some of them"
+            f"and {len(timm):,} of timm: ./launch.sh models --filter 'timm/convnext*' lists some of them"
         )
     return 0
 

@@ -52,8 +52,8 @@ class ModelConfig:
 
     arch: str = setting("vgg16", choices=ARCHITECTURES)
     """Architecture of the backbone: a name of torchvision, as resnet50, or one of timm with timm/ before it, as
-    timm/convnext_tiny.fb_in22k_ft_in1k; `runner models` lists them. Weights, normalization and size of the images, if
-    not given, are those of the architecture's usual weights."""
+    timm/convnext_tiny.fb_in22k_ft_in1k; `./launch.sh models` lists them. Weights, normalization and size of the images,
+    if not given, are those of the architecture's usual weights."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
     """A torchvision weights enum, a tag of timm's weights, as in1k, a .safetensors or .pth file with the library's
     parameter names (also a checkpoint with them as state_dict or model_state_dict), or null for random weights."""

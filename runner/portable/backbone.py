@@ -208,5 +208,5 @@ def find_backbone(arch: str) -> Backbone:
     hint = f"; did you mean {' or '.join(map(repr, similar))}" if similar else ""
     raise ValueError(
         f"model.arch is {arch[:100]!r}, which is no architecture of torchvision, nor, with timm/ before its name,"
-        f" of timm{hint}; `runner models` lists them"
+        f" of timm{hint}; ./launch.sh models lists them"
     )

@@ -235,7 +235,7 @@ class _Traced:
     def _side(self, block: Block) -> int:
         """Height of a block's map."""
         names = [each.name for each in self.blocks]
-        if block.name not in names:  # a map that is laid out anew
+        if block.name not in names:  # the channels-first copy of the last map
             return self._side(self.blocks[max(map(names.index, self.layouts.keys() & set(names)))])
         shape = self.shapes[names.index(block.name)]
         return shape[2] if self.layouts[block.name].kind == "channels_first" else shape[1]
