@@ -10,6 +10,8 @@ same precision and batch; figures are medians of the rounds. For each architectu
 `bare_ips`: images/s of the frozen part on images in memory.
 `file_ips`: images/s of extraction from files, with decoding and storing.
 `ratio`: median of the rounds' ratios of the two.
+`decode_ips`: images/s of decoding alone, on all cores.
+`ratio_limit`: the ratio if decoding took its time from the network, and nothing else took any.
 `row_bytes`: bytes of an image's stored features that the head reads.
 
 `slowest_ratio` is the smallest of the ratios.
@@ -32,8 +34,10 @@ from benchmarks.support.timing import seconds
 from runner.config.parser import parse
 from runner.config.schema import Experiment
 from runner.config.tree import override
+from runner.data.images import Images
 from runner.data.transforms import EVALUATION_VIEW
 from runner.training import devices
+from runner.training.setup import Setup
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 
@@ -94,20 +98,32 @@ def rates(experiment: Experiment) -> dict[str, Any]:
             _wait_for(extractor(images), accelerator)
 
     _wait_for(extractor(images), accelerator)  # compiles, and allocates
-    bare_rates, file_rates = [], []
+    bare_rates, file_rates, decode_rates = [], [], []
     for _ in range(ROUNDS):
         bare_rates.append(BATCHES * setup.batch_size / seconds(bare))
         with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
             features = with_cache_folder(with_images(setup.features, entries), Path(folder))
             took = seconds(lambda cache=features: cache.get("train", EVALUATION_VIEW))  # type: ignore[misc]
             file_rates.append(len(entries) / took)
+        decode_rates.append(len(entries) / seconds(lambda: _decode(setup, entries)))
+    bare_ips, decode_ips = statistics.median(bare_rates), statistics.median(decode_rates)
     ratios = [file / plain for file, plain in zip(file_rates, bare_rates, strict=True)]
     return {
-        "bare_ips": round(statistics.median(bare_rates), 2),
+        "bare_ips": round(bare_ips, 2),
         "file_ips": round(statistics.median(file_rates), 2),
         "ratio": round(statistics.median(ratios), 3),
+        "decode_ips": round(decode_ips, 2),
+        "ratio_limit": round(decode_ips / (decode_ips + bare_ips), 3),
         "row_bytes": shape.numel() * dtype.itemsize,
     }
+
+
+def _decode(setup: Setup, entries: Images) -> None:
+    """Decode images and drop them."""
+    starts = range(0, len(entries), setup.batch_size)
+    batches = [range(start, min(start + setup.batch_size, len(entries))) for start in starts]
+    for _ in setup.loader.batches(entries, EVALUATION_VIEW, batches):
+        pass
 
 
 def _wait_for(values: torch.Tensor, accelerator: Accelerator) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from commands import in_process
 from conftest import COLORS, draw
-from killed_runs import PRELOADED
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from two_processes import finish_two, start_two
 
 from runner import train
 from runner.utils.exit_status import run_main
@@ -106,37 +104,22 @@ def settings(pictures: Path, place: Path) -> list[str]:
     ]
 
 
-def train_as_rank(rank: int, place: Path, words: list[str]) -> None:
-    """`runner/train.py` as one of two processes; its output goes to a file."""
-    with (place / f"output {rank}").open("a") as output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-    os.environ |= {name: str(number) for name, number in numbers.items()} | {"ACCELERATE_USE_CPU": "true"}
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    store = f"file://{place}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    os._exit(run_main(lambda: train.main(words)))
+def train_and_exit(words: list[str]) -> int:
+    """`runner/train.py` in this process; returns its exit status."""
+    return run_main(lambda: train.main(words))
 
 
 @pytest.fixture(scope="module")
 def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
     """The same experiment on one and on two processes, nothing shared but the pictures."""
     places = {count: tmp_path_factory.mktemp(f"on {count}") for count in (1, 2)}
-    context = multiprocessing.get_context("forkserver")  # its processes have loaded everything already
-    context.set_forkserver_preload(PRELOADED)
-    words = settings(pictures, places[2])
-    two = [context.Process(target=train_as_rank, args=(rank, places[2], words)) for rank in (0, 1)]
-    for process in two:
-        process.start()
+    processes = start_two(places[2], train_and_exit, settings(pictures, places[2]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_TRACKING_URI")
         assert train.main(settings(pictures, places[1])) == 0
-    for rank, process in enumerate(two):
-        process.join(240)
-        assert process.exitcode == 0, (places[2] / f"output {rank}").read_text()[-3000:]
+    finish_two(places[2], processes)
     return {count: read_back(place / "mlruns") for count, place in places.items()}
 
 

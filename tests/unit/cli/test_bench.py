@@ -20,7 +20,18 @@ NAMES = sorted(path.stem for path in BENCHMARKS.glob("[!_]*.py"))
 def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["--help"]) == 0
     assert ", ".join(NAMES) in capsys.readouterr().out
-    names = {"backbones", "data", "faults", "features", "gpu", "heads", "predict", "results", "study", "throughput"}
+    names = {
+        "backbones",
+        "data",
+        "faults",
+        "features",
+        "gpu",
+        "heads",
+        "predict",
+        "results",
+        "study",
+        "throughput",
+    }
     assert names == set(NAMES)
 
 
