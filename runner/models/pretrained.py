@@ -15,14 +15,13 @@ from typing import Any
 import safetensors
 import torch
 import torchvision
-from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors.torch import load_file
 from torch import Tensor
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import NORMALIZATION_KEYS, check_weights, is_file
-from runner.models.timm_weights import cached_hub_file, fitted, read_timm
+from runner.models.timm_weights import cached_file, download_folder, fitted, read_timm
 from runner.models.transfer_model import TransferModel
 from runner.portable.backbones.timm_networks import PACKAGE, PREFIX
 from runner.portable.model import is_within
@@ -98,8 +97,9 @@ def missing_download(settings: ModelConfig) -> Download | None:
     if settings.weights is None or is_file(settings.weights):
         return None
     if not ARCHITECTURES.find(settings.arch).implementation.weights_enum:
-        is_here = settings.weights == PACKAGE or cached_hub_file(settings.arch, settings.weights)
-        return None if is_here else Download(settings.weights, "", Path(HF_HUB_CACHE))
+        tag = settings.arch, settings.weights
+        is_here = settings.weights == PACKAGE or cached_file(*tag)
+        return None if is_here else Download(settings.weights, "", download_folder(*tag))
     member, folder = _enum_member(settings.weights), _download_folder()
     if (folder / member.url.rpartition("/")[2]).is_file():
         return None

@@ -100,14 +100,24 @@ def fitted(arch: str, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor
         return tensors
 
 
-def cached_hub_file(arch: str, weights: str) -> Path | None:
+def download_folder(arch: str, weights: str) -> Path:
+    """Where the file of a tag's weights goes: the cache of the hub, or torch's for weights that have an address."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    on_hub = TimmNetwork(arch).configuration(weights).hf_hub_id
+    return Path(HF_HUB_CACHE) if on_hub else Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def cached_file(arch: str, weights: str) -> Path | None:
     """The file of a tag's weights if it is on this host."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository = TimmNetwork(arch).configuration(weights).hf_hub_id
+    configuration = TimmNetwork(arch).configuration(weights)
+    if not (repository := configuration.hf_hub_id):
+        file = download_folder(arch, weights) / str(configuration.url).rpartition("/")[2]
+        return file if file.is_file() else None
     for name in HUB_FILES:
-        found = try_to_load_from_cache(repository, name) if repository else None
-        if isinstance(found, str):
+        if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
     return None
 
@@ -118,7 +128,7 @@ def _hub_file(network: TimmNetwork, weights: str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    if (cached := cached_hub_file(network.arch, weights)) is not None:
+    if (cached := cached_file(network.arch, weights)) is not None:
         return cached
     if not (repository := network.configuration(weights).hf_hub_id):
         return None

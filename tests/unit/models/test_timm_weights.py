@@ -61,6 +61,17 @@ class TestHub:
         assert str(pretrained.missing_download(HUB)).startswith("in1k into ")
         assert pretrained.missing_download(PACKAGED) is None
 
+    def test_weights_that_have_an_address_are_looked_for_where_torch_keeps_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        settings = ModelConfig(arch="timm/legacy_seresnet18", weights="in1k", head="linear")
+        folder = tmp_path / "hub" / "checkpoints"
+        assert str(pretrained.missing_download(settings)) == f"in1k into {folder}"
+        folder.mkdir(parents=True)
+        (folder / "seresnet18-4bb0ce65.pth").touch()
+        assert pretrained.missing_download(settings) is None
+
     def test_a_tag_says_its_normalization(self) -> None:
         assert pretrained.named_normalization(HUB).std == (0.5, 0.5, 0.5)
 
