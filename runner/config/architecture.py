@@ -1,4 +1,4 @@
-"""Settings whose usual values depend on the architecture: weights, normalization, and how images are prepared."""
+"""Settings whose usual values depend on the network: weights, normalization, and how images are prepared."""
 
 from __future__ import annotations
 
@@ -8,63 +8,88 @@ from typing import Any
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
+from runner.config.validation import is_file
 from runner.portable.backbones import BACKBONES
 
+SIZES = ("crop", "resize")
+"""Settings of `augment` that fit each other."""
+Tree = Mapping[str, Any]
+"""Nested settings."""
 
-def with_architecture(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with those that their `model.arch` decides, where they are not given.
+
+def with_usual_values(tree: Tree) -> dict[str, Any]:
+    """Settings with those that their `model.arch` and `model.weights` decide, where they are not given.
 
     An unknown architecture decides nothing; it is refused where settings are validated.
     """
     filled = copy.deepcopy(dict(tree))
-    for group, values in _usual_values(_arch(tree)).items():
+    for group, values in _usual_values(tree).items():
         own = filled.setdefault(group, {})
         if isinstance(own, dict):
             filled[group] = {**values, **own}
     return filled
 
 
-def for_architecture(tree: Mapping[str, Any], arch: str) -> dict[str, Any]:
-    """Nested settings for another architecture: without those that belong to the present one.
+def for_network(tree: Tree, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for another network: without those that the present architecture and weights decide.
 
-    Random weights remain random, and sizes of images that are not the usual ones remain as they are.
+    Weights of the present architecture go with it; those in a file and random ones remain. So do values that are not
+    the usual ones.
+
+    Args:
+        tree: Is not changed.
+        changes: New values by dotted name. Of these, `model.arch` and `model.weights` are set.
     """
-    present, changed = _arch(tree), copy.deepcopy(dict(tree))
-    if arch == present:
+    changed = copy.deepcopy(dict(tree))
+    model = _group(changed, "model")
+    new = {name: changes[f"model.{name}"] for name in ("arch", "weights") if f"model.{name}" in changes}
+    if all(model.get(name, _MISSING) == value for name, value in new.items()):
         return changed
-    for group, values in _usual_values(present).items():
-        own = changed.get(group)
-        if not isinstance(own, dict):
-            continue
-        for name, value in values.items():
-            if own.get(name) == value or _names_weights(f"{group}.{name}", own.get(name)):
-                own.pop(name, None)
-    changed.setdefault("model", {})["arch"] = arch
+    for group, values in _usual_values(tree).items():
+        own = _group(changed, group)
+        usual = {name for name, value in values.items() if own.get(name, value) == value}
+        if not usual.issuperset(SIZES):
+            usual -= {*SIZES}
+        for name in usual - {"weights"}:
+            own.pop(name, None)
+    if new.get("arch", _arch(tree)) != _arch(tree):
+        if (weights := model.get("weights")) is not None and not is_file(str(weights)):
+            del model["weights"]
+        if isinstance(normalize := model.get("normalize"), str) and "." in normalize:
+            del model["normalize"]  # an enum of the present architecture
+    if new:
+        changed["model"] = {**model, **new}
     return changed
 
 
-def _names_weights(setting: str, value: Any) -> bool:
-    return (setting == "model.weights" and value is not None) or (
-        setting == "model.normalize" and isinstance(value, str) and "." in value
-    )
+_MISSING = object()
 
 
-def _arch(tree: Mapping[str, Any]) -> str:
+def _group(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """A group of settings; an empty one if there is none."""
+    group = tree.get(name)
+    return group if isinstance(group, dict) else {}
+
+
+def _arch(tree: Tree) -> str:
     model = tree.get("model")
     return str(model.get("arch", ModelConfig.arch)) if isinstance(model, Mapping) else ModelConfig.arch
 
 
-def _usual_values(arch: str) -> dict[str, dict[str, Any]]:
-    """The usual values of settings for an architecture, by group."""
+def _usual_values(tree: Tree) -> dict[str, dict[str, Any]]:
+    """The usual values of settings for the architecture and the weights of a tree, by group."""
+    arch, model = _arch(tree), tree.get("model")
     try:
         backbone = ARCHITECTURES.find(arch).implementation
+        usual = backbone.default_weights()
+        weights = model.get("weights", usual) if isinstance(model, Mapping) else usual
+        prepared = backbone.preprocessing(weights if isinstance(weights, str) else None)
     except ValueError:
         return {}
-    prepared = backbone.preprocessing(None)
     numbers = {"mean": list(prepared.mean), "std": list(prepared.std)}
     return {
         "model": {
-            "weights": backbone.default_weights(),
+            "weights": usual,
             # The statistics of the training images are the published report's choice for VGG.
             "normalize": ModelConfig.normalize if arch in BACKBONES else numbers,
         },

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.config.architecture import for_architecture
+from runner.config.architecture import for_network
 from runner.config.data_schema import DataConfig
 from runner.config.fields import VALIDATION, PositiveInt
 from runner.config.images_argument import dataset_name, looks_like_path, take_images
@@ -116,14 +116,15 @@ def parse(
     if flags:
         raise UserError(_stray(flags[0]))
     tree = without_decided(tree, words.get("split.protocol", ""))  # a flag overrides what the file says
-    if arch := words.get("model.arch"):
-        tree = for_architecture(tree, arch)
-    options = {}
-    for name, word in words.items():
-        if name in table():
-            put(tree, name, _value(table()[name], word))
-        else:
-            options[name] = _value(table(Options)[name], word or BARE.get(name, ""))
+    values = {name: _value(table()[name], word) for name, word in words.items() if name in table()}
+    options = {
+        name: _value(table(Options)[name], word or BARE.get(name, ""))
+        for name, word in words.items()
+        if name not in table()
+    }
+    tree = for_network(tree, values)
+    for name, value in values.items():
+        put(tree, name, value)
     if options.get("smoke"):
         put(tree, "tracking.register", False)
     experiment = from_tree(tree)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from runner.config.architecture import for_architecture, with_architecture
+from runner.config.architecture import for_network, with_usual_values
 from runner.config.metadata import groups, table
 from runner.config.protocols import with_protocol
 from runner.config.schema import Experiment
@@ -55,14 +55,13 @@ def from_tree(tree: Mapping[str, Any]) -> Experiment:
     Raises `UserError` for an unknown setting, a value of the wrong type or out of range, or a combination of
     settings that cannot work.
     """
-    return validated(Experiment, with_architecture(with_protocol(tree)))
+    return validated(Experiment, with_usual_values(with_protocol(tree)))
 
 
 def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
     """The experiment with other values of some settings, given by dotted name. Raises `UserError` as `from_tree`."""
     tree = as_tree(experiment)
-    if isinstance(arch := values.get("model.arch"), str):
-        tree = for_architecture(tree, arch)
+    tree = for_network(tree, values)
     for name, value in values.items():
         if name not in table():
             raise UserError(f"{unknown(name, [*table()])}.")

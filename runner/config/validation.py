@@ -1,4 +1,4 @@
-"""Checks of settings that import no torch and no MLflow, so that mistakes are reported before any process starts."""
+"""Checks of settings that load no weights and no MLflow, so that mistakes are reported before any process starts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JSON. The second is the spelling in files that were written for earlier versions
 
 
 def is_file(name: str) -> bool:
-    """Whether `model.weights` names a file, not a member of a torchvision enum."""
+    """Whether `model.weights` names a file, not weights of a library."""
     return name.endswith(WEIGHTS_SUFFIXES) or "/" in name
 
 
@@ -39,6 +39,10 @@ def check_weights(settings: ModelConfig) -> None:
                 " of the training images."
             )
         return
+    try:
+        backbone.preprocessing(settings.weights)
+    except ValueError as error:
+        raise UserError(f"model.weights={settings.weights}: {error}.") from None
     if not backbone.weights_enum:
         if settings.weights not in (tags := backbone.weights_names()):
             raise UserError(
@@ -93,6 +97,8 @@ def _states_normalization(path: Path) -> bool:
 
 def _check_file(path: Path, backbone: Backbone) -> None:
     if not path.is_file():
+        if (tag := path.name.rpartition(".")[2]) in backbone.weights_names():
+            raise UserError(f"model.weights takes the tag of weights alone: --model.weights {tag}")
         raise UserError(
             f"There is no weights file {path}; set model.weights to a file,"
             f" to {backbone.default_weights()} (it is downloaded), or to null for random weights."

@@ -203,7 +203,8 @@ def find_backbone(arch: str) -> Backbone:
     names = [*BACKBONES]
     for prefix, library in LIBRARIES.items():
         with suppress(ValueError):
-            names += library.names() if arch.startswith(prefix) else []
+            # A name with a dot has a tag, as timm's have; its prefix may be missing.
+            names += library.names() if arch.startswith(prefix) or "." in arch else []
     similar = difflib.get_close_matches(arch, names, 3, 0.6)
     hint = f"; did you mean {' or '.join(map(repr, similar))}" if similar else ""
     raise ValueError(

@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 from runner.config.metadata import table
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, check_setting, flatten
+from runner.config.validation import is_file
 from runner.utils.errors import UserError
 from runner.utils.paths import EXPERIMENTS
 from runner.utils.safe_yaml import read_yaml
@@ -201,6 +202,12 @@ class _Reader:
         if not isinstance(tree, dict):
             raise UserError("it is no search space; name settings, as train.batch_size: [32, 64].")
         dimensions = {str(name): self.dimension(str(name), value) for name, value in tree.items()}
+        weights = self.baseline.model.weights
+        if "model.arch" in dimensions and "model.weights" not in dimensions and weights and is_file(weights):
+            raise UserError(
+                f"model.arch cannot be searched while model.weights is a file ({weights}), which is for one"
+                " architecture; set --model.weights to null, or leave it out for the usual weights of each."
+            )
         space = Space(self.ordered(dimensions))
         space.pick(self.settings, self.baseline_value)
         return space

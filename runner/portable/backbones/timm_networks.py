@@ -29,7 +29,10 @@ class Timm:
         return [f"{PREFIX}{name}" for name in (*timm.list_models(), *timm.list_pretrained())]
 
     def find(self, arch: str) -> Backbone | None:
-        """An architecture of this name, with or without a tag. Raises ValueError if timm is not installed."""
+        """An architecture of this name, with or without a tag.
+
+        Raises ValueError if timm is not installed, and for images that cannot be prepared as it needs them.
+        """
         timm, name = _timm(), arch.removeprefix(PREFIX)
         plain, _, tag = name.partition(".")
         is_known = timm.is_model(plain) and (
@@ -38,10 +41,9 @@ class Timm:
         if not is_known:
             return None
         network = TimmNetwork(arch)
-        usual = network.configuration(None)
-        if usual.crop_mode == "border" or usual.input_size[-1] != usual.input_size[-2]:
-            how = "with a border" if usual.crop_mode == "border" else "that are not square"
-            raise ValueError(f"{arch} takes images {how}, which is not supported; use another architecture")
+        if network.configuration(None) is None:  # a name that timm gave up
+            return None
+        network.preprocessing(None)  # refuses images that cannot be prepared
         return network
 
 
@@ -89,20 +91,28 @@ class TimmNetwork:
 
     def default_weights(self) -> str | None:
         """The tag in the architecture's name, or timm's own default."""
-        found = _timm().get_pretrained_cfg(self.name)
-        return found.tag if found is not None and found.has_weights else None
+        config = _timm().get_pretrained_cfg(self.name)
+        return config.tag if config is not None and config.has_weights else None
 
     def license(self, weights: str | None) -> str:
         """As timm's configuration of the weights names it."""
         return getattr(self.configuration(weights), "license", None) or ""
 
     def preprocessing(self, weights: str | None) -> Preprocessing:
-        """That of the weights' configuration. Squashed images are not cropped, though a few weights were trained so."""
-        found = self.configuration(weights)
-        crop = found.input_size[-1]
-        resize = math.floor(crop / found.crop_pct)
-        mode = "squash" if found.crop_mode == "squash" else "center"
-        return Preprocessing(crop, resize, found.interpolation, tuple(found.mean), tuple(found.std), mode)
+        """That of the weights' configuration. Squashed images are not cropped, though a few weights were trained so.
+
+        Raises ValueError for images with a border or that are not square.
+        """
+        config = self.configuration(weights)
+        crop = config.input_size[-1]
+        if config.crop_mode == "border" or config.input_size[-2] != crop:
+            how = "with a border" if config.crop_mode == "border" else "that are not square"
+            raise ValueError(
+                f"{self.arch} takes images {how}, which is not supported; use another architecture"
+            )
+        resize = math.floor(crop / config.crop_pct)
+        mode = "squash" if config.crop_mode == "squash" else "center"
+        return Preprocessing(crop, resize, config.interpolation, tuple(config.mean), tuple(config.std), mode)
 
     def build(self, head: str, pool: Pool, size: int, random_weights: bool) -> BackboneModules:
         """Its modules, with timm's names."""
@@ -124,8 +134,8 @@ class TimmNetwork:
             size: Height and width of the images.
             options: Further ones of `timm.create_model`.
         """
-        timm, found = _timm(), self.configuration(None)
-        if found.fixed_input_size or size != found.input_size[-1]:
+        timm, config = _timm(), self.configuration(None)
+        if config.fixed_input_size or size != config.input_size[-1]:
             try:
                 network: nn.Module = timm.create_model(self.name, img_size=size, **options)
             except TypeError:  # it takes images of any size

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from helpers import Make
 
-from runner.config.architecture import for_architecture, with_architecture
+from runner.config.architecture import for_network, with_usual_values
 from runner.config.parser import parse
 from runner.config.schema import Experiment, Normalization
 from runner.config.tree import override
 from runner.utils.errors import UserError
 
 RESNET = ("ResNet18_Weights.IMAGENET1K_V1", 224, 256, "bilinear")
+VGG16 = "VGG16_Weights.IMAGENET1K_V1"
 VIT = "timm/vit_small_patch14_dinov2.lvd142m"
 
 
@@ -48,9 +49,44 @@ def test_what_is_given_stays() -> None:
 
 
 def test_weights_and_normalization_of_another_architecture_are_left_out() -> None:
-    experiment, _ = parse(["--config", "caltech101-solved", "--model.arch", "resnet18"])
+    words = ["--config", "caltech101-pooled", "--model.weights", VGG16]
+    vgg, _ = parse([*words, "--model.normalize", VGG16])
+    experiment = override(vgg, {"model.arch": "resnet18"})
     assert experiment.model.weights == RESNET[0]
     assert isinstance(experiment.model.normalize, Normalization)
+
+
+def test_weights_in_a_file_stay() -> None:
+    experiment, _ = parse(["--config", "caltech101-solved", "--model.arch", "resnet18"])
+    assert (
+        experiment.model.weights == "weights/vgg16_features.safetensors"
+    )  # which is refused where it is read
+
+
+@pytest.mark.parametrize(
+    ("arch", "weights", "size", "mean"),
+    [
+        ("resnet50", "ResNet50_Weights.IMAGENET1K_V1", (224, 256), 0.485),
+        ("vit_b_16", "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1", (384, 384), 0.485),
+        ("timm/mobilenetv3_large_100", "miil_in21k", (224, 256), 0.0),
+    ],
+)
+def test_images_are_prepared_as_the_weights_need_it(
+    arch: str, weights: str, size: tuple[int, int], mean: float
+) -> None:
+    start = ["--config", "caltech101"]
+    experiment, _ = parse([*start, "--model.arch", arch, "--model.weights", weights])
+    usual, _ = parse([*start, "--model.arch", arch])
+    for each in (experiment, override(usual, {"model.weights": weights})):
+        assert (each.augment.crop, each.augment.resize) == size
+        assert isinstance(each.model.normalize, Normalization)
+        assert each.model.normalize.mean[0] == mean
+    assert prepared(override(experiment, {"model.weights": usual.model.weights})) == prepared(usual)
+
+
+def test_sizes_that_are_given_stay_together() -> None:
+    tree = {"model": {"arch": "resnet50"}, "augment": {"crop": 224, "resize": 256}}
+    assert for_network(tree, {"model.arch": VIT})["augment"] == tree["augment"]
 
 
 def test_a_study_may_vary_the_architecture(make: Make) -> None:
@@ -64,10 +100,10 @@ def test_a_study_may_vary_the_architecture(make: Make) -> None:
 
 
 def test_neither_changes_its_argument() -> None:
-    tree = {"model": {"arch": "vgg16", "weights": "VGG16_Weights.IMAGENET1K_V1"}}
-    assert for_architecture(tree, "resnet18") == {"model": {"arch": "resnet18"}}
-    assert with_architecture(tree)["augment"]["crop"] == 224
-    assert tree == {"model": {"arch": "vgg16", "weights": "VGG16_Weights.IMAGENET1K_V1"}}
+    tree = {"model": {"arch": "vgg16", "weights": VGG16}}
+    assert for_network(tree, {"model.arch": "resnet18"}) == {"model": {"arch": "resnet18"}}
+    assert with_usual_values(tree)["augment"]["crop"] == 224
+    assert tree == {"model": {"arch": "vgg16", "weights": VGG16}}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +111,8 @@ def test_neither_changes_its_argument() -> None:
     [
         ("resnet81", "did you mean 'resnet18'"),
         ("timm/resnet81", "did you mean 'timm/resnet"),
-        ("convnext_tiny.fb_in22k_ft_in1k", "with timm/ before its name"),
+        ("convnext_tiny.fb_in22k_ft_in1k", "did you mean 'timm/convnext_tiny.fb_in22k_ft_in1k'"),
+        ("timm/vit_base_patch16_224_in21k", "did you mean 'timm/vit_base_patch16_224"),
         ("fcn_resnet50", "no architecture"),
         ("", "no architecture"),
     ],

@@ -204,6 +204,18 @@ def test_a_mistake_is_refused_in_one_sentence(text: str, hint: str, refusal: Cal
     assert hint in refusal(text)
 
 
+def test_architectures_cannot_be_searched_with_the_weights_of_one(
+    tmp_path: Path, baseline: Experiment
+) -> None:
+    path = tmp_path / "some.yaml"
+    path.write_text("model.arch: [vgg16, resnet18]\n")
+    assert read_space(path, override(baseline, {"model.weights": None}))
+    with pytest.raises(
+        UserError, match=r"model\.weights is a file \(vgg\.pth\), which is for one architecture"
+    ):
+        read_space(path, override(baseline, {"model.weights": "vgg.pth"}))
+
+
 def test_settings_that_a_study_must_not_vary_are_refused_with_the_reason(
     refusal: Callable[[str], str],
 ) -> None:
