@@ -43,7 +43,7 @@ class Family:
     def network(self) -> nn.Module:
         """The library's own network, in evaluation mode."""
         backbone: Any = find_backbone(self.arch)
-        create = getattr(backbone, "create", None) or getattr(backbone, "_create", None)
+        create = getattr(backbone, "create", None)
         if create is None:
             from torchvision.models import get_model
 

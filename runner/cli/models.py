@@ -14,7 +14,7 @@ from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.text import did_you_mean
 
-MOST_DETAILED = 20
+MAX_DETAILED = 20
 """Architectures that are built to say where they are divided: it takes half a second for each."""
 
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """List architectures. Raises `UserError` if none matches."""
     parser = CommandLineParser(
         prog="runner models",
-        description=f"List the architectures that model.arch takes. Of up to {MOST_DETAILED}, it says the parameters of"
+        description=f"List the architectures that model.arch takes. Of up to {MAX_DETAILED}, it says the parameters of"
         " the backbone and where its frozen part ends (with a pooled head of pool 1): which layer's output is stored if"
         " only the head trains, if the last block trains, and if all trains.",
     )
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     names = _matching(args.filter)
     from runner.models.architectures import describe_architecture
 
-    found = [describe_architecture(name, details=len(names) <= MOST_DETAILED) for name in names]
+    found = [describe_architecture(name, details=len(names) <= MAX_DETAILED) for name in names]
     if args.json:
         print(json.dumps([dataclasses.asdict(each) for each in found]))
         return 0
@@ -46,18 +46,18 @@ def main(argv: Sequence[str]) -> int:
         "parameters",
         "input",
         "weights here",
-        *("head", "last:1", "all") * bool(found[0].cuts),
+        *("head", "last:1", "all") * any(each.split_points for each in found),
     )
     rows = []
     for each in found:
-        cuts = {cut.trainable: str(cut) for cut in each.cuts}
+        points = {point.trainable: str(point) for point in each.split_points}
         facts = (
             each.arch,
             f"{each.parameters / 1e6:,.1f} M" if each.parameters else "",
-            f"{each.input_size} px",
+            f"{each.input_size} px" if each.input_size else "",
             "yes" if each.weights_here else "no" if each.weights else "none",
         )
-        rows.append((*facts, *(cuts.get(name, "") for name in header[4:])))
+        rows.append((*facts, *(points.get(name, "") for name in header[4:])))
     terminal = Terminal()
     if args.markdown:
         for row in (header, ("---",) * len(header), *rows):
@@ -79,11 +79,7 @@ def _matching(pattern: str | None) -> list[str]:
     known = [*BACKBONES, *(name for name in LIBRARIES[""].names() if name not in BACKBONES)]
     if pattern is None:
         return known
-    if (
-        timm_networks.PREFIX.startswith(pattern[: len(timm_networks.PREFIX)])
-        or "*" in pattern
-        or "/" in pattern
-    ):
+    if pattern.startswith("timm") or "*" in pattern or "/" in pattern:
         names = LIBRARIES[timm_networks.PREFIX].names()
         known += [name for name in names if "." in pattern or "." not in name]
     found = fnmatch.filter(known, pattern) or [name for name in known if pattern in name]

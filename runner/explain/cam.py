@@ -32,7 +32,7 @@ def layer_index(model: LayeredModel, layer: str) -> int:
     if layer not in spatial:
         raise UserError(
             f"The model has no layer {layer!r} with a spatial output{did_you_mean(layer, spatial)};"
-            f" --layer takes {spatial[0]} to {spatial[-2]}, or {spatial[-1]}."
+            f" --layer takes {' to '.join(dict.fromkeys((spatial[0], spatial[-1])))}."
         )
     return model.layer_names.index(layer)
 

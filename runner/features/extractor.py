@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 import torch
@@ -22,6 +23,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from runner.models.transfer_model import TransferModel
+from runner.portable.backbone import BACKBONES
+from runner.portable.backbones.timm_networks import PREFIX
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import pad_rows, tensor_digest
@@ -120,6 +123,7 @@ class FeatureExtractor:
         maps = [[self.layer_name(index), self.stages[index].variant.recipe()] for index in pooled]
         layers = range(self.stages[stage].stop)
         return {
+            **_network(model.spec.arch),
             "layers": [(model.layer_names[index], model.layer_text(index)) for index in layers],
             **self.stages[stage].variant.recipe(),
             **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
@@ -202,6 +206,18 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+def _network(arch: str) -> dict[str, str]:
+    """What computes besides the layers' texts: two networks that are built differently may have the same ones.
+
+    VGG's texts are complete.
+    """
+    if arch in BACKBONES:
+        return {}
+    if not arch.startswith(PREFIX):
+        return {"arch": arch}
+    return {"arch": arch.partition(".")[0], "timm": version("timm")}
 
 
 def _cpu_kernels() -> list[object]:

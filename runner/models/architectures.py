@@ -18,7 +18,7 @@ TRAINABLE = ("head", "last:1", "all")
 
 
 @dataclass(frozen=True)
-class Cut:
+class SplitPoint:
     """Where the frozen part of a network with a pooled head of pool 1 ends."""
 
     trainable: str
@@ -39,30 +39,30 @@ class Architecture:
     arch: str
     """Value of `model.arch`."""
     input_size: int
-    """Height and width of images, in pixels."""
+    """Height and width of images, in pixels; 0 if it cannot be used."""
     weights: str | None
     """Its usual weights."""
     weights_here: bool
     """Whether they, or weights of an installed package, are on this host."""
     parameters: int = 0
     """Of the backbone, without a head; 0: not counted."""
-    cuts: tuple[Cut, ...] = ()
+    split_points: tuple[SplitPoint, ...] = ()
     note: str = ""
     """Why it is one block, or cannot be used."""
 
 
 def describe_architecture(arch: str, details: bool = True) -> Architecture:
-    """Facts of an architecture. It is built without memory for its weights, if details are wanted.
-
-    Raises ValueError if there is no such architecture.
-    """
-    backbone = ARCHITECTURES.find(arch).implementation
+    """Facts of an architecture. It is built without memory for its weights, if details are wanted."""
+    try:
+        backbone = ARCHITECTURES.find(arch).implementation
+    except ValueError as error:
+        return Architecture(arch, 0, None, False, note=str(error))
     size, weights = backbone.preprocessing(None).crop, backbone.default_weights()
     names = [weights, *(each for each in backbone.weights_names() if each == "package")]
     here = any(name is not None and _is_here(arch, name) for name in names)
     if not details:
         return Architecture(arch, size, weights, here)
-    parameters, cuts, note = 0, [], ""
+    parameters, split_points, note = 0, [], ""
     for trainable in TRAINABLE:
         try:
             model = _model(arch, size, trainable)
@@ -73,8 +73,8 @@ def describe_architecture(arch: str, details: bool = True) -> Architecture:
         parameters = sum(
             value.numel() for name, value in model.named_parameters() if not is_within(name, model.head_name)
         )
-        cuts.append(Cut(trainable, model.split_layer, _values(model)))
-    return Architecture(arch, size, weights, here, parameters, tuple(cuts), note)
+        split_points.append(SplitPoint(trainable, model.split_layer, _values(model)))
+    return Architecture(arch, size, weights, here, parameters, tuple(split_points), note)
 
 
 def _is_here(arch: str, weights: str) -> bool:

@@ -7,7 +7,9 @@ import json
 import math
 import pickle
 import warnings
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.models.vision_transformer import interpolate_embeddings
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig, Normalization
@@ -63,14 +66,26 @@ def read_weights(
     if not is_file(name):
         backbone = ARCHITECTURES.find(settings.arch).implementation
         if backbone.weights_enum:
-            return _from_enum(name)
+            return _fitted(settings.arch, _from_enum(name), size)
         size = size or backbone.preprocessing(name).crop
         tensors = read_timm(settings.arch, name, size, cache_folder(cache))
         return PretrainedWeights(name, tensors, named_normalization(settings))
     path = Path(name).expanduser()
     weights = _from_safetensors(path) if path.suffix == ".safetensors" else _from_pickle(path)
-    if settings.arch.startswith(PREFIX) and size is not None:
-        return dataclasses.replace(weights, tensors=fitted(settings.arch, weights.tensors, size))
+    return _fitted(settings.arch, weights, size)
+
+
+def _fitted(arch: str, weights: PretrainedWeights, size: int | None) -> PretrainedWeights:
+    """Weights for images of a size, as far as the library knows how to fit them; others as they are."""
+    if size is None:
+        return weights
+    if arch.startswith(PREFIX):
+        return dataclasses.replace(weights, tensors=fitted(arch, weights.tensors, size))
+    if arch.startswith("vit_"):
+        patch_size = int(arch.rpartition("_")[2])
+        with suppress(KeyError, ValueError):  # weights of another architecture
+            tensors = interpolate_embeddings(size, patch_size, OrderedDict(weights.tensors))
+            return dataclasses.replace(weights, tensors=dict(tensors))
     return weights
 
 

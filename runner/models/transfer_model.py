@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropPath, replace_dropouts
 from runner.models.freezing import first_trainable
-from runner.portable.head import HeadSpec, build_head
-from runner.portable.model import LayeredModel, build_backbone, is_within, pooled_features
+from runner.portable.head import build_head
+from runner.portable.model import LayeredModel, build_backbone, head_spec, is_within, pooled_features
 from runner.portable.variants import Variant, VariantSpec
 from runner.utils import hashing
 from runner.utils.errors import UserError
@@ -83,13 +83,13 @@ class TransferModel(LayeredModel):
                 backbone = build_backbone(spec.arch, spec.head, spec.pool, spec.input_size, random_weights)
         except ValueError as error:
             raise UserError(f"{error}.") from None
-        head_spec, variants = HeadSpec.of(vars(spec)), VariantSpec.of(vars(spec))
+        description, variants = head_spec(vars(spec), backbone), VariantSpec.of(vars(spec))
         try:
-            features = pooled_features(backbone, head_spec, variants)
+            features = pooled_features(backbone, description, variants)
         except ValueError as error:
             raise UserError(f"model.pooled_layers: {error}.") from None
         with seeded(hashing.derive_seed("head", training_seed)):
-            head = build_head(head_spec, features, len(spec.classes))
+            head = build_head(description, features, len(spec.classes))
         super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std, variants)
         self.spec = spec
         if not random_weights:  # drawn values depend on the layout; otherwise nothing has to be copied later

@@ -1,6 +1,6 @@
 """Divides any network into blocks that run one after another, found in its graph by torch.fx.
 
-A block ends where a single tensor is alive: what comes after it needs nothing else of what came before. A module is
+A block ends where only one tensor is still needed: what comes after takes nothing else of what came before. A module is
 traced into only if it computes the same in training and evaluation mode and is a chain of its children, as
 nn.Sequential is; every other module, such as a residual block, stays one step. So a block runs the network's own
 modules, which still know training from evaluation.
@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +23,8 @@ from .backbone import Block
 
 CONSTANT = "_tensor_constant"
 """What torch.fx begins the names of constant tensors with."""
+DROPOUT = "functional_dropout"
+"""What the names of modules begin with that take the place of `torch.nn.functional.dropout`."""
 
 
 class UntracedError(ValueError):
@@ -38,11 +42,12 @@ class _Tracer(fx.Tracer):
         return m not in self.opened
 
 
-def find_blocks(network: nn.Module, size: int) -> tuple[Block, ...]:
-    """The blocks of a network in the order of its forward pass.
+def find_blocks(network: nn.Module, size: int) -> tuple[list[Block], list[torch.Size]]:
+    """The blocks of a network in the order of its forward pass, and the shapes of their outputs for two images.
 
     Args:
-        network: In evaluation mode. It gets a buffer for each constant tensor of its forward pass.
+        network: In evaluation mode. It gets a buffer for each constant tensor of its forward pass, and a module for
+            each dropout that is a function: such a function would drop nothing in training, as it was traced.
         size: Height and width of images, in pixels.
 
     Raises `UntracedError` if its forward pass cannot be traced, or if no single tensor leads to its output, and
@@ -57,30 +62,46 @@ def find_blocks(network: nn.Module, size: int) -> tuple[Block, ...]:
     try:
         graph = _trace(network, opened)
     except Exception as error:  # a forward pass may raise anything when it is traced
-        raise UntracedError(f"its forward pass cannot be traced ({_first_line(error)})") from error
+        raise UntracedError(f"its forward pass cannot be traced ({first_line(error)})") from error
     for name in [name for name in vars(network) if name.startswith(CONSTANT)]:
         constant = network.__dict__.pop(name)  # which follows the model to its device as a buffer
         network.register_buffer(name, constant, persistent=False)
-    if not (cuts := _cuts(graph)) or _output(graph) is not cuts[-1]:
+    _use_dropout_modules(graph, network)
+    if not (points := _split_points(graph)) or _output(graph) is not points[-1]:
         raise UntracedError("no single tensor leads to its output")
-    return _between(graph, cuts, network, size)
+    return _between(graph, points, network, size)
 
 
-def _between(graph: fx.Graph, cuts: Sequence[fx.Node], network: nn.Module, size: int) -> tuple[Block, ...]:
-    """The blocks between cuts, apart from those where the output is a list or tuple of tensors."""
-    nodes, blocks, names = list(graph.nodes), [], set[str]()
+def _between(
+    graph: fx.Graph, points: Sequence[fx.Node], network: nn.Module, size: int
+) -> tuple[list[Block], list[torch.Size]]:
+    """The blocks between split points and the shapes of their outputs; none ends where that is a list or tuple."""
+    nodes, blocks, shapes, names = list(graph.nodes), [], [], set[str]()
     source = next(node for node in nodes if node.op == "placeholder")
     with _on_meta(network, size) as (twin, values):
-        for cut in cuts:
-            block = _block(nodes[nodes.index(source) + 1 : nodes.index(cut) + 1], source, names)
+        for point in points:
+            block = _block(nodes[nodes.index(source) + 1 : nodes.index(point) + 1], source, names)
             output = run_block(twin, block, values)
             if isinstance(output, Tensor):
                 names.add(block.name)
                 blocks.append(block)
-                source, values = cut, output
-    if source is not cuts[-1]:
+                shapes.append(output.shape)
+                source, values = point, output
+    if source is not points[-1]:
         raise UntracedError("its output is no tensor")
-    return tuple(blocks)
+    return blocks, shapes
+
+
+def _use_dropout_modules(graph: fx.Graph, network: nn.Module) -> None:
+    """Put modules, which know training from evaluation, in the place of dropouts that are functions."""
+    functions = [node for node in graph.nodes if node.target is nn.functional.dropout]
+    for number, node in enumerate(functions):
+        share = cast(float, node.kwargs.get("p", (*node.args, 0.5)[1]))
+        network.add_module(name := f"{DROPOUT}_{number}", nn.Dropout(share))
+        with warnings.catch_warnings(action="ignore"), graph.inserting_after(node):
+            module = graph.call_module(name, node.args[:1])  # it warns that the graph knows no modules
+        node.replace_all_uses_with(module)
+        graph.erase_node(node)
 
 
 def output_shapes(network: nn.Module, blocks: Sequence[Block], size: int) -> list[torch.Size]:
@@ -181,23 +202,23 @@ def _is_chain(module: nn.Module) -> bool:
     if str(graphs[0]) != str(graphs[1]):
         return False
     calls = [node for node in graphs[0].nodes if node.op == "call_module"]
-    cuts = _cuts(graphs[0])
-    return bool(calls) and all(node in cuts for node in calls)
+    points = _split_points(graphs[0])
+    return bool(calls) and all(node in points for node in calls)
 
 
-def _cuts(graph: fx.Graph) -> list[fx.Node]:
+def _split_points(graph: fx.Graph) -> list[fx.Node]:
     """The nodes after which their own output is the only tensor of the forward pass that is still needed."""
     nodes = list(graph.nodes)
     position = {node: index for index, node in enumerate(nodes)}
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in nodes}
-    cuts, alive = [], set[fx.Node]()
+    points, alive = [], set[fx.Node]()
     for index, node in enumerate(nodes):
         if node.op not in ("get_attr", "output"):
             alive.add(node)
         alive = {each for each in alive if last_use[each] > index}
         if alive == {node} and node.op != "placeholder":
-            cuts.append(node)
-    return cuts
+            points.append(node)
+    return points
 
 
 def _output(graph: fx.Graph) -> object:
@@ -235,6 +256,7 @@ def _block(steps: Sequence[fx.Node], source: fx.Node, taken: set[str]) -> Block:
     return Block(name, tuple(dict.fromkeys([*members, *attributes])), function, code.src)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, shortened and without a full stop; its class if it has none."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return textwrap.shorten(line, 200, placeholder=" …")
+    return textwrap.shorten(line, 200, placeholder=" …").rstrip(".")

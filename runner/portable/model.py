@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -212,10 +213,10 @@ class LayeredModel(nn.Module):
 
     @property
     def spatial_layers(self) -> list[str]:
-        """The backbone's layers whose output has places in space; the last one is the pooling."""
+        """The backbone's layers whose output has places in space; the pooling of a map is the last one."""
         last = self.pooled_indices[-1]
         names = [name for name in self.layer_names[1 : last + 1] if name in self.layouts]
-        return [*names, self.layer_names[self.pooling_index]]
+        return [*names, self.layer_names[self.pooling_index]] if self.stores_maps else names
 
 
 Tap: TypeAlias = Callable[[Tensor, int, int], Tensor]
@@ -274,6 +275,15 @@ def pooled_features(backbone: BackboneModules, head: HeadSpec, variants: Variant
     return features * variants.stacked_scales
 
 
+def head_spec(fields: Mapping[str, Any], backbone: BackboneModules) -> HeadSpec:
+    """The head in a model's description. Features that are not pooled from a map are one level of a pyramid.
+
+    Raises KeyError if a field is missing.
+    """
+    spec = HeadSpec.of(fields)
+    return spec if backbone.stores_maps else dataclasses.replace(spec, pool=1)
+
+
 def build_backbone(
     arch: str, head: str, pool: Pool, size: int = 224, random_weights: bool = False
 ) -> BackboneModules:
@@ -304,8 +314,8 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
     """
     backbone = build_backbone(spec["arch"], spec["head"], spec["pool"], spec.get("input_size", 224))
     with torch.device("meta"):
-        head_spec, variants = HeadSpec.of(spec), VariantSpec.of(spec)
-        head = build_head(head_spec, pooled_features(backbone, head_spec, variants), classes)
+        description, variants = head_spec(spec, backbone), VariantSpec.of(spec)
+        head = build_head(description, pooled_features(backbone, description, variants), classes)
     normalization = spec["normalization"]
     model = LayeredModel(backbone, head, normalization["mean"], normalization["std"], variants)
     model.load_state_dict(tensors, strict=True, assign=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone, BackboneModules, Block, Layout
-from .graph import CONSTANT, UntracedError, find_blocks, meta_parameters, output_shapes
+from .graph import CONSTANT, DROPOUT, UntracedError, find_blocks, first_line, meta_parameters, output_shapes
 from .head import Pool, bins, pooling
 
-MOST_PREFIX_TOKENS = 8
+MAX_PREFIX_TOKENS = 8
 WHOLE = "network"
 """Name of a network that is one block."""
 
@@ -46,7 +46,7 @@ def trace_backbone(
     except UntracedError as error:
         raise ValueError(f"{arch} cannot be divided into blocks: {error}") from None
     except Exception as error:  # whatever the network raises
-        usual, reason = backbone.preprocessing(None).crop, _first_line(error)
+        usual, reason = backbone.preprocessing(None).crop, first_line(error)
         raise ValueError(
             f"{arch} cannot take images of {size} pixels ({reason}); its weights were trained with {usual}"
         ) from None
@@ -94,6 +94,7 @@ class _Division:
     note: str
     """Why it is one block, if it is."""
     constants: dict[str, Tensor]
+    dropouts: dict[str, nn.Module]
 
 
 _divisions: dict[tuple[str, int], _Division] = {}
@@ -109,43 +110,42 @@ def _divide(backbone: Backbone, network: nn.Module, size: int) -> _Division:
     if (known := _divisions.get((arch, size))) is None:
         note, divided = "", network
         try:
-            blocks = find_blocks(network, size)
-            shapes = output_shapes(network, blocks, size)
+            blocks, shapes = find_blocks(network, size)
         except UntracedError as error:
             note = f"{arch} cannot be divided into blocks: {error}"
-            divided = _Whole(copy.deepcopy(network))
-            blocks = (Block("features", (WHOLE,), _run_whole, arch),)
+            divided = _whole(copy.deepcopy(network), error)
+            blocks = [Block("features", (WHOLE,), _run_whole, arch)]
             shapes = output_shapes(divided, blocks, size)
         usual_shapes = shapes
         if (usual := backbone.preprocessing(None).crop) > size:
             with suppress(Exception):  # it takes images of one size only
                 usual_shapes = output_shapes(divided, blocks, usual)
         constants = {name: each for name, each in network.named_buffers() if name.startswith(CONSTANT)}
-        known = _divisions[arch, size] = _Division(blocks, shapes, usual_shapes, note, constants)
+        dropouts = {name: each for name, each in network.named_children() if name.startswith(DROPOUT)}
+        known = _divisions[arch, size] = _Division(blocks, shapes, usual_shapes, note, constants, dropouts)
     for name, constant in known.constants.items():
         network.register_buffer(name, constant.clone(), persistent=False)
+    for name, dropout in known.dropouts.items():
+        network.add_module(name, copy.deepcopy(dropout))
     return known
 
 
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return textwrap.shorten(line, 200, placeholder=" …").rstrip(".")
-
-
 class _Whole(nn.Module):
-    """A network of timm that cannot be divided: all but its classifier is one block.
-
-    Raises `UntracedError` if the network does not offer that.
-    """
+    """A network of timm that cannot be divided: all but its classifier is one block."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        if not hasattr(network, "forward_features"):
-            raise UntracedError("it has no forward_features")
         before = network.state_dict().keys()
         network.reset_classifier(0)
         self.dropped = tuple(f"{WHOLE}.{name}" for name in before - network.state_dict().keys())
         self.add_module(WHOLE, network)
+
+
+def _whole(network: nn.Module, reason: UntracedError) -> _Whole:
+    """A network as one block. Raises `UntracedError` if it does not offer that, with the reason for wanting it."""
+    if not hasattr(network, "forward_features"):
+        raise UntracedError(f"{reason}, and it has no forward_features, which could be one block")
+    return _Whole(network)
 
 
 def _run_whole(model: Any, values: Tensor) -> Tensor:
@@ -153,8 +153,8 @@ def _run_whole(model: Any, values: Tensor) -> Tensor:
 
 
 @dataclass
-class _Body:
-    """What a network and a head have in common."""
+class _HeadlessNetwork:
+    """What a head is placed on."""
 
     blocks: list[Block]
     num_features: int
@@ -183,7 +183,7 @@ class _Traced:
         if not self.layouts:
             raise ValueError(f"{arch} has no feature maps that a head could be placed on")
 
-    def body(self, head: str, pool: Pool) -> _Body:
+    def body(self, head: str, pool: Pool) -> _HeadlessNetwork:
         """The blocks below a head.
 
         classifier: all but the network's last linear layer. pooled and linear: up to the last map, and a pooling of it;
@@ -195,13 +195,13 @@ class _Traced:
 
         Raises ValueError if the network has no such place for a head.
         """
-        last = max(index for index, block in enumerate(self.blocks) if block.name in self.layouts)
+        last = self._last_map()
         layout = self.layouts[self.blocks[last].name]
         ends_linear = self._is(self.blocks[-1], nn.Linear) or self._is(self.blocks[-1], nn.Identity)
         is_early = self._weighted(self.blocks[last + 1 : -1]) > self._weighted(self.blocks[: last + 1])
         own_features = head == "classifier" or layout.kind == "tokens" or is_early
         if own_features and ends_linear and len(self.shapes[-2]) == 2:
-            return _Body(self.blocks[:-1], self.shapes[-2][1], self.blocks[last + 1].name)
+            return _HeadlessNetwork(self.blocks[:-1], self.shapes[-2][1], self.blocks[last + 1].name)
         if head == "classifier":
             raise ValueError(
                 f"{self.arch} does not end with one linear layer that model.head=classifier could replace;"
@@ -212,13 +212,26 @@ class _Traced:
         blocks = self.blocks[: last + 1]
         if layout.kind == "tokens":
             blocks.append(_step("pooling", blocks, _TokenPool(layout.prefix, self.is_whole)))
-            return _Body(blocks, layout.channels, blocks[-1].name)
+            return _HeadlessNetwork(blocks, layout.channels, blocks[-1].name)
         if layout.kind == "channels_last":
             blocks.append(_step("channels_first", blocks, _ChannelsFirst()))
             self.layouts[blocks[-1].name] = Layout(layout.channels)
         blocks.append(_step("pooling", blocks, pooling(pool)))
         blocks.append(_step("flatten", blocks, nn.Flatten(1)))
-        return _Body(blocks, layout.channels * bins(pool), blocks[-2].name, pools_maps=True)
+        return _HeadlessNetwork(blocks, layout.channels * bins(pool), blocks[-2].name, pools_maps=True)
+
+    def _last_map(self) -> int:
+        """Index of the last block with a map or tokens; the classes' own maps, of a convolution, do not count."""
+        last = max(index for index, block in enumerate(self.blocks) if block.name in self.layouts)
+        for index in range(len(self.blocks)):
+            if self._is(self.blocks[index], nn.Conv2d) and self._counts_classes(index):
+                below = [i for i in range(index) if not self._is(self.blocks[i], nn.Dropout)]
+                return max((i for i in below if self.blocks[i].name in self.layouts), default=last)
+        return last
+
+    def _counts_classes(self, index: int) -> bool:
+        """Whether a block and all that follow it have as many channels as there are classes."""
+        return {shape[1] for shape in self.shapes[index:]} == {self.shapes[-1][1]}
 
     def cam_layer(self, body: Sequence[Block]) -> str:
         """The last map that is more than a pixel; of tokens, what the last block with parts takes.
@@ -293,13 +306,17 @@ def _step(name: str, blocks: Sequence[Block], module: nn.Module) -> Block:
     """A further block, without weights, that the network does not have."""
     while any(block.name == name for block in blocks):
         name += "_"
-    return Block(name, (), lambda _network, values: cast(Tensor, module(values)), str(module))
+    return Block(name, (), functools.partial(_run_module, module), str(module))
+
+
+def _run_module(module: nn.Module, _network: nn.Module, values: Tensor) -> Tensor:
+    return cast(Tensor, module(values))
 
 
 def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch.Size]) -> dict[str, Layout]:
     """The layout of all blocks' outputs that have places in space, by name."""
     counts = [shape[1] for shape in shapes if len(shape) == 3]
-    prefix = next((each for each in range(MOST_PREFIX_TOKENS) if counts and _is_square(counts[-1] - each)), 0)
+    prefix = next((each for each in range(MAX_PREFIX_TOKENS) if counts and _is_square(counts[-1] - each)), 0)
     prefix = int(getattr(network, "num_prefix_tokens", prefix))
     layouts: dict[str, Layout] = {}
     for block, shape in zip(blocks, shapes, strict=False):

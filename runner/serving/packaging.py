@@ -22,6 +22,7 @@ from runner.config.schema import Experiment
 from runner.data.transforms import evaluation_settings
 from runner.models import checkpoint
 from runner.models.transfer_model import TransferModel
+from runner.portable.backbones.timm_networks import PREFIX
 from runner.portable.classifier import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -145,7 +146,7 @@ def _write_classifier(
 
 
 def _requirements(description: dict[str, Any]) -> list[str]:
-    return sorted([*REQUIREMENTS, *["timm"] * description["model"]["arch"].startswith("timm/")])
+    return sorted([*REQUIREMENTS, *["timm"] * description["model"]["arch"].startswith(PREFIX)])
 
 
 def _sha256(path: Path) -> str:

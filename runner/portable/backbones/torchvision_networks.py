@@ -78,9 +78,9 @@ class TorchvisionNetwork:
         """Its modules, with torchvision's names."""
         from ..traced import trace_backbone
 
-        return trace_backbone(self, self._create, head, pool, size, random_weights)
+        return trace_backbone(self, self.create, head, pool, size, random_weights)
 
-    def _create(self, size: int) -> nn.Module:
+    def create(self, size: int) -> nn.Module:
         """As torchvision builds it; networks for one size of images only, for this size."""
         from torchvision.models import get_model
 
@@ -90,7 +90,9 @@ class TorchvisionNetwork:
         elif self.arch.startswith("maxvit"):
             options["input_size"] = (size, size)
         elif self.arch in ("googlenet", "inception_v3"):
-            options["init_weights"] = True  # else it warns that this default will change
+            # As for pretrained weights: they expect images that are normalized in another way. Not given, init_weights
+            # would be warned of.
+            options |= {"init_weights": True, "transform_input": True}
         return get_model(self.arch, weights=None, **options)
 
 

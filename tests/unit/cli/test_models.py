@@ -18,11 +18,11 @@ def listed(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, ob
     return found
 
 
-def test_few_architectures_are_described_with_their_cuts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_architectures_are_described_with_their_split_points(capsys: pytest.CaptureFixture[str]) -> None:
     (resnet,) = listed(capsys, "--filter", "resnet18")
     assert (resnet["parameters"], resnet["input_size"]) == (11_176_512, 224)
     assert resnet["weights"] == "ResNet18_Weights.IMAGENET1K_V1"
-    assert resnet["cuts"] == [
+    assert resnet["split_points"] == [
         {"trainable": "head", "layer": "flatten", "values": 512},
         {"trainable": "last:1", "layer": "layer4.0", "values": 512 * 7 * 7},
         {"trainable": "all", "layer": "", "values": 0},

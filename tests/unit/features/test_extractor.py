@@ -29,6 +29,18 @@ def test_features_do_not_depend_on_the_other_images_of_a_batch(accelerator: Acce
     assert extract.stage_shapes(images[:1])[-1] == (together.shape[1:], together.dtype)
 
 
+def test_features_of_networks_that_differ_in_nothing_but_their_construction_are_kept_apart(
+    accelerator: Accelerator,
+) -> None:
+    computed = [
+        FeatureExtractor(small_model(arch=arch, input_size=64), accelerator, 4, compiled=False).computation(0)
+        for arch in ("timm/resnet18.a1_in1k", "timm/resnet18", "timm/resnet18d", "vgg11")
+    ]
+    assert computed[0] == computed[1]
+    assert computed[0]["arch"] != computed[2]["arch"]
+    assert "arch" not in computed[3]  # as in caches of earlier versions
+
+
 def test_without_a_frozen_backbone_images_are_the_features(accelerator: Accelerator) -> None:
     extract = FeatureExtractor(small_model(trainable="all"), accelerator, batch_size=4, compiled=False)
     images = random_images(2)

@@ -177,7 +177,7 @@ def test_grad_cam_explains_its_layer() -> None:
     model = small_model(arch="tiny").eval()
     assert model.cam_layer == "stages.1"
     assert cam.explain(model, random_images(2), [0, 1]).shape == (2, 32, 32)
-    with pytest.raises(UserError, match="stem to stages"):
+    with pytest.raises(UserError, match="stem to pool"):
         cam.layer_index(model, "fc")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
+from helpers import small_model
 
 from runner.config.schema import ModelConfig
 from runner.models import pretrained, timm_weights
-from runner.portable.backbones.timm_networks import TimmNetwork
+from runner.portable.backbone import find_backbone
 from runner.utils.errors import UserError
 
 LITE0 = "timm/tf_efficientnet_lite0"
@@ -76,10 +78,21 @@ class TestHub:
         assert pretrained.named_normalization(HUB).std == (0.5, 0.5, 0.5)
 
 
-def test_position_embeddings_of_a_file_fit_the_size_of_the_images(tmp_path: Path) -> None:
-    arch, path = "timm/vit_tiny_patch16_224", tmp_path / "vit.pth"
-    torch.save(TimmNetwork(arch).create(224).state_dict(), path)
-    settings = ModelConfig(arch=arch, weights=str(path), head="linear")
+@pytest.mark.parametrize(
+    ("arch", "embeddings", "shape"),
+    [
+        ("timm/vit_tiny_patch16_224", "pos_embed", (1, 17, 192)),
+        ("vit_b_32", "encoder.pos_embedding", (1, 5, 768)),
+    ],
+)
+def test_position_embeddings_of_a_file_fit_the_size_of_the_images(
+    arch: str, embeddings: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    backbone: Any = find_backbone(arch)
+    network = backbone.create(224)
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    settings = ModelConfig(arch=arch, weights=str(tmp_path / "vit.pth"), head="linear")
     weights = pretrained.read_weights(settings, 64)
     assert weights is not None
-    assert weights.tensors["pos_embed"].shape == (1, 17, 192)
+    assert weights.tensors[embeddings].shape == shape
+    pretrained.load_weights(small_model(arch=arch, input_size=64, random_weights=False), weights)

@@ -65,7 +65,7 @@ def pooled(network: Any, values: Tensor) -> Tensor:
 def divide(network: nn.Module) -> dict[str, tuple[str, ...]]:
     """The members of a network's blocks by name, after checking that they compute what it does."""
     network.eval()
-    blocks = find_blocks(network, SIZE)
+    blocks, found = find_blocks(network, SIZE)
     images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     values, shapes = images, []
     with torch.no_grad():
@@ -73,7 +73,7 @@ def divide(network: nn.Module) -> dict[str, tuple[str, ...]]:
             values = run_block(network, block, values)
             shapes.append(values.shape)
         assert torch.equal(values, network(images))
-    assert output_shapes(network, blocks, SIZE) == shapes
+    assert output_shapes(network, blocks, SIZE) == found == shapes
     return {block.name: block.members for block in blocks}
 
 
