@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--filter",
         metavar="PATTERN",
-        help="names that match, as 'resnet*' or 'timm/convnext_tiny*'; default: all of torchvision",
+        help="names that match, such as 'resnet*' or 'timm/convnext_tiny*'; default: all of torchvision",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")

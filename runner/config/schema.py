@@ -51,12 +51,13 @@ class ModelConfig:
     """A pretrained backbone with a new head."""
 
     arch: str = setting("vgg16", choices=ARCHITECTURES)
-    """Architecture of the backbone: a name of torchvision, as resnet50, or one of timm with timm/ before it, as
-    timm/convnext_tiny.fb_in22k_ft_in1k; `./launch.sh models` lists them. Weights, normalization and size of the images,
-    if not given, are those of the architecture's usual weights."""
+    """Architecture of the backbone: a name of torchvision, such as resnet50, or one of timm with timm/ before it, such
+    as timm/convnext_tiny.fb_in22k_ft_in1k; `./launch.sh models` lists them. What is not given follows it: its usual
+    weights, and the normalization and size of images that they were trained with."""
     weights: str | None = "VGG16_Weights.IMAGENET1K_V1"
-    """A torchvision weights enum, a tag of timm's weights, as in1k, a .safetensors or .pth file with the library's
-    parameter names (also a checkpoint with them as state_dict or model_state_dict), or null for random weights."""
+    """A member of a torchvision weights enum; a tag of timm's weights, such as in1k; package: an installed package
+    (EfficientNet-Lite0 and Lite2 of timm); a .safetensors or .pth file with the library's parameter names (also a
+    checkpoint with them as state_dict or model_state_dict); or null for random weights."""
     head: Literal["classifier", "pooled", "linear"] = "classifier"
     """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head with a hidden layer on
     the pooled convolutions; linear: a linear layer on them."""

@@ -12,7 +12,7 @@ from runner.utils.text import counted, did_you_mean, one_line
 
 POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-"""Those of timm have parts: an activation."""
+"""timm's subclasses contain an activation module; they are still no blocks."""
 
 
 def first_trainable(model: LayeredModel, trainable: str) -> int:

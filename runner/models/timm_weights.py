@@ -174,10 +174,12 @@ def _from_package(name: str, cache: Path) -> dict[str, Tensor]:
     if (tensors := _read_converted(converted)) is None:
         given = _read_package(name, package)
         expected = TimmNetwork(f"{PREFIX}{name}").create_on_meta().state_dict()
-        pairs = list(zip(expected.items(), given.values(), strict=True))
-        if wrong := [key for (key, value), other in pairs if value.shape != other.shape]:
+        pairs = list(zip(expected.items(), given.values(), strict=False))
+        wrong = [key for (key, value), other in pairs if value.shape != other.shape]
+        if wrong or len(expected) != len(given):
             raise UserError(
-                f"The weights of {package.module} do not fit timm's {name}, as {wrong[0]}; update timm."
+                f"The weights of {package.module} do not fit timm's {name}"
+                f" ({wrong[0] if wrong else f'{len(given)} tensors, not {len(expected)}'}); update timm."
             )
         tensors = {key: other.contiguous() for (key, _), other in pairs}
         with atomic_write(converted) as temporary:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone, BackboneModules, Block, Layout
-from .graph import CONSTANT, DROPOUT, UntracedError, find_blocks, first_line, meta_parameters, output_shapes
+from .division import WHOLE, Division, Whole, divide
+from .graph import UntracedError, first_line, meta_parameters
 from .head import Pool, bins, pooling
 
 MAX_PREFIX_TOKENS = 8
-WHOLE = "network"
-"""Name of a network that is one block."""
 
 
 def trace_backbone(
@@ -42,7 +40,7 @@ def trace_backbone(
     arch = backbone.arch
     try:
         network = _create(create, size, random_weights).eval()
-        division = _divide(backbone, network, size)
+        division = divide(backbone, network, size)
     except UntracedError as error:
         raise ValueError(f"{arch} cannot be divided into blocks: {error}") from None
     except Exception as error:  # whatever the network raises
@@ -51,7 +49,7 @@ def trace_backbone(
             f"{arch} cannot take images of {size} pixels ({reason}); its weights were trained with {usual}"
         ) from None
     if division.note:
-        network = _Whole(network)
+        network = Whole(network)
     traced = _Traced(arch, network, division)
     body = traced.body(head, pool)
     replaced = traced.replaced(body.blocks)
@@ -82,76 +80,6 @@ def _create(create: Callable[[int], nn.Module], size: int, random_weights: bool)
         return create(size)
 
 
-@dataclass(frozen=True)
-class _Division:
-    """What was found out about a network, to be used again."""
-
-    blocks: Sequence[Block]
-    shapes: Sequence[torch.Size]
-    """Of the blocks' outputs for two images."""
-    usual_shapes: Sequence[torch.Size]
-    """For larger images where it can take them: a map of 5 × 5 may be a single pixel for small images."""
-    note: str
-    """Why it is one block, if it is."""
-    constants: dict[str, Tensor]
-    dropouts: dict[str, nn.Module]
-
-
-_divisions: dict[tuple[str, int], _Division] = {}
-"""By architecture and size of the images. Tracing takes up to some seconds."""
-
-
-def _divide(backbone: Backbone, network: nn.Module, size: int) -> _Division:
-    """A network's blocks, and the shapes of their outputs.
-
-    Raises `UntracedError` if it is of no use, and whatever it raises itself for images of such a size.
-    """
-    arch = backbone.arch
-    if (known := _divisions.get((arch, size))) is None:
-        note, divided = "", network
-        try:
-            blocks, shapes = find_blocks(network, size)
-        except UntracedError as error:
-            note = f"{arch} cannot be divided into blocks: {error}"
-            divided = _whole(copy.deepcopy(network), error)
-            blocks = [Block("features", (WHOLE,), _run_whole, arch)]
-            shapes = output_shapes(divided, blocks, size)
-        usual_shapes = shapes
-        if (usual := backbone.preprocessing(None).crop) > size:
-            with suppress(Exception):  # it takes images of one size only
-                usual_shapes = output_shapes(divided, blocks, usual)
-        constants = {name: each for name, each in network.named_buffers() if name.startswith(CONSTANT)}
-        dropouts = {name: each for name, each in network.named_children() if name.startswith(DROPOUT)}
-        known = _divisions[arch, size] = _Division(blocks, shapes, usual_shapes, note, constants, dropouts)
-    for name, constant in known.constants.items():
-        network.register_buffer(name, constant.clone(), persistent=False)
-    for name, dropout in known.dropouts.items():
-        network.add_module(name, copy.deepcopy(dropout))
-    return known
-
-
-class _Whole(nn.Module):
-    """A network of timm that cannot be divided: all but its classifier is one block."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        before = network.state_dict().keys()
-        network.reset_classifier(0)
-        self.dropped = tuple(f"{WHOLE}.{name}" for name in before - network.state_dict().keys())
-        self.add_module(WHOLE, network)
-
-
-def _whole(network: nn.Module, reason: UntracedError) -> _Whole:
-    """A network as one block. Raises `UntracedError` if it does not offer that, with the reason for wanting it."""
-    if not hasattr(network, "forward_features"):
-        raise UntracedError(f"{reason}, and it has no forward_features, which could be one block")
-    return _Whole(network)
-
-
-def _run_whole(model: Any, values: Tensor) -> Tensor:
-    return cast(Tensor, model.network.forward_features(values))
-
-
 @dataclass
 class _HeadlessNetwork:
     """What a head is placed on."""
@@ -170,7 +98,7 @@ class _Traced:
     Raises ValueError if it has no feature maps or tokens.
     """
 
-    def __init__(self, arch: str, network: nn.Module, division: _Division) -> None:
+    def __init__(self, arch: str, network: nn.Module, division: Division) -> None:
         self.arch = arch
         self.network = network
         blocks, shapes = division.blocks, division.shapes

@@ -49,7 +49,7 @@ def model_card(setup: Setup, result: RunResult, predictions: Predictions, run_id
         ("Views", describe_views(experiment)),
         (
             "Input",
-            f"RGB images, {model.spec.input_size} × {model.spec.input_size} pixels after its own preparation",
+            f"RGB images, {model.spec.input_size} × {model.spec.input_size} pixels after the model's own resizing",
         ),
         ("Run", run_id),
     ]
