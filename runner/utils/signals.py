@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -9,8 +10,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 
@@ -84,53 +85,88 @@ def stop_signals() -> list[signal.Signals]:
 def interrupt_on_signals(again: bool = False) -> None:
     """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records.
 
+    The first signal raises it; later ones are ignored, unless it gets lost.
+
     Args:
         again: Send a signal again if its exception is gone before it has arrived. Code that is being imported may catch
-            and drop any exception, and the process would run on with its signals ignored.
+            and drop any exception, and the process would run on and ignore further signals.
+    """
+    interrupter = _Interrupter(again)
+    handler = interrupter.handle
+    for stop_signal in stop_signals():
+        signal.signal(stop_signal, handler)
+    hook = sys.unraisablehook
+    report = hook.report if isinstance(hook, _SignalAgain) else hook
+    sys.unraisablehook = _SignalAgain(interrupter, report)
+
+
+class _Interrupter:
+    """Raises `Interrupted` for the first stop signal, and for the next one after an exception that got lost.
+
+    Args:
+        again: See `interrupt_on_signals`.
     """
 
-    def raise_interrupted(number: int, _frame: FrameType | None) -> None:
-        # A second signal must not interrupt the closing of the records.
-        for stop_signal in stop_signals():
-            signal.signal(stop_signal, signal.SIG_IGN)
+    def __init__(self, again: bool) -> None:
+        self._again = again
+        self._is_stopping = False
+        self._watched: weakref.ref[Interrupted] | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler."""
+        if self._is_stopping:  # a second signal must not interrupt the closing of the records
+            return
+        self._is_stopping = True
         error = Interrupted(number)
-        if again:
-            weakref.finalize(error, _send_again_unless, error.arrived, number, again).atexit = False
+        if self._again:
+            self._watched = weakref.ref(error, partial(self._on_freed, error.arrived, number))
         try:
             raise error
         finally:
             del error  # else its own traceback would keep it
 
-    for stop_signal in stop_signals():
-        signal.signal(stop_signal, raise_interrupted)
-    if not isinstance(sys.unraisablehook, _SignalAgain):
-        sys.unraisablehook = _SignalAgain(sys.unraisablehook)
+    def ignores(self, _number: int) -> bool:
+        """Whether a signal is ignored now, because another one is being handled."""
+        return self._is_stopping
+
+    def send_again(self, number: int) -> None:
+        """Send a signal again a moment later, and raise `Interrupted` then. May be called in any thread."""
+        self._watched = None  # so that it is not sent twice
+        self._is_stopping = False
+        # threading.Thread would wait for a lock that this thread may hold: garbage is collected anywhere.
+        with suppress(RuntimeError):  # the interpreter shuts down
+            _thread.start_new_thread(_send_later, (number,))
+
+    def _on_freed(self, arrived: threading.Event, number: int, _freed: weakref.ref[Interrupted]) -> None:
+        """Called in the thread that has freed the exception, which may be any."""
+        if not arrived.is_set():
+            self.send_again(number)
 
 
-def _send_again_unless(arrived: threading.Event, number: int, again: bool = False) -> None:
-    """Send a stop signal again a moment later, unless it has arrived."""
-    if not arrived.is_set():
-        interrupt_on_signals(again)
-        timer = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
-        timer.daemon = True
-        timer.start()
+def _send_later(number: int) -> None:
+    time.sleep(AGAIN_SECONDS)
+    os.kill(os.getpid(), number)
 
 
 class _SignalAgain:
     """A hook for exceptions that Python ignores: those of destructors, and of callbacks as imports have them.
 
     A stop signal whose `Interrupted` was ignored is sent again a moment later.
+
+    Args:
+        interrupter: Raises the exception again.
+        report: The hook for other exceptions.
     """
 
-    def __init__(self, report: Callable[[sys.UnraisableHookArgs], object]) -> None:
-        self._report = report
+    def __init__(self, interrupter: _Interrupter, report: Callable[[sys.UnraisableHookArgs], object]) -> None:
+        self.interrupter = interrupter
+        self.report = report
 
     def __call__(self, ignored: sys.UnraisableHookArgs) -> None:
         if not isinstance(ignored.exc_value, Interrupted):
-            self._report(ignored)
-            return
-        _send_again_unless(ignored.exc_value.arrived, ignored.exc_value.signal)
-        ignored.exc_value.arrived.set()  # so that it is not sent twice
+            self.report(ignored)
+        elif not ignored.exc_value.arrived.is_set():
+            self.interrupter.send_again(ignored.exc_value.signal)
 
 
 class DeferredSignals:
@@ -147,8 +183,14 @@ class DeferredSignals:
             handler(number, None)
         raise Interrupted(number)
 
+    def ignores(self, number: int) -> bool:
+        """Whether the handler that a signal is deferred for ignores it now, because another one is being handled."""
+        owner = getattr(self._handlers[number], "__self__", None)
+        return isinstance(owner, (_Interrupter, DeferredSignals)) and owner.ignores(number)
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
+        if not self.ignores(number):
+            self.received = number
 
     def _install(self) -> None:
         handlers = {number: signal.getsignal(number) for number in stop_signals()}

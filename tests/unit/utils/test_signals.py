@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
 from runner.utils.signals import (
+    AGAIN_SECONDS,
     Interrupted,
     defer_signals,
     handle_signals,
@@ -43,6 +45,33 @@ def test_a_second_signal_does_not_interrupt_the_handling_of_the_first() -> None:
     with pytest.raises(Interrupted):
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_is_not_deferred_while_the_first_is_handled() -> None:
+    interrupt_on_signals()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with defer_signals() as outer, defer_signals() as inner:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert outer.received is inner.received is None
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_signal_is_ignored_while_the_exception_of_another_is_kept(is_kept: bool) -> None:
+    interrupt_on_signals(again=True)
+    with pytest.raises(Interrupted) as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+    kept = interrupted.value
+    if not is_kept:
+        kept.arrived.set()  # it ends the process
+        del kept, interrupted
+    gc.collect()
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(2 * AGAIN_SECONDS)
+    assert all(callable(signal.getsignal(number)) for number in stop_signals()), "children would ignore them"
+    if is_kept:
+        kept.arrived.set()
 
 
 def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(
@@ -129,17 +158,41 @@ def test_a_peer_has_exited_if_the_launcher_forwarded_no_signal(
     assert ("exited unexpectedly" in str(interrupted)) is not forwarded
 
 
-SWALLOWED = """
-import signal, sys, threading, time, os
+SCRIPT = """
+import gc, os, signal, sys, threading, time
 from runner.utils.exit_status import run_script
 
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(10)
+
+def swallow(work):  # as code that is imported may do
+    try:
+        work()
+    except BaseException:
+        pass
+
+def wait():  # for the signal that is sent again
+    time.sleep(10)
+    os._exit(1)
+
+def swallow_in_a_cycle():
+    try:
+        stop()
+    except BaseException as error:
+        kept = error  # its traceback has this frame
+
+class Stopping:
+    def __del__(self):
+        stop()
+
+class Waiting:
+    def __del__(self):
+        wait()
+
 def main(words):
-    for _ in range(2):  # as code that is imported may do
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-        except BaseException:
-            pass
+    gc.disable()
+    {lose}
     while True:
         time.sleep(0.1)
 
@@ -147,7 +200,19 @@ sys.exit(run_script(main))
 """
 
 
-def test_a_signal_whose_exception_is_swallowed_ends_a_script_all_the_same() -> None:
-    ended = subprocess.run([sys.executable, "-c", SWALLOWED], timeout=60, capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "lose",
+    [
+        pytest.param("swallow(stop); swallow(wait)", id="swallowed twice"),
+        pytest.param("Stopping(); swallow(wait)", id="ignored, then swallowed"),
+        pytest.param("swallow(stop); Waiting()", id="swallowed, then ignored"),
+        pytest.param(
+            "swallow_in_a_cycle(); threading.Thread(target=gc.collect).start()", id="freed by another thread"
+        ),
+    ],
+)
+def test_a_signal_whose_exception_gets_lost_ends_a_script_all_the_same(lose: str) -> None:
+    script = SCRIPT.format(lose=lose)
+    ended = subprocess.run([sys.executable, "-c", script], timeout=30, capture_output=True, text=True)
     assert ended.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in ended.stderr
+    assert ended.stderr == "runner: stopped by SIGTERM\n"
