@@ -20,7 +20,8 @@ from accelerate.utils import (
 )
 
 from runner.config.schema import Experiment
-from runner.features.compile_choice import compiling_pays
+from runner.features.compile_choice import known_choice
+from runner.features.compile_choice import should_compile as compiling_pays
 from runner.features.extractor import can_compile
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
@@ -118,7 +119,12 @@ def resolve_precision(setting: str, device: torch.device) -> str:
 
 
 def resolve_auto_settings(
-    experiment: Experiment, images: int, model: TransferModel, accelerator: Accelerator, terminal: Terminal
+    experiment: Experiment,
+    images: int,
+    model: TransferModel,
+    accelerator: Accelerator,
+    terminal: Terminal,
+    may_measure: bool = True,
 ) -> Experiment:
     """Replace "auto" in the settings of precision, inference batch and compilation; the same on every process.
 
@@ -128,6 +134,7 @@ def resolve_auto_settings(
         model: With its final frozen weights.
         accelerator: Device, precision and processes.
         terminal: Shows how the choice was made.
+        may_measure: Try whether to compile. Otherwise compilation stays "auto" if no speed is known.
     """
     settings = experiment.features
     batch_size = settings.batch_size
@@ -136,7 +143,10 @@ def resolve_auto_settings(
     compiled = settings.compile
     if compiled == "auto":
         cache = cache_folder(experiment.cache)
-        compiled = compiling_pays(model, accelerator, batch_size, images, cache, terminal)
+        if may_measure:
+            compiled = compiling_pays(model, accelerator, batch_size, images, cache, terminal)
+        elif (known := known_choice(model, accelerator, batch_size, images, cache)) is not None:
+            compiled = known
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, batch_size=batch_size, compile=compiled),

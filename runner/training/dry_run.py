@@ -48,7 +48,7 @@ def print_estimate(
             f"a run would download {download}; this dry run does not, and counts all features as still to compute"
         )
         experiment = _with_random_weights(experiment)
-    setup = prepare(experiment, accelerator, terminal)
+    setup = prepare(experiment, accelerator, terminal, may_measure=False)
     _print(setup, repeat, weights, terminal)
 
 
@@ -93,6 +93,8 @@ def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> No
                 f"{missing_images:,} images and views to compute; {size} to store in {cache / 'features'}",
             ),
         ]
+    if experiment.features.compile == "auto":
+        rows.append(("compiling", "a run tries first whether it saves time; the time below is without"))
     rows += [
         ("time", _time(setup, trainings, missing_images)),
         ("disk", _disk(setup, trainings)),

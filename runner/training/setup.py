@@ -45,7 +45,7 @@ class Setup:
     """An experiment with its images, model and features, ready for training or evaluation."""
 
     experiment: Experiment
-    """With "auto" resolved."""
+    """With "auto" resolved; but for `features.compile`, if it is not known and must not be measured."""
     manifest: Manifest
     model: TransferModel
     features: FeatureCache
@@ -138,6 +138,7 @@ def prepare(
     accelerator: Accelerator,
     terminal: Terminal,
     shared: SharedSetup | None = None,
+    may_measure: bool = True,
 ) -> Setup:
     """Set an experiment up for training.
 
@@ -146,6 +147,7 @@ def prepare(
         accelerator: Device and processes. Every process calls this function.
         terminal: Shows progress.
         shared: What it shares with other trainings; None: nothing.
+        may_measure: Try for some seconds whether to compile the frozen backbone, if that is not known.
 
     Raises `UserError` if data, weights or settings cannot work.
     """
@@ -166,9 +168,7 @@ def prepare(
             f"The processes of this run found different images in {manifest.root}: files came or went meanwhile; start"
             " again when nothing writes there."
         )
-    images = len(manifest.entries) + manifest.unused
     model = _build_model(experiment, manifest.classes, normalization, weights)
-    experiment = devices.resolve_auto_settings(experiment, images, model, accelerator, terminal)
     if model.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
@@ -177,6 +177,8 @@ def prepare(
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()
         check_memory(counts["train"] + counts["val"], model.last_layer.in_features, shared.make_room)
+    images = len(manifest.entries) + manifest.unused
+    experiment = devices.resolve_auto_settings(experiment, images, model, accelerator, terminal, may_measure)
     visible = manifest.without("test") if shared.hides_test else manifest
     setup = assemble(experiment, visible, model, accelerator, terminal, shared.in_memory)
     return setup if is_alone else shared.share(setup)
@@ -203,7 +205,7 @@ def assemble(
     """Move a model to the device and open the feature cache.
 
     Args:
-        experiment: With "auto" resolved.
+        experiment: With "auto" resolved; if `features.compile` is not, nothing is compiled.
         manifest: The images.
         model: With its weights.
         accelerator: Device and processes.
