@@ -45,7 +45,7 @@ class BackboneSpeed:
     compile_seconds: float
 
     def is_faster_compiled(self, images: int) -> bool:
-        """Whether compiling saves time for this many images of one process."""
+        """Whether compiling saves one process time for this many images."""
         if self.compiled_ips <= LEAST_GAIN * self.eager_ips:
             return False
         return images / self.compiled_ips + self.compile_seconds < images / self.eager_ips
@@ -69,6 +69,9 @@ def should_compile(
 ) -> bool:
     """Whether to compile the frozen backbone; the same on every process, each of which calls this function.
 
+    It depends neither on the number of processes nor on their threads, so that launches that share a cache share
+    features.
+
     Args:
         model: With its final frozen weights.
         accelerator: Device, precision and processes.
@@ -86,7 +89,7 @@ def should_compile(
             speed = _measure(model, accelerator, batch_size)
             with suppress(OSError):  # then the next run measures again
                 write_text(path, json.dumps(asdict(speed)))
-        compiled = speed.is_faster_compiled(images // accelerator.num_processes)
+        compiled = speed.is_faster_compiled(images)
         if is_new:
             terminal.line(f"{'compiles' if compiled else 'does not compile'} the frozen backbone: {speed}")
     return bool(broadcast_object_list([compiled])[0])
@@ -99,7 +102,7 @@ def known_choice(
     compiled: bool | None = False
     if accelerator.is_main_process and _is_worth_trying(model, accelerator, images):
         speed = _read(_path(model, accelerator, batch_size, cache))
-        compiled = None if speed is None else speed.is_faster_compiled(images // accelerator.num_processes)
+        compiled = None if speed is None else speed.is_faster_compiled(images)
     known: bool | None = broadcast_object_list([compiled])[0]
     return known
 
@@ -154,7 +157,7 @@ def _read(path: Path) -> BackboneSpeed | None:
 
 
 def _path(model: TransferModel, accelerator: Accelerator, batch_size: int, cache: Path) -> Path:
-    """File of the speed, named by what it depends on: layers, size, precision, processor and version."""
+    """File of the speed, named by layers, size, precision, processor and version."""
     computation = FeatureExtractor(model, accelerator, batch_size, compiled=False).computation(0)
-    key = digest(computation, model.spec.input_size, torch.__version__, torch.get_num_threads())
+    key = digest(computation, model.spec.input_size, torch.__version__)
     return cache / "compile" / f"{key}.json"

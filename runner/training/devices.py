@@ -20,8 +20,7 @@ from accelerate.utils import (
 )
 
 from runner.config.schema import Experiment
-from runner.features.compile_choice import known_choice
-from runner.features.compile_choice import should_compile as compiling_pays
+from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
@@ -144,7 +143,7 @@ def resolve_auto_settings(
     if compiled == "auto":
         cache = cache_folder(experiment.cache)
         if may_measure:
-            compiled = compiling_pays(model, accelerator, batch_size, images, cache, terminal)
+            compiled = should_compile(model, accelerator, batch_size, images, cache, terminal)
         elif (known := known_choice(model, accelerator, batch_size, images, cache)) is not None:
             compiled = known
     return dataclasses.replace(

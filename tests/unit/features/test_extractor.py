@@ -76,7 +76,7 @@ def test_auto_is_decided_by_all_images_of_the_dataset(
         return setup.prepare(make(*words), accelerator, QUIET).experiment.features.compile
 
     assert is_compiled() is False
-    monkeypatch.setattr("runner.training.devices.compiling_pays", lambda *arguments: arguments[3] == 36)
+    monkeypatch.setattr("runner.training.devices.should_compile", lambda *arguments: arguments[3] == 36)
     assert is_compiled() is True
     by_count = ("--split.by", "count", "--split.train", "4", "--split.val", "2", "--split.test", "1")
     assert is_compiled(*by_count) is True
