@@ -42,7 +42,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
 
     Stop signals raise `Interrupted`, and the process outlives what reads its output.
     """
-    interrupt_on_signals(again=True)
+    interrupt_on_signals(resend_if_lost=True)
     outlive_readers()
     return run_main(lambda: main(sys.argv[1:]), is_rank_0)
 
@@ -83,7 +83,7 @@ def is_rank_0() -> bool:
 def _describe(error: BaseException) -> Failure:
     pid = os.getpid()
     if isinstance(error, Interrupted):
-        error.arrived.set()
+        error.handled.set()
         return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
     if isinstance(error, KeyboardInterrupt):
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)

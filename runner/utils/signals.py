@@ -40,7 +40,7 @@ class Interrupted(BaseException):
         super().__init__(number)
         self.signal = signal.Signals(number)
         self._deadline = time.monotonic() + LAUNCHER_GRACE
-        self.arrived = threading.Event()
+        self.handled = threading.Event()
         """Set by what ends the process because of it."""
 
     @cached_property
@@ -82,16 +82,16 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
-def interrupt_on_signals(again: bool = False) -> None:
+def interrupt_on_signals(resend_if_lost: bool = False) -> None:
     """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records.
 
     The first signal raises it; later ones are ignored, unless it gets lost.
 
     Args:
-        again: Send a signal again if its exception is gone before it has arrived. Code that is being imported may catch
-            and drop any exception, and the process would run on and ignore further signals.
+        resend_if_lost: Send a signal again if its exception is gone before it is handled. Code that is being imported
+            may catch and drop any exception, and the process would run on and ignore further signals.
     """
-    interrupter = _Interrupter(again)
+    interrupter = _Interrupter(resend_if_lost)
     handler = interrupter.handle
     for stop_signal in stop_signals():
         signal.signal(stop_signal, handler)
@@ -104,11 +104,11 @@ class _Interrupter:
     """Raises `Interrupted` for the first stop signal, and for the next one after an exception that got lost.
 
     Args:
-        again: See `interrupt_on_signals`.
+        resend_if_lost: See `interrupt_on_signals`.
     """
 
-    def __init__(self, again: bool) -> None:
-        self._again = again
+    def __init__(self, resend_if_lost: bool) -> None:
+        self._resend_if_lost = resend_if_lost
         self._is_stopping = False
         self._watched: weakref.ref[Interrupted] | None = None
 
@@ -118,8 +118,8 @@ class _Interrupter:
             return
         self._is_stopping = True
         error = Interrupted(number)
-        if self._again:
-            self._watched = weakref.ref(error, partial(self._on_freed, error.arrived, number))
+        if self._resend_if_lost:
+            self._watched = weakref.ref(error, partial(self._on_freed, error.handled, number))
         try:
             raise error
         finally:
@@ -137,9 +137,9 @@ class _Interrupter:
         with suppress(RuntimeError):  # the interpreter shuts down
             _thread.start_new_thread(_send_later, (number,))
 
-    def _on_freed(self, arrived: threading.Event, number: int, _freed: weakref.ref[Interrupted]) -> None:
+    def _on_freed(self, handled: threading.Event, number: int, _freed: weakref.ref[Interrupted]) -> None:
         """Called in the thread that has freed the exception, which may be any."""
-        if not arrived.is_set():
+        if not handled.is_set():
             self.send_again(number)
 
 
@@ -165,7 +165,7 @@ class _SignalAgain:
     def __call__(self, ignored: sys.UnraisableHookArgs) -> None:
         if not isinstance(ignored.exc_value, Interrupted):
             self.report(ignored)
-        elif not ignored.exc_value.arrived.is_set():
+        elif not ignored.exc_value.handled.is_set():
             self.interrupter.send_again(ignored.exc_value.signal)
 
 

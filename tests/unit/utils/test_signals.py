@@ -58,12 +58,12 @@ def test_a_second_signal_is_not_deferred_while_the_first_is_handled() -> None:
 
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_a_signal_is_ignored_while_the_exception_of_another_is_kept(is_kept: bool) -> None:
-    interrupt_on_signals(again=True)
+    interrupt_on_signals(resend_if_lost=True)
     with pytest.raises(Interrupted) as interrupted:
         os.kill(os.getpid(), signal.SIGTERM)
     kept = interrupted.value
     if not is_kept:
-        kept.arrived.set()  # it ends the process
+        kept.handled.set()  # it ends the process
         del kept, interrupted
     gc.collect()
     os.kill(os.getpid(), signal.SIGINT)
@@ -71,7 +71,7 @@ def test_a_signal_is_ignored_while_the_exception_of_another_is_kept(is_kept: boo
     time.sleep(2 * AGAIN_SECONDS)
     assert all(callable(signal.getsignal(number)) for number in stop_signals()), "children would ignore them"
     if is_kept:
-        kept.arrived.set()
+        kept.handled.set()
 
 
 def test_a_signal_that_comes_where_exceptions_are_ignored_is_not_lost(
