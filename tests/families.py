@@ -67,4 +67,5 @@ FAMILIES = {
     "Swin": Family("swin_t", 64, 2),
     "MaxViT": Family("timm/maxvit_rmlp_pico_rw_256", 64, 2),
     "DINOv2": Family("timm/vit_small_patch14_dinov2", 28, 2),
+    "DINOv3": Family("timm/vit_tiny_patch16_dinov3_qkvb", 32, 2),
 }

@@ -41,23 +41,19 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(each) for each in found]))
         return 0
-    header = (
-        "architecture",
-        "parameters",
-        "input",
-        "weights here",
-        *("head", "last:1", "all") * any(each.split_points for each in found),
-    )
+    is_detailed = any(each.split_points for each in found)
+    header = ("architecture", *["parameters"] * is_detailed, "input", "weights here")
+    header += ("head", "last:1", "all") * is_detailed
     rows = []
     for each in found:
         points = {point.trainable: str(point) for point in each.split_points}
         facts = (
             each.arch,
-            f"{each.parameters / 1e6:,.1f} M" if each.parameters else "",
+            *[f"{each.parameters / 1e6:,.1f} M" if each.parameters else ""] * is_detailed,
             f"{each.input_size} px" if each.input_size else "",
             "yes" if each.weights_here else "no" if each.weights else "none",
         )
-        rows.append((*facts, *(points.get(name, "") for name in header[4:])))
+        rows.append((*facts, *(points.get(name, "") for name in header[len(facts) :])))
     terminal = Terminal()
     if args.markdown:
         for row in (header, ("---",) * len(header), *rows):
@@ -82,10 +78,19 @@ def _matching(pattern: str | None) -> list[str]:
     if pattern.startswith("timm") or "*" in pattern or "/" in pattern:
         names = LIBRARIES[timm_networks.PREFIX].names()
         known += [name for name in names if "." in pattern or "." not in name]
-    found = fnmatch.filter(known, pattern) or [name for name in known if pattern in name]
+    if not (found := _select(known, pattern)) and "timm" not in pattern:
+        known += [
+            name for name in LIBRARIES[timm_networks.PREFIX].names() if "." in pattern or "." not in name
+        ]
+        found = _select(known, pattern)
     if not found:
         raise UserError(
             f"No architecture matches {pattern!r}{did_you_mean(pattern, known)};"
             " names of timm begin with timm/, as in 'timm/resnet*'."
         )
     return found
+
+
+def _select(names: list[str], pattern: str) -> list[str]:
+    """Names that match a pattern, or else contain it."""
+    return fnmatch.filter(names, pattern) or [name for name in names if pattern in name]

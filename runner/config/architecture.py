@@ -20,21 +20,25 @@ Tree = Mapping[str, Any]
 def with_usual_values(tree: Tree) -> dict[str, Any]:
     """Settings with those that their `model.arch` and `model.weights` decide, where they are not given.
 
-    An unknown architecture decides nothing; it is refused where settings are validated.
+    `augment.resize` follows a given `augment.crop`, so that the same share of each image is seen. An unknown
+    architecture decides nothing; it is refused where settings are validated.
     """
     filled = copy.deepcopy(dict(tree))
     for group, values in _usual_values(tree).items():
         own = filled.setdefault(group, {})
-        if isinstance(own, dict):
-            filled[group] = {**values, **own}
+        if not isinstance(own, dict):
+            continue
+        if group == "augment" and isinstance(crop := own.get("crop"), int):
+            values["resize"] = round(crop * values["resize"] / values["crop"])
+        filled[group] = {**values, **own}
     return filled
 
 
 def for_network(tree: Tree, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Settings for another network: without those that the present architecture and weights decide.
 
-    Weights of the present architecture go with it; those in a file and random ones remain. So do values that are not
-    the usual ones.
+    Weights of the present architecture go with it; those in a file, random ones and those that the new one has, too,
+    such as package, remain. So do values that are not the usual ones.
 
     Args:
         tree: Is not changed.
@@ -53,13 +57,22 @@ def for_network(tree: Tree, changes: Mapping[str, Any]) -> dict[str, Any]:
         for name in usual - {"weights"}:
             own.pop(name, None)
     if new.get("arch", _arch(tree)) != _arch(tree):
-        if (weights := model.get("weights")) is not None and not is_file(str(weights)):
+        weights, usual_weights = model.get("weights"), _usual_values(tree).get("model", {}).get("weights")
+        stays = weights is None or is_file(str(weights)) or _has_weights(str(new["arch"]), str(weights))
+        if "weights" in model and ((weights is not None and weights == usual_weights) or not stays):
             del model["weights"]
         if isinstance(normalize := model.get("normalize"), str) and "." in normalize:
             del model["normalize"]  # an enum of the present architecture
     if new:
         changed["model"] = {**model, **new}
     return changed
+
+
+def _has_weights(arch: str, weights: str) -> bool:
+    try:
+        return weights in ARCHITECTURES.find(arch).implementation.weights_names()
+    except ValueError:  # an unknown architecture
+        return False
 
 
 _MISSING = object()

@@ -60,7 +60,7 @@ class ModelConfig:
     checkpoint with them as state_dict or model_state_dict); or null for random weights."""
     head: Literal["classifier", "pooled", "linear"] = "classifier"
     """classifier: the backbone's own classifier with its last layer replaced; pooled: a new head with a hidden layer on
-    the pooled convolutions; linear: a linear layer on them."""
+    its pooled maps (the class token or the mean of tokens); linear: a linear layer on them."""
     pool: PositiveInt | Annotated[tuple[PositiveInt, ...], MinLen(1)] = 3
     """Average pooling of the convolutions for a pooled or linear head: pool x pool, or a pyramid, as [1, 2, 3]."""
     pooled_layers: tuple[str, ...] = ()

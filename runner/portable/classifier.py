@@ -163,10 +163,9 @@ def _check_sizes(description: dict[str, Any]) -> None:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the tensors are finite float32 numbers (batch counts excepted)."""
+    """Raises ValueError unless the tensors are finite float32 numbers, or int64: counts of batches, and indices."""
     for name, value in tensors.items():
-        is_count = name.endswith("num_batches_tracked")
-        if not is_count and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
+        if value.dtype != torch.int64 and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
             raise ValueError(f"{name} does not hold finite float32 numbers")
 
 

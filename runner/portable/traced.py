@@ -246,16 +246,18 @@ def _layouts(network: nn.Module, blocks: Sequence[Block], shapes: Sequence[torch
     counts = [shape[1] for shape in shapes if len(shape) == 3]
     prefix = next((each for each in range(MAX_PREFIX_TOKENS) if counts and _is_square(counts[-1] - each)), 0)
     prefix = int(getattr(network, "num_prefix_tokens", prefix))
+    # Of the last tokens; 4 of an image and 5 others are 9, a square, too.
+    places = (
+        next((each for each in (counts[-1] - prefix, counts[-1]) if _is_square(each)), 0) if counts else 0
+    )
     layouts: dict[str, Layout] = {}
     for block, shape in zip(blocks, shapes, strict=False):
         if len(shape) == 4 and shape[2] == shape[3] > 1:
             layouts[block.name] = Layout(shape[1])
         elif len(shape) == 4 and shape[1] == shape[2] > 1:
             layouts[block.name] = Layout(shape[3], "channels_last")
-        elif len(shape) == 3 and shape[1] > 1 and abs(shape[1] - counts[-1]) in (0, prefix):
-            before = 0 if _is_square(shape[1]) else prefix
-            if _is_square(shape[1] - before):
-                layouts[block.name] = Layout(shape[2], "tokens", before)
+        elif len(shape) == 3 and places and shape[1] > 1 and shape[1] - places in (0, prefix):
+            layouts[block.name] = Layout(shape[2], "tokens", shape[1] - places)
     return layouts
 
 

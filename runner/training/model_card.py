@@ -6,6 +6,8 @@ from runner.config.choices import ARCHITECTURES
 from runner.evaluation.metrics import METRICS
 from runner.evaluation.predictions import Predictions
 from runner.evaluation.statistics import bootstrap
+from runner.models.timm_weights import package_and_version
+from runner.portable.backbones.timm_networks import PACKAGE
 from runner.training.results import RunResult
 from runner.training.setup import Setup
 from runner.training.summary import (
@@ -16,7 +18,10 @@ from runner.training.summary import (
     describe_views,
 )
 from runner.utils.safe_yaml import dump_yaml
-from runner.utils.text import markdown_text
+from runner.utils.text import markdown_text, one_line
+
+MAX_CLASSES = 30
+"""Names of classes that are listed."""
 
 
 def model_card(setup: Setup, result: RunResult, predictions: Predictions, run_id: str, name: str) -> str:
@@ -38,7 +43,7 @@ def model_card(setup: Setup, result: RunResult, predictions: Predictions, run_id
     }
     rows = [
         ("Model", describe_model(experiment)),
-        ("Pretrained weights", weights or f"none: {RANDOM_WEIGHTS}"),
+        ("Pretrained weights", _weights(setup)),
         (
             "License of the weights",
             license_name or "not stated by their source" if weights else "none needed",
@@ -57,7 +62,7 @@ def model_card(setup: Setup, result: RunResult, predictions: Predictions, run_id
         [
             f"---\n{dump_yaml(header).strip()}\n---",
             f"# {markdown_text(name or experiment.name)}",
-            f"Classifies images into {len(model.spec.classes):,} classes.",
+            f"Classifies images into {len(model.spec.classes):,} classes: {_class_names(setup)}.",
             _table(("", ""), [(what, markdown_text(text)) for what, text in rows]),
             f"## Scores on {len(predictions.labels):,} test images",
             "The test images were looked at once, at the end of the run. Intervals are for 95 %, over images.",
@@ -80,6 +85,20 @@ def _scores(predictions: Predictions) -> list[tuple[str, ...]]:
         bounds = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
         rows.append((METRICS[metric.name].label, f"{value:.4f}", bounds))
     return rows
+
+
+def _class_names(setup: Setup) -> str:
+    """The names of the classes; of many, the first ones."""
+    names = setup.model.spec.classes
+    shown = [markdown_text(one_line(name, 40)) for name in names[:MAX_CLASSES]]
+    return ", ".join([*shown, *["…"] * (len(names) > MAX_CLASSES)])
+
+
+def _weights(setup: Setup) -> str:
+    settings = setup.experiment.model
+    if settings.weights == PACKAGE:
+        return f"package {package_and_version(settings.arch)}"
+    return settings.weights or f"none: {RANDOM_WEIGHTS}"
 
 
 def _license(setup: Setup) -> str:

@@ -31,7 +31,7 @@ from runner.training.preflight import check_workers, warn_about_images, warn_abo
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint, resolve_child
 from runner.training.run_names import run_name
-from runner.training.setup import SharedSetup, prepare, required_views
+from runner.training.setup import SharedSetup, check_model, prepare, required_views
 from runner.training.side_by_side import train_side_by_side
 from runner.training.spread import Results
 from runner.utils.atomic_files import write_text
@@ -64,6 +64,7 @@ def train(
     """
     runs = len(repeat.experiments(experiment))
     check_workers(workers, runs, accelerator.num_processes, accelerator.device.type == "cpu")
+    check_model(experiment)
     start = start or ResumePoint(as_tree(experiment))
     session = TrackingSession(experiment, accelerator, terminal)
     original = reproduced_run()[1]

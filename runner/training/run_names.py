@@ -24,8 +24,8 @@ def run_description(experiment: Experiment, manifest: Manifest) -> str:
     """A paragraph on what is trained on which images, in MLflow's Markdown."""
     model, optim, train = experiment.model, experiment.optim, experiment.train
     sizes = ", ".join(f"{count:,} {split}" for split, count in manifest.counts().items())
-    heads = {"classifier": "its own classifier", "linear": "a linear head on the pooled convolutions"}
-    head = heads.get(model.head, "a new head on the pooled convolutions")
+    heads = {"classifier": "its own classifier", "linear": "a linear head on its features"}
+    head = heads.get(model.head, "a new head on its features")
     what = "the head is trained" if model.trainable == "head" else f"trained: {model.trainable}"
     views = experiment.augment.views
     how = f"Up to {train.epochs} epochs of {optim.name} at {_short(optim.lr)}, batches of {train.batch_size}"

@@ -253,8 +253,22 @@ def _build_model(
     normalization: Normalization,
     weights: PretrainedWeights | None,
 ) -> TransferModel:
+    spec = _model_spec(experiment, classes, normalization)
+    model = TransferModel(spec, experiment.seed.train, random_weights=weights is None)
+    if weights is not None:
+        pretrained.load_weights(model, weights)
+    return model
+
+
+def check_model(experiment: Experiment) -> None:
+    """Build the model without data and weights. Raises `UserError` if that fails: then no run is created."""
+    numbers = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    TransferModel(_model_spec(experiment, ("a", "b"), numbers), training_seed=0, random_weights=False)
+
+
+def _model_spec(experiment: Experiment, classes: tuple[str, ...], normalization: Normalization) -> ModelSpec:
     settings = experiment.model
-    spec = ModelSpec(
+    return ModelSpec(
         arch=settings.arch,
         head=settings.head,
         pool=settings.pool,
@@ -270,10 +284,6 @@ def _build_model(
         classes=classes,
         normalization=normalization,
     )
-    model = TransferModel(spec, experiment.seed.train, random_weights=weights is None)
-    if weights is not None:
-        pretrained.load_weights(model, weights)
-    return model
 
 
 def _normalization(

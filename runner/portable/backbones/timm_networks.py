@@ -134,10 +134,18 @@ class TimmNetwork:
             size: Height and width of the images.
             options: Further ones of `timm.create_model`.
         """
+        network = self._create(size, **options)
+        if getattr(
+            network, "dynamic_img_size", False
+        ):  # it computes position embeddings in each forward pass
+            network = self._create(size, dynamic_img_size=False, img_size=size, **options)
+        return network
+
+    def _create(self, size: int, **options: Any) -> nn.Module:
         timm, config = _timm(), self.configuration(None)
         if config.fixed_input_size or size != config.input_size[-1]:
             try:
-                network: nn.Module = timm.create_model(self.name, img_size=size, **options)
+                network: nn.Module = timm.create_model(self.name, **{"img_size": size} | options)
             except TypeError:  # it takes images of any size
                 pass
             else:

@@ -55,3 +55,15 @@ def test_a_network_that_cannot_be_divided_says_so(capsys: pytest.CaptureFixture[
 def test_a_filter_without_a_match_is_refused_with_similar_names() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet"):
         models.main(["--filter", "resnet1818"])
+
+
+def test_an_architecture_that_cannot_be_used_is_listed_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (found,) = listed(capsys, "--filter", "timm/deepseek_vit_412m")
+    assert found["split_points"] == []
+    assert "takes images with a border" in str(found["note"])
+
+
+def test_a_filter_finds_names_of_timm_without_their_prefix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "timm/tf_efficientnet_lite0" in [each["arch"] for each in listed(capsys, "--filter", "lite0")]

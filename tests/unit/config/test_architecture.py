@@ -14,6 +14,7 @@ from runner.config.tree import override
 from runner.utils.errors import UserError
 
 RESNET = ("ResNet18_Weights.IMAGENET1K_V1", 224, 256, "bilinear")
+LITE0 = "timm/tf_efficientnet_lite0"
 VGG16 = "VGG16_Weights.IMAGENET1K_V1"
 VIT = "timm/vit_small_patch14_dinov2.lvd142m"
 
@@ -82,6 +83,21 @@ def test_images_are_prepared_as_the_weights_need_it(
         assert isinstance(each.model.normalize, Normalization)
         assert each.model.normalize.mean[0] == mean
     assert prepared(override(experiment, {"model.weights": usual.model.weights})) == prepared(usual)
+
+
+def test_weights_that_the_new_architecture_has_too_stay() -> None:
+    lite, _ = parse(["--config", "caltech101", "--model.arch", LITE0, "--model.weights", "package"])
+    assert override(lite, {"model.arch": LITE0.replace("lite0", "lite2")}).model.weights == "package"
+    assert override(lite, {"model.arch": "resnet18"}).model.weights == RESNET[0]
+    usual = override(lite, {"model.weights": "in1k"})
+    assert (
+        override(usual, {"model.arch": "timm/resnet50"}).model.weights == "a1_in1k"
+    )  # though it has in1k, too
+
+
+def test_the_size_to_resize_to_follows_that_of_the_crop() -> None:
+    experiment, _ = parse(["--config", "folder", "--data.root", "photos", "--augment.crop", "112"])
+    assert prepared(experiment)[1:3] == (112, 128)
 
 
 def test_sizes_that_are_given_stay_together() -> None:
