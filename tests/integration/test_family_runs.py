@@ -81,7 +81,7 @@ def test_an_interrupted_run_continues_to_the_same_result(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ResNet", "ViT"])
+@pytest.mark.parametrize("name", [pytest.param("ResNet", marks=pytest.mark.long), "ViT"])
 def test_a_killed_run_continues_to_the_same_result(
     name: str, new_workspace: Callable[[Path], Workspace], tmp_path: Path
 ) -> None:
@@ -96,7 +96,13 @@ def test_a_killed_run_continues_to_the_same_result(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in ("ResNet", "EfficientNet-Lite", "ViT")))
+        for name in FAMILIES
+    ],
+)
 def test_an_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

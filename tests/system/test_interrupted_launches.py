@@ -110,7 +110,10 @@ def test_a_command_that_is_stopped_saves_its_last_step(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("who", ["all", "rank 1", "rank 0", "launcher", "all, then on one process"])
+LONG = [pytest.param(each, marks=pytest.mark.long) for each in ("all", "rank 1", "launcher")]
+
+
+@pytest.mark.parametrize("who", ["rank 0", "all, then on one process", *LONG])
 def test_two_processes_are_resumed(
     workspace: Workspace, on_two_processes: Workspace, start: Start, who: str
 ) -> None:
@@ -193,7 +196,7 @@ def descendants(process: Process) -> dict[psutil.Process, str]:
     return found
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_hangs_ends_the_launch(workspace: Workspace, start: Start, rank: int) -> None:
     words = runner("train", *workspace.words, *FORTY_EPOCHS, *EVERY_STEP, "-n", "2", "--train.timeout", "0.1")
     process = start(words, workspace.folder)
