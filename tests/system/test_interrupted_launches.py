@@ -109,10 +109,10 @@ def test_a_command_that_is_stopped_saves_its_last_step(
     assert points(workspace.client, run.info.run_id) == points(whole.client, other.info.run_id)
 
 
-@pytest.mark.timeout(600)
 LONG = [pytest.param(each, marks=pytest.mark.long) for each in ("all", "rank 1", "launcher")]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("who", ["rank 0", "all, then on one process", *LONG])
 def test_two_processes_are_resumed(
     workspace: Workspace, on_two_processes: Workspace, start: Start, who: str
