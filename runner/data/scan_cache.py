@@ -167,9 +167,12 @@ def _from_bytes(content: bytes) -> KnownImages:
     expected, table = content[: 2 * DIGEST_BYTES], memoryview(content)[2 * DIGEST_BYTES + 1 :]
     if digest_bytes(table).encode() != expected:
         raise ValueError("damaged")
-    with pa.ipc.open_stream(table) as reader:
-        read = reader.read_all().combine_chunks()
-    read.validate(full=True)
+    try:
+        with pa.ipc.open_stream(table) as reader:
+            read = reader.read_all().combine_chunks()
+        read.validate(full=True)
+    except pa.ArrowException as error:  # not all of them are a ValueError
+        raise ValueError("damaged") from error
     return _from_table(read)
 
 

@@ -163,7 +163,10 @@ def _check_sizes(description: dict[str, Any]) -> None:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raises ValueError unless the tensors are finite float32 numbers, or int64: counts of batches, and indices."""
+    """Raises ValueError unless the tensors are finite float32 numbers, or int64: counts of batches, and indices.
+
+    `build_model` checks that each has the type that the network needs.
+    """
     for name, value in tensors.items():
         if value.dtype != torch.int64 and (value.dtype != torch.float32 or not torch.isfinite(value).all()):
             raise ValueError(f"{name} does not hold finite float32 numbers")

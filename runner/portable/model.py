@@ -318,8 +318,21 @@ def build_model(spec: dict[str, Any], classes: int, tensors: dict[str, Tensor]) 
         head = build_head(description, pooled_features(backbone, description, variants), classes)
     normalization = spec["normalization"]
     model = LayeredModel(backbone, head, normalization["mean"], normalization["std"], variants)
+    _check_types(model, tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
+
+def _check_types(model: LayeredModel, tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if a tensor has another type than the model's, or indices are not the network's own."""
+    for name, value in model.state_dict().items():
+        if (given := tensors.get(name)) is None:
+            continue
+        if given.dtype != value.dtype:
+            raise ValueError(f"{name} is {given.dtype}, not {value.dtype}".replace("torch.", ""))
+        is_index = not value.is_floating_point() and not name.endswith("num_batches_tracked")
+        if is_index and not value.is_meta and not torch.equal(given.cpu(), value):
+            raise ValueError(f"{name} holds other indices than the network's")
 
 
 def supported_precision(precision: str, device: torch.device) -> str:
