@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runner.config import parser
+from runner.portable import backbone
 from runner.portable.backbone import find_backbone
 from runner.portable.graph import UntracedError, find_blocks, run_block
 from runner.portable.model import build_backbone
@@ -98,6 +99,7 @@ def test_tensors_that_a_pooled_head_does_not_use_are_named() -> None:
 
 
 def test_without_timm_a_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone._of_library.cache_clear()  # what other tests have found
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install timm"):
         find_backbone("timm/resnet10t")
