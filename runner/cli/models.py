@@ -75,13 +75,10 @@ def _matching(pattern: str | None) -> list[str]:
     known = [*BACKBONES, *(name for name in LIBRARIES[""].names() if name not in BACKBONES)]
     if pattern is None:
         return known
-    if pattern.startswith("timm") or "*" in pattern or "/" in pattern:
+    names_timm = pattern.startswith("timm") or "*" in pattern or "/" in pattern
+    if names_timm or not (found := _select(known, pattern)):
         names = LIBRARIES[timm_networks.PREFIX].names()
         known += [name for name in names if "." in pattern or "." not in name]
-    if not (found := _select(known, pattern)) and "timm" not in pattern:
-        known += [
-            name for name in LIBRARIES[timm_networks.PREFIX].names() if "." in pattern or "." not in name
-        ]
         found = _select(known, pattern)
     if not found:
         raise UserError(

@@ -49,7 +49,8 @@ def for_network(tree: Tree, changes: Mapping[str, Any]) -> dict[str, Any]:
     new = {name: changes[f"model.{name}"] for name in ("arch", "weights") if f"model.{name}" in changes}
     if all(model.get(name, _MISSING) == value for name, value in new.items()):
         return changed
-    for group, values in _usual_values(tree).items():
+    usual_values = _usual_values(tree)
+    for group, values in usual_values.items():
         own = _group(changed, group)
         usual = {name for name, value in values.items() if own.get(name, value) == value}
         if not usual.issuperset(SIZES):
@@ -57,14 +58,13 @@ def for_network(tree: Tree, changes: Mapping[str, Any]) -> dict[str, Any]:
         for name in usual - {"weights"}:
             own.pop(name, None)
     if new.get("arch", _arch(tree)) != _arch(tree):
-        weights, usual_weights = model.get("weights"), _usual_values(tree).get("model", {}).get("weights")
-        stays = weights is None or is_file(str(weights)) or _has_weights(str(new["arch"]), str(weights))
-        if "weights" in model and ((weights is not None and weights == usual_weights) or not stays):
+        weights, usual_weights = model.get("weights"), usual_values.get("model", {}).get("weights")
+        fits = is_file(str(weights)) or _has_weights(str(new["arch"]), str(weights))
+        if weights is not None and (weights == usual_weights or not fits):
             del model["weights"]
         if isinstance(normalize := model.get("normalize"), str) and "." in normalize:
             del model["normalize"]  # an enum of the present architecture
-    if new:
-        changed["model"] = {**model, **new}
+    changed["model"] = {**model, **new}
     return changed
 
 

@@ -24,7 +24,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from runner.config.choices import ARCHITECTURES
 from runner.config.schema import ModelConfig, Normalization
 from runner.config.validation import NORMALIZATION_KEYS, check_weights, is_file
-from runner.models.timm_weights import cached_file, download_folder, fitted, read_timm
+from runner.models.timm_weights import cached_file, download_folder, fitted, read_timm, torch_folder
 from runner.models.transfer_model import TransferModel
 from runner.portable.backbones.timm_networks import PACKAGE, PREFIX
 from runner.portable.model import is_within
@@ -115,7 +115,7 @@ def missing_download(settings: ModelConfig) -> Download | None:
         tag = settings.arch, settings.weights
         is_here = settings.weights == PACKAGE or cached_file(*tag)
         return None if is_here else Download(settings.weights, "", download_folder(*tag))
-    member, folder = _enum_member(settings.weights), _download_folder()
+    member, folder = _enum_member(settings.weights), torch_folder()
     if (folder / member.url.rpartition("/")[2]).is_file():
         return None
     megabytes = member.meta.get("_file_size")
@@ -198,7 +198,7 @@ def _fault(value: Tensor, expected: Tensor, arch: str) -> str:
 
 def _from_enum(name: str) -> PretrainedWeights:
     member = _enum_member(name)
-    folder = _download_folder()
+    folder = torch_folder()
     try:
         with download_timeout():
             tensors = member.get_state_dict(
@@ -215,10 +215,6 @@ def _from_enum(name: str) -> PretrainedWeights:
             " or set model.weights to a file that you have."
         ) from None
     return PretrainedWeights(name, tensors, weights_normalization(name))
-
-
-def _download_folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def _enum_member(name: str) -> torchvision.models.WeightsEnum:

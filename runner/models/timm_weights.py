@@ -106,12 +106,17 @@ def fitted(arch: str, tensors: dict[str, Tensor], size: int) -> dict[str, Tensor
         return tensors
 
 
+def torch_folder() -> Path:
+    """Where torchvision, and timm for weights with an address, download files to."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
 def download_folder(arch: str, weights: str) -> Path:
     """Where the file of a tag's weights goes: the cache of the hub, or torch's for weights that have an address."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     on_hub = TimmNetwork(arch).configuration(weights).hf_hub_id
-    return Path(HF_HUB_CACHE) if on_hub else Path(torch.hub.get_dir()) / "checkpoints"
+    return Path(HF_HUB_CACHE) if on_hub else torch_folder()
 
 
 def cached_file(arch: str, weights: str) -> Path | None:
