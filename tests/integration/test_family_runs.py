@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from commands import runs_of
 from families import FAMILIES
 from helpers import QUIET, Make, Recorder, checkpoint_content, comparable
 from interrupted_fits import interrupt_run, without_times
 from killed_runs import EVERY_STEP, Kill, Workspace, assert_same_run, train_whole
 from loaded import INFERENCE
+from stores import open_store
 
+from runner import train as train_script
 from runner.config.tree import as_tree
 from runner.serving.packaging import describe, to_classifier
 from runner.serving.predictor import LoadedModel
 from runner.training import run
 from runner.training.resume import ResumePoint
+from runner.utils.errors import UserError
 
 SHORT = ("--train.epochs", "2", "--augment.views", "none", "--features.compile", "false")
 DURATIONS = ("epoch_seconds", "images_per_second", "system/")
@@ -117,3 +121,10 @@ def test_an_onnx_file_computes_what_the_model_does(name: str, tmp_path: Path) ->
     loaded = LoadedModel(classifier, "a test model")
     onnx.export_onnx(loaded, tmp_path / "model.onnx")
     assert onnx.compare_onnx(loaded, tmp_path / "model.onnx") <= onnx.TOLERANCE
+
+
+@pytest.mark.usefixtures("plain_environment")
+def test_a_model_that_cannot_be_built_creates_no_run(small: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="last:99"):
+        train_script.main([*small, "--model.trainable", "last:99"])
+    assert runs_of(open_store(tmp_path / "mlruns")[1]) == []
