@@ -52,8 +52,10 @@ class Host:
         """Start the host."""
         script = f"hostname {self.name}; mount --bind {self.folder.parent / 'etc-hosts'} /etc/hosts; {INIT}"
         self._init = subprocess.Popen(
-            [*_in_network(self.network), "unshare", *NAMESPACES[1:], "--fork", "--mount-proc", "--kill-child"]
-            + ["bash", "-c", script],
+            [
+                *(*_in_network(self.network), "unshare", *NAMESPACES[1:], "--fork", "--mount-proc"),
+                *("--kill-child", "bash", "-c", script),
+            ],
             stderr=subprocess.DEVNULL,  # unshare complains when its child is killed
         )
         deadline = time.monotonic() + 30
