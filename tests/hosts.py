@@ -42,6 +42,7 @@ class Host:
     folder: Path
     prefix: str
     _init: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _started: list[subprocess.Popen[str]] = field(default_factory=list, init=False)
 
     @property
     def network(self) -> str:
@@ -81,7 +82,9 @@ class Host:
         """Start a command on the host."""
         environment = {**(os.environ if env is None else env), "TMPDIR": str(self.folder / "tmp")}
         words = ["nsenter", "-t", str(self._pid), *NAMESPACES, "--", *command]
-        return subprocess.Popen(words, env=environment, text=True, **options)
+        process = subprocess.Popen(words, env=environment, text=True, **options)
+        self._started.append(process)
+        return process
 
     def run(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 120
@@ -125,6 +128,8 @@ class Host:
     def unpause(self) -> None:
         """Continue them."""
         self._signal(signal.SIGCONT)
+        for process in self._started:  # nsenter stops itself with what it has started
+            process.send_signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
         for process in self.processes():

@@ -1,5 +1,8 @@
 """Runs a script of the runner under `accelerate launch`, on as many processes as asked for.
 
+Several hosts are started by a scheduler, and each of its tasks calls this. It is one process of the script if a host
+has several tasks; if each host has one, it launches that host's processes.
+
 `accelerate launch` replaces a script's exit status by 1 and adds a traceback. So the first process that fails writes
 how to a file (`runner.utils.exit_status`). This module prints that, once, and returns its status.
 """
@@ -23,12 +26,21 @@ from typing import IO
 import psutil
 
 from runner.cli.options import positive_integer
+from runner.utils.cluster import ClusterTask, this_task
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 from runner.utils.exit_status import read_failure
-from runner.utils.launch_environment import COMMAND, LAUNCHER_PID, PROCESS_COUNT, STATUS_FILE, STOPPED_SUFFIX
+from runner.utils.launch_environment import (
+    COMMAND,
+    LAUNCHER_PID,
+    PROCESS_COUNT,
+    STATUS_FILE,
+    STOPPED_SUFFIX,
+    join_seconds,
+)
 from runner.utils.output import outlive_readers
 from runner.utils.paths import PACKAGE
+from runner.utils.port_agreement import agree_on_port
 from runner.utils.processes import cpu_count, gpu_count, pause_children
 from runner.utils.redaction import redact
 from runner.utils.signals import handle_signals
@@ -56,15 +68,21 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
     """Run `runner/SCRIPT` under `accelerate launch` and return its exit status.
 
+    If this is a task of a scheduler's step, and one of several on its host, it becomes a process of the script, and
+    this does not return.
+
     Args:
         script: Path below `runner/`.
         argv: The script's words.
-        processes: How many; None: one per GPU, or one on the CPU.
+        processes: How many on this host; None: one per GPU, or one on the CPU.
 
-    Raises `UserError` for more processes than GPUs.
+    Raises `UserError` for more processes than GPUs, and if the other tasks of a step cannot be reached.
     """
     outlive_readers()
     gpus = gpu_count()
+    task = this_task()
+    if task is not None and not task.one_per_host:
+        _become_process(script, argv, processes, task)
     count = processes or max(1, gpus)
     if gpus and count > gpus:
         raise UserError(
@@ -76,27 +94,55 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         environment = {
             **os.environ,
             STATUS_FILE: str(status_file),
-            PROCESS_COUNT: str(count),
             COMMAND: shlex.join(["runner", *sys.argv[1:]]),
             LAUNCHER_PID: str(os.getpid()),
         }
         if not gpus:
             environment["ACCELERATE_USE_CPU"] = "true"
+        if task is None:
+            environment[PROCESS_COUNT] = str(count)
         config = Path(folder) / "accelerate.yaml"
         config.write_text(ACCELERATE_CONFIG)
-        command = [*_accelerate_launch(count, gpus, config), str(PACKAGE / script), *argv]
+        command = [*_accelerate_launch(count, gpus, config, task), str(PACKAGE / script), *argv]
         return _supervise(command, environment, status_file)
 
 
-def _accelerate_launch(count: int, gpus: int, config: Path) -> list[str]:
+def _become_process(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> None:
+    """Replace this process by a process of the script: the scheduler has started as many as there shall be.
+
+    Raises `UserError` if the command asks for several processes, or if the other tasks cannot be reached.
+    """
+    if processes is not None:
+        raise UserError(
+            f"-n {processes} does not go with {task.local_count} tasks of {task.scheduler} on one host, which are the"
+            " processes; leave -n out, or start one task per host (srun --ntasks-per-node 1)."
+        )
+    environment = {
+        **os.environ,
+        **task.ranks(),
+        "MASTER_ADDR": task.first_host,
+        "MASTER_PORT": str(agree_on_port(task, join_seconds())),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(task.threads(cpu_count())),
+        COMMAND: shlex.join(["runner", *sys.argv[1:]]),
+    }
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, str(PACKAGE / script), *argv], environment)  # noqa: S606 (our own words)
+
+
+def _accelerate_launch(count: int, gpus: int, config: Path, task: ClusterTask | None = None) -> list[str]:
     """The launch command. Every option is spelled out: a user's Accelerate configuration must not change it."""
+    hosts = task.count if task else 1
     words = [
         *(sys.executable, "-m", "runner.utils.child", str(os.getpid())),
         *("accelerate.commands.launch", "--config_file", str(config)),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--num_processes", str(count)),
+        *("--num_machines", str(hosts), "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--num_processes", str(count * hosts)),
         *("--num_cpu_threads_per_process", str(max(1, cpu_count() // count))),
     ]
+    if task:
+        port = str(agree_on_port(task, join_seconds()))
+        where = ("--main_process_ip", task.first_host, "--main_process_port", port)
+        return [*words, "--multi_gpu", "--machine_rank", str(task.rank), *where, "--same_network"]
     if count > 1:  # --cpu would silently run one process
         return [*words, "--multi_gpu", "--main_process_port", "0"]
     return words if gpus else [*words, "--cpu"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from runner.utils.cluster import this_task
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
 from runner.utils.launch_environment import forget_other_launches
@@ -25,21 +26,25 @@ class Verb:
         summary: What the verb does, for the usage.
         usage: Its words, for the usage.
         launches: Whether it starts processes that compute together.
+        spans_hosts: Whether it may be started as several tasks of a scheduler, on one host or several.
     """
 
     target: str
     summary: str
     usage: str
     launches: bool = False
+    spans_hosts: bool = False
 
 
 VERBS = {
-    "train": Verb("runner.cli.train:main", "train a model", "IMAGES [--config NAME] [--resume auto]", True),
+    "train": Verb(
+        "runner.cli.train:main", "train a model", "IMAGES [--config NAME] [--resume auto]", True, True
+    ),
     "search": Verb(
-        "runner.study.coordinator:search", "search settings", "IMAGES --study NAME [--space NAME]", True
+        "runner.study.coordinator:search", "search settings", "IMAGES --study NAME [--space NAME]", True, True
     ),
     "evaluate": Verb(
-        "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True
+        "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True, True
     ),
     "predict": Verb("runner.cli.predict:main", "classify images", "IMAGE|DIR|GLOB… [--model MODEL]"),
     "explain": Verb(
@@ -105,10 +110,15 @@ def _run(words: list[str]) -> int:
         raise UserError(
             f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them."
         )
-    if (ignored := forget_other_launches()) and VERBS[name].launches:
+    task = this_task() if VERBS[name].launches else None
+    if task is not None and not VERBS[name].spans_hosts:
+        raise UserError(
+            f"{name} works on one host, but {task.scheduler} has started {task.count} of it; start it once."
+        )
+    if (ignored := forget_other_launches(task is not None)) and VERBS[name].launches:
         print(
             f"note: the environment has the ranks or plugins of another launch ({', '.join(ignored)}); they are"
-            " ignored, because this command starts its own processes (several hosts need accelerate launch)",
+            " ignored, because this command starts its own processes (several hosts: see docs/distributed.md)",
             file=sys.stderr,
         )
     module, _, function = VERBS[name].target.partition(":")

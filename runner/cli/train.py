@@ -9,6 +9,7 @@ from runner.config.parser import parse
 from runner.tracking.mlflow_server import check_reachable, tracking_server
 from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
 from runner.training.preflight import check, check_workers
+from runner.utils.cluster import this_task
 from runner.utils.console import Terminal
 from runner.utils.processes import gpu_count
 
@@ -20,10 +21,15 @@ Train an experiment and log the run to MLflow. Flags override the experiment fil
 def main(argv: Sequence[str]) -> int:
     """Train as the command line says: the exit status of the launched processes.
 
+    As a task of a scheduler's step it checks only the words: the rest is checked by all tasks together, so that all
+    end if one of them refuses.
+
     Raises `UserError` for what can be refused before anything is launched.
     """
     processes, rest = take_processes(argv)
     experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
+    if this_task() is not None:
+        return launch("train.py", rest, processes)
     gpus = gpu_count()
     runs = len(options.repeated.experiments(experiment))
     check_workers(options.workers, runs, processes or max(1, gpus), on_cpu=not gpus)

@@ -23,8 +23,8 @@ ROLE_VARIABLE = "RUNNER_WORKER"
 """Environment variable: the role that `runner search` gives to a process that it starts."""
 MOST_TOGETHER = 64
 """Trials that a worker trains together at most."""
-STOP_SIGNAL = signal.SIGUSR1
-"""Asks a worker to stop after its current trial."""
+STOP_SIGNAL = signal.SIGURG
+"""Asks a worker to stop after its current trial. Nothing else sends it: SIGUSR1 and SIGUSR2 are schedulers'."""
 
 
 @dataclass(frozen=True)

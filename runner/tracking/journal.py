@@ -154,6 +154,13 @@ class Journal:
             return True
         return age < HEARTBEAT_TIMEOUT
 
+    def last_heartbeat(self) -> float:
+        """When the owner last showed that it is alive, by the file server's clock; 0 if the journal is gone."""
+        try:
+            return (self.folder / "owner.json").stat().st_mtime
+        except OSError:
+            return 0.0
+
     def release(self) -> None:
         """Let others take the journal over at once, on any host: its owner will not write to it again."""
         with suppress(OSError):

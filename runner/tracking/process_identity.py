@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psutil
 
-from runner.utils.hashing import digest
-
 START_TOLERANCE = 1.0
 """Seconds by which two readings of one process's start time may differ."""
 
@@ -51,20 +49,33 @@ class ProcessIdentity:
 
 
 def this_host() -> str:
-    """The scope of a process id: host name, machine id and, in a container, its process namespace."""
-    parts = [socket.gethostname()]
-    with suppress(OSError):
-        parts.append(Path("/etc/machine-id").read_text().strip()[:8])
-    with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
-    return "/".join(parts)
+    """The scope of a process id: host name, machine id, process namespace (a container has its own), and boot.
+
+    Copies of a virtual machine have one name and one machine id, but each was booted by itself.
+    """
+    return "/".join([_this_machine(), _file_text("/proc/sys/kernel/random/boot_id")[:8]])
 
 
-def this_boot() -> str:
-    """A digest of `this_host()` and of its boot: two hosts of one launch may have one name and one machine id."""
+def _this_machine() -> str:
+    """What `this_host()` begins with, also after the next boot."""
+    namespace = ""
     with suppress(OSError):
-        return digest(this_host(), Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    return digest(this_host())
+        namespace = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+    return "/".join([socket.gethostname(), _file_text("/etc/machine-id")[:8], namespace])
+
+
+def _file_text(path: str) -> str:
+    with suppress(OSError):
+        return Path(path).read_text(encoding="utf-8").strip()
+    return ""
+
+
+this_boot = this_host
+
+
+def is_earlier_boot(host: str) -> bool:
+    """Whether a process's host is this machine before it was booted, as far as names tell: it may be a copy of it."""
+    return host != this_host() and host.startswith(f"{_this_machine()}/")
 
 
 def process_start_time(pid: int) -> float:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import psutil
 from filelock import Timeout
 
 from runner.tracking.journal import REMOVED_SUFFIX, Journal
 from runner.tracking.mlflow_server import TrackingServer
-from runner.tracking.process_identity import ProcessIdentity, this_host
+from runner.tracking.process_identity import ProcessIdentity, is_earlier_boot, this_host
 from runner.tracking.uploader import EXITED_UNEXPECTEDLY, deliver, short_reason
 from runner.utils.console import Terminal
 from runner.utils.redaction import redact
@@ -77,13 +78,16 @@ def dead_runs(server: TrackingServer, client: MlflowClient) -> list[Run]:
     """Runs that are RUNNING in MLflow, have no journal here, and whose process on this host is dead."""
     journals = {journal.owner.run_id for journal in Journal.find_all(server.journals)}
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    condition = f"attributes.status = 'RUNNING' and tags.`runner.host` = '{this_host()}'"
-    running = client.search_runs(experiments, condition, max_results=1000)
-    return [run for run in running if run.info.run_id not in journals and _process_is_dead(run.data.tags)]
+    condition = "attributes.status = 'RUNNING' and tags.`runner.host` LIKE '{}%'"
+    name = this_host().partition("/")[0]
+    running = client.search_runs(experiments, condition.format(f"{name}/"), max_results=1000)
+    return [run for run in running if run.info.run_id not in journals and _process_is_dead(run)]
 
 
-def _process_is_dead(tags: dict[str, str]) -> bool:
-    process = ProcessIdentity.from_tags(tags)
+def _process_is_dead(run: Run) -> bool:
+    process = ProcessIdentity.from_tags(run.data.tags)
+    if process is not None and is_earlier_boot(process.host):
+        return bool(run.info.start_time < psutil.boot_time() * 1000)
     return process is not None and not process.alive
 
 

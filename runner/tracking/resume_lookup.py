@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from runner.config.schema import Experiment
 from runner.config.tree import as_tree
 from runner.tracking import run_lookup
 from runner.tracking.interrupted_runs import STATE_FOLDER, InterruptedRun, list_interrupted_runs
-from runner.tracking.journal import Journal
+from runner.tracking.journal import HEARTBEAT_TIMEOUT, Journal
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
+from runner.tracking.process_identity import this_host
 from runner.utils.atomic_files import write_text
+from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.paths import RECORDS
 from runner.utils.redaction import redact
@@ -104,6 +107,30 @@ def resume_candidates(
         and not changed_settings(run, requested)
         and run.journal.alive == alive
     ]
+
+
+def wait_for_sign_of_life(
+    server: TrackingServer, experiment: Experiment, repeat: Repeat, terminal: Terminal
+) -> None:
+    """Wait until it is known of each run of an experiment that another host owns whether that host still works on it.
+
+    A host that has just died cannot be told from one that works, until its next heartbeat is overdue.
+    """
+    runs = resume_candidates(server, as_tree(experiment), repeat, alive=True)
+    waiting = {run: run.journal.last_heartbeat() for run in runs if run.journal.owner.host != this_host()}
+    for run in waiting:
+        owner = run.journal.owner
+        terminal.line(
+            f"run {run.label} may still run: process {owner.pid} on {owner.host}; waiting up to"
+            f" {HEARTBEAT_TIMEOUT:.0f} s for a sign of life"
+        )
+    while waiting:
+        time.sleep(0.5)
+        waiting = {
+            run: seen
+            for run, seen in waiting.items()
+            if run.journal.last_heartbeat() == seen and run.journal.alive
+        }
 
 
 def changed_settings(run: InterruptedRun, requested: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.process_identity import ProcessIdentity
 from runner.tracking.system_metrics import SystemMetricsSampler
+from runner.utils import peers
 from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError, NotResumableError, UserError, user_message
 from runner.utils.exit_status import peer_failure
@@ -131,6 +132,8 @@ def how_it_ended(error: BaseException) -> tuple[str, str]:
         return "FAILED", elsewhere
     if isinstance(error, Interrupted) and error.peer_exited:
         return "FAILED", str(error)
+    if isinstance(error, Interrupted):
+        peers.leave(str(error), error.signal)  # the process ends: the others need not wait until it has
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", user_message(error) or f"{type(error).__name__}: {error}"

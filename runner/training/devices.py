@@ -24,11 +24,14 @@ from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
+from runner.training import hosts
 from runner.utils import long_wait
+from runner.utils.cluster import choose_network_interface, this_task
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.launch_environment import PROCESS_COUNT
+from runner.utils.launch_environment import JOIN_MINUTES, PROCESS_COUNT, join_seconds
 from runner.utils.paths import cache_folder
+from runner.utils.port_agreement import agree_on_port
 from runner.utils.processes import cpu_count, parent_command
 from runner.utils.redaction import error_line
 
@@ -36,9 +39,10 @@ from runner.utils.redaction import error_line
 def create_accelerator(experiment: Experiment) -> Accelerator:
     """Join the processes of this launch, and resolve the precision.
 
-    Raises `UserError` as `init_processes` and `resolve_precision` do.
+    Raises `UserError` as `init_processes` and `resolve_precision` do, and if processes have other settings.
     """
     state = init_processes()
+    hosts.check_same_experiment(experiment, state)
     long_wait.set_timeout(timedelta(minutes=experiment.train.timeout))
     precision = broadcast_object_list([resolve_precision(experiment.train.precision, state.device)])[0]
     # Without plugins, Accelerate would take these settings from environment variables.
@@ -51,18 +55,26 @@ def create_accelerator(experiment: Experiment) -> Accelerator:
 
 
 def init_processes() -> PartialState:
-    """Join the processes of this launch. Raises `UserError` if that fails, or if fewer were started than requested."""
+    """Join the processes of this launch, and watch them from now on.
+
+    Raises `UserError` if that fails, if fewer were started than requested, or if they run different code.
+    """
+    timeout = join_seconds()
+    take_ranks(timeout)
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     # Without this, Accelerate takes several processes without GPUs for as many separate runs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
     try:
-        state = PartialState(cpu=cpu, timeout=long_wait.DEFAULT)
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+        long_wait.set_timeout(long_wait.DEFAULT)
     except (ImportError, ValueError, RuntimeError) as error:
         if not several and not any(os.environ.get(name) for name in ("RANK", "LOCAL_RANK")):
             raise  # a process alone joins none: say, its GPU does not work
+        master = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
-            f"The processes of this launch cannot be joined ({error_line(error)}); check or unset RANK, LOCAL_RANK,"
-            " WORLD_SIZE, MASTER_ADDR and MASTER_PORT in the environment, which ./launch.sh would ignore."
+            f"The processes of this launch cannot be joined at {master} ({error_line(error)}); see whether all hosts"
+            f" have started and reach it within {timeout / 60:g} minutes ({JOIN_MINUTES}), or unset RANK, LOCAL_RANK,"
+            " WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which ./launch.sh would ignore."
         ) from error
     requested = requested_processes()
     if requested is not None and requested != state.num_processes:
@@ -71,9 +83,34 @@ def init_processes() -> PartialState:
             f" that); use ./launch.sh train -n {requested}, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
             f" --num_processes {requested}."
         )
+    hosts.meet(state)
     if state.device.type == "cpu":
-        _use_all_cores(state.num_processes)
+        _use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))
     return state
+
+
+def take_ranks(timeout: float) -> None:
+    """Complete the ranks in the environment, where a scheduler has started this script itself.
+
+    Args:
+        timeout: Seconds to wait for the other processes.
+
+    Raises `UserError` if they cannot be reached.
+    """
+    environment = os.environ
+    if environment.get("RANK"):
+        if not environment.get("LOCAL_RANK"):  # as PyTorchJob starts a process in each of its containers
+            environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    elif (task := this_task()) is not None:
+        environment |= task.ranks()
+        environment.setdefault("OMP_NUM_THREADS", str(task.threads(cpu_count())))
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
+            port = agree_on_port(task, timeout)
+            environment |= {"MASTER_ADDR": task.first_host, "MASTER_PORT": str(port)}
+    several_hosts = environment.get("LOCAL_WORLD_SIZE") not in (None, environment.get("WORLD_SIZE"))
+    if several_hosts and (interface := choose_network_interface(environment.get("MASTER_ADDR", ""))):
+        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def requested_processes() -> int | None:
@@ -95,10 +132,12 @@ def requested_processes() -> int | None:
 
 
 def _use_all_cores(processes: int) -> None:
-    """Give each process its share of the cores: by default, `accelerate launch` gives it one thread."""
+    """Give each of a host's processes its share of the cores: by default, launchers give it one thread."""
     words = parent_command()
     chosen = any(word.startswith(("--num_cpu_threads_per_process", "--num-cpu-threads")) for word in words)
-    if chosen or not any("accelerate" in word for word in words):
+    if chosen or not any(
+        name in word for word in words for name in ("accelerate", "torchrun", "torch.distributed")
+    ):
         return
     with suppress(psutil.Error):
         if "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ():

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from runner.config.schema import Experiment
 from runner.utils.errors import UserError
-from runner.utils.signals import PEER_EXITED
+from runner.utils.peers import lost_peer, peers_signal
+from runner.utils.signals import PEER_EXITED, Interrupted
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """Parts of a RuntimeError's text when torch on a host, or a CUDA library on a GPU, cannot allocate memory."""
@@ -28,7 +29,10 @@ TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout"
 
 @contextmanager
 def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterator[None]:
-    """Raise `UserError` where memory runs out or another process is gone or hangs; other errors pass unchanged."""
+    """Raise `UserError` where memory runs out or another process is gone or hangs; other errors pass unchanged.
+
+    Where another process was asked to stop, raise `Interrupted`, as in that one.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -37,7 +41,10 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
             raise UserError(_out_of_memory(experiment, accelerator, text)) from error
         lost = isinstance(error, torch.distributed.DistError) or _contains(text, CONNECTION_LOST)
         if accelerator.num_processes > 1 and lost:
-            raise UserError(PEER_EXITED) from error
+            reason = lost_peer()
+            if (number := peers_signal()) is not None:
+                raise Interrupted(number) from error
+            raise UserError(reason or PEER_EXITED) from error
         if accelerator.num_processes > 1 and _contains(text, TIMED_OUT):
             raise UserError(
                 f"Another process of this launch has not answered for {experiment.train.timeout:g} minutes"

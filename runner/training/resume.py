@@ -19,7 +19,12 @@ from runner.config.tree import as_tree, check_setting, override
 from runner.tracking.interrupted_runs import InterruptedRun, why_not_resumable
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
-from runner.tracking.resume_lookup import AUTO, resume_candidates, runs_to_resume
+from runner.tracking.resume_lookup import (
+    AUTO,
+    resume_candidates,
+    runs_to_resume,
+    wait_for_sign_of_life,
+)
 from runner.training.setup import Setup
 from runner.training.snapshot import Snapshot, load_newest
 from runner.utils.console import Terminal
@@ -70,6 +75,8 @@ def resolve(
     found = None
     if state.is_main_process:
         server = tracking_server(experiment.tracking.root)
+        if options.resume == AUTO and not options.dry_run:
+            wait_for_sign_of_life(server, experiment, options.repeated, terminal)
         runs = runs_to_resume(server, experiment, options)
         if not (options.branch or options.dry_run):
             runs = _take_over_first(runs, server, options.resume != AUTO, terminal)

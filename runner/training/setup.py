@@ -10,7 +10,6 @@ import os
 from dataclasses import dataclass, field
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from runner.config.schema import Experiment, Normalization
 from runner.data.channel_stats import channel_statistics
@@ -25,7 +24,7 @@ from runner.features.in_memory import InMemoryFeatures
 from runner.models import pretrained
 from runner.models.pretrained import PretrainedWeights
 from runner.models.transfer_model import ModelSpec, TransferModel
-from runner.training import devices
+from runner.training import devices, hosts
 from runner.training.preflight import warn_about_images
 from runner.training.solvers.memory import check_memory
 from runner.training.solvers.products import KeptProducts
@@ -163,11 +162,7 @@ def prepare(
         weights = pretrained.read_weights(experiment.model, experiment.augment.input_size, experiment.cache)
         loader = _loader(experiment, manifest, accelerator)
         normalization = _normalization(experiment, weights, manifest, loader, terminal)
-    if len(set(gather_object([manifest.digest]))) > 1:
-        raise UserError(
-            f"The processes of this run found different images in {manifest.root}: files came or went meanwhile; start"
-            " again when nothing writes there."
-        )
+    hosts.check_same_data(manifest.digest, experiment)
     model = _build_model(experiment, manifest.classes, normalization, weights)
     if model.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(

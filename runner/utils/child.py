@@ -5,6 +5,7 @@ safe if the parent has threads.
 """
 
 import runpy
+import signal
 import sys
 
 from runner.utils.processes import exit_with_parent
@@ -12,5 +13,8 @@ from runner.utils.processes import exit_with_parent
 if __name__ == "__main__":
     parent, module, *words = sys.argv[1:]
     exit_with_parent(int(parent))
+    # A scheduler may send these to all processes of a job. Those that have something to save act on them.
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     sys.argv[:] = [module, *words]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

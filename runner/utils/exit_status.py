@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from runner.utils import peers
 from runner.utils.errors import user_message
 from runner.utils.launch_environment import STATUS_FILE, provide_home
 from runner.utils.output import discard, outlive_readers, prepare_output
@@ -44,7 +45,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """
     interrupt_on_signals(resend_if_lost=True)
     outlive_readers()
-    return run_main(lambda: main(sys.argv[1:]), is_rank_0)
+    return run_main(lambda: main(sys.argv[1:]), is_first_of_host)
 
 
 def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool] = lambda: True) -> int:
@@ -59,6 +60,7 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     provide_home()
     try:
         status = main() or 0
+        peers.leave()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
@@ -68,6 +70,7 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
         failure = _describe(error)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         failure = _describe(error)
+    peers.leave(failure.reason, failure.status - 128 if failure.status > 128 else None)
     if not _report(failure):
         _report_to_torch(failure)
         if failure.traceback or is_main_process():
@@ -75,15 +78,17 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     return failure.status
 
 
-def is_rank_0() -> bool:
-    """Whether this process is the first of its launch, or was not launched."""
-    return os.environ.get("RANK", "0") == "0"
+def is_first_of_host() -> bool:
+    """Whether this process is the first of its launch on this host, or was not launched."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _describe(error: BaseException) -> Failure:
     pid = os.getpid()
     if isinstance(error, Interrupted):
         error.handled.set()
+        if not error.peer_exited and (reason := peers.lost_peer()) and peers.peers_signal() is None:
+            return Failure(2, reason, pid=pid)
         return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
     if isinstance(error, KeyboardInterrupt):
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
@@ -146,5 +151,6 @@ def peer_failure() -> str | None:
     """Why another process of this launch failed; None if none did. This process ends as a consequence."""
     failure = read_failure(Path(os.environ.get(STATUS_FILE, "")))
     if failure is None or failure.pid == os.getpid() or failure.reason.startswith("stopped by "):
-        return None
+        reason = peers.lost_peer()
+        return reason if reason and peers.peers_signal() is None else None
     return failure.reason

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from runner.utils.errors import UserError
+
 PROCESS_COUNT = "RUNNER_PROCESSES"
 """The number of processes that the launcher was asked to start."""
 COMMAND = "RUNNER_COMMAND"
@@ -20,6 +22,9 @@ STATUS_FILE = "RUNNER_STATUS_FILE"
 STOPPED_SUFFIX = ".stopped"
 """A file named like the status file with this suffix exists once the launcher has forwarded a stop signal."""
 
+JOIN_MINUTES = "RUNNER_JOIN_TIMEOUT"
+"""Minutes that the processes of several hosts wait for each other at the start; a user may set it."""
+
 _OTHER_LAUNCH = re.compile(
     r"""
     ((LOCAL_|GROUP_|ROLE_|NODE_)?RANK | (LOCAL_|GROUP_|ROLE_)?WORLD_SIZE | ROLE_NAME | MASTER_(ADDR|PORT)  # torchrun
@@ -29,20 +34,41 @@ _OTHER_LAUNCH = re.compile(
     )$""",
     re.VERBOSE,
 )
+_STEP = re.compile(r"(OMPI|PMIX?)_|MASTER_ADDR$")
+"""What Open MPI sets for a task, and how its user names the host of rank 0."""
 _OWN = (PROCESS_COUNT, COMMAND, LAUNCHER_PID, STATUS_FILE)
 
 
-def forget_other_launches() -> list[str]:
+def forget_other_launches(in_step: bool = False) -> list[str]:
     """Remove what torchrun, MPI, Accelerate or an outer launch of ours set for this process; returns the foreign names.
 
     For a command that starts its own processes: Accelerate would wait for ranks that nobody starts.
+
+    Args:
+        in_step: A scheduler has started this process as one of several: what it has set for them stays.
     """
     for name in _OWN:
         os.environ.pop(name, None)
     names = sorted(name for name in os.environ if _OTHER_LAUNCH.match(name))
+    if in_step:
+        names = [name for name in names if not _STEP.match(name)]
+    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1) > 1:
+        names.append("SLURM_STEP_NUM_TASKS")
     for name in names:
         del os.environ[name]
     return names
+
+
+def join_seconds() -> float:
+    """Seconds that processes of several hosts wait for each other at the start. Raises `UserError` for odd values."""
+    text = os.environ.get(JOIN_MINUTES) or "10"
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < 10_000:
+        raise UserError(f"{JOIN_MINUTES} is {text!r}, but it must be a number of minutes, such as 10.")
+    return minutes * 60
 
 
 def provide_home() -> None:

@@ -69,6 +69,50 @@ def outlive_readers() -> None:
             setattr(sys, name, _outliving(stream))
 
 
+def label_lines(label: str) -> None:
+    """Begin each line that this process prints from now on with a label: several hosts write into one log."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream is not getattr(sys, f"__{name}__"):
+            stream.flush()
+        setattr(sys, name, _Labelled(stream, label))
+
+
+class _Labelled(io.TextIOBase):
+    """A stream of text whose lines begin with a label. It is no terminal: a progress bar redraws its line.
+
+    Args:
+        stream: Takes the lines.
+        label: What each begins with.
+    """
+
+    def __init__(self, stream: TextIO, label: str) -> None:
+        self._stream = stream
+        self._label = label
+        self._at_start = True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if text:
+            start = self._label if self._at_start else ""
+            self._at_start = text.endswith("\n")
+            body = text[:-1] if self._at_start else text
+            self._stream.write(start + body.replace("\n", f"\n{self._label}") + "\n" * self._at_start)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def discard(stream: TextIO) -> None:
     """Write what a stream still holds, and all that follows, to nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)

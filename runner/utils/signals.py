@@ -77,9 +77,12 @@ def _launcher_is_alive() -> bool:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that ask a process to stop; without SIGHUP if it is ignored, as under nohup."""
+    """The signals that ask a process to stop; without SIGHUP if it is ignored, as under nohup.
+
+    SLURM sends SIGUSR1 or SIGUSR2, whatever `--signal` says, some time before a job's end.
+    """
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGTERM, signal.SIGINT, *hangup]
+    return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, *hangup]
 
 
 def interrupt_on_signals(resend_if_lost: bool = False) -> None:

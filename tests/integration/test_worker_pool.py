@@ -27,8 +27,8 @@ STARTS_SLOWLY = """
 import signal, sys, time
 time.sleep(1)
 asked = []
-signal.signal(signal.SIGUSR1, lambda *_: asked.append(1))
-signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+signal.signal(signal.SIGURG, lambda *_: asked.append(1))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGURG])
 deadline = time.monotonic() + 30
 while not asked and time.monotonic() < deadline:
     time.sleep(0.05)

@@ -1,0 +1,211 @@
+"""The processes of a launch, on one host or several: what they run on, and that they run the same."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.distributed import distributed_c10d
+
+from runner.config.identity import Identity, weights_digest
+from runner.config.schema import Experiment
+from runner.config.tree import as_tree
+from runner.tracking.process_identity import this_host
+from runner.utils import peers
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest
+from runner.utils.output import label_lines
+from runner.utils.paths import PACKAGE
+
+SAME_EVERYWHERE = ("torch", "torchvision", "timm", "pillow", "numpy", "accelerate")
+"""Packages whose version decides results."""
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """A process of the launch."""
+
+    name: str
+    """Of its host."""
+    host: str
+    """Tells hosts apart that have one name."""
+    device: str
+    versions: dict[str, str]
+    """Of the runner's own code, as a digest, and of packages."""
+
+    @classmethod
+    def this(cls, device: torch.device) -> ProcessInfo:
+        """This process."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        versions = {"the runner's code": code_digest(), **{each: version(each) for each in SAME_EVERYWHERE}}
+        return cls(socket.gethostname(), this_host(), name, versions)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All processes of this launch, by rank."""
+
+    processes: Sequence[ProcessInfo]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts' names; those that share one are numbered."""
+        first = {each.host: each.name for each in reversed(self.processes)}
+        names = [first[host] for host in dict.fromkeys(each.host for each in self.processes)]
+        return [
+            name if names.count(name) == 1 else f"{name}#{names[: index + 1].count(name)}"
+            for index, name in enumerate(names)
+        ]
+
+    @property
+    def host_of(self) -> list[str]:
+        """The host's name of each process."""
+        hosts = list(dict.fromkeys(each.host for each in self.processes))
+        return [self.hosts[hosts.index(each.host)] for each in self.processes]
+
+    @property
+    def labels(self) -> list[str]:
+        """What each process is called: `node2 (rank 3)`."""
+        return [f"{host} (rank {rank})" for rank, host in enumerate(self.host_of)]
+
+    def describe(self) -> dict[str, Any]:
+        """For environment.json: each host with its devices."""
+        devices: dict[str, list[str]] = {host: [] for host in self.hosts}
+        for host, process in zip(self.host_of, self.processes, strict=True):
+            devices[host].append(process.device)
+        return {"hosts": devices, "world_size": len(self.processes)}
+
+    def differing(self, values: Sequence[dict[str, Any]]) -> str:
+        """How the first process that differs from rank 0 does so, in words; empty if none does.
+
+        Args:
+            values: Of each process, by name.
+        """
+        first = values[0]
+        for host, own in zip(self.host_of, values, strict=True):
+            names = [name for name in own if name in first and first[name] != own[name]]
+            if names:
+                shown = [
+                    f"{name} ({own[name]} there, {first[name]} on {self.host_of[0]})" for name in names[:3]
+                ]
+                return f"{host} has another {', '.join(shown)}{', …' * (len(names) > 3)}"
+        return ""
+
+
+_launch: Launch | None = None
+
+
+def this_launch() -> Launch:
+    """The processes of this launch; before they have joined, this process alone."""
+    return _launch or Launch([ProcessInfo.this(torch.device("cpu"))])
+
+
+def meet(state: PartialState) -> None:
+    """Learn of all processes of the launch, once, and watch them from now on. All of them call this together.
+
+    Raises `UserError` if they run different code.
+    """
+    global _launch
+    if _launch is not None:
+        return
+    _launch = launch = Launch(gather_object([ProcessInfo.this(state.device)]))
+    if state.num_processes == 1:
+        return
+    if len(launch.hosts) > 1:
+        label_lines(f"[{launch.host_of[state.process_index]}:{state.process_index}] ")
+    store = distributed_c10d._get_default_store().clone()
+    peers.watch(peers.Peers(store, state.process_index, launch.labels, _abort_function(state.device)))
+    raise_if_different("programs", [each.versions for each in launch.processes])
+
+
+def check_same_experiment(experiment: Experiment, state: PartialState) -> None:
+    """Raise `UserError` on all processes if their settings differ, as after a command was changed on one host."""
+    if state.num_processes > 1:
+        settings = Identity.of(as_tree(experiment)).settings
+        raise_if_different(
+            "settings", gather_object([{name: str(value) for name, value in settings.items()}])
+        )
+
+
+def check_same_data(manifest: str, experiment: Experiment) -> None:
+    """Raise `UserError` on all processes if some found other images, another split or other pretrained weights.
+
+    Args:
+        manifest: Digest of the images and their split.
+        experiment: Names the weights; a file's content is compared.
+    """
+    launch = this_launch()
+    values = {"images or split": manifest[:8]}
+    if (
+        len(launch.hosts) > 1 and os.environ.get("LOCAL_RANK", "0") == "0"
+    ):  # others of its host read the same file
+        values["pretrained weights"] = weights_digest(experiment.model.weights)[:8]
+    gathered = gather_object([values])
+    if len(launch.hosts) > 1:
+        raise_if_different("data", gathered)
+    elif any(each != values for each in gathered):
+        raise UserError(
+            f"The processes of this run found different images in {experiment.data.root}: files came or went meanwhile;"
+            " start again when nothing writes there."
+        )
+
+
+def raise_if_different(what: str, values: Sequence[dict[str, str]]) -> None:
+    """Raise `UserError` if the values of some process differ from those of rank 0.
+
+    Args:
+        what: They are.
+        values: Of each process, by name. A name that a process lacks is not compared.
+    """
+    if different := this_launch().differing(values):
+        raise UserError(f"The {what} of this launch differ: {different}; start all hosts with the same.")
+
+
+@cache
+def code_digest() -> str:
+    """Of the runner's own code, in 8 digits."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return digest([(str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")) for path in files])[:8]
+
+
+def _abort_function(device: torch.device) -> Callable[[], None]:
+    """What makes collective operations of this process fail at once, to be called in another thread."""
+    if device.type == "cuda":
+        return distributed_c10d._abort_process_group
+    connections = _gloo_connections()
+
+    def close_connections() -> None:
+        for descriptor, target in connections:
+            with suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{descriptor}") == target:
+                    with socket.socket(fileno=os.dup(descriptor)) as copy:
+                        copy.shutdown(socket.SHUT_RDWR)
+
+    return close_connections
+
+
+def _gloo_connections() -> list[tuple[int, str]]:
+    """The connections to other processes, apart from that to the store: descriptors, and what they stand for.
+
+    gloo's own way to abort does not reach an operation that waits.
+    """
+    store_port = int(os.environ.get("MASTER_PORT") or 0)
+    found = []
+    with suppress(psutil.Error, OSError):
+        for each in psutil.Process().net_connections("tcp"):
+            if each.status == psutil.CONN_ESTABLISHED and store_port not in (
+                each.laddr.port,
+                each.raddr.port,
+            ):
+                found.append((each.fd, os.readlink(f"/proc/self/fd/{each.fd}")))
+    return found

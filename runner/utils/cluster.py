@@ -1,0 +1,174 @@
+"""Processes that a scheduler has started on one host or several: SLURM's `srun`, Open MPI's `mpirun`.
+
+Each is one task of a step. Its environment says which; here that becomes the ranks that torch expects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+
+from runner.utils.errors import UserError
+
+SLURM_STARTERS = ("slurmstepd",)
+OPEN_MPI_STARTERS = ("orted", "prted", "mpirun", "mpiexec", "orterun", "prterun")
+"""Programs that start the tasks of a step. Where none has started this process, the variables are left over."""
+MACHINE_PROCESSES = "pid:[4026531836]"
+"""The process namespace of a machine itself. In a container's, the starter may be out of sight."""
+
+
+@dataclass(frozen=True)
+class ClusterTask:
+    """This process as one of several that a scheduler has started together.
+
+    Args:
+        scheduler: What has started them, for people.
+        step: What distinguishes them from other tasks of the scheduler.
+        rank: Of this one among all.
+        count: Of all.
+        local_rank: Of this one on its host.
+        local_count: Of those on this host.
+        first_host: Name or address of the host of rank 0; empty if the scheduler does not say.
+        host_index: Of this host, where the scheduler numbers them.
+    """
+
+    scheduler: str
+    step: str
+    rank: int
+    count: int
+    local_rank: int
+    local_count: int
+    first_host: str
+    host_index: int = 0
+
+    @property
+    def one_per_host(self) -> bool:
+        """Whether each host has one task, which may start several processes there. Only SLURM says so."""
+        return self.scheduler == "SLURM" and self.local_count == 1 and self.rank == self.host_index
+
+    def ranks(self) -> dict[str, str]:
+        """The variables from which torch and Accelerate read ranks, if each task is one process."""
+        numbers = {
+            "RANK": self.rank,
+            "WORLD_SIZE": self.count,
+            "LOCAL_RANK": self.local_rank,
+            "LOCAL_WORLD_SIZE": self.local_count,
+        }
+        return {name: str(number) for name, number in numbers.items()}
+
+    def threads(self, cores: int) -> int:
+        """Threads for this task, which may run on so many cores: all, if the scheduler has bound it to some."""
+        return cores if cores < (os.cpu_count() or 1) else max(1, cores // self.local_count)
+
+
+def this_task(environment: Mapping[str, str] = os.environ) -> ClusterTask | None:
+    """The task that this process is; None if it is alone, as in an interactive shell of a cluster.
+
+    Raises `UserError` if the scheduler's variables contradict each other.
+    """
+    try:
+        for read, starters in ((_slurm_task, SLURM_STARTERS), (_open_mpi_task, OPEN_MPI_STARTERS)):
+            if (task := read(environment)) is not None and _is_started_by(starters):
+                return task
+        return None
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(
+            f"The scheduler's variables in the environment cannot be read ({type(error).__name__}: {error}); start the"
+            " command with srun or mpirun itself, or unset SLURM_PROCID and OMPI_COMM_WORLD_SIZE to run on this host"
+            " alone."
+        ) from None
+
+
+def _is_started_by(programs: Collection[str]) -> bool:
+    """Whether one of some programs has started this process, directly or not; true if that cannot be seen."""
+    with suppress(psutil.Error):
+        if any(each.name() in programs for each in psutil.Process().parents()):
+            return True
+    try:
+        return os.readlink("/proc/self/ns/pid") != MACHINE_PROCESSES
+    except OSError:
+        return True
+
+
+def _slurm_task(environment: Mapping[str, str]) -> ClusterTask | None:
+    # The environment of sbatch's script and of salloc's shell describes the job; only srun's describes a step.
+    # A shell of `srun --pty` is a task, but what is typed in it is run once.
+    count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count <= 1 or "SLURM_PROCID" not in environment or "SLURM_PTY_PORT" in environment:
+        return None
+    index = int(environment["SLURM_NODEID"])
+    return ClusterTask(
+        "SLURM",
+        f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}.{environment.get('SLURM_RESTART_COUNT', 0)}",
+        rank=int(environment["SLURM_PROCID"]),
+        count=count,
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_count=tasks_per_host(environment["SLURM_STEP_TASKS_PER_NODE"])[index],
+        first_host=first_host(environment["SLURM_STEP_NODELIST"]),
+        host_index=index,
+    )
+
+
+def _open_mpi_task(environment: Mapping[str, str]) -> ClusterTask | None:
+    count = int(environment.get("OMPI_COMM_WORLD_SIZE", "1"))
+    if count <= 1:
+        return None
+    local_count = int(environment["OMPI_COMM_WORLD_LOCAL_SIZE"])
+    return ClusterTask(
+        "Open MPI",
+        environment.get("PMIX_NAMESPACE") or environment.get("OMPI_MCA_ess_base_jobid", ""),
+        rank=int(environment["OMPI_COMM_WORLD_RANK"]),
+        count=count,
+        local_rank=int(environment["OMPI_COMM_WORLD_LOCAL_RANK"]),
+        local_count=local_count,
+        first_host="127.0.0.1" if local_count == count else _address_of_mpirun(environment),
+    )
+
+
+def _address_of_mpirun(environment: Mapping[str, str]) -> str:
+    """MASTER_ADDR, or the host where mpirun runs, which by default has rank 0."""
+    if address := environment.get("MASTER_ADDR"):
+        return address
+    found = re.search(r"tcp4?://([\d.]+)", environment.get("OMPI_MCA_orte_hnp_uri", ""))
+    return found[1] if found else ""
+
+
+def tasks_per_host(text: str) -> list[int]:
+    """SLURM's numbers of tasks on each node: `2(x3),1` → [2, 2, 2, 1]. Raises ValueError for other texts."""
+    counts: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            raise ValueError(f"{text!r} is no list of tasks per node")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def first_host(nodes: str) -> str:
+    """The first of SLURM's list of nodes: `gpu[007-9,12],login` → `gpu007`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first[0]) if first else ""
+
+
+def choose_network_interface(address: str) -> str | None:
+    """The network interface of this host that leads to an address; None if that is not known.
+
+    gloo would take the one that this host's own name resolves to: often the loopback, which no other host reaches.
+    """
+    try:
+        target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(target[0], socket.SOCK_DGRAM) as probe:
+            probe.connect(target[4])  # sends nothing
+            own = {probe.getsockname()[0], target[4][0]}
+    except OSError:
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address.partition("%")[0] in own for each in addresses):
+            return name
+    return None

@@ -1,0 +1,210 @@
+"""Watches the other processes of a launch, which may run on other hosts, and ends this one if one of them is gone.
+
+A host that loses power, or whose cable is cut, closes no connection: the others would wait for its part of a collective
+operation until `train.timeout`. So each process counts up a number in the store through which the launch has met. The
+first process looks at all numbers, the others at the first one's. Whoever fails says there why, for all to read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from runner.utils.redaction import redact
+
+INTERVAL = 2.0
+"""Seconds between two looks at the others."""
+SILENCE = 25.0
+"""Seconds without a sign of life after which a process counts as lost."""
+UNWINDING = 5.0
+"""Seconds that the main thread has to notice that its collective operation has failed; then it gets a signal."""
+LAST_RESORT = 15.0
+"""Seconds after the signal until the process is ended all the same."""
+ANSWER = 2.0
+"""Seconds that the store has to answer a request of a process that ends."""
+FAILED = "runner/failed"
+"""The key under which the first failure is stored."""
+LOST = (
+    "Nothing has been heard of {names} for {seconds:.0f} s (its host or its network has failed, or it was stopped), so"
+    " the other processes stop too; run the same command with --resume auto to continue."
+)
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """What this module uses of torch's key-value stores."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def check(self, keys: list[str]) -> bool: ...
+    def multi_get(self, keys: list[str]) -> list[bytes]: ...
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes: ...
+    def set_timeout(self, timeout: timedelta) -> None: ...
+
+
+class Peers:
+    """The other processes of this launch.
+
+    Args:
+        store: Shared by all.
+        rank: Of this process.
+        labels: What each process is called, by rank.
+        abort: Makes collective operations fail that wait for others.
+    """
+
+    def __init__(self, store: Store, rank: int, labels: Sequence[str], abort: Callable[[], None]) -> None:
+        self.store = store
+        self.rank = rank
+        self.labels = labels
+        self.abort = abort
+        self.reason = ""
+        """Why another process has ended; empty as long as all is well."""
+        self.signal: int | None = None
+        """The signal that asked another process to stop, if that is the reason."""
+        self._watched = [other for other in range(len(labels)) if other != rank] if rank == 0 else [0]
+        self._counts: dict[int, bytes] = {}
+        self._silent = dict.fromkeys(self._watched, 0.0)
+        """Seconds without a new number, as far as this process was awake to see it."""
+        self._rounds = 0
+        self._ended = threading.Event()
+        self._noticed = threading.Event()
+
+    def start(self) -> None:
+        """Store a first number and begin to watch. All processes call this, then meet in a collective operation."""
+        self.store.set_timeout(timedelta(seconds=SILENCE))
+        self._beat()
+        for work in (self._exchange_numbers, self._look_for_silence):
+            threading.Thread(target=work, name="peers", daemon=True).start()
+
+    def end(self, failure: str = "", number: int | None = None) -> None:
+        """Stop watching: this process ends, for this reason and because of this signal, or as planned."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        if failure:
+            self._publish(failure, number)
+        _within(ANSWER, lambda: self.store.set(f"runner/left/{self.rank}", ""))
+
+    def failure(self) -> str:
+        """Why another process has ended; empty if none has. Asked by what ends this process because of it."""
+        if not self.reason:
+            _within(ANSWER, self._read_failure)
+        if self.reason:
+            self._noticed.set()
+        return self.reason
+
+    def _beat(self) -> None:
+        self._rounds += 1
+        self.store.set(f"runner/beat/{self.rank}", str(self._rounds))
+
+    def _exchange_numbers(self) -> None:
+        """In a thread of its own: where no packet comes through, a request waits for ever."""
+        keys = [f"runner/beat/{other}" for other in self._watched]
+        while not self._ended.wait(INTERVAL):
+            with suppress(Exception):  # counts as silence
+                self._beat()
+                for other, count in zip(self._watched, self.store.multi_get(keys), strict=True):
+                    if self._counts.get(other) != count:
+                        self._counts[other] = count
+                        self._silent[other] = 0.0
+                self._read_failure()
+                if self.reason:
+                    self._interrupt()
+
+    def _read_failure(self) -> None:
+        """Learn from the store why another process has ended, if one has."""
+        if not self.reason and self.store.check([FAILED]):
+            first = json.loads(self.store.get(FAILED))
+            if first["rank"] != self.rank:
+                self.signal = first["signal"]
+                self.reason = f"{self.labels[first['rank']]}: {first['reason']}"
+
+    def _look_for_silence(self) -> None:
+        """Count how long the others have been silent. Time in which this process itself was stopped does not count."""
+        last = time.monotonic()
+        while not self._ended.wait(INTERVAL):
+            now = time.monotonic()
+            was_stopped = now - last > 3 * INTERVAL
+            for other in self._watched:
+                self._silent[other] = 0.0 if was_stopped else self._silent[other] + now - last
+            last = now
+            lost = [other for other in self._watched if self._silent[other] >= SILENCE]
+            lost = [other for other in lost if not self._has_left(other)]
+            if lost and not self.reason:
+                names = ", ".join(self.labels[other] for other in lost[:5]) + ", …" * (len(lost) > 5)
+                reason = LOST.format(names=names, seconds=SILENCE)
+                self._publish(reason)
+                self.reason = redact(reason)
+                self._interrupt()
+
+    def _has_left(self, other: int) -> bool:
+        """Whether a process has ended as planned."""
+        return bool(_within(ANSWER, lambda: self.store.check([f"runner/left/{other}"])))
+
+    def _publish(self, reason: str, number: int | None = None) -> None:
+        """Let the others know why this process ends, unless one has ended before."""
+        content = json.dumps({"rank": self.rank, "reason": redact(reason), "signal": number})
+        _within(ANSWER, lambda: self.store.compare_set(FAILED, "", content))
+
+    def _interrupt(self) -> None:
+        """End this process: its collective operation fails; if it is in none, a signal interrupts it."""
+        if self.signal is not None:
+            os.kill(os.getpid(), self.signal)
+            self._noticed.wait(UNWINDING)
+        with suppress(Exception):
+            self.abort()
+        if not (self._noticed.wait(UNWINDING) or self._ended.is_set()):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not (self._noticed.wait(LAST_RESORT) or self._ended.is_set()):
+            with suppress(Exception):
+                print(f"runner: {self.reason}", file=sys.stderr, flush=True)
+            os._exit(2)
+        self._ended.set()
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T | None:
+    """What a request to the store gives; None if it fails or takes longer: behind a cut cable nobody answers."""
+    answers: list[T] = []
+
+    def work() -> None:
+        with suppress(Exception):
+            answers.append(ask())
+
+    thread = threading.Thread(target=work, name="peers", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
+
+
+_peers: Peers | None = None
+
+
+def watch(peers: Peers) -> None:
+    """Watch the other processes of this launch until `leave`."""
+    global _peers
+    _peers = peers
+    peers.start()
+
+
+def leave(failure: str = "", number: int | None = None) -> None:
+    """This process ends, because of a failure of its own, perhaps by a signal, or as planned."""
+    if _peers is not None:
+        _peers.end(failure, number)
+
+
+def lost_peer() -> str:
+    """Why another process of this launch has ended or is lost; empty if none is."""
+    return _peers.failure() if _peers is not None else ""
+
+
+def peers_signal() -> int | None:
+    """The signal that asked another process of this launch to stop, if that is why this one ends."""
+    return _peers.signal if _peers is not None else None

@@ -1,0 +1,139 @@
+"""Agreement of a step's tasks on a port that is free on the host of rank 0.
+
+A scheduler says who takes part and where, but no port. The port that a job's number suggests may be busy: other jobs
+share the host. So rank 0 listens on the first free one of some ports that all know, and answers with a free port.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Collection, Sequence
+from contextlib import closing
+
+from runner.utils.cluster import ClusterTask
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest
+
+LOWEST, HIGHEST = 20000, 30000
+"""Range of the ports on which rank 0 may listen: below those that systems give to clients."""
+CANDIDATES = 16
+PATIENCE = 3.0
+"""Seconds for an answer from one port; another service that listens there may never give one."""
+LONGEST_LINE = 200
+
+
+def agree_on_port(task: ClusterTask, timeout: float) -> int:
+    """A port that is free on the host of rank 0; all tasks of a step call this together.
+
+    Args:
+        task: This one.
+        timeout: Seconds to wait for the others.
+
+    Raises `UserError` if they cannot be reached.
+    """
+    ports = candidate_ports(task.step)
+    if task.rank == 0:
+        return _serve(task, ports, timeout)
+    return _ask(task, ports, timeout)
+
+
+def candidate_ports(step: str) -> list[int]:
+    """The ports on which rank 0 of a step may listen, in the order in which they are tried."""
+    start = int(digest(step)[:8], 16)
+    return [LOWEST + (start + 97 * index) % (HIGHEST - LOWEST) for index in range(CANDIDATES)]
+
+
+def _serve(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
+    """Tell each of the other tasks the port, once or more often."""
+    with closing(_listen(task, ports)) as listener, socket.socket() as reserved:
+        reserved.bind(("", 0))  # nobody else gets it before torch listens there
+        port = int(reserved.getsockname()[1])
+        waiting, deadline = set(range(1, task.count)), time.monotonic() + timeout
+        while waiting:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise UserError(_missing(task, waiting, timeout, listener.getsockname()[1]))
+            listener.settimeout(left)
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                continue
+            with connection:
+                rank = _answer(connection, task, port)
+                waiting.discard(rank)
+    return port
+
+
+def _missing(task: ClusterTask, ranks: Collection[int], timeout: float, port: int) -> str:
+    shown = ", ".join(map(str, sorted(ranks)[:8]))
+    return (
+        f"{len(ranks)} of {task.count} tasks of the {task.scheduler} step {task.step} have not called rank 0 on"
+        f" {socket.gethostname()} within {timeout:.0f} s (ranks {shown}); see whether they have started, and whether"
+        f" their hosts reach this one at port {port}."
+    )
+
+
+def _listen(task: ClusterTask, ports: Sequence[int]) -> socket.socket:
+    for port in ports:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            continue
+        return listener
+    raise UserError(
+        f"All of the {len(ports)} ports on which the {task.scheduler} step {task.step} may meet are busy on"
+        f" {socket.gethostname()} (the first is {ports[0]}); end what listens there, or use another host."
+    )
+
+
+def _answer(connection: socket.socket, task: ClusterTask, port: int) -> int:
+    """Answer one caller. Returns its rank; −1 if it is none of this step."""
+    try:
+        connection.settimeout(PATIENCE)
+        step, _, rank = _read_line(connection).rpartition(" ")
+        if step != task.step:
+            return -1
+        connection.sendall(f"{task.step} {port}\n".encode())
+        return int(rank)
+    except (OSError, ValueError):
+        return -1
+
+
+def _ask(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
+    """Ask rank 0, at one port after another, until it answers."""
+    deadline = time.monotonic() + timeout
+    reason = "no attempt was made"
+    while time.monotonic() < deadline:
+        for port in ports:
+            try:
+                with socket.create_connection((task.first_host, port), PATIENCE) as connection:
+                    connection.sendall(f"{task.step} {task.rank}\n".encode())
+                    step, _, agreed = _read_line(connection).rpartition(" ")
+                    if step == task.step:
+                        return int(agreed)
+                    reason = f"another service answers at port {port}"
+            except (OSError, ValueError) as error:
+                reason = str(error) or type(error).__name__
+            if time.monotonic() >= deadline:
+                break
+        time.sleep(0.2)
+    where = task.first_host or "a host that mpirun does not name (pass it with mpirun -x MASTER_ADDR=HOST)"
+    raise UserError(
+        f"Rank 0 of the {task.scheduler} step {task.step} on {where} could not be reached from {socket.gethostname()}"
+        f" within {timeout:.0f} s ({reason}); see whether it has started, and whether this host can reach it."
+    )
+
+
+def _read_line(connection: socket.socket) -> str:
+    """A line of text. Raises OSError or ValueError if none comes."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = connection.recv(LONGEST_LINE)
+        if not part or len(line) > LONGEST_LINE:
+            raise ValueError("no line of text came")
+        line += part
+    return line.decode().rstrip("\n")
