@@ -45,6 +45,7 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     """
     interrupt_on_signals(resend_if_lost=True)
     outlive_readers()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page of addresses
     return run_main(lambda: main(sys.argv[1:]), is_first_of_host)
 
 

@@ -1,0 +1,94 @@
+"""Tasks of a step agree on a free port, whatever else listens on their host."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import pytest
+
+from runner.utils import port_agreement
+from runner.utils.cluster import ClusterTask
+from runner.utils.errors import UserError
+from runner.utils.port_agreement import agree_on_port, candidate_ports
+
+TIMEOUT = 60.0
+
+
+def step(name: str, count: int) -> list[ClusterTask]:
+    return [ClusterTask("SLURM", name, rank, count, rank, count, "127.0.0.1") for rank in range(count)]
+
+
+def agree(tasks: Sequence[ClusterTask]) -> list[int]:
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return list(pool.map(lambda task: agree_on_port(task, TIMEOUT), tasks))
+
+
+def occupy(port: int, stack: ExitStack) -> None:
+    listener = stack.enter_context(socket.socket())
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("", port))
+    listener.listen()
+
+
+def test_all_tasks_get_one_port_that_is_free() -> None:
+    ports = agree(step("12.0.0", 4))
+    assert len(set(ports)) == 1
+    with socket.socket() as listener:
+        listener.bind(("", ports[0]))
+
+
+def test_another_service_at_the_first_port_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_agreement, "PATIENCE", 0.2)
+    with ExitStack() as stack:
+        occupy(candidate_ports("13.0.0")[0], stack)
+        assert len(set(agree(step("13.0.0", 2)))) == 1
+
+
+def test_two_steps_with_the_same_ports_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_agreement, "candidate_ports", lambda name: candidate_ports("14.0.0"))
+    monkeypatch.setattr(port_agreement, "PATIENCE", 0.5)
+    ports = agree([*step("14.0.0", 2), *step("15.0.0", 2)])
+    assert ports[0] == ports[1]
+    assert ports[2] == ports[3]
+    assert ports[0] != ports[2]
+
+
+def test_ports_that_are_all_busy_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = candidate_ports("16.0.0")[0]
+    monkeypatch.setattr(port_agreement, "candidate_ports", lambda name: [port])
+    with ExitStack() as stack:
+        occupy(port, stack)
+        with pytest.raises(UserError, match=r"All of the 1 ports .* step 16\.0\.0 may meet are busy"):
+            agree_on_port(step("16.0.0", 2)[0], 1)
+
+
+def test_tasks_that_never_come_are_named() -> None:
+    with pytest.raises(UserError, match=r"2 of 3 tasks .* have not called rank 0 .*ranks 1, 2"):
+        agree_on_port(step("17.0.0", 3)[0], 0.2)
+
+
+def test_a_rank_0_that_never_comes_is_a_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"Rank 0 of the SLURM step 18\.0\.0 on 127\.0\.0\.1 could not be reached"
+    ):
+        agree_on_port(step("18.0.0", 2)[1], 0.3)
+
+
+def test_strangers_that_call_are_not_counted() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        first, second = step("19.0.0", 2)
+        port = pool.submit(agree_on_port, first, TIMEOUT)
+        for words in (b"GET / HTTP/1.0\r\n\r\n", b"18.0.0 1\n", b"\xff\xfe\n", b""):
+            caller = None
+            while caller is None:
+                try:
+                    caller = socket.create_connection(("127.0.0.1", candidate_ports("19.0.0")[0]), 5)
+                except ConnectionRefusedError:
+                    continue
+            with caller:
+                caller.sendall(words)
+        assert not port.done()
+        assert agree_on_port(second, TIMEOUT) == port.result()
