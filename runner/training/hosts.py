@@ -78,6 +78,10 @@ class Launch:
         """What each process is called: `node2 (rank 3)`."""
         return [f"{host} (rank {rank})" for rank, host in enumerate(self.host_of)]
 
+    def tags(self) -> dict[str, str]:
+        """The tags by which a run in MLflow shows what it was computed on."""
+        return {"runner.hosts": ", ".join(self.hosts), "runner.world_size": str(len(self.processes))}
+
     def describe(self) -> dict[str, Any]:
         """For environment.json: each host with its devices."""
         devices: dict[str, list[str]] = {host: [] for host in self.hosts}

@@ -1,0 +1,169 @@
+"""Trainings on several hosts, which are lost, differ, or never come."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import killed_runs
+import pytest
+from commands import command, one_sentence, runner, runs_of
+from hosts import Host, network_of_hosts
+from killed_runs import EVERY_STEP, Workspace, points
+from launched_hosts import HostLaunch, launch
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("plain_environment"),
+]
+EPOCHS = ("--train.epochs", "30", "--schedule.kind", "constant", "--tracking.gallery", "0")
+LONG = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
+    """Three hosts; the first two have one name."""
+    with network_of_hosts(3, tmp_path_factory.mktemp("hosts"), ["worker", "worker", "spare"]) as hosts:
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def on_two_processes(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, mlflow_template: Path
+) -> Workspace:
+    """An uninterrupted run on two processes of one host."""
+    workspace = killed_runs.new_workspace(
+        tmp_path_factory.mktemp("one") / "workspace", images, mlflow_template
+    )
+    outcome = command(runner("train", *workspace.words, *EPOCHS, "-n", "2"))
+    assert outcome.returncode == 0, outcome.stderr
+    return workspace
+
+
+def start(hosts: list[Host], workspace: Workspace, *words: str) -> HostLaunch:
+    return launch(hosts, [[*workspace.words, *EPOCHS, *EVERY_STEP, *words]] * len(hosts))
+
+
+def assert_same_metrics(workspace: Workspace, other: Workspace) -> None:
+    (run,), (whole,) = runs_of(workspace.client), runs_of(other.client)
+    assert run.info.status == "FINISHED"
+    assert points(workspace.client, run.info.run_id) == points(other.client, whole.info.run_id)
+
+
+def unlabelled(text: str) -> str:
+    """What was printed, without hosts and ranks at the beginning of lines."""
+    return re.sub(r"(?m)^\[[^\]]*:\d+\] ", "", text)
+
+
+def cut(host: Host) -> Callable[[], None]:
+    host.cut_cable()
+    return host.mend_cable
+
+
+def kill(host: Host) -> Callable[[], None]:
+    host.kill()
+    return host.reboot
+
+
+def pause(host: Host) -> Callable[[], None]:
+    host.pause()
+    return host.unpause
+
+
+@pytest.mark.parametrize(
+    ("lost", "lose"),
+    [
+        (1, cut),
+        pytest.param(0, cut, marks=LONG),
+        pytest.param(1, kill, marks=LONG),
+        pytest.param(0, kill, marks=LONG),
+        pytest.param(1, pause, marks=LONG),
+    ],
+)
+def test_a_lost_host_ends_the_run_on_the_other_which_is_resumed(
+    workspace: Workspace,
+    on_two_processes: Workspace,
+    hosts: list[Host],
+    lost: int,
+    lose: Callable[[Host], Callable[[], None]],
+) -> None:
+    launched = start(hosts[:2], workspace)
+    launched.wait_for_snapshot(workspace)
+    restore = lose(hosts[lost])
+    other = 1 - lost
+    assert launched.statuses([other]) == [2], launched.text(other)
+    error = launched.text(other)
+    assert f"Nothing has been heard of worker#{lost + 1} (rank {lost})" in one_sentence(unlabelled(error))
+    restore()
+    for process in launched.processes:
+        process.wait(120)
+    resumed = start(hosts[:2], workspace, "--resume", "auto")
+    assert resumed.statuses() == [0, 0], resumed.text(0)
+    assert "resuming run" in resumed.text(0)
+    assert_same_metrics(workspace, on_two_processes)
+
+
+@pytest.mark.long
+def test_another_number_of_hosts_resumes_to_nearly_the_same(
+    workspace: Workspace, on_two_processes: Workspace, hosts: list[Host]
+) -> None:
+    launched = start(hosts[:2], workspace)
+    launched.wait_for_snapshot(workspace)
+    hosts[0].kill()
+    assert launched.statuses([1]) == [2], launched.text(1)
+    resumed = start([hosts[2], hosts[1]][:1], workspace, "--resume", "auto")
+    assert resumed.statuses() == [0], resumed.text(0)
+    hosts[0].reboot()
+    (run,), (whole,) = runs_of(workspace.client), runs_of(on_two_processes.client)
+    for name, value in whole.data.metrics.items():
+        if not name.startswith(killed_runs.DURATIONS):
+            assert run.data.metrics[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_signal_at_one_host_stops_all_with_their_work_saved(
+    workspace: Workspace, on_two_processes: Workspace, hosts: list[Host]
+) -> None:
+    launched = start(hosts[:2], workspace)
+    launched.wait_for_snapshot(workspace)
+    for process in hosts[1].processes():
+        if "train.py" in " ".join(process.cmdline()):
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(signal.SIGUSR1)
+    assert launched.statuses() == [128 + signal.SIGUSR1] * 2, launched.text(0)
+    (run,) = runs_of(workspace.client)
+    assert (run.info.status, run.data.tags["runner.reason"]) == ("KILLED", "stopped by SIGUSR1")
+    resumed = start(hosts[:2], workspace, "--resume", "auto")
+    assert resumed.statuses() == [0, 0], resumed.text(0)
+    assert_same_metrics(workspace, on_two_processes)
+    assert all(line.startswith("[worker#1:0] ") for line in resumed.text(0).splitlines())
+    (run,) = runs_of(workspace.client)
+    assert run.data.tags["runner.hosts"] == "worker#1, worker#2"
+
+
+def test_hosts_that_differ_are_refused(workspace: Workspace, hosts: list[Host]) -> None:
+    words = [*workspace.words, *EPOCHS]
+    launched = launch(hosts[:2], [words, [*words, "--optim.lr", "0.5"]])
+    assert launched.statuses() == [2, 2]
+    for rank in (0, 1):
+        error = one_sentence(unlabelled(launched.text(rank)))
+        assert "worker#2 has another optim.lr (0.5 there" in error
+    assert runs_of(workspace.client) == []
+
+
+@pytest.mark.long
+def test_hosts_with_other_images_are_refused(workspace: Workspace, hosts: list[Host], tmp_path: Path) -> None:
+    words = [*workspace.words, *EPOCHS]
+    (tmp_path / "elsewhere").mkdir()
+    launched = launch(hosts[:2], [words, [*words, "--data.root", str(tmp_path / "elsewhere")]])
+    assert launched.statuses() == [2, 2]
+    for rank in (0, 1):
+        assert "elsewhere" in one_sentence(unlabelled(launched.text(rank)))
+
+
+def test_a_host_that_never_comes_is_a_sentence(workspace: Workspace, hosts: list[Host]) -> None:
+    launched = launch(hosts[:1], [[*workspace.words, *EPOCHS]], count=2, RUNNER_JOIN_TIMEOUT="0.1")
+    assert launched.statuses() == [2]
+    assert "see whether all hosts have started" in one_sentence(unlabelled(launched.text(0)))
