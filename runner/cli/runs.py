@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from runner.cli.options import RUN_HELP, add_tracking_root, positive_integer
 from runner.tracking import links
+from runner.tracking.champion import make_champion
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
-from runner.tracking.model_registry import make_champion
 from runner.tracking.run_lookup import PAGE, PARENT_TAG, find_run, newest_first, search_runs
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal

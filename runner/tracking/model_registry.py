@@ -1,4 +1,4 @@
-"""The model registry: logs a run's best model, registers it as a version, and selects the experiment's champion.
+"""The model registry: logs a run's best model and registers it as a version.
 
 Every step may be repeated without harm: what exists already is not created again.
 """
@@ -9,10 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from runner.config.identity import MANIFEST_TAG
-from runner.utils.errors import UserError
+from runner.tracking.champion import SCORE_TAG, decide_champion, read_start
 from runner.utils.hard_links import copy_folder, linked_files
 from runner.utils.paths import local_path
 
@@ -21,11 +19,6 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
-"""The alias of an experiment's best model, by its validation score. `champion-DIGEST` is the best on the images and
-split of that manifest, as scores on others cannot be compared; `champion` is one of them."""
-SCORE_TAG = "runner.score"
-"""Tag of a version: the name of the score by which it was chosen, and its value with all digits."""
 MODEL_TAG = "runner.model"
 """Tag of a run: the id of its logged model."""
 
@@ -64,23 +57,13 @@ class ModelInfo:
         """The inverse of `to_dict`. Raises KeyError if a field is missing."""
         return cls(**{name: content[name] for name in cls.__dataclass_fields__})
 
-    @property
-    def alias(self) -> str:
-        """The alias of the best model on its images and split."""
-        return champion_alias(self.manifest)
-
-
-def champion_alias(manifest: str) -> str:
-    """The alias of the best model on the images and split of a manifest, given its digest."""
-    return f"{CHAMPION}-{manifest[:8]}"
-
 
 def registered_name(experiment: str) -> str:
     """The name under which an experiment's models are registered: MLflow allows no colon or slash in it."""
     return experiment.replace(":", "-").replace("/", "-")
 
 
-def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelInfo, lock: Path) -> str:
+def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelInfo) -> str:
     """Log and register a run's model, and make it the champion if it is better. Returns a sentence about it.
 
     Args:
@@ -88,7 +71,6 @@ def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelI
         run_id: The run that trained it.
         folder: The model in MLflow's format.
         info: What to register with it.
-        lock: File lock, so that two processes of this host do not move the champion at the same time.
 
     Raises whatever MLflow raises when the server does not answer or refuses.
     """
@@ -96,9 +78,7 @@ def register_model(client: MlflowClient, run_id: str, folder: Path, info: ModelI
     model = _log_model(client, run, folder, info)
     if not info.name:
         return f"model {model.model_id} is logged with its run {run_id[:8]}, and not registered"
-    with FileLock(lock):
-        version = _create_version(client, run, model, info)
-        return _update_champion(client, version, info)
+    return decide_champion(client, _create_version(client, run, model, info))
 
 
 def _log_model(client: MlflowClient, run: Run, folder: Path, info: ModelInfo) -> LoggedModel:
@@ -167,6 +147,7 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
     for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         if version.name == info.name:
             return version
+    start = read_start(client, info.name, info.manifest)
     return client.create_model_version(
         info.name,
         model.artifact_location,
@@ -175,70 +156,8 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
             **{metric: f"{value:.4f}" for metric, value in info.metrics.items()},
             SCORE_TAG: f"{info.score} {info.value!r}",
             MANIFEST_TAG: info.manifest,
+            **start.tags(),
         },
         description=f"Best checkpoint of run {run.info.run_id} ({run.info.run_name}), epoch {info.step}.",
         model_id=model.model_id,
     )
-
-
-def _update_champion(client: MlflowClient, version: ModelVersion, info: ModelInfo) -> str:
-    """Make a version the champion of its images if there is none, or if its score is higher."""
-    label = f"model {info.name!r} version {version.version}"
-    aliases = client.get_registered_model(info.name).aliases
-    overall, champion = (
-        client.get_model_version(info.name, str(aliases[alias])) if alias in aliases else None
-        for alias in (CHAMPION, info.alias)
-    )
-    if champion is None and overall is not None and overall.tags.get(MANIFEST_TAG) == info.manifest:
-        champion = overall
-    better, how = _compare(version, champion, info)
-    if overall is None and champion is not None and not better:  # somebody has removed the alias
-        client.set_registered_model_alias(info.name, CHAMPION, champion.version)
-    if not better:
-        return f"{label} is registered; the champion {how}"
-    client.set_registered_model_alias(info.name, info.alias, version.version)
-    if overall is None or overall.tags.get(MANIFEST_TAG) == info.manifest:
-        client.set_registered_model_alias(info.name, CHAMPION, version.version)
-        return f"{label} is the {how}"
-    return (
-        f"{label} is the {how} of its images, {info.name}@{info.alias}; {info.name}@{CHAMPION} is still version"
-        f" {overall.version}, which has other images or another split:"
-        f" ./launch.sh runs champion {(version.run_id or '')[:8]} makes it this one"
-    )
-
-
-def _compare(version: ModelVersion, champion: ModelVersion | None, info: ModelInfo) -> tuple[bool, str]:
-    """Whether a version takes a champion's place, and how that is said."""
-    score = f"{info.score} {info.value:.4f}"
-    if champion is None:
-        return True, f"champion, as the first ({score})"
-    if champion.version == version.version:
-        return True, f"champion ({score})"
-    if (other := _score(champion, info.score)) is None:
-        advice = f"./launch.sh runs champion {(version.run_id or '')[:8]} makes it this one"
-        return False, f"is still version {champion.version}, which has no {info.score} to compare: {advice}"
-    comparison = f"{score} against {other:.4f} of version {champion.version}"
-    return (True, f"new champion ({comparison})") if info.value > other else (False, f"stays ({comparison})")
-
-
-def _score(version: ModelVersion, name: str) -> float | None:
-    """A version's score with all digits, or with those of its tag if it was chosen by another score."""
-    known, _, value = version.tags.get(SCORE_TAG, "").rpartition(" ")
-    text = value if known == name else version.tags.get(name)
-    return None if text is None else float(text)
-
-
-def make_champion(client: MlflowClient, run_id: str) -> str:
-    """Give a run's registered model the alias `champion`. Returns a sentence; raises `UserError` if it has none."""
-    versions = client.search_model_versions(f"run_id = '{run_id}'")
-    if not versions:
-        raise UserError(
-            f"Run {run_id[:8]} has no registered model; train it without --tracking.register false."
-        )
-    version = versions[0]
-    aliases = [CHAMPION]
-    if manifest := version.tags.get(MANIFEST_TAG):  # later models of its images are compared with it
-        aliases.append(champion_alias(manifest))
-    for alias in aliases:
-        client.set_registered_model_alias(version.name, alias, version.version)
-    return f"model {version.name!r} version {version.version} of run {run_id[:8]} is the champion"

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.config.identity import MANIFEST_TAG
+from runner.tracking.champion import SCORE_TAG
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
-from runner.tracking.model_registry import MODEL_TAG, SCORE_TAG
+from runner.tracking.model_registry import MODEL_TAG
 from runner.tracking.run_archive import (
     ArchivedFile,
     ArchivedInput,

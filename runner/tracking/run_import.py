@@ -189,10 +189,8 @@ class _Import:
         """Log a run's model, and register it; returns a sentence about it."""
         name = model.registered if register and model.score in model.metrics else ""
         info = ModelInfo(name, model.metrics, model.score, model.manifest, model.step, run.end)
-        make_folder(self.server.journals)
-        lock = self.server.journals / ".champion.lock"
         run_id = self.ids[run.id]
-        message = register_model(self.client, run_id, self.folder / run.id / "model", info, lock)
+        message = register_model(self.client, run_id, self.folder / run.id / "model", info)
         self.client.set_tag(run_id, "runner.champion", message)
         return message
 

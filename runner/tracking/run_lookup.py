@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from runner.config.identity import MANIFEST_TAG
 from runner.tracking import artifact_store
-from runner.tracking.model_registry import CHAMPION, registered_name
+from runner.tracking.champion import CHAMPION
+from runner.tracking.model_registry import registered_name
 from runner.utils.errors import UserError
 
 if TYPE_CHECKING:

@@ -123,9 +123,8 @@ def _send_model(event: Event, journal: Journal, client: MlflowClient) -> None:
     run_id, folder = journal.owner.run_id, journal.folder / event["folder"]
     if not folder.exists():  # it is removed after delivery only
         return
-    lock = journal.folder.parent / ".champion.lock"
     with _time_to_pass_on(*folder.rglob("*")):
-        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]), lock)
+        message = register_model(client, run_id, folder, ModelInfo.from_dict(event["info"]))
     client.set_tag(run_id, "runner.champion", message)
     journal.messages.append(message)
     shutil.rmtree(folder)

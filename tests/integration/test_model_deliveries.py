@@ -1,11 +1,8 @@
-"""Deliveries of models to the registry: repeated, broken off, refused, and by several processes at once."""
+"""Deliveries of models to the registry: repeated, broken off, and refused."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +33,7 @@ REQUESTS = (
     *("get_run", "search_logged_models", "create_logged_model", "log_model_artifacts"),
     *("finalize_logged_model", "log_outputs", "log_batch", "set_tag", "create_registered_model"),
     *("search_model_versions", "create_model_version", "get_registered_model"),
-    *("set_registered_model_alias",),
+    *("set_registered_model_alias", "set_model_version_tag"),
 )
 """What registering the first model of an experiment asks of MLflow."""
 
@@ -72,19 +69,17 @@ def check_registered_once(client: Any, run_id: str, name: str = "crown") -> None
 
 @pytest.mark.parametrize("after", [False, True], ids=["request lost", "answer lost"])
 @pytest.mark.parametrize("request_name", REQUESTS)
-def test_a_repeated_delivery_registers_once(
-    store: Store, tiny: Path, tmp_path: Path, request_name: str, after: bool
-) -> None:
+def test_a_repeated_delivery_registers_once(store: Store, tiny: Path, request_name: str, after: bool) -> None:
     client, run_id = store[1], new_run(store)
     failing: Any = FailingClient(client, 2, (request_name,), after)
     failures = 0
     for _ in range(3):
         try:
-            register_model(failing, run_id, tiny, model_info(0.5), tmp_path / "lock")
+            register_model(failing, run_id, tiny, model_info(0.5))
         except ConnectionError:
             failures += 1
     assert failures in (1, 2), "a request that was carried out is not sent again"
-    message = register_model(client, run_id, tiny, model_info(0.5), tmp_path / "lock")
+    message = register_model(client, run_id, tiny, model_info(0.5))
     assert "version 1 is the champion" in message
     check_registered_once(client, run_id)
 
@@ -129,7 +124,7 @@ def test_an_upload_that_is_repeated_changes_no_other_name_of_a_file(
     shared.write_text("shared")
     weights.hardlink_to(shared)
     failing: Any = FailingClient(client, 1, ("finalize_logged_model",))
-    arguments = (journal.owner.run_id, tiny, model_info(0.5), tmp_path / "lock")
+    arguments = (journal.owner.run_id, tiny, model_info(0.5))
     with pytest.raises(ConnectionError):
         register_model(failing, *arguments)
     assert shared.stat().st_nlink == 3
@@ -207,48 +202,6 @@ def test_a_refused_model_is_named_to_the_user(
         tracker.log_model(tracker.local_folder("model"), model_info(0.5, name="a:b"))
     assert "runner.refused" in client.get_run(tracker.run_id).data.tags
     assert "a:b" in capfd.readouterr().out
-
-
-REGISTER = """
-import json, os, sys
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-from pathlib import Path
-from runner.tracking.mlflow_server import tracking_server
-from runner.tracking.model_registry import ModelInfo, register_model
-root, folder, models = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
-client = tracking_server(root).connect()
-print("ready", flush=True)
-input()
-for run_id, info in models:
-    print(register_model(client, run_id, folder, ModelInfo.from_dict(info), Path(root) / ".champion.lock"), flush=True)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_at_once(store: Store, tiny: Path) -> None:
-    server, client = store
-    processes = []
-    for scores in ([0.3, 0.7, 0.1, 0.9], [0.8, 0.2, 0.6, 0.4]):
-        models = json.dumps([[new_run(store), model_info(score).to_dict()] for score in scores])
-        command = [sys.executable, "-c", REGISTER, str(server.root), str(tiny), models]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, text=True, **pipes))  # type: ignore[call-overload]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n", process.communicate()[1]
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    messages = []
-    for process in processes:
-        output, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors
-        messages += output.splitlines()
-    versions = client.search_model_versions("name = 'crown'")
-    assert sorted(int(version.version) for version in versions) == list(range(1, 9))
-    best = client.get_model_version_by_alias("crown", "champion")
-    assert best.tags["val/top1"] == "0.9000"
-    assert sum("as the first" in message for message in messages) == 1
-    assert len(client.search_logged_models([client.get_run(best.run_id).info.experiment_id])) == 8
 
 
 Train = Callable[..., tuple[run.RunResult, Recorder]]

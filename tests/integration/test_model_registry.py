@@ -13,7 +13,8 @@ from stores import (
     new_run,
 )
 
-from runner.tracking.model_registry import ModelInfo, make_champion, register_model
+from runner.tracking.champion import make_champion
+from runner.tracking.model_registry import ModelInfo, register_model
 from runner.utils.errors import UserError
 
 Register = Callable[[ModelInfo], str]
@@ -25,9 +26,9 @@ def store(mlflow_store: Store) -> Store:
 
 
 @pytest.fixture
-def register(store: Store, tiny: Path, tmp_path: Path) -> Register:
+def register(store: Store, tiny: Path) -> Register:
     """Register the model of a new run; returns the sentence about it."""
-    return lambda info: register_model(store[1], new_run(store), tiny, info, tmp_path / "lock")
+    return lambda info: register_model(store[1], new_run(store), tiny, info)
 
 
 def model_info(top1: float, manifest: str = "m", name: str = "crown") -> ModelInfo:
@@ -177,5 +178,8 @@ def test_a_version_names_its_origin(store: Store, register: Register) -> None:
         "val/balanced_accuracy": "0.5000",
         "runner.score": "val/top1 0.5",
         "runner.manifest": "m",
+        "runner.champion_before": "0",
+        "runner.newest_before": "0",
+        "runner.champion_decision": "decided",
     }
     assert f"Best checkpoint of run {version.run_id}" in version.description

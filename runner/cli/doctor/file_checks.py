@@ -57,8 +57,8 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _is_unused_lock(path: Path) -> bool:
-    """Whether a path is a lock of a run that nobody has held lately. The lock of the champion stays."""
-    if not path.name.endswith(".lock") or path.name == ".champion.lock":
+    """Whether a path is a lock of a run that nobody has held lately."""
+    if not path.name.endswith(".lock"):
         return False
     try:
         with FileLock(path, timeout=0):
