@@ -17,10 +17,12 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from runner.config.parser import parse
-from runner.tracking.resume_lookup import with_experiment_of_resumed_run
+from runner.tracking.resume_lookup import AUTO, with_experiment_of_resumed_run
 from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
 
@@ -29,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     """Train what the command line says, on every process of a launch; returns the exit status. Raises `UserError`."""
     exit_with_launcher()
     experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
+    if options.resume is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        options = replace(options, resume=AUTO)  # torchrun --max-restarts starts the same command again
 
     from runner.training import devices, dry_run, repeated, resume
     from runner.utils.console import Terminal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -42,13 +43,15 @@ class ProcessInfo:
     device: str
     versions: dict[str, str]
     """Of the runner's own code, as a digest, and of packages."""
+    token: str
+    """Nothing else has it."""
 
     @classmethod
     def this(cls, device: torch.device) -> ProcessInfo:
         """This process."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         versions = {"the runner's code": code_digest(), **{each: version(each) for each in SAME_EVERYWHERE}}
-        return cls(socket.gethostname(), this_host(), name, versions)
+        return cls(socket.gethostname(), this_host(), name, versions, uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,10 @@ def meet(state: PartialState) -> None:
         return
     if len(launch.hosts) > 1:
         label_lines(f"[{launch.host_of[state.process_index]}:{state.process_index}] ")
-    store = distributed_c10d._get_default_store().clone()
+    # torchrun starts processes again with the same store.
+    store = distributed_c10d.PrefixStore(
+        launch.processes[0].token, distributed_c10d._get_default_store().clone()
+    )
     peers.watch(peers.Peers(store, state.process_index, launch.labels, _abort_function(state.device)))
     raise_if_different("programs", [each.versions for each in launch.processes])
 
