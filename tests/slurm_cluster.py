@@ -30,6 +30,8 @@ START_TIMEOUT = 60
 """Seconds until all nodes are ready on a busy machine."""
 CPUS = 4
 """Of each node, for SLURM. The hosts share this machine's."""
+GPUS = ("/dev/null", "/dev/zero")
+"""Devices that SLURM takes for the GPUs of each node."""
 
 CONFIGURATION = """\
 ClusterName=test
@@ -74,11 +76,13 @@ class SlurmCluster:
     Args:
         controller: The host of slurmctld, on which the commands below run.
         nodes: The hosts that compute.
+        others: Further hosts on its network.
         folder: Its configuration, states and logs.
     """
 
     controller: Host
     nodes: list[Host]
+    others: list[Host]
     folder: Path
 
     def run(
@@ -196,30 +200,38 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster(nodes: int, folder: Path) -> Iterator[SlurmCluster]:
-    """A cluster of so many nodes, named node1, node2, …, whose files are in a folder. Skips where it cannot be made."""
+def slurm_cluster(nodes: int, folder: Path, others: Sequence[str] = ()) -> Iterator[SlurmCluster]:
+    """A cluster. Skips the test where it cannot be made.
+
+    Args:
+        nodes: Number of nodes, which are named node1, node2, …
+        folder: For its files.
+        others: Names of further hosts on its network.
+    """
     if missing := [name for name in PROGRAMS if shutil.which(name) is None]:
         pytest.skip(f"SLURM is not installed: there is no {' and no '.join(missing)}")
-    names = ["controller", *(f"node{number + 1}" for number in range(nodes))]
+    names = ["controller", *(f"node{number + 1}" for number in range(nodes)), *others]
+    # The path of a socket must be short.
     with (
-        network_of_hosts(nodes + 1, folder / "hosts", names) as (controller, *computing),
-        tempfile.TemporaryDirectory(
-            prefix="munge-", dir="/tmp"
-        ) as sockets,  # the path of a socket must be short
+        tempfile.TemporaryDirectory(prefix="munge-", dir="/tmp") as sockets,
+        network_of_hosts(len(names), folder / "hosts", names) as (controller, *rest),
     ):
+        computing, further = rest[:nodes], rest[nodes:]
         own = folder / "slurm"
         (own / "state").mkdir(parents=True)
         socket = Path(sockets) / "socket"
         lines = [
-            f"NodeName={node.name} NodeAddr={node.address} CPUs={CPUS} State=UNKNOWN" for node in computing
+            f"NodeName={node.name} NodeAddr={node.address} CPUs={CPUS} Gres=gpu:{len(GPUS)} State=UNKNOWN"
+            for node in computing
         ]
         text = CONFIGURATION.format(
             controller=controller.address, socket=socket, folder=own, nodes="\n".join(lines)
         )
         (own / "slurm.conf").write_text(text)
+        (own / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in GPUS))
         key = own / "munge.key"
         key.touch(0o600)
         key.write_bytes(secrets.token_bytes(1024))
-        cluster = SlurmCluster(controller, computing, own)
+        cluster = SlurmCluster(controller, computing, further, own)
         cluster._start(socket)
         yield cluster

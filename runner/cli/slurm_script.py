@@ -112,10 +112,11 @@ class Job:
         first, _, throttle = self.array.partition("%")
         folder = str(self.folder).replace("%", "%%")
         output = f"{folder}/{Path(self.output()).name}"
-        places = counted(self.nodes, "node") + (f", {counted(self.gpus, 'GPU')} each" if self.gpus else "")
-        elements = f" in each of {counted(int(first), 'element')}" if first else ""
+        place = counted(self.nodes, "node") + (f" with {counted(self.gpus, 'GPU')}" if self.gpus else "")
+        place += " each" if self.gpus and self.nodes > 1 else ""
+        jobs = f"{counted(int(first), 'job')}, each " if first else ""
         return _ENVIRONMENT.get_template("slurm.sh.jinja").render(
-            purpose=f"{self.verb} on {places}{elements}",
+            purpose=f"{self.verb}, {jobs}on {place}",
             verb=self.verb,
             root=printable(self.root),
             name=shlex.quote(self.label),
@@ -127,7 +128,7 @@ class Job:
             partition=shlex.quote(self.partition) if self.partition else "",
             output=shlex.quote(output),
             signal=self.signal,
-            further=self.further,
+            further=[shlex.quote(option) for option in self.further],
             command=" \\\n    ".join(_one_option_a_line([*launcher, self.verb, *self.words])),
         )
 

@@ -109,6 +109,7 @@ def test_an_array_of_workers(printed: Callable[..., str], monkeypatch: pytest.Mo
     assert "--output=mlruns/slurm/my-study-%A_%a.out" in asked
     assert "--workers 2" in script
     assert "--resume" not in script
+    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script
     assert "--workers 1" in printed(*STUDY, *SHARED, "--gpus-per-node", "2", "--workers", "1")
 
 
