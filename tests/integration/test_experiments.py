@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.cli import slurm
 from runner.cli.launcher import take_processes
 from runner.config.parser import parse
 from runner.utils.paths import EXPERIMENTS
@@ -28,7 +29,17 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if " train " in each])
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("./launch.sh slurm ")])
+def test_the_slurm_commands_of_the_documents_are_understood(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert slurm.main([*shlex.split(command)[2:], "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash")
+
+
+@pytest.mark.parametrize(
+    "command", [each for each in COMMANDS if " train " in each and " slurm " not in each]
+)
 def test_the_training_commands_of_the_documents_are_understood(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
