@@ -15,9 +15,9 @@ from slurm_cluster import SlurmCluster, slurm_cluster
 
 from runner.cli.slurm_script import Job
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 EPOCHS = ("--train.epochs", "40", "--schedule.kind", "constant", "--tracking.gallery", "0")
-JOB_TIMEOUT = 240
+JOB_TIMEOUT = 400
 """Seconds that a job may take to its next state on a busy machine."""
 Submit = Callable[..., str]
 
@@ -61,7 +61,8 @@ def finish(cluster: SlurmCluster, workspace: Workspace, job: str, restarts: int 
 def wait_for_epoch(cluster: SlurmCluster, workspace: Workspace, job: str, epoch: int = 3) -> None:
     """Wait until a job has printed the row of an epoch."""
     deadline = time.monotonic() + JOB_TIMEOUT
-    while not re.search(rf"^ *{epoch}  ", output(workspace), re.MULTILINE):
+    row = re.compile(rf"^(\[\S+\] )? *{epoch}  ", re.MULTILINE)  # some launches name their host first
+    while not row.search(output(workspace)):
         state = cluster.job(job)["JobState"]
         assert state in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), (state, output(workspace))
         assert time.monotonic() < deadline, output(workspace)
