@@ -43,7 +43,7 @@ VERBS = {
     "search": Verb(
         "runner.study.coordinator:search", "search settings", "IMAGES --study NAME [--space NAME]", True, True
     ),
-    "slurm": Verb("runner.cli.slurm:main", "submit a job to SLURM", "train|search … [--nodes N] [--time T]"),
+    "slurm": Verb("runner.cli.slurm:main", "submit a job to SLURM", "train|search … [--nodes N]"),
     "evaluate": Verb(
         "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True, True
     ),
