@@ -100,7 +100,8 @@ def _remove(stores: Sequence[StoreInfo]) -> None:
             in_use.append(store.name)
     if in_use:
         raise UserError(
-            f"Not removed, because runs use them: {', '.join(in_use)}; try again after these runs."
+            f"Not removed, because runs use them, or used them a few minutes ago on a network file system:"
+            f" {', '.join(in_use)}; try again 10 minutes after these runs."
         )
     if not stores:
         terminal.line("nothing to remove")

@@ -106,6 +106,9 @@ class FeaturesConfig:
     """Features up to this size are loaded into memory; larger ones are read from the memory-mapped store."""
     cap: PositiveFloat = setting(50.0, unit="GiB", changes_results=False)
     """Maximum size of all stores in the cache. The least recently used stores are removed first."""
+    shared: Literal["auto"] | bool = setting("auto", changes_results=False)
+    """Several hosts use the cache and divide the work of computing features among them. auto: if it lies on a network
+    file system, or if all hosts of the launch see it; true: refused if one of them does not."""
 
 
 @dataclass(frozen=True)

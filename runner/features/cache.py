@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from runner.data.images import SPLITS, Images
 from runner.data.loader import ImageLoader
@@ -30,6 +31,7 @@ from runner.features.shard_store import ShardStore
 from runner.features.sources import ComputedSource, InMemorySource, MappedSource, SplitFeatures
 from runner.features.stages import CacheStats, StoredStages, feature_keys
 from runner.utils.console import Terminal
+from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
 
 SplitViews: TypeAlias = Sequence[tuple[str, int]]
@@ -46,12 +48,14 @@ class FeatureStorage:
             larger is read from the memory-mapped store.
         max_bytes: Bytes on disk that all stores together may take.
         in_memory: The features in memory. Experiments with the same manifest may share them.
+        shared: Whether several hosts use the root; "auto" finds out.
     """
 
     root: Path
     memory_bytes: float
     max_bytes: float
     in_memory: InMemoryFeatures = field(default_factory=InMemoryFeatures)
+    shared: Literal["auto"] | bool = "auto"
 
 
 @dataclass(frozen=True)
@@ -153,11 +157,24 @@ class FeatureCache:
         return missing
 
     def reserve_space(self, wanted: SplitViews) -> MissingFeatures:
-        """Make room for what has to be computed for splits and views. Raises `UserError` if there is not enough."""
+        """Make room for what has to be computed for splits and views; every process calls this together.
+
+        Returns the same on each: the most that any process has to compute where its cache is. Raises `UserError`, also
+        on each, if there is not enough room for it, or if hosts do not share a cache that they must share.
+        """
+        problem = ""
+        if self.stored and self._storage.shared is True:
+            self._stages.hosts.require_one_cache(self._storage.root)
         missing = self.missing(wanted)
         if self.storage is not None and self.accelerator.is_local_main_process:
-            eviction.ensure_space(self.storage.root, missing.bytes, self.storage.max_bytes, self.terminal)
-        return missing
+            try:
+                eviction.ensure_space(self.storage.root, missing.bytes, self.storage.max_bytes, self.terminal)
+            except UserError as error:
+                problem = str(error)
+        found = gather_object([(missing, problem)])
+        if problems := [problem for _, problem in found if problem]:
+            raise UserError(problems[0])
+        return max((missing for missing, _ in found), key=lambda each: (each.images, each.features))
 
     def disk_bytes(self) -> int:
         """Bytes on disk of the stores that were used."""
@@ -200,7 +217,9 @@ class FeatureCache:
 
     @cached_property
     def _stages(self) -> StoredStages:
-        return StoredStages(self._storage.root, self.extractor, self.loader, self.terminal)
+        return StoredStages(
+            self._storage.root, self.extractor, self.loader, self.terminal, self._storage.shared
+        )
 
     @cached_property
     def _stage_shapes(self) -> list[tuple[torch.Size, torch.dtype]]:

@@ -1,37 +1,37 @@
 """A store of features on disk, keyed by (image content, view).
 
 A store is a folder of shards. A shard is a .safetensors file of features with their keys and a checksum; it is written
-atomically and read through a memory map. Any number of processes add and read shards. It does no harm if two processes
-compute the same feature, but while one computes, others of its host wait to share its results.
+atomically and read through a memory map. Any number of processes add and read shards, on one host or on several. It
+does no harm if two compute the same feature; `work_sharing` lets one do it.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
 import uuid
 import zlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from runner.features.key_index import KeyIndex
 from runner.features.keys import FeatureKeys
 from runner.features.store_lock import UseLock
-from runner.tracking.process_identity import this_boot
 from runner.utils.atomic_files import atomic_write
 from runner.utils.hashing import digest
+from runner.utils.server_clock import server_time
 from runner.utils.tensors import save_tensors
 
 TENSOR = "features"
@@ -42,6 +42,8 @@ SHARD_BYTES = 16 * 2**20
 """A shard is written when it has this many bytes of features,"""
 SHARD_SECONDS = 5.0
 """or this long after the previous one: a killed process loses no more."""
+LISTING_SECONDS = 30.0
+"""How long a network file system may list a folder as it was before: NFS does by default."""
 
 
 class ShardStore:
@@ -82,9 +84,17 @@ class ShardStore:
         self._feature_type: tuple[torch.Size, torch.dtype] | None = None
         """Shape and dtype of a feature in the first verified shard."""
 
-    def refresh(self) -> None:
-        """Read the index of shards that any process added, forget removed ones, drop unreadable ones."""
+    def refresh(self, uncached: bool = False) -> None:
+        """Read the index of shards that any process added, forget removed ones, drop unreadable ones.
+
+        Args:
+            uncached: Also find those that other hosts added a moment ago: a network file system may remember an earlier
+                list of the folder's files.
+        """
         self._use_lock.acquire()
+        if uncached:
+            with suppress(OSError):
+                server_time(self.folder)
         present = {path.name for path in self.folder.glob("*.safetensors")}
         self._forget(self._numbers.keys() - present)
         for name in sorted(present - self._numbers.keys() - self._dropped):
@@ -94,7 +104,9 @@ class ShardStore:
                 keys, seconds = FeatureKeys.from_json(metadata["keys"]), float(metadata["seconds"])
                 if not 0 <= seconds < math.inf:
                     raise ValueError(seconds)
-            except FileNotFoundError:
+            except OSError as error:
+                if not _is_gone(error):
+                    raise
                 continue
             except (SafetensorError, KeyError, ValueError, TypeError):
                 self._drop(name)
@@ -104,6 +116,17 @@ class ShardStore:
             self._indices[keys.view].add(len(self._names), keys.digests)
             self._names.append(name)
             self._costs.append(seconds / len(keys))
+
+    def await_listed(self, keys: FeatureKeys) -> None:
+        """Refresh until the folder lists the features of `keys`, which were written, perhaps by another host.
+
+        Gives up after `LISTING_SECONDS`, as when they were removed meanwhile.
+        """
+        deadline = time.monotonic() + LISTING_SECONDS
+        self.refresh()
+        while len(self.missing(keys)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            self.refresh(uncached=True)
 
     def missing(self, keys: FeatureKeys) -> np.ndarray:
         """Indices of the keys that are not stored."""
@@ -126,6 +149,16 @@ class ShardStore:
 
     def read(self, keys: FeatureKeys) -> Tensor:
         """The features of `keys` (at least one), in order: len(keys) × feature. Raises KeyError if one is missing."""
+        try:
+            return self._read(keys)
+        except OSError as error:
+            if not _is_gone(error):
+                raise
+            # Another process found a file damaged and replaced it: its features may be in another one.
+            self.refresh(uncached=True)
+            return self._read(keys)
+
+    def _read(self, keys: FeatureKeys) -> Tensor:
         places = self._places(keys)
         if places.min() < 0:
             raise KeyError(keys.take([int(places.argmin())]).to_json())
@@ -149,7 +182,7 @@ class ShardStore:
 
     def write(self, keys: FeatureKeys, features: Tensor, seconds: float = 0.0) -> None:
         """Add a shard of features (len(keys) × feature), which took `seconds` to compute."""
-        self._use_lock.acquire(create=True)
+        self.create()
         features = features.contiguous()
         text = keys.to_json()
         metadata = {
@@ -161,23 +194,13 @@ class ShardStore:
         with atomic_write(path) as temporary:
             save_tensors({TENSOR: features}, temporary, metadata, path)
 
-    @contextmanager
-    def compute_lock(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Within the block, no other process of this host computes features of this store. Waits after `on_wait()`.
-
-        The lock is one per host: the hosts of one run may share the folder, and they wait for each other elsewhere.
-        """
+    def create(self) -> None:
+        """Make the store if there is none, and keep it from being removed."""
         self._use_lock.acquire(create=True)
-        lock = FileLock(self.folder / f"{this_boot()}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            on_wait()
-            lock.acquire(poll_interval=0.2)
-        try:
-            yield
-        finally:
-            lock.release()
+
+    def share(self) -> None:
+        """Call this if several hosts use the store, whatever its file system is called: it is kept from all of them."""
+        self._use_lock.share()
 
     def release(self) -> None:
         """Allow others to remove the store."""
@@ -289,6 +312,12 @@ class ShardWriter:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether a file was removed, on this host or on another one. Errors of safetensors have no number."""
+    stale = error.errno == errno.ESTALE or f"(os error {errno.ESTALE})" in str(error)
+    return stale or isinstance(error, FileNotFoundError)
 
 
 def is_intact(path: Path) -> bool:

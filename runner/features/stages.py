@@ -1,17 +1,17 @@
 """The stages of the frozen backbone on disk: one shard store for each stage and each recipe of views.
 
-Features that a store lacks are computed by all processes of a host together.
+Features that a store lacks are computed by all processes of a launch that see the same cache together.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.features
@@ -22,12 +22,14 @@ from accelerate.utils import gather_object
 from runner.data.images import Images
 from runner.data.loader import ImageLoader
 from runner.data.transforms import EVALUATION_VIEW
+from runner.features.cache_hosts import CacheHosts, find_cache_hosts
 from runner.features.extractor import FeatureExtractor, StageInput
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, ShardWriter
-from runner.tracking.process_identity import this_boot
+from runner.features.work_sharing import SharedWork
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.file_systems import network_file_system
 from runner.utils.hashing import digest
 from runner.utils.long_wait import long_wait
 
@@ -35,11 +37,13 @@ FEATURES_VERSION = 3
 """Part of every recipe. Increase it if decoding, transforms or normalization change their results."""
 MAX_ATTEMPTS = 4
 """Times that features are computed again because their shards were damaged or removed."""
+BATCHES_PER_PART = 4
+"""Of each process, in a part of the work that several hosts share: some seconds, and few batches that are not full."""
 
 
 @dataclass
 class CacheStats:
-    """What features cost and saved, on this process's host. A hit is a feature that was served without computing it.
+    """What features cost and saved at this process's cache. A hit is a feature that was served without computing it.
 
     An image of which several variants go through the backbone counts once for each.
     """
@@ -72,12 +76,14 @@ class StoredStages:
         extractor: Computes the features.
         loader: Loads the images that they are computed from.
         terminal: Shows progress, and reports damaged shards.
+        shared: Whether several hosts use the folder; "auto" finds out.
     """
 
     root: Path
     extractor: FeatureExtractor
     loader: ImageLoader
     terminal: Terminal
+    shared: Literal["auto"] | bool = "auto"
     _stores: dict[tuple[int, str], ShardStore] = field(default_factory=dict, init=False)
 
     def open(self, stage: int, view: int) -> ShardStore:
@@ -94,6 +100,18 @@ class StoredStages:
     def folders(self) -> set[Path]:
         """Folders of the stores that were opened."""
         return {store.folder for store in self._stores.values()}
+
+    @cached_property
+    def hosts(self) -> CacheHosts:
+        """The processes that compute together. The first access is a collective operation."""
+        return find_cache_hosts(self.root, self._rank)
+
+    @cached_property
+    def _is_shared(self) -> bool:
+        """Whether other hosts may use the stores."""
+        if self.shared == "auto":
+            return self.hosts.count > 1 or network_file_system(self.root) is not None
+        return self.shared
 
     @long_wait()
     def ensure(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
@@ -116,65 +134,75 @@ class StoredStages:
         )
 
     def _compute_missing(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
-        """The first process of each host finds out what is missing; its processes share the batches."""
-        store, keys = self.open(stage, view), feature_keys(entries, view)
-        with ExitStack() as stack:
-            is_first = self._host_ranks[0] == self._rank
-            found = self._claim_missing(store, keys, stack) if is_first else np.empty(0, np.int64)
-            gathered = gather_object([found])
-            missing = gathered[self._host_ranks[0]]
-            if any(map(len, gathered)):
-                start = time.monotonic()
-                missing_entries = entries.take(missing)
-                inputs = self.extractor.stages[stage].inputs
-                for each in inputs:
-                    self.ensure(each, missing_entries, view, stats)
-                self._compute(stage, missing_entries, view)
-                self.extractor.accelerator.wait_for_everyone()
-                if not inputs:
-                    stats.misses += len(missing)
-                    stats.compute_seconds += time.monotonic() - start
-            store.refresh()
+        """The first process at each cache finds out what is missing; all processes there share the batches.
 
-    def _claim_missing(self, store: ShardStore, keys: FeatureKeys, stack: ExitStack) -> np.ndarray:
-        """Indices of the keys that this run has to compute. If another run computes some, wait for it first."""
-        store.refresh()
-        missing = store.missing(keys)
-        if len(missing):
-            stack.enter_context(
-                store.compute_lock(
-                    lambda: self.terminal.line(
-                        f"waiting for another run, which computes features in {store.folder}"
-                    )
-                )
+        Several rounds, if other runs compute as well. All processes take part in each round of any cache.
+        """
+        store, keys = self.open(stage, view), feature_keys(entries, view)
+        first = self.hosts.ranks[0]
+        with self._shared_work(store, keys) if first == self._rank else nullcontext() as work:
+            while True:
+                taken = work.next() if work else None
+                if taken is None:
+                    work = None
+                rounds = gather_object([taken])
+                if all(each is None for each in rounds):
+                    break
+                if any(each is not None and len(each) for each in rounds):
+                    own = np.empty(0, np.int64) if rounds[first] is None else rounds[first]
+                    self._compute_round(stage, entries.take(own), view, stats)
+        self._await_listed(store, keys)
+
+    def _shared_work(self, store: ShardStore, keys: FeatureKeys) -> SharedWork:
+        part = (
+            BATCHES_PER_PART * self.extractor.batch_size * len(self.hosts.ranks) if self._is_shared else None
+        )
+
+        def tell(host: str) -> None:
+            self.terminal.line(
+                f"waiting for another run on {host}, which computes features in {store.folder}"
             )
+
+        return SharedWork(store, keys, part, tell)
+
+    def _compute_round(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
+        """Compute what was taken for this process's cache, and what that needs of other stages."""
+        start = time.monotonic()
+        inputs = self.extractor.stages[stage].inputs
+        for each in inputs:
+            self.ensure(each, entries, view, stats)
+        self._compute(stage, entries, view)
+        self.extractor.accelerator.wait_for_everyone()
+        self._await_listed(self.open(stage, view), feature_keys(entries, view))
+        if not inputs:
+            stats.misses += len(entries)
+            stats.compute_seconds += time.monotonic() - start
+
+    def _await_listed(self, store: ShardStore, keys: FeatureKeys) -> None:
+        """Refresh the store. In a shared one, wait until this process sees what was written for it."""
+        if self._is_shared:
+            store.share()
+            store.await_listed(keys)
+        else:
             store.refresh()
-            missing = store.missing(keys)
-        return missing
 
     @property
     def _rank(self) -> int:
         return int(self.extractor.accelerator.process_index)
 
-    @cached_property
-    def _host_ranks(self) -> list[int]:
-        """The ranks on this process's host, sorted. The first access is a collective operation."""
-        hosts = gather_object([this_boot()])
-        return [rank for rank, host in enumerate(hosts) if host == hosts[self._rank]]
-
     def _compute(self, stage: int, entries: Images, view: int) -> None:
-        """Compute this process's share of the features: every n-th batch, for n processes on this host."""
-        processes = len(self._host_ranks)
+        """Compute this process's share of the features: every n-th batch, for n processes at this cache."""
+        ranks = self.hosts.ranks
         store, keys = self.open(stage, view), feature_keys(entries, view)
         size = self.extractor.batch_size
         batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
-        own = batches[self._host_ranks.index(self._rank) :: processes]
+        own = batches[ranks.index(self._rank) :: len(ranks)]
         progress = self.terminal.progress(self._title(stage), len(keys))
-        with progress as advance, ShardWriter(store, 1 / processes) as writer:
+        with progress as advance, ShardWriter(store, 1 / len(ranks)) as writer:
             for indices, (inputs, seconds) in zip(own, self._inputs(stage, entries, view, own), strict=True):
                 features = self.extractor.run_stage(inputs, stage).cpu()
                 writer.add(keys.take(indices), features, seconds)
-                advance(min(len(indices) * processes, len(keys)))
+                advance(min(len(indices) * len(ranks), len(keys)))
 
     def _inputs(
         self, stage: int, entries: Images, view: int, batches: Sequence[range]

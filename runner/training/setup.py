@@ -217,6 +217,7 @@ def assemble(
         settings.memory * GIB,
         settings.cap * GIB,
         in_memory or InMemoryFeatures(),
+        settings.shared,
     )
     features = FeatureCache(
         manifest, extractor, loader, accelerator, storage if settings.store else None, terminal

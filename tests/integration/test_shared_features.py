@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from helpers import TEST, TRAIN, VAL, Make, comparable
 
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
+from runner.features.work_sharing import SharedWork
 from runner.training import run
 
 Train = Callable[..., Any]
@@ -58,12 +60,14 @@ import sys, time
 from pathlib import Path
 from runner.features.shard_store import ShardStore
 from runner.features.keys import FeatureKeys
+from runner.features.work_sharing import SharedWork
 import numpy, torch
-store = ShardStore(Path(sys.argv[1]), {})
-with store.compute_lock(lambda: None):
-    print("locked", flush=True)
+store, keys = ShardStore(Path(sys.argv[1]), {}), FeatureKeys(numpy.zeros((1, 20), "uint8"), -1)
+with SharedWork(store, keys, None, print) as work:
+    assert len(work.next()) == 1
+    print("computing", flush=True)
     time.sleep(float(sys.argv[2]))
-    store.write(FeatureKeys(numpy.zeros((1, 20), "uint8"), -1), torch.ones(1, 4))
+    store.write(keys, torch.ones(1, 4))
 """
 
 
@@ -101,7 +105,7 @@ def hold(root: Path, seconds: float) -> subprocess.Popen[str]:
         [sys.executable, "-c", HOLD, str(root), str(seconds)], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "locked\n"
+    assert process.stdout.readline() == "computing\n"
     return process
 
 
@@ -123,22 +127,27 @@ def test_two_runs_at_once_share_the_work(words: list[str], make: Make, train: Tr
     assert first == second == as_json(train(make("--features.store", "false"))[0])
 
 
+def has_to_compute(root: Path, waited: list[str]) -> bool:
+    """Whether this process has to compute the same feature, after it has waited for others."""
+    with SharedWork(ShardStore(root, {}), ZEROS, None, waited.append) as work:
+        while (taken := work.next()) is not None:
+            if len(taken):
+                return True
+    return False
+
+
 def test_a_process_waits_for_another_and_uses_its_features(tmp_path: Path) -> None:
     other = hold(tmp_path, 0.5)
-    store, waited = ShardStore(tmp_path, {}), []
-    with store.compute_lock(lambda: waited.append(True)):
-        store.refresh()
-        assert store.missing(ZEROS).tolist() == []
-    assert waited == [True]
+    waited: list[str] = []
+    assert not has_to_compute(tmp_path, waited)
+    assert waited == [socket.gethostname()]
     assert other.wait() == 0
 
 
-def test_a_killed_process_holds_no_lock(tmp_path: Path) -> None:
+def test_a_killed_process_keeps_nobody_waiting(tmp_path: Path) -> None:
     other = hold(tmp_path, 60)
+    waited: list[str] = []
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    store, waited = ShardStore(tmp_path, {}), []
-    with store.compute_lock(lambda: waited.append(True)):
-        store.refresh()
-        assert store.missing(ZEROS).tolist() == [0]
+    assert has_to_compute(tmp_path, waited)
     assert waited == []

@@ -21,7 +21,7 @@ from runner.utils.registry import Registry
 ROOT = Path(__file__).resolve().parents[3]
 HARMLESS = {
     *("data.root", "data.test", "data.table", "data.columns", "data.leaks", "data.download", "data.workers"),
-    *("features.store", "features.memory", "features.cap"),
+    *("features.store", "features.memory", "features.cap", "features.shared"),
     *("checkpoints.minutes", "checkpoints.epochs", "checkpoints.keep"),
     *(
         "tracking.root",

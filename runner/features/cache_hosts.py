@@ -1,0 +1,69 @@
+"""Which processes of a launch see the same cache: those of one host, and those of other hosts that share its folder."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate.utils import gather_object
+
+from runner.tracking.process_identity import this_boot
+from runner.utils.atomic_files import make_folder
+from runner.utils.errors import UserError
+
+MARKER_PREFIX = ".host-"
+"""Start of the names of the files by which the hosts of a launch look for each other."""
+
+
+@dataclass(frozen=True)
+class CacheHosts:
+    """The processes that see this process's cache."""
+
+    ranks: list[int]
+    """Sorted; also this process's."""
+    count: int
+    """Hosts that they run on."""
+    apart: list[str]
+    """Names of the hosts that do not see the cache of rank 0."""
+
+    def require_one_cache(self, root: Path) -> None:
+        """Raises `UserError`, the same on every process, if some host does not see the cache of rank 0."""
+        if self.apart:
+            raise UserError(
+                f"features.shared is true, but {' and '.join(self.apart)} cannot see what the first host writes to"
+                f" {root}; set cache to a folder that all hosts share, or features.shared to auto."
+            )
+
+
+def find_cache_hosts(root: Path, rank: int) -> CacheHosts:
+    """Let the hosts of a launch look for each other in the folder of all stores. A collective operation."""
+    hosts = gather_object([(this_boot(), socket.gethostname())])
+    boots = [boot for boot, _ in hosts]
+    firsts = [boots.index(boot) for boot in dict.fromkeys(boots)]
+    if len(firsts) == 1:
+        return CacheHosts([*range(len(hosts))], 1, [])
+    marker = root / f"{MARKER_PREFIX}{uuid.uuid4().hex}"
+    if rank in firsts:
+        with suppress(OSError):  # a read-only cache: it shares nothing
+            make_folder(root)
+            marker.touch()
+    markers = gather_object([marker.name])
+    # Nobody has looked for these names before, so that no file system remembers that they are missing.
+    visible = {first for first in firsts if (root / markers[first]).exists()} if rank in firsts else set()
+    seen = gather_object([visible])
+    if rank in firsts:
+        with suppress(OSError):
+            marker.unlink(missing_ok=True)
+    caches = {
+        first: min([first, *(other for other in seen[first] if first in seen[other])]) for first in firsts
+    }
+    """The first host that shares the cache of each."""
+    own = caches[boots.index(boots[rank])]
+    return CacheHosts(
+        [each for each, boot in enumerate(boots) if caches[boots.index(boot)] == own],
+        sum(cache == own for cache in caches.values()),
+        [hosts[first][1] for first in firsts if caches[first] != firsts[0]],
+    )

@@ -1,0 +1,36 @@
+"""The clock by which a file system dates its files: that of the file server, which may differ from this host's."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+
+def server_time(folder: Path) -> float:
+    """The time now by the clock of a folder's file system, in seconds since the epoch. Raises OSError.
+
+    A file is made in the folder for a moment. This also makes a network file system list the folder afresh, instead of
+    what it remembers of it.
+    """
+    probe = folder / f".{secrets.token_hex(8)}.now"
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            probe.unlink()
+
+
+def modified_at(path: Path) -> float:
+    """When a file was modified last. Raises OSError.
+
+    It is opened, since network file systems ask the server only then; `stat` may answer what was true a minute ago.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.fstat(descriptor).st_mtime
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,102 @@
+"""Which processes of a launch compute features together: those that see the same cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.features import cache_hosts
+from runner.features.cache_hosts import CacheHosts, find_cache_hosts
+from runner.tracking import process_identity
+from runner.utils.errors import UserError
+
+BOOT = "/proc/sys/kernel/random/boot_id"
+
+
+def on_host(monkeypatch: pytest.MonkeyPatch, name: str, boot: str) -> str:
+    """The digest that a process of such a host has."""
+    read_text = Path.read_text
+
+    def read(path: Path, *args: Any, **options: Any) -> str:
+        return boot if str(path) == BOOT else read_text(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process_identity.socket, "gethostname", lambda: name)
+        patch.setattr(Path, "read_text", read)
+        return process_identity.this_boot()
+
+
+def test_hosts_with_the_same_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = on_host(monkeypatch, "localhost", "11111111")
+    assert on_host(monkeypatch, "localhost", "11111111") == first
+    assert on_host(monkeypatch, "localhost", "22222222") != first
+    assert on_host(monkeypatch, "node-2", "11111111") != first
+
+
+@pytest.fixture
+def find(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`find(hosts, roots)`: what each rank finds, on its host and with its cache. A thread plays each rank."""
+
+    def run(hosts: Sequence[str], roots: Sequence[Path]) -> list[CacheHosts]:
+        barrier, here = threading.Barrier(len(hosts)), threading.local()
+        said: list[Any] = [None] * len(hosts)
+        found: list[Any] = [None] * len(hosts)
+
+        def gather(values: list[Any]) -> list[Any]:
+            (said[here.rank],) = values
+            barrier.wait(60)
+            everything = [*said]
+            barrier.wait(60)
+            return everything
+
+        def play(rank: int) -> None:
+            here.rank = rank
+            found[rank] = find_cache_hosts(roots[rank], rank)
+
+        monkeypatch.setattr(cache_hosts, "gather_object", gather)
+        monkeypatch.setattr(cache_hosts, "this_boot", lambda: f"boot of {hosts[here.rank]}")
+        monkeypatch.setattr(cache_hosts.socket, "gethostname", lambda: hosts[here.rank])
+        threads = [threading.Thread(target=play, args=(rank,)) for rank in range(len(hosts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return found
+
+    return run
+
+
+def test_without_a_shared_cache_each_host_computes_for_itself(find: Any, tmp_path: Path) -> None:
+    """Whatever the order of the ranks: MPI may deal them out to the hosts in turn."""
+    roots = [tmp_path / "a", tmp_path / "b"] * 2
+    found = find(["a", "b", "a", "b"], roots)
+    assert [each.ranks for each in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert {each.count for each in found} == {1}
+    for each in found:
+        with pytest.raises(UserError, match=r"features\.shared is true, but b cannot see what the first host"):
+            each.require_one_cache(tmp_path)
+    assert [*tmp_path.glob("*/*")] == []
+
+
+def test_hosts_with_one_cache_compute_together(find: Any, tmp_path: Path) -> None:
+    found = find(["a", "b", "c", "b"], [tmp_path, tmp_path, tmp_path / "of c", tmp_path])
+    assert [each.ranks for each in found] == [[0, 1, 3], [0, 1, 3], [2], [0, 1, 3]]
+    assert [each.count for each in found] == [2, 2, 1, 2]
+    assert {(*each.apart,) for each in found} == {("c",)}
+    find(["a", "b"], [tmp_path, tmp_path])[1].require_one_cache(tmp_path)
+
+
+def test_a_host_that_cannot_write_computes_for_itself(find: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    found = find(["a", "b"], [tmp_path, tmp_path / "file" / "cache"])
+    assert [each.ranks for each in found] == [[0], [1]]
+
+
+def test_one_host_writes_nothing(find: Any, tmp_path: Path) -> None:
+    found = find(["a", "a"], [tmp_path / "cache"] * 2)
+    assert [(each.ranks, each.count) for each in found] == [([0, 1], 1)] * 2
+    assert not (tmp_path / "cache").exists()
