@@ -24,7 +24,7 @@ from pathlib import Path
 from runner.tracking.process_identity import ProcessIdentity
 from runner.utils.atomic_files import make_folder
 from runner.utils.heartbeat import Heartbeat
-from runner.utils.server_clock import server_time
+from runner.utils.network_files import is_gone, server_time
 
 LEASE = 30.0
 """Seconds without a sign of life after which a claim no longer counts."""
@@ -35,7 +35,6 @@ LEFT_OVER = 600.0
 NAME = re.compile(r"(-?[0-9]{1,18})\.([01]*)")
 """Name of a claim's file: view, and the bits that digests begin with."""
 NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-GONE = (errno.ENOENT, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ class Claims:
                 touched = os.fstat(file.fileno()).st_mtime
                 content = file.read()
         except OSError as error:
-            if error.errno not in GONE:
+            if not is_gone(error):
                 raise
             return None
         try:
@@ -185,7 +184,7 @@ class Claims:
             if moved is not None and moved.token != claim.token:
                 os.link(aside, path)
         except OSError as error:  # others do the same; and what is lost here is computed twice, no more
-            if error.errno not in (*GONE, *NO_HARD_LINKS, errno.EEXIST):
+            if not is_gone(error) and error.errno not in (*NO_HARD_LINKS, errno.EEXIST):
                 raise
         with suppress(OSError):
             aside.unlink()

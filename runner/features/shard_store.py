@@ -7,9 +7,9 @@ does no harm if two compute the same feature; `work_sharing` lets one do it.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
+import os
 import time
 import uuid
 import zlib
@@ -31,7 +31,7 @@ from runner.features.keys import FeatureKeys
 from runner.features.store_lock import UseLock
 from runner.utils.atomic_files import atomic_write
 from runner.utils.hashing import digest
-from runner.utils.server_clock import server_time
+from runner.utils.network_files import is_gone, server_time
 from runner.utils.tensors import save_tensors
 
 TENSOR = "features"
@@ -95,7 +95,7 @@ class ShardStore:
         if uncached:
             with suppress(OSError):
                 server_time(self.folder)
-        present = {path.name for path in self.folder.glob("*.safetensors")}
+        present = self._listed()
         self._forget(self._numbers.keys() - present)
         for name in sorted(present - self._numbers.keys() - self._dropped):
             try:
@@ -105,7 +105,7 @@ class ShardStore:
                 if not 0 <= seconds < math.inf:
                     raise ValueError(seconds)
             except OSError as error:
-                if not _is_gone(error):
+                if not is_gone(error):
                     raise
                 continue
             except (SafetensorError, KeyError, ValueError, TypeError):
@@ -117,6 +117,16 @@ class ShardStore:
             self._names.append(name)
             self._costs.append(seconds / len(keys))
 
+    def _listed(self) -> set[str]:
+        """The names of the shards in the folder."""
+        try:
+            names = os.listdir(self.folder)
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            return set()
+        return {name for name in names if name.endswith(".safetensors")}
+
     def await_listed(self, keys: FeatureKeys) -> None:
         """Refresh until the folder lists the features of `keys`, which were written, perhaps by another host.
 
@@ -126,6 +136,8 @@ class ShardStore:
         self.refresh()
         while len(self.missing(keys)) and time.monotonic() < deadline:
             time.sleep(0.05)
+            with suppress(OSError):  # a host may remember for a minute that there was no such folder
+                self.create()
             self.refresh(uncached=True)
 
     def missing(self, keys: FeatureKeys) -> np.ndarray:
@@ -152,7 +164,7 @@ class ShardStore:
         try:
             return self._read(keys)
         except OSError as error:
-            if not _is_gone(error):
+            if not is_gone(error):
                 raise
             # Another process found a file damaged and replaced it: its features may be in another one.
             self.refresh(uncached=True)
@@ -312,12 +324,6 @@ class ShardWriter:
         if self._pending is not None:
             self._pending.result()
             self._pending = None
-
-
-def _is_gone(error: OSError) -> bool:
-    """Whether a file was removed, on this host or on another one. Errors of safetensors have no number."""
-    stale = error.errno == errno.ESTALE or f"(os error {errno.ESTALE})" in str(error)
-    return stale or isinstance(error, FileNotFoundError)
 
 
 def is_intact(path: Path) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from runner.utils.atomic_files import write_text
 from runner.utils.file_systems import network_file_system
 from runner.utils.heartbeat import Heartbeat
-from runner.utils.server_clock import modified_at, server_time
+from runner.utils.network_files import modified_at, server_time
 
 RECIPE_FILE = "recipe.json"
 """States what computes a store's features. Its modification time is that of the store's last use."""

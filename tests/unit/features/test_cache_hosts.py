@@ -77,7 +77,9 @@ def test_without_a_shared_cache_each_host_computes_for_itself(find: Any, tmp_pat
     assert [each.ranks for each in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
     assert {each.count for each in found} == {1}
     for each in found:
-        with pytest.raises(UserError, match=r"features\.shared is true, but b cannot see what the first host"):
+        with pytest.raises(
+            UserError, match=r"features\.shared is true, but b cannot see what the first host"
+        ):
             each.require_one_cache(tmp_path)
     assert [*tmp_path.glob("*/*")] == []
 

@@ -1,7 +1,8 @@
-"""The clock by which a file system dates its files: that of the file server, which may differ from this host's."""
+"""Files that other hosts change: the file server's clock, what this host remembers of a folder, files that are gone."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -34,3 +35,9 @@ def modified_at(path: Path) -> float:
         return os.fstat(descriptor).st_mtime
     finally:
         os.close(descriptor)
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether a file was removed, on this host or on another one. Errors of safetensors have no number."""
+    is_stale = error.errno == errno.ESTALE or f"(os error {errno.ESTALE})" in str(error)
+    return is_stale or isinstance(error, FileNotFoundError)
