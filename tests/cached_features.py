@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from helpers import QUIET
+from safetensors import safe_open
 from torch import Tensor
 
 from runner.config.schema import Experiment
@@ -60,6 +62,15 @@ def damage_all(root: Path) -> list[Path]:
     for path in paths:
         flip_a_bit(path)
     return paths
+
+
+def cached_keys(cache: Path) -> list[str]:
+    """The keys of all cached features, by store. Features that were computed twice are there twice."""
+    keys = []
+    for path in (cache / "features").rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            keys += [f"{path.parent.name} {key}" for key in json.loads(file.metadata()["keys"])]
+    return keys
 
 
 def shards(store: ShardStore) -> list[Path]:

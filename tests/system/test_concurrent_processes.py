@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import subprocess
 import sys
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cached_features import cached_keys
 from commands import COMMAND_TIMEOUT, RUNNER, environment, one_sentence, runner, started
 from consistency import inconsistencies
 from pictures import small_experiment
-from safetensors import safe_open
 from stores import copy_store
 
 EPOCHS = 150
@@ -96,15 +95,6 @@ def curves(root: Path) -> list[list[tuple[str, int, float]]]:
 
 def epochs_of(curve: list[tuple[str, int, float]]) -> int:
     return len({step for name, step, _ in curve if name == "val/loss"})
-
-
-def cached_keys(cache: Path) -> list[str]:
-    """The keys of all cached features, by store. Features that were computed twice are there twice."""
-    keys = []
-    for path in (cache / "features").rglob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            keys += [f"{path.parent.name} {key}" for key in json.loads(file.metadata()["keys"])]
-    return keys
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.features import claims, work_sharing
+from runner.features import work_sharing
+from runner.features.claims import LEASE
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore
 from runner.features.work_sharing import SharedWork, _prefix_length
@@ -81,14 +83,15 @@ def test_rounds_grow_where_nobody_else_computes(tmp_path: Path) -> None:
 
 class TestADeadOwner:
     @pytest.fixture(autouse=True)
-    def _elsewhere(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A process of another host has claimed everything, and has died just now."""
-        monkeypatch.setattr(claims, "LEASE", 1.0)
+    def _elsewhere(self, tmp_path: Path) -> None:
+        """A process of another host has claimed everything, and has died: the lease ends in a second."""
         store = ShardStore(tmp_path, {})
         store.create()
         folder = store.folder / "claims"
         folder.mkdir()
-        (folder / f"{VIEW}.").write_text('{"host": "node-7/abcd/1", "pid": 1, "started": 1.0, "token": "x"}')
+        claim = folder / f"{VIEW}."
+        claim.write_text('{"host": "node-7/abcd/1", "pid": 1, "started": 1.0, "token": "x"}')
+        os.utime(claim, (time.time() + 1 - LEASE,) * 2)
 
     def test_delays_others_by_the_lease(self, tmp_path: Path) -> None:
         waited: list[str] = []
