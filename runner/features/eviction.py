@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.features.cache_hosts import MARKER_PREFIX
 from runner.features.store_lock import RECIPE_FILE, exclusive_lock
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
@@ -62,6 +63,8 @@ def list_stores(root: Path, tidy: bool = True) -> list[StoreInfo]:
         elif folder.is_dir():
             with suppress(FileNotFoundError):  # removed by another process just now
                 stores.append(_inspect(folder, tidy))
+        elif tidy and folder.name.startswith(MARKER_PREFIX):
+            _remove_if_left_over(folder)
     return sorted(stores, key=lambda store: -store.last_used)
 
 
@@ -131,9 +134,7 @@ def ensure_space(root: Path, needed: int, max_bytes: float, terminal: Terminal) 
 def _inspect(folder: Path, tidy: bool) -> StoreInfo:
     recipe = folder / RECIPE_FILE
     for path in folder.glob(".*.partial") if tidy else ():
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > PARTIAL_FILE_AGE:
-                path.unlink()
+        _remove_if_left_over(path)
     try:
         values = json.loads(recipe.read_text(encoding="utf-8"))["description"].items()
         description = {
@@ -143,6 +144,12 @@ def _inspect(folder: Path, tidy: bool) -> StoreInfo:
         description = {}
     last_used = (recipe if recipe.exists() else folder).stat().st_mtime
     return StoreInfo(folder, description, sum(_size(path) for path in folder.iterdir()), last_used)
+
+
+def _remove_if_left_over(path: Path) -> None:
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > PARTIAL_FILE_AGE:
+            path.unlink()
 
 
 def _size(path: Path) -> int:

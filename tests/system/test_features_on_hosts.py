@@ -92,6 +92,9 @@ class Runs:
     def text(self, host: Host, name: str = "output") -> str:
         return (self.folder / host.name / name).read_text()
 
+    def errors(self, hosts: Sequence[Host]) -> str:
+        return "\n".join(f"{host.name}: {self.text(host, 'errors')[-2000:]}" for host in hosts)
+
     def finish(self, host: Host, process: subprocess.Popen[str]) -> None:
         assert process.wait(COMMAND_TIMEOUT) == 0, self.text(host, "errors")[-3000:]
 
@@ -168,10 +171,10 @@ def launch(runs: Runs, hosts: Sequence[Host], caches: Sequence[Path], *words: st
     return [process.wait(COMMAND_TIMEOUT) for process in started]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_launch_on_two_hosts_with_one_cache(runs: Runs, tmp_path: Path) -> None:
     with hosts_with_caches(tmp_path, shared=True) as (hosts, caches):
-        assert launch(runs, hosts, caches) == [0, 0], runs.text(hosts[0], "errors")
+        assert launch(runs, hosts, caches) == [0, 0], runs.errors(hosts)
     assert runs.metrics(hosts[0])["system/features/misses"] == IMAGES
     check_computed_once(tmp_path / "cache")
     assert not [*(tmp_path / "cache").rglob(".host-*")]
@@ -180,7 +183,7 @@ def test_a_launch_on_two_hosts_with_one_cache(runs: Runs, tmp_path: Path) -> Non
 @pytest.mark.long
 def test_a_launch_on_two_hosts_with_a_cache_each(runs: Runs, tmp_path: Path) -> None:
     with hosts_with_caches(tmp_path, shared=False) as (hosts, caches):
-        assert launch(runs, hosts, caches) == [0, 0], runs.text(hosts[0], "errors")
+        assert launch(runs, hosts, caches) == [0, 0], runs.errors(hosts)
         assert runs.metrics(hosts[0])["system/features/misses"] == IMAGES
         for cache in caches:
             check_computed_once(cache)

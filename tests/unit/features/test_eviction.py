@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cached_features import keys_of, old_stores, store_names
 from helpers import QUIET
+from stores import wait_for
 
+from runner.features import store_lock
 from runner.features.eviction import ensure_space, list_stores, remove_store
 from runner.features.shard_store import ShardStore
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
+from runner.utils.heartbeat import Heartbeat
 
 OLD = {"name": "old"}
 """Recipe of the store that was not used for the longest time."""
@@ -45,6 +50,48 @@ def test_a_store_in_use_is_not_removed(root: Path, tmp_path: Path) -> None:
     assert store_names(tmp_path) == ["new", "old"]
     assert not remove_store(next(store for store in list_stores(root) if store.folder == used.folder))
     used.release()
+
+
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("fcntl.flock", no_locks), ("network_file_system", lambda _: "nfs4")],
+    ids=["without locks", "with locks of one host"],
+)
+def test_a_store_that_another_host_used_just_now_is_not_removed(
+    root: Path, tmp_path: Path, place: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other host's lock cannot be seen here."""
+    monkeypatch.setattr(f"runner.features.store_lock.{place}", value)
+    assert [remove_store(store) for store in list_stores(root)] == [False, True, True]
+    assert store_names(tmp_path) == ["new"]
+
+
+def test_a_store_in_use_on_a_network_file_system_is_touched(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_lock, "network_file_system", lambda _: "nfs4")
+    monkeypatch.setattr(store_lock, "_HEARTBEAT", Heartbeat(store_lock._HEARTBEAT.beat, 0.01))
+    used = ShardStore(root, OLD)
+    used.refresh()
+    recipe = used.folder / "recipe.json"
+    os.utime(recipe, (0, 0))
+    wait_for(lambda: recipe.stat().st_mtime > 0)
+    used.release()
+    store_lock._HEARTBEAT.stop()
+
+
+def test_what_a_killed_launch_left_is_removed(root: Path) -> None:
+    old, new = root / ".host-1", root / ".host-2"
+    for path in (old, new):
+        path.touch()
+    os.utime(old, (0, 0))
+    assert len(list_stores(root)) == 3
+    assert not old.exists()
+    assert new.exists()
 
 
 def test_what_does_not_fit_is_refused(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tracemalloc
 import zlib
@@ -68,6 +69,37 @@ class TestShards:
         assert own.missing(keys_of("a")).tolist() == [0]
         own.refresh()
         assert own.missing(keys_of("a")).tolist() == []
+
+    def test_a_file_that_another_host_replaced(self, tmp_path: Path) -> None:
+        store, other = ShardStore(tmp_path, {}), ShardStore(tmp_path, {})
+        store.write(keys_of("a"), ONE)
+        store.refresh()
+        (old,) = shards(store)
+        other.write(keys_of("a"), ONE)
+        old.unlink()
+        assert torch.equal(store.read(keys_of("a")), ONE)
+        for path in shards(store):
+            path.unlink()
+        with pytest.raises(KeyError):
+            store.read(keys_of("a"))
+
+    def test_one_that_is_gone_when_it_is_opened(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A network file system lists a file for a while after another host removed it."""
+        ShardStore(tmp_path, {}).write(keys_of("a"), ONE)
+        store = ShardStore(tmp_path, {})
+
+        def stale(*_: object) -> None:
+            raise OSError(f"Stale file handle (os error {errno.ESTALE})")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shard_store, "safe_open", stale)
+            store.refresh()
+        assert store.missing(keys_of("a")).tolist() == [0]
+        assert len(shards(store)) == 1, "it is no damage"
+        store.refresh()
+        assert store.missing(keys_of("a")).tolist() == []
 
     def test_state_what_computing_them_took(self, tmp_path: Path) -> None:
         ShardStore(tmp_path, {}).write(keys_of("ab"), torch.ones(2, 4), seconds=3.0)
