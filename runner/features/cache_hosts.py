@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from runner.tracking.process_identity import this_boot
+from runner.tracking.process_identity import this_host
 from runner.utils.atomic_files import make_folder
 from runner.utils.errors import UserError
 
@@ -28,6 +28,8 @@ class CacheHosts:
     """Hosts that they run on."""
     apart: list[str]
     """Names of the hosts that do not see the cache of rank 0."""
+    unlike: list[str]
+    """Names of the hosts that compute other features than rank 0, since their processors differ."""
 
     def require_one_cache(self, root: Path) -> None:
         """Raises `UserError`, the same on every process, if some host does not see the cache of rank 0."""
@@ -38,13 +40,19 @@ class CacheHosts:
             )
 
 
-def find_cache_hosts(root: Path, rank: int) -> CacheHosts:
-    """Let the hosts of a launch look for each other in the folder of all stores. A collective operation."""
-    hosts = gather_object([(this_boot(), socket.gethostname())])
-    boots = [boot for boot, _ in hosts]
+def find_cache_hosts(root: Path, rank: int, recipe: str = "") -> CacheHosts:
+    """Let the hosts of a launch look for each other in the folder of all stores. A collective operation.
+
+    Args:
+        root: The folder.
+        rank: Of this process.
+        recipe: Digest of what computes this process's features. Those who compute others cannot share the work.
+    """
+    hosts = gather_object([(this_host(), socket.gethostname(), recipe)])
+    boots = [boot for boot, _, _ in hosts]
     firsts = [boots.index(boot) for boot in dict.fromkeys(boots)]
     if len(firsts) == 1:
-        return CacheHosts([*range(len(hosts))], 1, [])
+        return CacheHosts([*range(len(hosts))], 1, [], [])
     marker = root / f"{MARKER_PREFIX}{uuid.uuid4().hex}"
     if rank in firsts:
         with suppress(OSError):  # a read-only cache: it shares nothing
@@ -57,13 +65,16 @@ def find_cache_hosts(root: Path, rank: int) -> CacheHosts:
     if rank in firsts:
         with suppress(OSError):
             marker.unlink(missing_ok=True)
+    mutual = {first: [first, *(other for other in seen[first] if first in seen[other])] for first in firsts}
+    """The hosts that see the cache of each."""
     caches = {
-        first: min([first, *(other for other in seen[first] if first in seen[other])]) for first in firsts
+        first: min(other for other in mutual[first] if hosts[other][2] == hosts[first][2]) for first in firsts
     }
-    """The first host that shares the cache of each."""
+    """The first host that shares the cache and the features of each."""
     own = caches[boots.index(boots[rank])]
     return CacheHosts(
         [each for each, boot in enumerate(boots) if caches[boots.index(boot)] == own],
         sum(cache == own for cache in caches.values()),
-        [hosts[first][1] for first in firsts if caches[first] != firsts[0]],
+        [hosts[first][1] for first in firsts if firsts[0] not in mutual[first]],
+        [hosts[first][1] for first in firsts if hosts[first][2] != hosts[0][2]],
     )

@@ -104,7 +104,14 @@ class StoredStages:
     @cached_property
     def hosts(self) -> CacheHosts:
         """The processes that compute together. The first access is a collective operation."""
-        return find_cache_hosts(self.root, self._rank)
+        recipes = [self.extractor.recipe(stage) for stage in range(len(self.extractor.stages))]
+        hosts = find_cache_hosts(self.root, self._rank, digest(recipes))
+        if hosts.unlike:
+            self.terminal.warn(
+                f"{', '.join(hosts.unlike)} cannot share features with the first host: another kind of processor computes"
+                " other last digits, so a run's metrics depend on which host computes which image"
+            )
+        return hosts
 
     @cached_property
     def _is_shared(self) -> bool:

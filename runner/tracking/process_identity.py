@@ -70,9 +70,6 @@ def _file_text(path: str) -> str:
     return ""
 
 
-this_boot = this_host
-
-
 def is_earlier_boot(host: str) -> bool:
     """Whether a process's host is this machine before it was booted, as far as names tell: it may be a copy of it."""
     return host != this_host() and host.startswith(f"{_this_machine()}/")

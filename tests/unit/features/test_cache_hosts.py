@@ -27,7 +27,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, name: str, boot: str) -> str:
     with monkeypatch.context() as patch:
         patch.setattr(process_identity.socket, "gethostname", lambda: name)
         patch.setattr(Path, "read_text", read)
-        return process_identity.this_boot()
+        return process_identity.this_host()
 
 
 def test_hosts_with_the_same_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,9 @@ def test_hosts_with_the_same_name_are_told_apart(monkeypatch: pytest.MonkeyPatch
 def find(monkeypatch: pytest.MonkeyPatch) -> Any:
     """`find(hosts, roots)`: what each rank finds, on its host and with its cache. A thread plays each rank."""
 
-    def run(hosts: Sequence[str], roots: Sequence[Path]) -> list[CacheHosts]:
+    def run(
+        hosts: Sequence[str], roots: Sequence[Path], recipes: Sequence[str] | None = None
+    ) -> list[CacheHosts]:
         barrier, here = threading.Barrier(len(hosts)), threading.local()
         said: list[Any] = [None] * len(hosts)
         found: list[Any] = [None] * len(hosts)
@@ -55,10 +57,10 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def play(rank: int) -> None:
             here.rank = rank
-            found[rank] = find_cache_hosts(roots[rank], rank)
+            found[rank] = find_cache_hosts(roots[rank], rank, recipes[rank] if recipes else "")
 
         monkeypatch.setattr(cache_hosts, "gather_object", gather)
-        monkeypatch.setattr(cache_hosts, "this_boot", lambda: f"boot of {hosts[here.rank]}")
+        monkeypatch.setattr(cache_hosts, "this_host", lambda: f"boot of {hosts[here.rank]}")
         monkeypatch.setattr(cache_hosts.socket, "gethostname", lambda: hosts[here.rank])
         threads = [threading.Thread(target=play, args=(rank,)) for rank in range(len(hosts))]
         for thread in threads:
@@ -90,6 +92,13 @@ def test_hosts_with_one_cache_compute_together(find: Any, tmp_path: Path) -> Non
     assert [each.count for each in found] == [2, 2, 1, 2]
     assert {(*each.apart,) for each in found} == {("c",)}
     find(["a", "b"], [tmp_path, tmp_path])[1].require_one_cache(tmp_path)
+
+
+def test_hosts_whose_processors_differ_compute_for_themselves(find: Any, tmp_path: Path) -> None:
+    found = find(["a", "b", "c"], [tmp_path] * 3, ["amx", "avx2", "amx"])
+    assert [each.ranks for each in found] == [[0, 2], [1], [0, 2]]
+    assert {(*each.unlike,) for each in found} == {("b",)}
+    assert found[1].apart == []
 
 
 def test_a_host_that_cannot_write_computes_for_itself(find: Any, tmp_path: Path) -> None:
