@@ -170,7 +170,8 @@ def test_a_job_trains_to_the_end(undisturbed: Workspace) -> None:
     assert script.with_suffix(".out").exists()
 
 
-@pytest.mark.parametrize("name", ["USR1", pytest.param("USR2", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
 def test_a_job_that_gets_the_signal_is_queued_again_and_goes_on(
     name: str, cluster: SlurmCluster, submit: Submit, workspace: Workspace, undisturbed: Workspace
 ) -> None:
