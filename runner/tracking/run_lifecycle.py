@@ -12,6 +12,7 @@ from runner.tracking import links
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.process_identity import ProcessIdentity
+from runner.tracking.server_outages import wait_for_server
 from runner.tracking.system_metrics import SystemMetricsSampler
 from runner.utils import peers
 from runner.utils.console import Terminal
@@ -62,7 +63,7 @@ def track_run(
     tags = ProcessIdentity.current().tags()
     if request.parent_id:
         tags["mlflow.parentRunId"] = request.parent_id
-    run_id = _existing_or_new_run(server, client, request, tags)
+    run_id = wait_for_server(server, lambda: _existing_or_new_run(server, client, request, tags))
     tracker = _take_over(server, client, request, terminal) if request.resume else None
     sampler: SystemMetricsSampler | None = None
     status, reason, hint = "FAILED", "", ""

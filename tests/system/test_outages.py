@@ -155,6 +155,20 @@ def test_an_outage_during_a_run(
     assert list(server.journals.iterdir()) == []
 
 
+@pytest.mark.parametrize("fault", ["refuse", "500"])
+def test_a_run_that_starts_in_an_outage_waits(
+    server: TrackingServer, proxy: FaultyProxy, mlflow_server: MlflowServer, fault: str
+) -> None:
+    client = server.connect()
+    proxy.set(fault)
+    back = threading.Timer(1.0, proxy.set, ["pass"])
+    back.start()
+    with track_run(server, client, RunRequest("started in an outage", fault), RecordingTerminal()) as tracker:
+        log_epoch(tracker, 1)
+    back.join()
+    check_complete(client, tracker.run_id, 1, mlflow_server.database)
+
+
 def test_after_a_run_that_ended_in_an_outage_sync_delivers(
     server: TrackingServer,
     proxy: FaultyProxy,
