@@ -1,4 +1,4 @@
-"""A temporary PostgreSQL server."""
+"""A temporary PostgreSQL server, which can be stopped and started again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,53 +25,98 @@ def _programs() -> Path | None:
     return next((path for path in folders if (path / "initdb").exists() and (path / "pg_ctl").exists()), None)
 
 
-@contextmanager
-def postgres_database() -> Iterator[str]:
-    """The address of an empty database, with `PASSWORD`. Skips the test if PostgreSQL is not installed."""
-    pytest.importorskip("psycopg")
-    programs = _programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed")
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        import pwd
+class PostgresServer:
+    """A PostgreSQL server with an empty database and `PASSWORD`. Skips the test if PostgreSQL is not installed.
 
-        try:
-            pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
-    folder = Path(tempfile.mkdtemp(prefix="runner-pg-", dir="/tmp"))  # the path of a socket must be short
-    password_file = folder / "secret"
-    password_file.write_text(f"{PASSWORD}\n")
-    if user:
-        shutil.chown(folder, "postgres", "postgres")
-        shutil.chown(password_file, "postgres", "postgres")
+    Args:
+        host: The address that it listens on.
+        prefix: Words before each command, as `nsenter … --`, to run it on another host of `hosts.py`.
+    """
 
-    def call(program: str, *arguments: str) -> None:
+    def __init__(self, host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+        pytest.importorskip("psycopg")
+        programs = _programs()
+        if programs is None:
+            pytest.skip("PostgreSQL is not installed")
+        self._programs = programs
+        self._host, self._prefix = host, prefix
+        self._user: list[str] = []
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            import pwd
+
+            try:
+                account = pwd.getpwnam("postgres")
+            except KeyError:
+                pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+            self._user = [
+                "setpriv",
+                f"--reuid={account.pw_uid}",
+                f"--regid={account.pw_gid}",
+                "--clear-groups",
+            ]
+        with socket.socket() as reserved:
+            reserved.bind(("127.0.0.1", 0))
+            self.port: int = reserved.getsockname()[1]
+        self.folder = Path(tempfile.mkdtemp(prefix="runner-pg-", dir="/tmp"))  # sockets have short paths
+        secret = self.folder / "secret"
+        secret.write_text(f"{PASSWORD}\n")
+        if self._user:
+            shutil.chown(self.folder, "postgres", "postgres")
+            shutil.chown(secret, "postgres", "postgres")
+        self._call(
+            *("initdb", "-U", "me", "-A", "scram-sha-256", "--no-sync"),
+            *("--pwfile", str(secret), "-E", "UTF8", "--locale", "C"),
+        )
+        with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 0.0.0.0/0 scram-sha-256\n")
+
+    @property
+    def address(self) -> str:
+        """Of the database."""
+        return f"postgresql://me:{PASSWORD}@{self._host}:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses={self._host} -c fsync=off"
+        self._call("pg_ctl", "-l", str(self.folder / "log"), "-w", "-o", options, "start")
+
+    def stop(self) -> None:
+        """Stop it at once, as a crash does."""
+        self._call("pg_ctl", "-w", "-m", "immediate", "stop")
+
+    def delete(self) -> None:
+        """Stop it, if it runs, and remove its files."""
+        if (self.folder / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _call(self, program: str, *arguments: str) -> None:
         process = subprocess.run(
-            [str(programs / program), "-D", str(folder / "data"), *arguments],
-            cwd=folder,
+            [
+                *(*self._prefix, *self._user, str(self._programs / program)),
+                *("-D", str(self.folder / "data"), *arguments),
+            ],
+            cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            **user,
         )
         assert process.returncode == 0, process.stderr
 
+
+@contextmanager
+def postgres_server(host: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """A server that runs, and is deleted afterwards."""
+    server = PostgresServer(host, prefix)
     try:
-        call(
-            *("initdb", "-U", "me", "-A", "scram-sha-256", "--no-sync"),
-            *("--pwfile", str(password_file), "-E", "UTF8", "--locale", "C"),
-        )
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        call("pg_ctl", "-l", str(folder / "log"), "-w", "-o", options, "start")
-        try:
-            yield f"postgresql://me:{PASSWORD}@127.0.0.1:{port}/postgres"
-        finally:
-            call("pg_ctl", "-w", "-m", "immediate", "stop")
+        server.start()
+        yield server
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        server.delete()
+
+
+@contextmanager
+def postgres_database() -> Iterator[str]:
+    """The address of an empty database, with `PASSWORD`. Skips the test if PostgreSQL is not installed."""
+    with postgres_server() as server:
+        yield server.address

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Group
@@ -13,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from runner.study.outages import DatabaseAwayError
 from runner.study.study import Study
 from runner.study.trials import count_states, is_baseline, is_lost, short_values
 from runner.utils.console import Terminal, format_duration, recent_rate
@@ -59,7 +61,11 @@ class LiveView:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Show what has happened since the last refresh."""
+        """Show what has happened since the last refresh. A database that is away is not waited for."""
+        with self.study.outage.limit(0), suppress(DatabaseAwayError):
+            self._refresh()
+
+    def _refresh(self) -> None:
         trials = self.study.trials()
         new = [trial for trial in trials if trial.state.is_finished() and trial.number not in self._shown]
         self._shown.update(trial.number for trial in new)

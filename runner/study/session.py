@@ -5,6 +5,7 @@ All workers and commands of a study share the run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,15 @@ from runner.config.identity import Identity
 from runner.config.tree import as_yaml
 from runner.study import storage as storages
 from runner.study.options import Role
+from runner.study.outages import DatabaseAwayError
 from runner.study.plan import Plan
-from runner.study.study import Study
+from runner.study.study import STOPPING_PATIENCE, Study
 from runner.study.trials import owner_of
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.moved_records import DATABASE
 from runner.tracking.process_identity import ProcessIdentity, this_host
+from runner.tracking.server_outages import wait_for_server
 from runner.tracking.sessions import TrackingSession
 from runner.tracking.tracker import Tracker
 from runner.utils.console import Terminal
@@ -81,7 +84,7 @@ def open_session(plan: Plan, accelerator: Accelerator, role: Role) -> Iterator[S
     tracking = TrackingSession(plan.baseline, accelerator, outages)
     study, study_run = None, StudyRun("", plan.name)
     if accelerator.is_main_process:
-        study = Study(plan, tracking.server.root)
+        study = Study(plan, tracking.server.root, worked_before=role.has_coordinator)
         study_run = open_study_run(study, tracking, owns=not role.has_coordinator)
     status = "KILLED"
     try:
@@ -131,14 +134,27 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
 def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
     """End the study's run with a status. If others still run trials or write the report, one owns it from now on."""
     client = _client(tracking)
-    with study.lock:
-        study.requeue_stale_trials()
-        workers = (owner_of(trial) for trial in study.trials() if trial.state == TrialState.RUNNING)
-        owners = (*workers, _reporter(tracking.server, study_run.run_id))
+
+    def close() -> None:
+        owners = (*_running_workers(study), _reporter(tracking.server, study_run.run_id))
         if owner := next((owner for owner in owners if owner is not None and owner.alive), None):
             _set_owner(client, study_run.run_id, owner)
         else:
             client.set_terminated(study_run.run_id, status)
+
+    with study.outage.limit(math.inf if status == "FINISHED" else STOPPING_PATIENCE):
+        try:
+            with study.lock:
+                study.requeue_stale_trials()
+                wait_for_server(tracking.server, close)
+        except (
+            DatabaseAwayError
+        ):  # it was reported before; whoever works on the study later opens the run again
+            client.set_terminated(study_run.run_id, status)
+
+
+def _running_workers(study: Study) -> list[ProcessIdentity | None]:
+    return [owner_of(trial) for trial in study.trials() if trial.state == TrialState.RUNNING]
 
 
 def _reporter(server: TrackingServer, run_id: str) -> ProcessIdentity | None:
@@ -199,7 +215,7 @@ def _check_same_store(study: Study, stored: list[str], server: TrackingServer) -
     # Whoever reads the storage can write to it, so what it holds is redacted, too.
     stored_uri, uri, host = redact(stored[0]), redact(server.uri), stored[1]
     runs = f"The runs of the study {study.plan.name!r} are in"
-    if server.embedded and host != this_host() and not storages.is_local(study.plan.storage):
+    if is_sqlite(server.uri) and host != this_host() and not storages.is_local(study.plan.storage):
         raise UserError(
             f"{runs} a database file on {host}; several hosts need an MLflow server: start one there, and set"
             " MLFLOW_TRACKING_URI for every worker."

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 import optuna
@@ -13,7 +11,8 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from runner.study import storage as storages
-from runner.study.trials import owner_of
+from runner.study.database import REQUEST
+from runner.study.trials import is_lost, owner_of
 from runner.tracking.process_identity import this_host
 from runner.utils.errors import UserError
 from runner.utils.file_systems import sqlite_path
@@ -41,7 +40,7 @@ def find_stale_trials(study: optuna.Study, storage: str, own: Collection[int]) -
             continue
         owner = owner_of(trial)
         if owner is None:  # its worker died before it stored itself, or will do so in a moment
-            if local or _age(trial) > storages.HEARTBEAT_GRACE:
+            if local:
                 yield trial
         elif owner.host == this_host():
             if not owner.alive:
@@ -62,22 +61,43 @@ def fail_lost_trial(study: optuna.Study, trial: FrozenTrial, stopped_by: str = "
     Args:
         study: The study.
         trial: One of its running trials.
-        stopped_by: How a user stopped the worker; empty if it died. Then the values are queued again only once.
+        stopped_by: How the worker was stopped; empty if it died. Then the values are queued again only once.
     """
     with suppress(UpdateFinishedTrialError):
         study._storage.set_trial_user_attr(trial._trial_id, "lost", redact(stopped_by or WORKER_DIED))
         study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-        requeue(study, trial, bool(stopped_by))
+    trials = study.get_trials(deepcopy=False)
+    if is_lost(trials[trial.number]):
+        _requeue(study, trial, trials, bool(stopped_by))
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial, stopped: bool = False) -> None:
-    """Queue the values of a lost trial again, but not a second time, unless a user stopped it."""
+def requeue_lost_trials(study: optuna.Study) -> None:
+    """Queue the values of trials that were lost with their workers, where whoever found that out died before it did."""
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if is_lost(trial) and trial.user_attrs.get("lost", WORKER_DIED) == WORKER_DIED:
+            _requeue(study, trial, trials)
+
+
+def _requeue(
+    study: optuna.Study, trial: FrozenTrial, trials: list[FrozenTrial], stopped: bool = False
+) -> None:
+    """Queue the values of a lost trial again: once if its worker died in it, always if that was stopped."""
+    stopped = stopped or "owner" not in trial.user_attrs  # it has not begun
     if "retry" in trial.user_attrs and not stopped:
         return
+    request = f"repeats trial {trial.number}"
     copied = {name: value for name, value in trial.user_attrs.items() if name in ("baseline", "retry")}
     attributes = copied if stopped else {**copied, "retry": trial.number}
-    if trial.params or attributes.get("baseline"):
-        study.enqueue_trial(trial.params, user_attrs=attributes)
+    values = trial.params or trial.system_attrs.get("fixed_params", {})
+    if any(
+        other.user_attrs.get(REQUEST) == request or other.user_attrs.get("retry") == trial.number
+        for other in trials
+        if other.number > trial.number
+    ):
+        return
+    if values or attributes.get("baseline"):
+        study.enqueue_trial(values, user_attrs={**attributes, REQUEST: request})
 
 
 def stale_trials_in_journal(journal: str) -> list[tuple[optuna.Study, FrozenTrial]]:
@@ -108,12 +128,14 @@ def _is_stale(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.RUNNING and not (owner and owner.alive)
 
 
-def _age(trial: FrozenTrial) -> float:
-    """Seconds since a trial was started."""
-    return (datetime.now() - trial.datetime_start).total_seconds() if trial.datetime_start else 0.0
-
-
 def _silence(storage: str) -> float:
-    """Seconds since the file of a local storage was written to."""
+    """Seconds since the file of a local storage was written to, by the clock of its file system."""
     path = (Path(storage) if storages.is_file(storage) else sqlite_path(storage)).expanduser()
-    return time.time() - path.stat().st_mtime if path.exists() else 0.0
+    probe = path.with_name(f".{path.name}.now")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import SQLAlchemyError
 
+from runner.study.database import DatabaseStorage, is_postgresql, with_driver
+from runner.study.database_lock import DatabaseLock
+from runner.study.outages import Outage, reason_of
 from runner.utils.errors import UserError
 from runner.utils.file_systems import network_file_system, sqlite_path
 from runner.utils.hashing import digest
@@ -30,6 +31,8 @@ HEARTBEAT_INTERVAL = 15
 """Seconds between two heartbeats of a running trial in a database."""
 HEARTBEAT_GRACE = 120
 """Seconds without a heartbeat after which a trial counts as dead."""
+STARTING = "the database system is"
+"""Text with which PostgreSQL refuses connections while it starts, stops or recovers."""
 MAX_LINE = 1 << 20
 """Bytes at the end of a journal in which its last line is looked for."""
 
@@ -49,21 +52,29 @@ def is_local(storage: str) -> bool:
     return is_file(storage) or storage.startswith("sqlite")
 
 
-def study_lock(root: Path, storage: str, study: str) -> FileLock:
-    """The lock that a process of this host holds while it changes which trials a study is to run.
+def study_lock(root: Path, storage: str, study: str, outage: Outage | None = None) -> FileLock | DatabaseLock:
+    """The lock that a process holds while it changes which trials a study is to run.
+
+    In PostgreSQL it is of all hosts, else of the processes of this host with the same root.
 
     Args:
-        root: Folder of the tracking store, which holds the lock.
+        root: Folder of the tracking store, which holds the lock of a host.
         storage: Path or address of the study's storage.
         study: Name of the study.
+        outage: Waits while the database is away.
     """
+    if is_postgresql(storage):
+        return DatabaseLock(with_driver(storage), study, outage or Outage(storage))
     return FileLock(root / f".study-{digest(storage, study)[:12]}.lock")
 
 
-def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseStorage:
+def connect(storage: str, outage: Outage | None = None, worked_before: bool = False) -> BaseStorage:
     """The storage at a path or address; a journal file is created if there is none.
 
-    `on_stale` is called with (study, trial) when the heartbeats of a trial in a database have stopped.
+    Args:
+        storage: Path or address.
+        outage: Waits for a database server that is away later, or starts now.
+        worked_before: The address is known to be right: wait for the server also if nothing answers now.
 
     Raises `UserError` if it cannot be reached, its driver is not installed, or it is a file on a network file system.
     """
@@ -72,7 +83,7 @@ def connect(storage: str, on_stale: Callable[..., None] | None = None) -> BaseSt
     warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
     if is_file(storage):
         return _journal(Path(storage).expanduser())
-    return _database(storage, on_stale)
+    return _database(storage, outage or Outage(storage), worked_before)
 
 
 def _journal(path: Path) -> BaseStorage:
@@ -118,25 +129,22 @@ def _drop_partial_line(path: Path) -> None:
         json.loads(last)
 
 
-def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int = 3) -> BaseStorage:
-    address, named = _with_driver(storage), f"The storage {redact(storage)}"
-    options: dict[str, Any] = {"pool_pre_ping": True}
-    lock: Any = nullcontext()
-    if address.startswith("sqlite"):
-        path = sqlite_path(address)
-        if kind := network_file_system(path):
-            raise UserError(f"{path} lies on a network file system ({kind}); several hosts need PostgreSQL.")
-        options = {"connect_args": {"timeout": 60}}
-        lock = FileLock(f"{path}.lock")  # two processes must not create its tables at once
+def _database(storage: str, outage: Outage, worked_before: bool, attempts: int = 3) -> BaseStorage:
+    named = f"The storage {redact(storage)}"
     try:
-        with lock:
-            return RDBStorage(
-                address,
-                engine_kwargs=options,
-                heartbeat_interval=HEARTBEAT_INTERVAL,
-                grace_period=HEARTBEAT_GRACE,
-                heartbeat_stale_trial_callback=on_stale,
-            )
+        if storage.startswith("sqlite"):
+            return _sqlite(storage)
+        open_database = partial(
+            DatabaseStorage, with_driver(storage), outage, HEARTBEAT_INTERVAL, HEARTBEAT_GRACE
+        )
+        if worked_before:
+            return outage.wait(open_database)
+        try:
+            return open_database()
+        except SQLAlchemyError as error:
+            if STARTING not in reason_of(error):
+                raise
+            return outage.wait(open_database)
     except ImportError as error:
         raise UserError(
             f"{named} needs a driver that is not installed ({redact(str(error))}); for PostgreSQL:"
@@ -145,17 +153,22 @@ def _database(storage: str, on_stale: Callable[..., None] | None, attempts: int 
     except SQLAlchemyError as error:
         # Another process has created the tables in the meantime.
         if attempts > 1 and ("already exists" in str(error) or "duplicate key" in str(error)):
-            return _database(storage, on_stale, attempts - 1)
-        reason = redact(str(getattr(error, "orig", None) or error).strip().splitlines()[0])
-        raise UserError(f"{named} cannot be reached ({reason}); start it, or correct --storage.") from None
+            return _database(storage, outage, worked_before, attempts - 1)
+        raise UserError(
+            f"{named} cannot be reached ({reason_of(error)}); start it, or correct --storage."
+        ) from None
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{named} cannot be used ({redact(str(error))}); correct --storage.") from None
 
 
-def _with_driver(storage: str) -> str:
-    """The address, for PostgreSQL with the driver that is installed: psycopg 3 if possible, otherwise psycopg2."""
-    scheme, _, rest = storage.partition("://")
-    if scheme in ("postgresql", "postgres"):
-        driver = "psycopg" if importlib.util.find_spec("psycopg") else "psycopg2"
-        return f"postgresql+{driver}://{rest}"
-    return storage
+def _sqlite(address: str) -> BaseStorage:
+    path = sqlite_path(address)
+    if kind := network_file_system(path):
+        raise UserError(f"{path} lies on a network file system ({kind}); several hosts need PostgreSQL.")
+    with FileLock(f"{path}.lock"):  # two processes must not create its tables at once
+        return RDBStorage(
+            address,
+            engine_kwargs={"connect_args": {"timeout": 60}},
+            heartbeat_interval=HEARTBEAT_INTERVAL,
+            grace_period=HEARTBEAT_GRACE,
+        )

@@ -7,6 +7,7 @@ or `fail` it. A process may run several trials at once; then it says which one i
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
@@ -20,10 +21,13 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from runner.config.tree import as_tree, flatten, override
 from runner.study import storage as storages
 from runner.study.algorithms import PRUNERS
+from runner.study.database import REQUEST, DatabaseStorage
+from runner.study.database_lock import DatabaseLock
+from runner.study.outages import DatabaseAwayError, Outage
 from runner.study.plan import Plan, describe_differences
 from runner.study.seeded_sampler import SeededSampler
 from runner.study.space import Value, as_value
-from runner.study.stale_trials import fail_lost_trial, find_stale_trials, requeue
+from runner.study.stale_trials import fail_lost_trial, find_stale_trials, requeue_lost_trials
 from runner.study.trials import RunningTrial, is_baseline, is_lost, is_sound, owner_of, suggest
 from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.utils.errors import UserError
@@ -31,8 +35,12 @@ from runner.utils.redaction import redact
 
 MAX_FAILURES = 5
 """Consecutive failed trials after which a study stops: their cause will not go away by itself."""
-CREATION_TIMEOUT = 10.0
-"""Seconds that another host has to finish creating a study before it counts as dead."""
+LOCK_LOST = "the database ended the connection that locked the study"
+"""Why a trial is given up before it begins."""
+POLL_INTERVAL = 2.0
+"""Seconds between two looks at the trials of other hosts."""
+STOPPING_PATIENCE = 10.0
+"""Seconds that a process which was stopped waits for a database that is away."""
 
 
 class Study:
@@ -41,16 +49,18 @@ class Study:
     Args:
         plan: What to search.
         root: Folder of the tracking store, for the lock.
+        worked_before: The storage's address is known to be right: a database that is away is waited for.
 
     Raises `UserError` if the storage cannot be reached, or holds another study of this name.
     """
 
-    def __init__(self, plan: Plan, root: Path) -> None:
+    def __init__(self, plan: Plan, root: Path, worked_before: bool = False) -> None:
         self.plan = plan
-        self.storage = storages.connect(plan.storage, requeue)
+        self.outage = Outage(plan.storage)
+        self.storage = storages.connect(plan.storage, self.outage, worked_before)
         root.mkdir(parents=True, exist_ok=True)
-        self.lock = storages.study_lock(root, plan.storage, plan.name)
-        """Held while this process changes which trials are to run: no other process of this host does so meanwhile."""
+        self.lock = storages.study_lock(root, plan.storage, plan.name, self.outage)
+        """Held while this process changes which trials are to run: no other process does so meanwhile."""
         self._running: dict[int, Trial] = {}
         """The trials that this process runs, by number."""
         with self.lock:
@@ -94,16 +104,12 @@ class Study:
 
         Raises `UserError` if too many trials failed in a row.
         """
-        with self.lock:
-            self.requeue_stale_trials()
-            trials = self.trials()
-            self._check_failures(trials)
-            if self._has_all_trials() and not any(trial.state == TrialState.WAITING for trial in trials):
-                return None
-            trial = self.optuna.ask()
-            self._running[trial.number] = trial
-            self.record_heartbeat()  # before the owner is stored: a trial with an owner has had a heartbeat
-            trial.set_user_attr("owner", list(astuple(ProcessIdentity.current())))
+        while (trial := self._start_trial()) is not None and self._has_lost_lock:
+            # Others may have counted trials at the same time: this one could be too many.
+            del self._running[trial.number]
+            fail_lost_trial(self.optuna, self.trials()[trial.number], LOCK_LOST)
+        if trial is None:
+            return None
         baseline = self.plan.baseline
         settings = flatten(as_tree(baseline))
         values = self.plan.space.pick(settings, lambda dimension: suggest(trial, dimension))
@@ -120,14 +126,61 @@ class Study:
             self.fail(str(error), trial.number)
         return self.ask()
 
+    def _start_trial(self) -> Trial | None:
+        with self.lock:
+            self.requeue_stale_trials()
+            self._check_failures(self.trials())
+            if not self._has_trials_left():
+                return None
+            trial = self.optuna.ask()
+            self._running[trial.number] = trial
+            self.record_heartbeat()  # before the owner is stored: a trial with an owner has had a heartbeat
+            trial.set_user_attr("owner", list(astuple(ProcessIdentity.current())))
+        return trial
+
+    @property
+    def _has_lost_lock(self) -> bool:
+        """Whether the lock was lost while this process held it last."""
+        return isinstance(self.lock, DatabaseLock) and self.lock.lost
+
+    def wait_for_other_hosts(self, stop_requested: Callable[[], bool]) -> bool:
+        """Wait until each trial on another host has ended, has shown that its worker lives, or was found dead.
+
+        Returns whether trials are left to run after that: who leaves before leaves trials undone.
+        """
+        if not isinstance(self.storage, DatabaseStorage):
+            return False
+        before = self.storage.heartbeats(self.optuna._study_id)
+        while not stop_requested():
+            with self.lock:
+                self.requeue_stale_trials()
+            if self._has_trials_left():
+                return True
+            now, trials = self.storage.heartbeats(self.optuna._study_id), self.trials()
+            silent = [number for number, heartbeat in now.items() if before.get(number, "") == heartbeat]
+            owners = [owner_of(trials[number]) for number in silent]
+            if not any(owner is None or owner.host != this_host() for owner in owners):
+                return False
+            time.sleep(POLL_INTERVAL)
+        return False
+
     def report(self, step: int, value: float, number: int | None = None) -> bool:
         """Store an intermediate value of a running trial. Returns whether the trial should be pruned."""
         trial = self._trial(number)
         try:
             trial.report(value, step)
         except UpdateFinishedTrialError:
-            return True  # its heartbeats came too late, and its values were queued again
+            return True  # see `why_dropped`
         return "baseline" not in trial.user_attrs and bool(trial.should_prune())
+
+    def why_dropped(self, number: int) -> str:
+        """Why the result of a trial that this process runs is not wanted any more; empty if it is."""
+        if not self.trials()[number].state.is_finished():
+            return ""
+        return (
+            f"Trial {number} was given up while this worker was out of reach, and its values are tried again; this"
+            " result is dropped."
+        )
 
     def annotate(self, number: int | None = None, **attributes: Any) -> None:
         """Store attributes of a running trial."""
@@ -152,11 +205,13 @@ class Study:
 
     def interrupt(self, reason: str) -> None:
         """Fail the trials that this process runs because its user stopped it, and queue their values again."""
-        while self._running:
-            number = next(iter(self._running))
-            del self._running[number]
-            with self.lock:
-                fail_lost_trial(self.optuna, self.trials()[number], reason)
+        # Without the database its heartbeats end, which says the same later.
+        with self.outage.limit(STOPPING_PATIENCE), suppress(DatabaseAwayError):
+            while self._running:
+                number = next(iter(self._running))
+                del self._running[number]
+                with self.lock:
+                    fail_lost_trial(self.optuna, self.trials()[number], reason)
 
     def record_heartbeat(self) -> None:
         """Tell the storage that this process still runs its trials, if the storage supports that."""
@@ -190,6 +245,7 @@ class Study:
             fail_lost_trial(self.optuna, trial)
         if not storages.is_local(self.plan.storage):
             fail_stale_trials(self.optuna)
+        requeue_lost_trials(self.optuna)
         return [trial.number for trial in stale]
 
     def _complete(self) -> list[FrozenTrial]:
@@ -216,6 +272,10 @@ class Study:
         exhausted = isinstance(sampler, SeededSampler) and sampler.is_exhausted(self.trials())
         return exhausted or self.count_trials() >= self.plan.trials
 
+    def _has_trials_left(self) -> bool:
+        """Whether a trial is queued, or another one may be started."""
+        return not self._has_all_trials() or any(trial.state == TrialState.WAITING for trial in self.trials())
+
     def _check_failures(self, trials: list[FrozenTrial]) -> None:
         ended = [trial for trial in trials if trial.state.is_finished() and not is_lost(trial)]
         last = ended[-MAX_FAILURES:]
@@ -238,12 +298,7 @@ class Study:
         try:
             return optuna.create_study(**arguments)
         except DuplicatedStudyError:
-            study = optuna.create_study(**arguments, load_if_exists=True)
-        # Another host, which our lock does not stop, may be creating the study at this moment.
-        deadline = time.monotonic() + (0 if storages.is_local(plan.storage) else CREATION_TIMEOUT)
-        while not study.get_trials(deepcopy=False) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        return study
+            return optuna.create_study(**arguments, load_if_exists=True)
 
     def _check_identity(self) -> None:
         """Store the plan's identity in a new study; check it in an existing one."""
@@ -281,4 +336,4 @@ class Study:
                 settings, lambda each: as_value(settings[each.setting])
             )
             self.optuna.set_metric_names([f"validation {self.plan.objective}"])
-            self.optuna.enqueue_trial(values, user_attrs={"baseline": True})
+            self.optuna.enqueue_trial(values, user_attrs={"baseline": True, REQUEST: "baseline"})

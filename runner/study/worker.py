@@ -35,6 +35,10 @@ from runner.utils.long_wait import long_wait
 from runner.utils.redaction import redact
 
 
+class DroppedError(UserError):
+    """The result of a trial is not wanted any more: the study has given up the trial, and tries its values again."""
+
+
 class Pruned(Exception):  # noqa: N818 (a normal end of a trial, not an error)
     """A study's pruner stops a trial."""
 
@@ -60,7 +64,8 @@ class TrialRunner:
     def run(self, tracker: Tracker) -> Generator[TrialTraining, None, float]:
         """Yield a training with each seed and fold. Returns the mean of the objective at their best epochs.
 
-        Raises `Pruned` on all ranks if the study's pruner stops the trial, and what preparation and training raise.
+        Raises on all ranks `Pruned` if the study's pruner stops the trial, `DroppedError` if the study has given it up,
+        and what preparation and training raise.
         """
         plan, study = self.session.plan, self.session.study
         values: list[float] = []
@@ -77,6 +82,7 @@ class TrialRunner:
                 first = training
             if plan.trainings > 1:
                 self._report(index, values[-1], f"after {plan.training_name(index)}")
+        self._check_wanted()
         value, best = statistics.fmean(values), first.best_epoch
         tracker.log_metrics({"objective": value, "best_epoch": best.number, **best.val.metrics("val/best")})
         if len(values) > 1:
@@ -111,7 +117,12 @@ class TrialRunner:
     def _report(self, step: int, value: float, when: str) -> None:
         """Report an intermediate value. Raises `Pruned` on all ranks if the study says so."""
         if self.session.on_rank_0(lambda study: study.report(step, value, self.trial.number)):
+            self._check_wanted()
             raise Pruned(f"pruned {when}, at {value:.4f}")
+
+    def _check_wanted(self) -> None:
+        if reason := self.session.on_rank_0(lambda study: study.why_dropped(self.trial.number)):
+            raise DroppedError(reason)
 
 
 @dataclass
@@ -156,9 +167,13 @@ class Worker:
 
     def _next_trials(self, study: Study) -> list[RunningTrial]:
         trials: list[RunningTrial] = []
-        while len(trials) < self.batch and not self.stop_requested() and (trial := study.ask()) is not None:
-            trials.append(trial)
-        return trials
+        while True:
+            while (
+                len(trials) < self.batch and not self.stop_requested() and (trial := study.ask()) is not None
+            ):
+                trials.append(trial)
+            if trials or self.stop_requested() or not study.wait_for_other_hosts(self.stop_requested):
+                return trials
 
     def _run_trial(self, trial: RunningTrial) -> TrialGenerator:
         session, study, number = self.session, self.session.study, trial.number

@@ -22,6 +22,7 @@ from runner.study.plan import Plan
 from runner.study.report import write_report
 from runner.study.session import StudySession, open_session
 from runner.study.space import Dimension, Space
+from runner.study.stale_trials import fail_lost_trial
 from runner.study.study import Study
 from runner.study.worker import Worker
 from runner.tracking.journal import Journal, Owner
@@ -105,6 +106,36 @@ def test_a_pruned_trial_has_a_reason(watched: Watched) -> None:
     assert "objective" not in pruned.data.metrics
     assert trial.user_attrs["reason"].startswith("pruned at epoch 1, at 0.")
     assert not any("checkpoints" in path for path in artifacts_of(watched.folder, pruned))
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("when", ["in an epoch", "after the last epoch"])
+def test_a_trial_that_was_given_up_meanwhile_is_dropped(
+    place: Place, tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Another worker found it silent. Its values are tried again, and its run says why it did not finish."""
+    report = Study.report
+
+    def give_up_trial_1(self: Study, step: int, value: float, number: int) -> bool:
+        before = when == "in an epoch" or report(self, step, value, number)
+        if number == 1 and step == 2:
+            fail_lost_trial(self.optuna, self.trials()[1])
+        return report(self, step, value, number) if when == "in an epoch" else before
+
+    monkeypatch.setattr(Study, "report", give_up_trial_1)
+    plan = random_plan(study_words(place(tmp_path), tmp_path / "space.yaml"), trials=3)
+    with open_session(plan, accelerator, Role()) as session:
+        assert Worker(session, stop_requested=lambda: False).run() == 4
+    assert states(tmp_path) == ["COMPLETE", "LOST", "COMPLETE", "COMPLETE"]
+    trials = trials_of(tmp_path)
+    assert trials[2].params == trials[1].params
+    runs = trial_runs(tmp_path)
+    dropped = runs.pop(1)
+    assert dropped.info.status == "FAILED"
+    assert dropped.data.tags["runner.reason"].startswith(
+        "Trial 1 was given up while this worker was out of reach"
+    )
+    assert "objective" not in dropped.data.metrics
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 

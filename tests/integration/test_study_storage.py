@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 from studies import make_plan, numbers_of, start_worker, states, work
 
-from runner.study import storage
+from runner.study import outages, storage
+from runner.study.outages import Outage
 from runner.study.plan import Plan
 from runner.study.study import Study
 from runner.study.trials import is_baseline
@@ -65,6 +67,28 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
     assert problem in str(caught.value)
     assert SECRET not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "worked_before"), [("FATAL:  the database system is starting up", False), ("refused", True)]
+)
+def test_a_database_that_is_known_to_be_there_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, reason: str, worked_before: bool
+) -> None:
+    failures = [OperationalError("", None, Exception(reason)) for _ in range(2)]
+
+    def connect(*_: object) -> str:
+        if failures:
+            raise failures.pop()
+        return "the storage"
+
+    monkeypatch.setattr(storage, "DatabaseStorage", connect)
+    monkeypatch.setattr(outages, "FIRST_RETRY", 0.0)
+    notes: list[str] = []
+    outage = Outage(f"postgresql://me:{SECRET}@db/studies", notes.append)
+    assert storage.connect("postgresql://db/studies", outage, worked_before) == "the storage"
+    assert f"does not answer ({reason})".replace("  ", " ") in notes[0]
+    assert notes[1:] == ["the database postgresql://me:…@db/studies answers again"]
 
 
 def test_a_missing_driver_is_named(plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from postgres import PASSWORD, postgres_database
 from studies import LR, make_plan, numbers_of, start_worker, states, work
 
-from runner.study import storage
+from runner.study import database, storage
 from runner.study.plan import Plan
 from runner.study.space import Space
 from runner.study.study import Study
@@ -117,9 +117,10 @@ def test_a_trial_has_heartbeats(plan: Make, tmp_path: Path, address: str) -> Non
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A trial is stale a second after its last heartbeat."""
+    """A trial is stale a second after its last heartbeat, and half a second after that was noticed."""
     monkeypatch.setattr(storage, "HEARTBEAT_INTERVAL", 1)
     monkeypatch.setattr(storage, "HEARTBEAT_GRACE", 1)
+    monkeypatch.setattr(database, "LOOKS_APART", 0.5)
 
 
 def wait_until_requeued(study: Study) -> None:

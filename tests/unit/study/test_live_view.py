@@ -11,6 +11,7 @@ from optuna.trial import TrialState, create_trial
 
 from runner.study import live_view
 from runner.study.live_view import LiveView
+from runner.study.outages import DatabaseAwayError, Outage
 from runner.utils.console import Terminal
 
 
@@ -44,7 +45,10 @@ def test_the_time_left_is_that_of_trials_after_the_first_and_counts_those_that_r
     monkeypatch.setattr(live_view.time, "monotonic", lambda: now)
     trials = [create_trial(state=TrialState.RUNNING) for _ in range(4)]
     study: Any = SimpleNamespace(
-        plan=SimpleNamespace(name="some", trials=4), trials=lambda: trials, best_trial=None
+        plan=SimpleNamespace(name="some", trials=4),
+        trials=lambda: trials,
+        best_trial=None,
+        outage=Outage("some"),
     )
     with LiveView(study, Terminal()) as view:
         for done in range(together, 5, together):
@@ -57,3 +61,18 @@ def test_the_time_left_is_that_of_trials_after_the_first_and_counts_those_that_r
     said = [re.search(r"6.0 trials/min, (.*) left$", line) for line in lines]
     assert [each[1] if each else "" for each in said] == left
     assert not any("left" in line for line, each in zip(lines, said, strict=True) if not each)
+
+
+def test_a_database_that_is_away_is_not_waited_for() -> None:
+    """The command that shows the trials must see how its workers end."""
+    outage, started = Outage("some"), [create_trial(state=TrialState.RUNNING)]
+
+    def trials() -> Any:
+        if outage.patience:
+            return started
+        raise DatabaseAwayError("It does not answer.")
+
+    study: Any = SimpleNamespace(plan=SimpleNamespace(name="some", trials=4), trials=trials, outage=outage)
+    with LiveView(study, Terminal()) as view:
+        view.refresh()
+    assert outage.patience > 0

@@ -1,0 +1,157 @@
+"""A lock of a study that all hosts share: PostgreSQL's advisory lock, which its connection holds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from types import TracebackType
+
+import sqlalchemy
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from runner.study.database import client_settings, configure_sessions
+from runner.study.outages import Outage, is_outage
+from runner.utils.errors import UserError
+from runner.utils.hashing import digest
+
+PATIENCE = 600.0
+"""Seconds that a process waits for the lock while another one holds it."""
+NOTE_AFTER = 15.0
+"""Seconds after which it says so."""
+TURN = 5000
+"""Milliseconds after which a wait in the database begins anew, so that its end is noticed here."""
+LIFE_SIGN = 15.0
+"""Seconds between two signs of life of a process that holds the lock."""
+SILENCE = 60_000
+"""Milliseconds without one after which the database takes the lock from it: it is frozen."""
+LOCK_NOT_AVAILABLE = "55P03"
+HOLDER = sqlalchemy.text(
+    "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
+    " WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND datname = current_database()"
+    " AND (classid::bigint << 32) | objid::bigint = :key"
+)
+
+
+class DatabaseLock:
+    """A lock of a study in PostgreSQL, to be used in a `with` statement, also nested. For one thread.
+
+    The database releases it when the process ends or its host vanishes. A process that freezes, or is cut off, loses
+    it after about a minute; `lost` says so afterwards.
+
+    Args:
+        address: Of the database, with its driver.
+        study: Name of the study.
+        outage: Waits while the database is away.
+    """
+
+    def __init__(self, address: str, study: str, outage: Outage) -> None:
+        self.study = study
+        self.outage = outage
+        self.lost = False
+        """Whether the lock was lost before the last block that held it had ended."""
+        self._key = int(digest("lock of a study", study)[:15], 16)
+        self._engine = sqlalchemy.create_engine(
+            address, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=client_settings(address)
+        )
+        name = f"runner on {socket.gethostname()[:30]}, process {os.getpid()}"
+        configure_sessions(
+            self._engine, idle_session_timeout=str(SILENCE), lock_timeout=str(TURN), application_name=name
+        )
+        self._depth = 0
+        self._held: _HeldConnection | None = None
+
+    def __enter__(self) -> DatabaseLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Wait for the lock. Raises `UserError` if another process keeps it, or if the database is away, for long."""
+        if self._held is None:
+            self.lost = False
+            self.outage.wait(self._lock)
+        self._depth += 1
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._depth -= 1
+        if self._depth == 0 and self._held is not None:
+            held, self._held = self._held, None
+            self.lost = not held.unlock(self._key)
+
+    def _lock(self) -> None:
+        connection = self._engine.connect()
+        try:
+            start, noted = time.monotonic(), False
+            while not self._take_turn(connection):
+                waited = time.monotonic() - start
+                if waited > PATIENCE:
+                    raise UserError(
+                        f"The study {self.study!r} has been locked for {waited:.0f} s by {self._holder(connection)};"
+                        " end that process, and run the same command again."
+                    )
+                if waited > NOTE_AFTER and not noted:
+                    self.outage.notify(
+                        f"waiting for {self._holder(connection)}, which locks the study {self.study}"
+                    )
+                    noted = True
+            self._held = _HeldConnection(connection)
+        except BaseException:  # the database may have given us the lock while a signal stopped the wait
+            connection.invalidate()
+            connection.close()
+            raise
+
+    def _take_turn(self, connection: sqlalchemy.Connection) -> bool:
+        try:
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key})
+        except DBAPIError as error:
+            code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if code != LOCK_NOT_AVAILABLE:
+                raise
+            return False
+        return True
+
+    def _holder(self, connection: sqlalchemy.Connection) -> str:
+        return connection.execute(HOLDER, {"key": self._key}).scalar() or "another process"
+
+
+class _HeldConnection:
+    """A connection that holds the lock, with a thread that shows the database that this process is not frozen."""
+
+    def __init__(self, connection: sqlalchemy.Connection) -> None:
+        self._connection = connection
+        self._guard = threading.Lock()
+        self._ended = threading.Event()
+        threading.Thread(target=self._show_life, name="study lock", daemon=True).start()
+
+    def _show_life(self) -> None:
+        while not self._ended.wait(LIFE_SIGN):
+            with self._guard, suppress(SQLAlchemyError):
+                if not self._ended.is_set():
+                    self._connection.execute(sqlalchemy.text("SELECT 1"))
+
+    def unlock(self, key: int) -> bool:
+        """Release the lock and close the connection. Returns whether it was held until now."""
+        self._ended.set()
+        with self._guard:
+            try:
+                words = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")
+                return bool(self._connection.execute(words, {"key": key}).scalar())
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                return False
+            finally:
+                self._connection.invalidate()
+                self._connection.close()
