@@ -188,6 +188,23 @@ def test_a_worker_may_complete_a_trial_that_was_found_stale(plan: Make, tmp_path
     assert states(study)[0] == "FAIL"
 
 
+@pytest.mark.usefixtures("short_grace")
+def test_a_trial_that_is_heard_again_after_an_outage_of_the_database_is_not_lost(
+    plan: Make, tmp_path: Path
+) -> None:
+    """While the database was away, all were silent. The first look notes it; the second one finds a new heartbeat."""
+    worker, other = Study(plan(), tmp_path), Study(plan(), tmp_path)
+    worker.ask()
+    deadline = time.monotonic() + 60
+    while database.SUSPECTED not in other.trials()[0].system_attrs:
+        assert time.monotonic() < deadline
+        assert states(other) == ["RUNNING"]
+        other.requeue_stale_trials()
+    worker.record_heartbeat()
+    other.requeue_stale_trials()
+    assert states(other) == ["RUNNING"]
+
+
 def test_a_dead_worker_of_this_host_is_found_at_once(plan: Make, tmp_path: Path) -> None:
     study = Study(plan(), tmp_path)
     study.ask()
