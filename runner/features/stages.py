@@ -108,8 +108,8 @@ class StoredStages:
         hosts = find_cache_hosts(self.root, self._rank, digest(recipes))
         if hosts.unlike:
             self.terminal.warn(
-                f"{', '.join(hosts.unlike)} cannot share features with the first host: another kind of processor computes"
-                " other last digits, so a run's metrics depend on which host computes which image"
+                f"{', '.join(hosts.unlike)} cannot share features with the first host: another kind of processor"
+                " computes other last digits, so a run's metrics depend on which host computes which image"
             )
         return hosts
 
