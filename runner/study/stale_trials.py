@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from runner.study import storage as storages
 from runner.study.database import REQUEST
 from runner.study.trials import is_lost, owner_of
-from runner.tracking.process_identity import this_host
+from runner.tracking.process_identity import is_earlier_boot, this_host
 from runner.utils.errors import UserError
 from runner.utils.file_systems import sqlite_path
 from runner.utils.redaction import redact
@@ -45,7 +45,7 @@ def find_stale_trials(study: optuna.Study, storage: str, own: Collection[int]) -
         elif owner.host == this_host():
             if not owner.alive:
                 yield trial
-        elif local and _silence(storage) > MAX_SILENCE:
+        elif local and (is_earlier_boot(owner.host) or _silence(storage) > MAX_SILENCE):
             yield trial
         elif local:
             raise UserError(
@@ -125,7 +125,8 @@ def requeue_stale_trial(root: Path, journal: str, study: optuna.Study, trial: Fr
 
 def _is_stale(trial: FrozenTrial) -> bool:
     owner = owner_of(trial)
-    return trial.state == TrialState.RUNNING and not (owner and owner.alive)
+    is_alive = owner is not None and owner.alive and not is_earlier_boot(owner.host)
+    return trial.state == TrialState.RUNNING and not is_alive
 
 
 def _silence(storage: str) -> float:

@@ -15,6 +15,7 @@ from runner.study import storage
 from runner.study.plan import Plan
 from runner.study.space import Dimension, Space
 from runner.study.study import MAX_FAILURES, Study
+from runner.tracking.process_identity import this_host
 from runner.utils.errors import UserError
 
 Make = Callable[..., Plan]
@@ -136,3 +137,17 @@ def test_a_process_that_died_while_it_created_the_study_does_no_harm(
                     Study(about, tmp_path)
             trials = work(Study(about, tmp_path))
             assert [trial.is_baseline for trial in trials] == [True, *[False] * 5], about.name
+
+
+def test_the_trials_of_a_boot_ago_are_tried_again_at_once(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = this_host().rpartition("/")[0] + "/00000000"
+    with monkeypatch.context() as patch:
+        patch.setattr("runner.tracking.process_identity.this_host", lambda: earlier)
+        assert Study(plan(trials=5), tmp_path).ask() is not None
+    study = Study(plan(trials=5), tmp_path)
+    retried = study.ask()
+    assert retried is not None
+    assert retried.is_baseline
+    assert states(study) == ["FAIL", "RUNNING"]

@@ -8,7 +8,7 @@ import os
 import pytest
 from stores import DEAD
 
-from runner.tracking.process_identity import ProcessIdentity, this_host
+from runner.tracking.process_identity import ProcessIdentity, is_earlier_boot, this_host
 
 
 def test_a_process_is_known_by_more_than_its_id() -> None:
@@ -45,3 +45,11 @@ def test_tags_that_a_person_changed_name_no_process(name: str, value: str) -> No
 
 def test_the_host_is_the_same_at_each_call() -> None:
     assert this_host() == this_host() != ""
+
+
+def test_a_boot_is_part_of_the_host_and_an_earlier_one_is_recognized() -> None:
+    machine, _, boot = this_host().rpartition("/")
+    assert len(boot) == 8
+    assert is_earlier_boot(f"{machine}/00000000")
+    assert not is_earlier_boot(this_host())
+    assert not is_earlier_boot(f"another-{machine}/00000000")
