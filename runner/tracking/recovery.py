@@ -76,12 +76,23 @@ def _has_failed(journal: Journal, client: MlflowClient) -> bool:
 
 def dead_runs(server: TrackingServer, client: MlflowClient) -> list[Run]:
     """Runs that are RUNNING in MLflow, have no journal here, and whose process on this host is dead."""
+    name = this_host().partition("/")[0]
+    return [run for run in running_runs(server, client, name) if _process_is_dead(run)]
+
+
+def running_runs(server: TrackingServer, client: MlflowClient, host: str = "%") -> list[Run]:
+    """Runs of this program that are RUNNING in MLflow and have no journal here.
+
+    Args:
+        server: Its root holds the journals.
+        client: Of that server.
+        host: Name of their host; %: any.
+    """
     journals = {journal.owner.run_id for journal in Journal.find_all(server.journals)}
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    condition = "attributes.status = 'RUNNING' and tags.`runner.host` LIKE '{}%'"
-    name = this_host().partition("/")[0]
-    running = client.search_runs(experiments, condition.format(f"{name}/"), max_results=1000)
-    return [run for run in running if run.info.run_id not in journals and _process_is_dead(run)]
+    condition = f"attributes.status = 'RUNNING' and tags.`runner.host` LIKE '{host}/%'"
+    running = client.search_runs(experiments, condition, max_results=1000)
+    return [run for run in running if run.info.run_id not in journals]
 
 
 def _process_is_dead(run: Run) -> bool:
@@ -91,9 +102,9 @@ def _process_is_dead(run: Run) -> bool:
     return process is not None and not process.alive
 
 
-def mark_killed(client: MlflowClient, run_id: str) -> None:
+def mark_killed(client: MlflowClient, run_id: str, reason: str = EXITED_UNEXPECTEDLY) -> None:
     """Close a run whose process died and that has no journal."""
-    client.set_tag(run_id, "runner.reason", EXITED_UNEXPECTEDLY)
+    client.set_tag(run_id, "runner.reason", reason)
     client.set_terminated(run_id, "KILLED")
 
 

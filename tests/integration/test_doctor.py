@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -63,6 +64,26 @@ def without_blanks(text: str) -> str:
 
 
 # What it finds
+
+
+def test_runs_of_other_hosts_are_mentioned_when_they_are_silent_and_closed_when_their_host_is_lost(
+    records: Records, examine: Examine
+) -> None:
+    server = tracking_server(str(records.root))
+    client = server.connect()
+    experiment = server.get_or_create_experiment(client, "elsewhere")
+    long_ago = int((time.time() - 10 * 3600) * 1000)
+    owner = ProcessIdentity("node7/1234/5678/9abc", 1, 1.0)
+    silent, heard = (client.create_run(experiment, long_ago, owner.tags()).info.run_id for _ in range(2))
+    client.log_metric(heard, "loss", 0.5)
+    status, output = examine()
+    assert status == 1
+    assert f"run {silent[:8]}: is RUNNING on node7, which has logged nothing for 10:00:0" in output
+    assert heard[:8] not in output
+    status, output = examine("--lost-host", "node7")
+    assert (status, output.count("closed as KILLED")) == (0, 2)
+    assert client.get_run(silent).info.status == client.get_run(heard).info.status == "KILLED"
+    assert client.get_run(silent).data.tags["runner.reason"] == "its host node7 is gone"
 
 
 def test_healthy_records_are_left_alone(records: Records, examine: Examine) -> None:

@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from runner.cli.doctor.file_checks import check_feature_stores, check_journal_folder, check_partial_files
 from runner.cli.doctor.findings import Check, Examination, Finding
-from runner.cli.doctor.record_checks import check_database, check_journals, check_refused, check_runs
+from runner.cli.doctor.record_checks import (
+    check_database,
+    check_journals,
+    check_refused,
+    check_runs,
+    check_runs_of_other_hosts,
+)
 from runner.cli.doctor.state_checks import check_saved_states, check_trials
 from runner.cli.options import JSON_HELP, add_tracking_root
 from runner.config.schema import Experiment
@@ -27,6 +33,7 @@ from runner.utils.redaction import error_line, redact
 CHECKS: tuple[Check, ...] = (
     check_database,
     check_runs,  # before the journals, whose delivery closes these runs without reporting them
+    check_runs_of_other_hosts,
     check_journals,
     check_refused,
     check_saved_states,
@@ -54,6 +61,13 @@ def main(argv: Sequence[str]) -> int:
         help="folder of cached features; default: as the setting `cache`",
     )
     parser.add_argument("--check", action="store_true", help="only report; change nothing")
+    parser.add_argument(
+        "--lost-host",
+        metavar="HOST",
+        action="append",
+        default=[],
+        help="a host that is gone for good: its runs that are RUNNING are closed as KILLED",
+    )
     parser.add_argument("--json", action="store_true", help=JSON_HELP)
     options = parser.parse_args(argv)
     terminal = Terminal(stderr=options.json)
@@ -63,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
             f"The records in {server.root} are read-only, and doctor needs to lock them, also for --check: make the"
             " folder writable, or check a copy of it."
         )
-    findings = examine(server, cache, not options.check, terminal)
+    findings = examine(server, cache, not options.check, terminal, options.lost_host)
     left = sum(not finding.done for finding in findings)
     if options.json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings], "left": left}))
@@ -76,8 +90,10 @@ def main(argv: Sequence[str]) -> int:
     return 1 if left else 0
 
 
-def examine(server: TrackingServer, cache: Path, repair: bool, terminal: Terminal) -> list[Finding]:
-    """Run all checks on a tracking store, its journals and studies, and a cache."""
+def examine(
+    server: TrackingServer, cache: Path, repair: bool, terminal: Terminal, lost_hosts: Collection[str] = ()
+) -> list[Finding]:
+    """Run all checks on a tracking store, its journals and studies, and a cache; see `Examination`."""
     client, findings = None, []
     if server.embedded and not (server.root / "mlflow.db").exists():
         terminal.line(f"There are no records in {server.root}.")
@@ -88,7 +104,7 @@ def examine(server: TrackingServer, cache: Path, repair: bool, terminal: Termina
             findings.append(Finding(redact(server.uri), str(error)))
         except Exception as error:  # a damaged database: each library involved raises its own
             findings.append(Finding(redact(server.uri), f"cannot be opened: {error_line(error)}"))
-    examination = Examination(server, client, cache, repair, terminal)
+    examination = Examination(server, client, cache, repair, terminal, lost_hosts)
     for check in CHECKS:
         findings += check(examination)
     return findings

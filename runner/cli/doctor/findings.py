@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ class Examination:
         cache: The experiments' cache, which holds cached features.
         repair: Repair what can be repaired; else only report it.
         terminal: Shows progress.
+        lost_hosts: Names of other hosts that a user says are gone.
     """
 
     server: TrackingServer
@@ -43,6 +44,7 @@ class Examination:
     cache: Path
     repair: bool
     terminal: Terminal
+    lost_hosts: Collection[str] = ()
 
     def resolve(self, where: str | Path, what: str, repair: Callable[[], object], done: str) -> Finding:
         """A finding, after calling `repair` if this examination repairs. `done` says what that did."""

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runner.cli.doctor.findings import Examination, Finding
 from runner.tracking import refused
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.process_identity import this_host
-from runner.tracking.recovery import dead_runs, mark_killed, recover_runs
-from runner.utils.console import Terminal
+from runner.tracking.recovery import dead_runs, mark_killed, recover_runs, running_runs
+from runner.utils.console import Terminal, format_duration
 from runner.utils.errors import UserError
 from runner.utils.file_systems import is_sqlite, sqlite_path
 from runner.utils.redaction import error_line, redact
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+SILENT_RUN = 6 * 3600.0
+"""Seconds without a metric after which a run of another host is mentioned."""
 
 
 def check_database(examination: Examination) -> Iterator[Finding]:
@@ -50,6 +58,40 @@ def check_runs(examination: Examination) -> Iterator[Finding]:
         yield examination.resolve(
             f"run {run_id[:8]}", "is RUNNING, but its process is dead", close, "closed as KILLED"
         )
+
+
+def check_runs_of_other_hosts(examination: Examination) -> Iterator[Finding]:
+    """Runs are RUNNING on other hosts, which have logged nothing for long, or are gone."""
+    if examination.client is None:
+        return
+    from mlflow.exceptions import MlflowException
+
+    own = this_host().partition("/")[0]
+    try:
+        running = running_runs(examination.server, examination.client)
+    except MlflowException:  # reported by `check_runs`
+        return
+    for run in running:
+        name, run_id = run.data.tags["runner.host"].partition("/")[0], run.info.run_id
+        if name == own:
+            continue
+        if name in examination.lost_hosts:
+            close = partial(mark_killed, examination.client, run_id, f"its host {name} is gone")
+            yield examination.resolve(
+                f"run {run_id[:8]}", f"is RUNNING on {name}, which is gone", close, "closed as KILLED"
+            )
+        elif (silence := _seconds_since_last_metric(run)) > SILENT_RUN:
+            yield Finding(
+                f"run {run_id[:8]}",
+                f"is RUNNING on {name}, which has logged nothing for {format_duration(silence)}; run doctor there, or,"
+                f" if that host is gone for good, doctor --lost-host {name}",
+            )
+
+
+def _seconds_since_last_metric(run: Run) -> float:
+    """Since a run last logged a metric, or began."""
+    times = [metric.timestamp for metric in run.data._metric_objs]
+    return time.time() - max([run.info.start_time, *times]) / 1000
 
 
 def check_journals(examination: Examination) -> Iterator[Finding]:
