@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import killed_runs
+import psutil
 import pytest
-from commands import command, one_sentence, runner, runs_of
+from commands import ROOT, command, environment, one_sentence, runner, runs_of
 from hosts import Host, network_of_hosts
 from killed_runs import EVERY_STEP, Workspace, points
 from launched_hosts import HostLaunch, launch
@@ -167,3 +170,26 @@ def test_a_host_that_never_comes_is_a_sentence(workspace: Workspace, hosts: list
     launched = launch(hosts[:1], [[*workspace.words, *EPOCHS]], count=2, RUNNER_JOIN_TIMEOUT="0.1")
     assert launched.statuses() == [2]
     assert "see whether all hosts have started" in one_sentence(unlabelled(launched.text(0)))
+
+
+@pytest.mark.long
+def test_torchrun_starts_the_processes_again_which_resume(
+    workspace: Workspace, on_two_processes: Workspace, tmp_path: Path
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2"]
+    torchrun += ["--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    words = [str(ROOT / "runner" / "train.py"), *workspace.words, *EPOCHS, *EVERY_STEP]
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen([*torchrun, *words], env=environment(), stdout=output, stderr=output)
+    launched = HostLaunch([process], [tmp_path / "output"])
+    try:
+        launched.wait_for_snapshot(workspace)
+        training = [each for each in psutil.Process(process.pid).children() if "RANK" in each.environ()]
+        assert len(training) == 2
+        training[1].kill()
+        assert launched.statuses() == [0], launched.text(0)
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert "resuming run" in launched.text(0)
+    assert_same_metrics(workspace, on_two_processes)
