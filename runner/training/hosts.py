@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -41,8 +40,6 @@ class ProcessInfo:
     host: str
     """Tells hosts apart that have one name."""
     device: str
-    versions: dict[str, str]
-    """Of the runner's own code, as a digest, and of packages."""
     token: str
     """Nothing else has it."""
 
@@ -50,8 +47,7 @@ class ProcessInfo:
     def this(cls, device: torch.device) -> ProcessInfo:
         """This process."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        versions = {"the runner's code": code_digest(), **{each: version(each) for each in SAME_EVERYWHERE}}
-        return cls(socket.gethostname(), this_host(), name, versions, uuid.uuid4().hex)
+        return cls(socket.gethostname(), this_host(), name, uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,8 @@ class Launch:
     @property
     def host_of(self) -> list[str]:
         """The host's name of each process."""
-        hosts = list(dict.fromkeys(each.host for each in self.processes))
-        return [self.hosts[hosts.index(each.host)] for each in self.processes]
+        names = dict(zip(dict.fromkeys(each.host for each in self.processes), self.hosts, strict=True))
+        return [names[each.host] for each in self.processes]
 
     @property
     def labels(self) -> list[str]:
@@ -125,17 +121,18 @@ def meet(state: PartialState) -> None:
     global _launch
     if _launch is not None:
         return
-    _launch = launch = Launch(gather_object([ProcessInfo.this(state.device)]))
+    own = ProcessInfo.this(state.device)
     if state.num_processes == 1:
+        _launch = Launch([own])
         return
+    processes, versions = zip(*gather_object([(own, program_versions())]), strict=True)
+    _launch = launch = Launch(processes)
     if len(launch.hosts) > 1:
         label_lines(f"[{launch.host_of[state.process_index]}:{state.process_index}] ")
     # torchrun starts processes again with the same store.
-    store = distributed_c10d.PrefixStore(
-        launch.processes[0].token, distributed_c10d._get_default_store().clone()
-    )
+    store = distributed_c10d.PrefixStore(processes[0].token, distributed_c10d._get_default_store().clone())
     peers.watch(peers.Peers(store, state.process_index, launch.labels, _abort_function(state.device)))
-    raise_if_different("programs", [each.versions for each in launch.processes])
+    raise_if_different("programs", versions)
 
 
 def check_same_experiment(experiment: Experiment, state: PartialState) -> None:
@@ -181,11 +178,11 @@ def raise_if_different(what: str, values: Sequence[dict[str, str]]) -> None:
         raise UserError(f"The {what} of this launch differ: {different}; start all hosts with the same.")
 
 
-@cache
-def code_digest() -> str:
-    """Of the runner's own code, in 8 digits."""
+def program_versions() -> dict[str, str]:
+    """What decides results beside an experiment: the runner's own code, as a digest, and versions of packages."""
     files = sorted(PACKAGE.rglob("*.py"))
-    return digest([(str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")) for path in files])[:8]
+    code = digest([(str(path.relative_to(PACKAGE)), path.read_text(encoding="utf-8")) for path in files])
+    return {"version of the runner's code": code[:8], **{each: version(each) for each in SAME_EVERYWHERE}}
 
 
 def _abort_function(device: torch.device) -> Callable[[], None]:

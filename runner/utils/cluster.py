@@ -72,28 +72,34 @@ def this_task(environment: Mapping[str, str] = os.environ) -> ClusterTask | None
 
     Raises `UserError` if the scheduler's variables contradict each other.
     """
-    try:
-        for read, starters in ((_slurm_task, SLURM_STARTERS), (_open_mpi_task, OPEN_MPI_STARTERS)):
-            if (task := read(environment)) is not None and _is_started_by(starters):
+    for count, starters, read in (
+        ("SLURM_STEP_NUM_TASKS", SLURM_STARTERS, _slurm_task),
+        ("OMPI_COMM_WORLD_SIZE", OPEN_MPI_STARTERS, _open_mpi_task),
+    ):
+        if environment.get(count, "1") == "1" or (is_started := _is_started_by(starters)) is False:
+            continue
+        try:
+            if (task := read(environment)) is not None:
                 return task
-        return None
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(
-            f"The scheduler's variables in the environment cannot be read ({type(error).__name__}: {error}); start the"
-            " command with srun or mpirun itself, or unset SLURM_PROCID and OMPI_COMM_WORLD_SIZE to run on this host"
-            " alone."
-        ) from None
+        except (KeyError, ValueError, IndexError) as error:
+            if is_started is None:  # somebody has set a part of the variables
+                continue
+            raise UserError(
+                f"The scheduler's variables in the environment cannot be read ({type(error).__name__}: {error}); start"
+                f" the command with srun or mpirun itself, or unset {count} to run on this host alone."
+            ) from None
+    return None
 
 
-def _is_started_by(programs: Collection[str]) -> bool:
-    """Whether one of some programs has started this process, directly or not; true if that cannot be seen."""
+def _is_started_by(programs: Collection[str]) -> bool | None:
+    """Whether one of some programs has started this process, directly or not; None if that cannot be seen."""
     with suppress(psutil.Error):
         if any(each.name() in programs for each in psutil.Process().parents()):
             return True
     try:
-        return os.readlink("/proc/self/ns/pid") != MACHINE_PROCESSES
+        return False if os.readlink("/proc/self/ns/pid") == MACHINE_PROCESSES else None
     except OSError:
-        return True
+        return None
 
 
 def _slurm_task(environment: Mapping[str, str]) -> ClusterTask | None:

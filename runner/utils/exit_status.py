@@ -95,6 +95,8 @@ def _describe(error: BaseException) -> Failure:
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
     if (message := user_message(error)) is not None:
         return Failure(2, message, pid=pid)
+    if isinstance(error, RuntimeError) and (reason := peers.lost_peer()):
+        return Failure(2, reason, pid=pid)
     reason = redact(f"{type(error).__name__}: {error}")
     return Failure(1, reason, redact("".join(traceback.format_exception(error))), pid)
 

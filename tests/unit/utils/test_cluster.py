@@ -67,6 +67,14 @@ def test_what_is_no_step_of_several_tasks(changes: dict[str, str]) -> None:
     assert this_task(environment) is None
 
 
+def test_a_part_of_the_variables_is_left_over_where_their_origin_cannot_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "_is_started_by", lambda programs: None)
+    assert this_task({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}) is None
+    assert this_task(MPI) is not None
+
+
 def test_variables_that_are_left_over_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "MACHINE_PROCESSES", cluster.os.readlink("/proc/self/ns/pid"))
     assert this_task(STEP) is None
