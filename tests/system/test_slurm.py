@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import killed_runs
 import pytest
-from commands import ROOT, runner, runs_of, user_environment
+from commands import ROOT, RUNNER, runner, runs_of, user_environment
 from killed_runs import Workspace, points
 from slurm_cluster import SlurmCluster, slurm_cluster
 
@@ -258,3 +260,28 @@ def test_a_job_on_two_nodes_goes_on(
         cluster.reboot(node)
     finish(cluster, workspace, job, restarts=1)
     assert_as_undisturbed(workspace, on_two_nodes)
+
+
+@pytest.mark.long
+def test_the_tasks_of_a_node_are_processes_and_a_script_without_srun_is_local(
+    cluster: SlurmCluster, workspace: Workspace
+) -> None:
+    """In one job: its script trains by itself, then on two tasks of each node, then those start the script itself."""
+    words = shlex.join([*workspace.words, "--train.epochs", "1", "--tracking.gallery", "0"])
+    launcher = shlex.join(runner("train"))
+    script = shlex.join([sys.executable, str(RUNNER / "train.py")])
+    srun = "srun --time=5 --nodes=2 --ntasks-per-node=2 --cpus-per-task=1"
+    output = workspace.folder / "output"
+    commands = [f"{launcher} {words}", f"{srun} {launcher} {words}", f"{srun} {script} {words}"]
+    lines = ["#!/bin/sh", "set -e", f"exec >{shlex.quote(str(output))} 2>&1"]
+    lines += ["export ACCELERATE_USE_CPU=true MLFLOW_DISABLE_TELEMETRY=true", *commands, ""]
+    job = cluster.sbatch("\n".join(lines), "--nodes=2", "--ntasks-per-node=2", "--time=10")
+    try:
+        cluster.wait_for(job, "COMPLETED", timeout=JOB_TIMEOUT)
+    except pytest.fail.Exception as failure:
+        pytest.fail(f"{failure}\n{output.read_text()}")
+    found = sorted(
+        (run.data.tags["runner.world_size"], run.data.tags["runner.hosts"])
+        for run in runs_of(workspace.client)
+    )
+    assert found == [("1", "node1"), ("4", "node1, node2"), ("4", "node1, node2")]
