@@ -72,7 +72,8 @@ def _file_text(path: str) -> str:
 
 def is_earlier_boot(host: str) -> bool:
     """Whether a process's host is this machine before it was booted, as far as names tell: it may be a copy of it."""
-    return host != this_host() and host.startswith(f"{_this_machine()}/")
+    # Records of earlier versions do not name the boot.
+    return host != this_host() and f"{host}/".startswith(f"{_this_machine()}/")
 
 
 def process_start_time(pid: int) -> float:

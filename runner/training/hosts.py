@@ -19,7 +19,7 @@ from torch.distributed import distributed_c10d
 
 from runner.config.identity import Identity, weights_digest
 from runner.config.schema import Experiment
-from runner.config.tree import as_tree
+from runner.config.tree import as_tree, flatten
 from runner.tracking.process_identity import this_host
 from runner.utils import peers
 from runner.utils.errors import UserError
@@ -138,7 +138,9 @@ def meet(state: PartialState) -> None:
 def check_same_experiment(experiment: Experiment, state: PartialState) -> None:
     """Raise `UserError` on all processes if their settings differ, as after a command was changed on one host."""
     if state.num_processes > 1:
-        settings = Identity.of(as_tree(experiment)).settings
+        tree = as_tree(experiment)
+        # Those of features decide which processes compute when, and so in what order they meet.
+        settings = {**Identity.of(tree).settings, **flatten({"features": tree["features"]})}
         raise_if_different(
             "settings", gather_object([{name: str(value) for name, value in settings.items()}])
         )

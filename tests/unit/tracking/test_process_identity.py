@@ -51,5 +51,6 @@ def test_a_boot_is_part_of_the_host_and_an_earlier_one_is_recognized() -> None:
     machine, _, boot = this_host().rpartition("/")
     assert len(boot) == 8
     assert is_earlier_boot(f"{machine}/00000000")
+    assert is_earlier_boot(machine)
     assert not is_earlier_boot(this_host())
     assert not is_earlier_boot(f"another-{machine}/00000000")
