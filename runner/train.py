@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a file: its folder must not shadow other packages
     sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,13 +30,14 @@ def main(argv: Sequence[str]) -> int:
     """Train what the command line says, on every process of a launch; returns the exit status. Raises `UserError`."""
     exit_with_launcher()
     experiment, options = parse(with_experiment_of_resumed_run(argv), description=__doc__)
-    if options.resume is None and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
-        options = replace(options, resume=AUTO)  # torchrun --max-restarts starts the same command again
 
-    from runner.training import devices, dry_run, repeated, resume
+    from runner.training import devices, dry_run, hosts, repeated, resume
     from runner.utils.console import Terminal
 
     state = devices.init_processes()
+    hosts.check_same_command(experiment, options)
+    if options.resume is None and hosts.is_restarted():
+        options = replace(options, resume=AUTO)
     terminal = Terminal(enabled=state.is_main_process)
     experiment, start = resume.resolve(experiment, options, state, terminal)
     accelerator = devices.create_accelerator(experiment)

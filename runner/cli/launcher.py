@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from runner.utils.launch_environment import (
     STOPPED_SUFFIX,
     join_seconds,
 )
-from runner.utils.output import outlive_readers
+from runner.utils.output import label_lines, outlive_readers
 from runner.utils.paths import PACKAGE
 from runner.utils.port_agreement import agree_on_port
 from runner.utils.processes import cpu_count, gpu_count, pause_children
@@ -82,7 +83,7 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
     gpus = gpu_count()
     task = this_task()
     if task is not None and not task.one_per_host:
-        _become_process(script, argv, processes, task)
+        _exec_script(script, argv, processes, task)
     count = processes or max(1, gpus)
     if gpus and count > gpus:
         raise UserError(
@@ -104,27 +105,20 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         config = Path(folder) / "accelerate.yaml"
         config.write_text(ACCELERATE_CONFIG)
         command = [*_accelerate_launch(count, gpus, config, task), str(PACKAGE / script), *argv]
-        return _supervise(command, environment, status_file)
+        return _supervise(command, environment, status_file, f"[{socket.gethostname()}] " if task else "")
 
 
-def _become_process(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> None:
-    """Replace this process by a process of the script: the scheduler has started as many as there shall be.
+def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> None:
+    """Replace this process by the script, which finds its ranks itself: the scheduler has started enough processes.
 
-    Raises `UserError` if the command asks for several processes, or if the other tasks cannot be reached.
+    Raises `UserError` if the command asks for several processes.
     """
     if processes is not None:
         raise UserError(
             f"-n {processes} does not go with {task.local_count} tasks of {task.scheduler} on one host, which are the"
             " processes; leave -n out, or start one task per host (srun --ntasks-per-node 1)."
         )
-    environment = {
-        **os.environ,
-        **task.ranks(),
-        "MASTER_ADDR": task.first_host,
-        "MASTER_PORT": str(agree_on_port(task, join_seconds())),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(task.threads(cpu_count())),
-        COMMAND: shlex.join(["runner", *sys.argv[1:]]),
-    }
+    environment = {**os.environ, COMMAND: shlex.join(["runner", *sys.argv[1:]])}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, str(PACKAGE / script), *argv], environment)  # noqa: S606 (our own words)
 
@@ -148,8 +142,15 @@ def _accelerate_launch(count: int, gpus: int, config: Path, task: ClusterTask | 
     return words if gpus else [*words, "--cpu"]
 
 
-def _supervise(command: list[str], environment: dict[str, str], status_file: Path) -> int:
-    """Run a launch command to its end, and print how it failed: its exit status, or 128 + the signal that ended it."""
+def _supervise(command: list[str], environment: dict[str, str], status_file: Path, label: str = "") -> int:
+    """Run a launch command to its end, and print how it failed: its exit status, or 128 + the signal that ended it.
+
+    Args:
+        command: To run.
+        environment: Of the command.
+        status_file: For how the first process failed.
+        label: What is printed begins with it.
+    """
     launcher = subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
         command,
         env=environment,
@@ -164,6 +165,8 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
     with pause_children(), _forward_signals(launcher, forwarded, status_file):
         status = launcher.wait()
     relay.join(5)
+    if label:
+        label_lines(label)
     failure = read_failure(status_file)
     if failure is not None:
         failure.print()

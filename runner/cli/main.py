@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from runner.utils.cluster import this_task
 from runner.utils.errors import UserError
@@ -26,26 +27,34 @@ class Verb:
         summary: What the verb does, for the usage.
         usage: Its words, for the usage.
         launches: Whether it starts processes that compute together.
-        spans_hosts: Whether it may be started as several tasks of a scheduler, on one host or several.
+        tasks: What several tasks of a scheduler do that run it: compute "together", work "apart", or nothing (refused).
     """
 
     target: str
     summary: str
     usage: str
     launches: bool = False
-    spans_hosts: bool = False
+    tasks: Literal["together", "apart", ""] = ""
 
 
 VERBS = {
     "train": Verb(
-        "runner.cli.train:main", "train a model", "IMAGES [--config NAME] [--resume auto]", True, True
+        "runner.cli.train:main", "train a model", "IMAGES [--config NAME] [--resume auto]", True, "together"
     ),
     "search": Verb(
-        "runner.study.coordinator:search", "search settings", "IMAGES --study NAME [--space NAME]", True, True
+        "runner.study.coordinator:search",
+        "search settings",
+        "IMAGES --study NAME [--space NAME]",
+        True,
+        "apart",
     ),
     "slurm": Verb("runner.cli.slurm:main", "submit a job to SLURM", "train|search … [--nodes N]"),
     "evaluate": Verb(
-        "runner.cli.evaluate:launch_evaluation", "evaluate a run", "RUN [--split test] [--json]", True, True
+        "runner.cli.evaluate:launch_evaluation",
+        "evaluate a run",
+        "RUN [--split test] [--json]",
+        True,
+        "together",
     ),
     "predict": Verb("runner.cli.predict:main", "classify images", "IMAGE|DIR|GLOB… [--model MODEL]"),
     "explain": Verb(
@@ -111,18 +120,20 @@ def _run(words: list[str]) -> int:
         raise UserError(
             f"There is no verb {name!r}{did_you_mean(name, list(VERBS))}; runner --help lists them."
         )
-    task = this_task() if VERBS[name].launches else None
-    if task is not None and not VERBS[name].spans_hosts:
+    verb = VERBS[name]
+    task = this_task() if verb.launches else None
+    if task is not None and not verb.tasks:
         raise UserError(
             f"{name} works on one host, but {task.scheduler} has started {task.count} of it; start it once."
         )
-    if (ignored := forget_other_launches(task is not None)) and VERBS[name].launches:
+    ignored = forget_other_launches(task is not None and verb.tasks == "together")
+    if ignored and verb.launches and task is None:
         print(
             f"note: the environment has the ranks or plugins of another launch ({', '.join(ignored)}); they are"
             " ignored, because this command starts its own processes (several hosts: see docs/distributed.md)",
             file=sys.stderr,
         )
-    module, _, function = VERBS[name].target.partition(":")
+    module, _, function = verb.target.partition(":")
     status: int = getattr(import_module(module), function)(rest)
     return status
 

@@ -42,7 +42,7 @@ def create_accelerator(experiment: Experiment) -> Accelerator:
     Raises `UserError` as `init_processes` and `resolve_precision` do, and if processes have other settings.
     """
     state = init_processes()
-    hosts.check_same_experiment(experiment, state)
+    hosts.check_same_command(experiment)
     long_wait.set_timeout(timedelta(minutes=experiment.train.timeout))
     precision = broadcast_object_list([resolve_precision(experiment.train.precision, state.device)])[0]
     # Without plugins, Accelerate would take these settings from environment variables.

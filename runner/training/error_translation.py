@@ -9,20 +9,12 @@ import torch
 from accelerate import Accelerator
 
 from runner.config.schema import Experiment
-from runner.utils.errors import UserError
-from runner.utils.peers import lost_peer, peers_signal
-from runner.utils.signals import PEER_EXITED, Interrupted
+from runner.utils.errors import PeerLostError, UserError
+from runner.utils.peers import EXITED, exited_peer, lost_peer, peers_signal
+from runner.utils.signals import Interrupted
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """Parts of a RuntimeError's text when torch on a host, or a CUDA library on a GPU, cannot allocate memory."""
-CONNECTION_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "remote process exited",
-)
-"""Parts of the text when gloo or NCCL has lost another process."""
-
 TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")
 """Parts of the text when gloo or NCCL has waited too long for another process."""
 
@@ -39,12 +31,13 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
         text = " ".join(str(error).split())
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _contains(text, OUT_OF_MEMORY):
             raise UserError(_out_of_memory(experiment, accelerator, text)) from error
-        lost = isinstance(error, torch.distributed.DistError) or _contains(text, CONNECTION_LOST)
-        if accelerator.num_processes > 1 and lost:
-            reason = lost_peer()
+        if accelerator.num_processes > 1:
+            lost = isinstance(error, torch.distributed.DistError)
+            reason = exited_peer(error) or (lost_peer() or EXITED.format(where="") if lost else "")
             if (number := peers_signal()) is not None:
                 raise Interrupted(number) from error
-            raise UserError(reason or PEER_EXITED) from error
+            if reason:
+                raise PeerLostError(reason) from error
         if accelerator.num_processes > 1 and _contains(text, TIMED_OUT):
             raise UserError(
                 f"Another process of this launch has not answered for {experiment.train.timeout:g} minutes"

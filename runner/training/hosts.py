@@ -18,15 +18,18 @@ from accelerate.utils import gather_object
 from torch.distributed import distributed_c10d
 
 from runner.config.identity import Identity, weights_digest
+from runner.config.parser import Options
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.tracking.process_identity import this_host
 from runner.utils import peers
+from runner.utils.cluster import own_address
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.output import label_lines
 from runner.utils.paths import PACKAGE
 
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 SAME_EVERYWHERE = ("torch", "torchvision", "timm", "pillow", "numpy", "accelerate")
 """Packages whose version decides results."""
 
@@ -39,6 +42,8 @@ class ProcessInfo:
     """Of its host."""
     host: str
     """Tells hosts apart that have one name."""
+    address: str
+    """Of its host, towards the others."""
     device: str
     token: str
     """Nothing else has it."""
@@ -47,7 +52,8 @@ class ProcessInfo:
     def this(cls, device: torch.device) -> ProcessInfo:
         """This process."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return cls(socket.gethostname(), this_host(), name, uuid.uuid4().hex)
+        address = own_address(os.environ.get("MASTER_ADDR", ""))
+        return cls(socket.gethostname(), this_host(), address, name, uuid.uuid4().hex)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,11 @@ class Launch:
     def labels(self) -> list[str]:
         """What each process is called: `node2 (rank 3)`."""
         return [f"{host} (rank {rank})" for rank, host in enumerate(self.host_of)]
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """The hosts' names by address."""
+        return dict(zip((each.address for each in self.processes), self.host_of, strict=True))
 
     def tags(self) -> dict[str, str]:
         """The tags by which a run in MLflow shows what it was computed on."""
@@ -131,19 +142,31 @@ def meet(state: PartialState) -> None:
         label_lines(f"[{launch.host_of[state.process_index]}:{state.process_index}] ")
     # torchrun starts processes again with the same store.
     store = distributed_c10d.PrefixStore(processes[0].token, distributed_c10d._get_default_store().clone())
-    peers.watch(peers.Peers(store, state.process_index, launch.labels, _abort_function(state.device)))
+    peers.watch(
+        peers.Peers(
+            store, state.process_index, launch.labels, _abort_function(state.device), launch.addresses
+        )
+    )
     raise_if_different("programs", versions)
 
 
-def check_same_experiment(experiment: Experiment, state: PartialState) -> None:
-    """Raise `UserError` on all processes if their settings differ, as after a command was changed on one host."""
-    if state.num_processes > 1:
-        tree = as_tree(experiment)
-        # Those of features decide which processes compute when, and so in what order they meet.
-        settings = {**Identity.of(tree).settings, **flatten({"features": tree["features"]})}
-        raise_if_different(
-            "settings", gather_object([{name: str(value) for name, value in settings.items()}])
-        )
+def check_same_command(experiment: Experiment, options: Options | None = None) -> None:
+    """Raise `UserError` on all processes if their settings or options differ, as after a change on one host."""
+    if len(this_launch().processes) == 1:
+        return
+    tree = as_tree(experiment)
+    # Those of features decide which processes compute when, and so in what order they meet.
+    settings = {**Identity.of(tree).settings, **flatten({"features": tree["features"]})}
+    given = {f"--{name}": value for name, value in vars(options).items()} if options else {}
+    values = {name: str(value) for name, value in {**settings, **given}.items()}
+    raise_if_different("settings", gather_object([values]))
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started this command again, after a failure on any host: each counts its own restarts."""
+    if len(this_launch().processes) == 1:
+        return os.environ.get(RESTARTS, "0") != "0"
+    return any(count != "0" for count in gather_object([os.environ.get(RESTARTS, "0")]))
 
 
 def check_same_data(manifest: str, experiment: Experiment) -> None:

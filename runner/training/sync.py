@@ -71,4 +71,5 @@ class StepSync:
             state.train_step.sums.gather()
             snapshots.write(state)
         if stop_signal is not None:
+            state.accelerator.wait_for_everyone()  # whoever ends first would have rank 0 ended while it writes
             signals.deliver(stop_signal)

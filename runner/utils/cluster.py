@@ -5,6 +5,7 @@ Each is one task of a step. Its environment says which; here that becomes the ra
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import socket
@@ -21,6 +22,10 @@ OPEN_MPI_STARTERS = ("orted", "prted", "mpirun", "mpiexec", "orterun", "prterun"
 """Programs that start the tasks of a step. Where none has started this process, the variables are left over."""
 MACHINE_PROCESSES = "pid:[4026531836]"
 """The process namespace of a machine itself. In a container's, the starter may be out of sight."""
+
+
+ELSEWHERE = "192.0.2.1"
+"""An address that is no host's (RFC 5737)."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ def this_task(environment: Mapping[str, str] = os.environ) -> ClusterTask | None
     Raises `UserError` if the scheduler's variables contradict each other.
     """
     for count, starters, read in (
-        ("SLURM_STEP_NUM_TASKS", SLURM_STARTERS, _slurm_task),
+        # Open MPI first: within a job of SLURM, its daemons are tasks of a step, and pass that on.
         ("OMPI_COMM_WORLD_SIZE", OPEN_MPI_STARTERS, _open_mpi_task),
+        ("SLURM_STEP_NUM_TASKS", SLURM_STARTERS, _slurm_task),
     ):
         if environment.get(count, "1") == "1" or (is_started := _is_started_by(starters)) is False:
             continue
@@ -163,18 +169,37 @@ def first_host(nodes: str) -> str:
 
 
 def choose_network_interface(address: str) -> str | None:
-    """The network interface of this host that leads to an address; None if that is not known.
+    """The network interface of this host on which others reach it; None if that is not known.
 
     gloo would take the one that this host's own name resolves to: often the loopback, which no other host reaches.
+
+    Args:
+        address: Of the host of rank 0, which may be this one.
     """
+    own = own_address(address)
+    interfaces = [
+        (name, each.address.partition("%")[0])
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if each.family in (socket.AF_INET, socket.AF_INET6) and psutil.net_if_stats()[name].isup
+    ]
+    outer = [(name, each) for name, each in interfaces if not ipaddress.ip_address(each).is_loopback]
+    # Without a route to elsewhere, as in a network of its own, any interface will do.
+    return next((name for name, each in outer if each == own), outer[0][0] if outer else None)
+
+
+def own_address(address: str) -> str:
+    """This host's address towards another, or towards any other if that is itself; empty if there is no way."""
+    found = [_source(target) for target in (address, ELSEWHERE)]
+    return next((each for each in found if each and not ipaddress.ip_address(each).is_loopback), "")
+
+
+def _source(target: str) -> str:
+    """The address from which this host would send to another; empty if there is no way."""
     try:
-        target = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(target[0], socket.SOCK_DGRAM) as probe:
-            probe.connect(target[4])  # sends nothing
-            own = {probe.getsockname()[0], target[4][0]}
+        family, _, _, _, address = socket.getaddrinfo(target, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            return str(probe.getsockname()[0])
     except OSError:
-        return None
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(each.address.partition("%")[0] in own for each in addresses):
-            return name
-    return None
+        return ""

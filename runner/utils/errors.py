@@ -25,6 +25,10 @@ class NotResumableError(UserError):
     """An interrupted run cannot be resumed as requested. Its status stays as it was."""
 
 
+class PeerLostError(UserError):
+    """Another process of the launch has failed or is lost."""
+
+
 def error_chain(error: BaseException) -> list[BaseException]:
     """An error and those that led to it."""
     chain: list[BaseException] = []

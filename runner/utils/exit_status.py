@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runner.utils import peers
-from runner.utils.errors import user_message
+from runner.utils.errors import PeerLostError, user_message
 from runner.utils.launch_environment import STATUS_FILE, provide_home
 from runner.utils.output import discard, outlive_readers, prepare_output
 from runner.utils.redaction import redact
@@ -32,6 +32,8 @@ class Failure:
     traceback: str = ""
     """Of a bug."""
     pid: int = 0
+    of_another: bool = False
+    """Another process has failed, and this one as a consequence."""
 
     def print(self) -> None:
         """Print a bug's traceback, or the reason in one line."""
@@ -71,7 +73,7 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
         failure = _describe(error)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         failure = _describe(error)
-    peers.leave(failure.reason, failure.status - 128 if failure.status > 128 else None)
+    peers.leave(failure.reason, failure.status - 128 if failure.status > 128 else None, failure.of_another)
     if not _report(failure):
         _report_to_torch(failure)
         if failure.traceback or is_main_process():
@@ -89,14 +91,14 @@ def _describe(error: BaseException) -> Failure:
     if isinstance(error, Interrupted):
         error.handled.set()
         if not error.peer_exited and (reason := peers.lost_peer()) and peers.peers_signal() is None:
-            return Failure(2, reason, pid=pid)
+            return Failure(2, reason, pid=pid, of_another=True)
         return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
     if isinstance(error, KeyboardInterrupt):
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
     if (message := user_message(error)) is not None:
-        return Failure(2, message, pid=pid)
-    if isinstance(error, RuntimeError) and (reason := peers.lost_peer()):
-        return Failure(2, reason, pid=pid)
+        return Failure(2, message, pid=pid, of_another=isinstance(error, PeerLostError))
+    if reason := peers.exited_peer(error):
+        return Failure(2, reason, pid=pid, of_another=True)
     reason = redact(f"{type(error).__name__}: {error}")
     return Failure(1, reason, redact("".join(traceback.format_exception(error))), pid)
 

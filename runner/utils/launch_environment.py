@@ -52,7 +52,7 @@ def forget_other_launches(in_step: bool = False) -> list[str]:
     names = sorted(name for name in os.environ if _OTHER_LAUNCH.match(name))
     if in_step:
         names = [name for name in names if not _STEP.match(name)]
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1") or 1) > 1:
+    elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         names.append("SLURM_STEP_NUM_TASKS")
     for name in names:
         del os.environ[name]

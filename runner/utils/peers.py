@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
+from runner.utils.launch_environment import STATUS_FILE
 from runner.utils.redaction import redact
 
 INTERVAL = 2.0
@@ -36,6 +37,17 @@ LOST = (
     "Nothing has been heard of {names} for {seconds:.0f} s (its host or its network has failed, or it was stopped), so"
     " the other processes stop too; run the same command with --resume auto to continue."
 )
+EXITED = (
+    "A process of this launch{where} exited unexpectedly (it was killed, perhaps because memory ran out), so the others"
+    " stop too; run the same command with --resume auto to continue."
+)
+CONNECTION_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "remote process exited",
+)
+"""Parts of the text when gloo or NCCL has lost another process."""
 T = TypeVar("T")
 
 
@@ -58,13 +70,22 @@ class Peers:
         rank: Of this process.
         labels: What each process is called, by rank.
         abort: Makes collective operations fail that wait for others.
+        hosts: Names of the hosts, by address.
     """
 
-    def __init__(self, store: Store, rank: int, labels: Sequence[str], abort: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        rank: int,
+        labels: Sequence[str],
+        abort: Callable[[], None],
+        hosts: Mapping[str, str] | None = None,
+    ) -> None:
         self.store = store
         self.rank = rank
         self.labels = labels
         self.abort = abort
+        self.hosts = hosts or {}
         self.reason = ""
         """Why another process has ended; empty as long as all is well."""
         self.signal: int | None = None
@@ -84,13 +105,21 @@ class Peers:
         for work in (self._exchange_numbers, self._look_for_silence):
             threading.Thread(target=work, name="peers", daemon=True).start()
 
-    def end(self, failure: str = "", number: int | None = None) -> None:
-        """Stop watching: this process ends, for this reason and because of this signal, or as planned."""
+    def end(self, failure: str = "", number: int | None = None, of_another: bool = False) -> None:
+        """Stop watching: this process ends, as planned or for a reason.
+
+        Args:
+            failure: Why; empty: as planned.
+            number: The signal that asked it to.
+            of_another: It is the failure of another process.
+        """
         if self._ended.is_set():
             return
         self._ended.set()
-        if failure:
-            self._publish(failure, number)
+        # Perhaps torch's launcher stops this process because another one was killed: the others notice that.
+        from_launcher = number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in os.environ
+        if failure and not (from_launcher and STATUS_FILE not in os.environ):
+            self._publish(failure, number, of_another)
         _within(ANSWER, lambda: self.store.set(f"runner/left/{self.rank}", ""))
 
     def failure(self) -> str:
@@ -125,7 +154,8 @@ class Peers:
             first = json.loads(self.store.get(FAILED))
             if first["rank"] != self.rank:
                 self.signal = first["signal"]
-                self.reason = f"{self.labels[first['rank']]}: {first['reason']}"
+                about = "" if first["of_another"] else f"{self.labels[first['rank']]}: "
+                self.reason = about + first["reason"]
 
     def _look_for_silence(self) -> None:
         """Count how long the others have been silent. Time in which this process itself was stopped does not count."""
@@ -136,22 +166,25 @@ class Peers:
             for other in self._watched:
                 self._silent[other] = 0.0 if was_stopped else self._silent[other] + now - last
             last = now
-            lost = [other for other in self._watched if self._silent[other] >= SILENCE]
-            lost = [other for other in lost if not self._has_left(other)]
+            silent = [other for other in self._watched if self._silent[other] >= SILENCE]
+            lost = self._not_left(silent) if silent else []
             if lost and not self.reason:
                 names = ", ".join(self.labels[other] for other in lost[:5]) + ", …" * (len(lost) > 5)
                 reason = LOST.format(names=names, seconds=SILENCE)
-                self._publish(reason)
+                self._publish(reason, of_another=True)
                 self.reason = redact(reason)
                 self._interrupt()
 
-    def _has_left(self, other: int) -> bool:
-        """Whether a process has ended as planned."""
-        return bool(_within(ANSWER, lambda: self.store.check([f"runner/left/{other}"])))
+    def _not_left(self, others: Sequence[int]) -> list[int]:
+        """Those who have not ended as planned. All, if the store does not answer: it ended with rank 0's host."""
+        left = _within(ANSWER, lambda: [self.store.check([f"runner/left/{other}"]) for other in others])
+        return [other for other, has in zip(others, left or [False] * len(others), strict=True) if not has]
 
-    def _publish(self, reason: str, number: int | None = None) -> None:
+    def _publish(self, reason: str, number: int | None = None, of_another: bool = False) -> None:
         """Let the others know why this process ends, unless one has ended before."""
-        content = json.dumps({"rank": self.rank, "reason": redact(reason), "signal": number})
+        content = json.dumps(
+            {"rank": self.rank, "reason": redact(reason), "signal": number, "of_another": of_another}
+        )
         _within(ANSWER, lambda: self.store.compare_set(FAILED, "", content))
 
     def _interrupt(self) -> None:
@@ -194,15 +227,31 @@ def watch(peers: Peers) -> None:
     peers.start()
 
 
-def leave(failure: str = "", number: int | None = None) -> None:
-    """This process ends, because of a failure of its own, perhaps by a signal, or as planned."""
+def leave(failure: str = "", number: int | None = None, of_another: bool = False) -> None:
+    """This process ends, as planned or for a reason; see `Peers.end`."""
     if _peers is not None:
-        _peers.end(failure, number)
+        _peers.end(failure, number, of_another)
 
 
 def lost_peer() -> str:
     """Why another process of this launch has ended or is lost; empty if none is."""
     return _peers.failure() if _peers is not None else ""
+
+
+def exited_peer(error: BaseException) -> str:
+    """What to say where an error shows that the connection to another process is lost; empty if it shows no such thing.
+
+    It gives way to what that process has said itself, and to what others know.
+    """
+    text = " ".join(str(error).split())
+    if (
+        _peers is None
+        or not isinstance(error, RuntimeError)
+        or not any(each in text for each in CONNECTION_LOST)
+    ):
+        return ""
+    hosts = [host for address, host in _peers.hosts.items() if f"[{address}]" in text]
+    return lost_peer() or EXITED.format(where=f" on {hosts[0]}" if hosts else "")
 
 
 def peers_signal() -> int | None:

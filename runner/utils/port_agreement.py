@@ -1,15 +1,16 @@
 """Agreement of a step's tasks on a port that is free on the host of rank 0.
 
 A scheduler says who takes part and where, but no port. The port that a job's number suggests may be busy: other jobs
-share the host. So rank 0 listens on the first free one of some ports that all know, and answers with a free port.
+share the host. So rank 0 listens on the first free one of some ports that all know, until all others have called there.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Collection, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from runner.utils.cluster import ClusterTask
 from runner.utils.errors import UserError
@@ -20,6 +21,10 @@ LOWEST, HIGHEST = 20000, 30000
 CANDIDATES = 16
 PATIENCE = 3.0
 """Seconds for an answer from one port; another service that listens there may never give one."""
+CONFIRMATION = 60.0
+"""Seconds in which a caller confirms that it got the answer."""
+POLL = 0.2
+"""Seconds between two looks."""
 LONGEST_LINE = 200
 
 
@@ -45,22 +50,18 @@ def candidate_ports(step: str) -> list[int]:
 
 
 def _serve(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
-    """Tell each of the other tasks the port, once or more often."""
-    with closing(_listen(task, ports)) as listener, socket.socket() as reserved:
-        reserved.bind(("", 0))  # nobody else gets it before torch listens there
-        port = int(reserved.getsockname()[1])
-        waiting, deadline = set(range(1, task.count)), time.monotonic() + timeout
-        while waiting:
-            if (left := deadline - time.monotonic()) <= 0:
-                raise UserError(_missing(task, waiting, timeout, listener.getsockname()[1]))
-            listener.settimeout(left)
-            try:
+    """Let all other tasks call at a port, which is free for torch then. A thread a call, as strangers may be slow."""
+    reached: set[int] = set()
+    with closing(_listen(task, ports)) as listener:
+        port = int(listener.getsockname()[1])
+        deadline = time.monotonic() + timeout
+        listener.settimeout(POLL)
+        while waiting := set(range(1, task.count)) - reached:
+            if time.monotonic() > deadline:
+                raise UserError(_missing(task, waiting, timeout, port))
+            with suppress(TimeoutError):
                 connection, _ = listener.accept()
-            except OSError:
-                continue
-            with connection:
-                rank = _answer(connection, task, port)
-                waiting.discard(rank)
+                threading.Thread(target=_answer, args=(connection, task, reached), daemon=True).start()
     return port
 
 
@@ -90,21 +91,23 @@ def _listen(task: ClusterTask, ports: Sequence[int]) -> socket.socket:
     )
 
 
-def _answer(connection: socket.socket, task: ClusterTask, port: int) -> int:
-    """Answer one caller. Returns its rank; −1 if it is none of this step."""
-    try:
-        connection.settimeout(PATIENCE)
+def _answer(connection: socket.socket, task: ClusterTask, reached: set[int]) -> None:
+    """Answer a caller. Its rank is `reached` when it has confirmed that it got the answer."""
+    with connection, suppress(OSError, ValueError):
+        connection.settimeout(CONFIRMATION)
         step, _, rank = _read_line(connection).rpartition(" ")
-        if step != task.step:
-            return -1
-        connection.sendall(f"{task.step} {port}\n".encode())
-        return int(rank)
-    except (OSError, ValueError):
-        return -1
+        if step == task.step:
+            connection.sendall(f"{task.step} here\n".encode())
+            if _read_line(connection) == "thanks":
+                reached.add(int(rank))
 
 
 def _ask(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
     """Ask rank 0, at one port after another, until it answers."""
+    if not task.first_host:
+        raise UserError(
+            f"{task.scheduler} does not say where rank 0 is; pass it on with mpirun -x MASTER_ADDR=HOST."
+        )
     deadline = time.monotonic() + timeout
     reason = "no attempt was made"
     while time.monotonic() < deadline:
@@ -112,19 +115,19 @@ def _ask(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
             try:
                 with socket.create_connection((task.first_host, port), PATIENCE) as connection:
                     connection.sendall(f"{task.step} {task.rank}\n".encode())
-                    step, _, agreed = _read_line(connection).rpartition(" ")
-                    if step == task.step:
-                        return int(agreed)
+                    if _read_line(connection) == f"{task.step} here":
+                        connection.sendall(b"thanks\n")
+                        return port
                     reason = f"another service answers at port {port}"
             except (OSError, ValueError) as error:
                 reason = str(error) or type(error).__name__
             if time.monotonic() >= deadline:
                 break
-        time.sleep(0.2)
-    where = task.first_host or "a host that mpirun does not name (pass it with mpirun -x MASTER_ADDR=HOST)"
+        time.sleep(POLL)
     raise UserError(
-        f"Rank 0 of the {task.scheduler} step {task.step} on {where} could not be reached from {socket.gethostname()}"
-        f" within {timeout:.0f} s ({reason}); see whether it has started, and whether this host can reach it."
+        f"Rank 0 of the {task.scheduler} step {task.step} on {task.first_host} could not be reached from"
+        f" {socket.gethostname()} within {timeout:.0f} s ({reason}); see whether it has started, and whether this host"
+        " can reach it."
     )
 
 

@@ -16,11 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE, STOPPED_SUFFIX
+from runner.utils.peers import EXITED
 
-PEER_EXITED = (
-    "Another process of this launch exited unexpectedly (it was killed, perhaps because memory ran out), so the others"
-    " stop too; run the same command with --resume auto to continue."
-)
 LAUNCHER_GRACE = 0.5
 """Seconds that our launcher has to report that it was asked to stop, too."""
 AGAIN_SECONDS = 0.05
@@ -49,7 +46,7 @@ class Interrupted(BaseException):
         return self.signal == signal.SIGTERM and _is_stopped_for_a_peer(self._deadline)
 
     def __str__(self) -> str:
-        return PEER_EXITED if self.peer_exited else f"stopped by {self.signal.name}"
+        return EXITED.format(where="") if self.peer_exited else f"stopped by {self.signal.name}"
 
 
 def _is_stopped_for_a_peer(deadline: float) -> bool:

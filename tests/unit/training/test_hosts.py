@@ -9,10 +9,10 @@ from runner.training.hosts import Launch, ProcessInfo, program_versions, raise_i
 from runner.utils.errors import UserError
 
 TWINS = [
-    ProcessInfo("node", "boot 1", "H100", "a"),
-    ProcessInfo("node", "boot 1", "H100", "b"),
-    ProcessInfo("node", "boot 2", "H100", "c"),
-    ProcessInfo("other", "boot 3", "cpu", "d"),
+    ProcessInfo("node", "boot 1", "10.0.0.1", "H100", "a"),
+    ProcessInfo("node", "boot 1", "10.0.0.1", "H100", "b"),
+    ProcessInfo("node", "boot 2", "10.0.0.2", "H100", "c"),
+    ProcessInfo("other", "boot 3", "10.0.0.3", "cpu", "d"),
 ]
 
 

@@ -100,7 +100,10 @@ def end_all(everyone: list[Peers]) -> None:
 def test_all_is_well_while_all_are_there(quick: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SILENCE", 600.0)
     everyone, aborted = launch(MemoryStore(), 3)
+    start = time.monotonic()
     wait_for(lambda: min(each._rounds for each in everyone) > 30)
+    heard = max(silence for each in everyone for silence in each._silent.values())
+    assert heard < (time.monotonic() - start) / 2, "a new number ends a silence"
     assert [each.failure() for each in everyone] == ["", "", ""]
     end_all(everyone)
     assert not aborted
@@ -155,6 +158,36 @@ def test_the_first_failure_counts() -> None:
     everyone[2].end("Another process is gone.")
     assert everyone[0].failure() == "node1 (rank 1): The disk is full."
     end_all(everyone)
+
+
+def test_what_is_said_of_another_process_is_passed_on_without_the_name_of_who_says_it() -> None:
+    everyone, _ = launch(MemoryStore(), 3)
+    everyone[1].end("A process of this launch on node2 exited.", of_another=True)
+    assert everyone[0].failure() == "A process of this launch on node2 exited."
+    end_all(everyone)
+
+
+def test_a_stop_by_torchs_launcher_is_nobodys_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    everyone, _ = launch(MemoryStore(), 2)
+    everyone[1].end("stopped by SIGTERM", signal.SIGTERM)
+    assert everyone[0].failure() == ""
+    end_all(everyone)
+
+
+def test_a_lost_connection_is_said_with_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    labels = ["node0 (rank 0)", "node1 (rank 1)"]
+    own = Peers(store, 0, labels, lambda: None, {"10.0.0.7": "node1"})
+    error = RuntimeError("[pair.cc:561] Connection closed by peer [10.0.0.7]:27293. This is typically")
+    assert peers.exited_peer(error) == ""
+    monkeypatch.setattr(peers, "_peers", own)
+    assert peers.exited_peer(error).startswith("A process of this launch on node1 exited unexpectedly")
+    assert peers.exited_peer(RuntimeError("Broken pipe")).startswith("A process of this launch exited")
+    assert peers.exited_peer(RuntimeError("another error")) == ""
+    assert peers.exited_peer(ValueError("Broken pipe")) == ""
+    Peers(store, 1, labels, lambda: None).end("The disk is full.")
+    assert peers.exited_peer(error) == "node1 (rank 1): The disk is full."
 
 
 def test_a_process_in_no_collective_operation_is_interrupted(quick: list[int]) -> None:

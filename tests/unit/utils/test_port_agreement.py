@@ -36,8 +36,8 @@ def occupy(port: int, stack: ExitStack) -> None:
 def test_all_tasks_get_one_port_that_is_free() -> None:
     ports = agree(step("12.0.0", 4))
     assert len(set(ports)) == 1
-    with socket.socket() as listener:
-        listener.bind(("", ports[0]))
+    with ExitStack() as stack:
+        occupy(ports[0], stack)  # as torch does
 
 
 def test_another_service_at_the_first_port_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,14 @@ def test_strangers_that_call_are_not_counted() -> None:
     with ThreadPoolExecutor(2) as pool:
         first, second = step("19.0.0", 2)
         port = pool.submit(agree_on_port, first, TIMEOUT)
-        for words in (b"GET / HTTP/1.0\r\n\r\n", b"18.0.0 1\n", b"\xff\xfe\n", b""):
+        for words in (
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"18.0.0 1\n",
+            b"\xff\xfe\n",
+            b"",
+            b"19.0.0 1\n",
+            b"19.0.0 x\nthanks\n",
+        ):
             caller = None
             while caller is None:
                 try:
