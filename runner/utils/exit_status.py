@@ -19,7 +19,7 @@ from runner.utils.errors import PeerLostError, user_message
 from runner.utils.launch_environment import STATUS_FILE, provide_home
 from runner.utils.output import discard, outlive_readers, prepare_output
 from runner.utils.redaction import redact
-from runner.utils.signals import Interrupted, interrupt_on_signals
+from runner.utils.signals import Interrupted, interrupt_on_signals, stop_signals
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,10 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     interrupt_on_signals(resend_if_lost=True)
     outlive_readers()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page of addresses
-    return run_main(lambda: main(sys.argv[1:]), is_first_of_host)
+    status = run_main(lambda: main(sys.argv[1:]), is_first_of_host)
+    for number in stop_signals():  # while Python shuts down, a second one would end the process with another status
+        signal.signal(number, signal.SIG_IGN)
+    return status
 
 
 def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool] = lambda: True) -> int:

@@ -73,17 +73,33 @@ def test_runs_of_other_hosts_are_mentioned_when_they_are_silent_and_closed_when_
     client = server.connect()
     experiment = server.get_or_create_experiment(client, "elsewhere")
     long_ago = int((time.time() - 10 * 3600) * 1000)
-    owner = ProcessIdentity("node7/1234/5678/9abc", 1, 1.0)
-    silent, heard = (client.create_run(experiment, long_ago, owner.tags()).info.run_id for _ in range(2))
+    hosts = ["node7/1234/5678/9abc", "node7/1234/5678/9abc", "node7/4321/5678/9def"]
+    silent, heard, twin = (
+        client.create_run(experiment, long_ago, ProcessIdentity(host, 1, 1.0).tags()).info.run_id
+        for host in hosts
+    )
     client.log_metric(heard, "loss", 0.5)
+
+    def statuses() -> list[str]:
+        return [client.get_run(each).info.status for each in (silent, heard, twin)]
+
     status, output = examine()
     assert status == 1
-    assert f"run {silent[:8]}: is RUNNING on node7, which has logged nothing for 10:00:0" in output
+    assert f"run {silent[:8]}: is RUNNING on {hosts[0]}, which has logged nothing for 10:00:0" in output
     assert heard[:8] not in output
-    status, output = examine("--lost-host", "node7")
-    assert (status, output.count("closed as KILLED")) == (0, 2)
-    assert client.get_run(silent).info.status == client.get_run(heard).info.status == "KILLED"
-    assert client.get_run(silent).data.tags["runner.reason"] == "its host node7 is gone"
+    for name, reason in (
+        ("node7", f"fits several hosts: {hosts[0]}, {hosts[2]}"),
+        ("node", "has no RUNNING runs"),
+    ):
+        status, output = examine("--lost-host", name)
+        assert status == 1
+        assert f"{name}: {reason}; nothing was closed" in output
+        assert statuses() == ["RUNNING"] * 3
+    status, output = examine("--lost-host", "node7/1234")
+    assert output.count("closed as KILLED") == 1
+    assert f"run {heard[:8]}: has logged " in output
+    assert statuses() == ["KILLED", "RUNNING", "RUNNING"]
+    assert client.get_run(silent).data.tags["runner.reason"] == f"its host {hosts[0]} is gone"
 
 
 def test_healthy_records_are_left_alone(records: Records, examine: Examine) -> None:

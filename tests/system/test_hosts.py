@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import killed_runs
@@ -56,6 +59,16 @@ def assert_same_metrics(workspace: Workspace, other: Workspace) -> None:
     assert points(workspace.client, run.info.run_id) == points(other.client, whole.info.run_id)
 
 
+def training(host: Host) -> list[psutil.Process]:
+    """The processes of `runner/train.py` on a host, and what they have started."""
+    found = []
+    for process in host.processes():
+        with suppress(psutil.NoSuchProcess):
+            if "train.py" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
 def unlabelled(text: str) -> str:
     """What was printed, without hosts and ranks at the beginning of lines."""
     return re.sub(r"(?m)^\[[^\]]*:\d+\] ", "", text)
@@ -95,9 +108,10 @@ def test_a_lost_host_ends_the_run_on_the_other_which_is_resumed(
 ) -> None:
     launched = start(hosts[:2], workspace)
     launched.wait_for_snapshot(workspace)
-    restore = lose(hosts[lost])
+    restore, start_time = lose(hosts[lost]), time.monotonic()
     other = 1 - lost
     assert launched.statuses([other]) == [2], launched.text(other)
+    assert time.monotonic() - start_time < 120, "60 s are promised, on a machine that is not busy"
     error = launched.text(other)
     assert f"Nothing has been heard of worker#{lost + 1} (rank {lost})" in one_sentence(unlabelled(error))
     restore()
@@ -131,10 +145,11 @@ def test_a_signal_at_one_host_stops_all_with_their_work_saved(
 ) -> None:
     launched = start(hosts[:2], workspace)
     launched.wait_for_snapshot(workspace)
-    for process in hosts[1].processes():
-        if "train.py" in " ".join(process.cmdline()):
-            process.send_signal(signal.SIGUSR1)
-            process.send_signal(signal.SIGUSR1)
+    for pause in (0.0, 0.5):  # a second one is harmless
+        time.sleep(pause)
+        for process in training(hosts[1]):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGUSR1)
     assert launched.statuses() == [128 + signal.SIGUSR1] * 2, launched.text(0)
     (run,) = runs_of(workspace.client)
     assert (run.info.status, run.data.tags["runner.reason"]) == ("KILLED", "stopped by SIGUSR1")
@@ -157,13 +172,33 @@ def test_hosts_that_differ_are_refused(workspace: Workspace, hosts: list[Host]) 
 
 
 @pytest.mark.long
-def test_hosts_with_other_images_are_refused(workspace: Workspace, hosts: list[Host], tmp_path: Path) -> None:
+def test_hosts_with_other_images_are_refused(
+    workspace: Workspace, hosts: list[Host], images: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(images, copy)
+    first, second, *_ = sorted(copy.rglob("*.png"))
+    shutil.copyfile(first, second)
     words = [*workspace.words, *EPOCHS]
-    (tmp_path / "elsewhere").mkdir()
-    launched = launch(hosts[:2], [words, [*words, "--data.root", str(tmp_path / "elsewhere")]])
+    launched = launch(hosts[:2], [words, [*words, "--data.root", str(copy)]])
     assert launched.statuses() == [2, 2]
     for rank in (0, 1):
-        assert "elsewhere" in one_sentence(unlabelled(launched.text(rank)))
+        error = one_sentence(unlabelled(launched.text(rank)))
+        assert "The data of this launch differ: worker#2 has another images or split" in error
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=LONG)])
+def test_a_killed_process_is_named_with_its_host(workspace: Workspace, hosts: list[Host], rank: int) -> None:
+    launched = start(hosts[:2], workspace)
+    launched.wait_for_snapshot(workspace)
+    for process in training(hosts[rank]):
+        process.kill()
+    assert launched.statuses([1 - rank]) == [2], launched.text(1 - rank)
+    error = one_sentence(unlabelled(launched.text(1 - rank)))
+    assert f"A process of this launch on worker#{rank + 1} exited unexpectedly" in error
+    if rank:
+        (run,) = runs_of(workspace.client)
+        assert (run.info.status, run.data.tags["runner.reason"]) == ("FAILED", error)
 
 
 def test_a_host_that_never_comes_is_a_sentence(workspace: Workspace, hosts: list[Host]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from runner.cli.doctor.findings import Examination, Finding
 from runner.tracking import refused
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
-from runner.tracking.process_identity import this_host
+from runner.tracking.process_identity import is_earlier_boot, this_host
 from runner.tracking.recovery import dead_runs, mark_killed, recover_runs, running_runs
 from runner.utils.console import Terminal, format_duration
 from runner.utils.errors import UserError
@@ -23,6 +23,8 @@ from runner.utils.redaction import error_line, redact
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+RECENT = 120.0
+"""Seconds since its last metric in which a run is not closed, whatever a user says of its host."""
 SILENT_RUN = 6 * 3600.0
 """Seconds without a metric after which a run of another host is mentioned."""
 
@@ -66,26 +68,51 @@ def check_runs_of_other_hosts(examination: Examination) -> Iterator[Finding]:
         return
     from mlflow.exceptions import MlflowException
 
-    own = this_host().partition("/")[0]
     try:
         running = running_runs(examination.server, examination.client)
     except MlflowException:  # reported by `check_runs`
         return
-    for run in running:
-        name, run_id = run.data.tags["runner.host"].partition("/")[0], run.info.run_id
-        if name == own:
-            continue
-        if name in examination.lost_hosts:
-            close = partial(mark_killed, examination.client, run_id, f"its host {name} is gone")
-            yield examination.resolve(
-                f"run {run_id[:8]}", f"is RUNNING on {name}, which is gone", close, "closed as KILLED"
+    elsewhere = [(run, run.data.tags["runner.host"]) for run in running]
+    elsewhere = [(run, host) for run, host in elsewhere if host != this_host() and not is_earlier_boot(host)]
+    for lost in examination.lost_hosts:
+        yield from _close_runs_of_lost_host(examination, lost, elsewhere)
+    for run, host in elsewhere:
+        silence = _seconds_since_last_metric(run)
+        if silence > SILENT_RUN and not any(_is_named(host, lost) for lost in examination.lost_hosts):
+            yield Finding(
+                f"run {run.info.run_id[:8]}",
+                f"is RUNNING on {host}, which has logged nothing for {format_duration(silence)}; run doctor there, or,"
+                f" if that host is gone for good, doctor --lost-host {host}",
             )
-        elif (silence := _seconds_since_last_metric(run)) > SILENT_RUN:
+
+
+def _close_runs_of_lost_host(
+    examination: Examination, lost: str, running: Sequence[tuple[Run, str]]
+) -> Iterator[Finding]:
+    """Close the runs of a host that is gone. Nothing is done if the name fits several, or if it has just logged."""
+    of_lost = [(run, host) for run, host in running if _is_named(host, lost)]
+    hosts = sorted({host for _, host in of_lost})
+    if len(hosts) != 1:
+        which = f"fits several hosts: {', '.join(hosts)}" if hosts else "has no RUNNING runs"
+        yield Finding(lost, f"{which}; nothing was closed for it")
+        return
+    for run, host in of_lost:
+        run_id, silence = run.info.run_id, _seconds_since_last_metric(run)
+        if silence < RECENT:
             yield Finding(
                 f"run {run_id[:8]}",
-                f"is RUNNING on {name}, which has logged nothing for {format_duration(silence)}; run doctor there, or,"
-                f" if that host is gone for good, doctor --lost-host {name}",
+                f"has logged {silence:.0f} s ago: {host} is not gone, and it stays RUNNING",
             )
+            continue
+        close = partial(mark_killed, examination.client, run_id, f"its host {host} is gone")
+        yield examination.resolve(
+            f"run {run_id[:8]}", f"is RUNNING on {host}, which is gone", close, "closed as KILLED"
+        )
+
+
+def _is_named(host: str, name: str) -> bool:
+    """Whether a host (name/machine/…) is meant by its name or by more of it."""
+    return f"{host}/".startswith(f"{name.rstrip('/')}/")
 
 
 def _seconds_since_last_metric(run: Run) -> float:
