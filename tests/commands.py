@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.support.processes import user_environment as user_environment
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNNER = ROOT / "runner"
 SLOW_START = 120
@@ -26,12 +28,6 @@ def environment() -> dict[str, str]:
     """This process's environment without an MLflow server; computes on the CPU."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")}
     return {**inherited, "ACCELERATE_USE_CPU": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-
-
-def user_environment(**changes: str) -> dict[str, str]:
-    """This process's environment without what MLflow and pytest set, with some variables changed."""
-    inherited = {name: v for name, v in os.environ.items() if not name.startswith(("MLFLOW", "PYTEST"))}
-    return {**inherited, "ACCELERATE_USE_CPU": "true", **changes}
 
 
 def runner(*words: str) -> list[str]:

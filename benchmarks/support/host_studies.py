@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState
 
+from benchmarks.support.hosts import Host
 from benchmarks.support.processes import ROOT
 from runner.study.database import with_driver
 from runner.study.plan import Plan
@@ -28,33 +27,6 @@ POLL_INTERVAL = 0.1
 HEARTBEAT_INTERVAL, HEARTBEAT_GRACE = 1, 3
 """Seconds between heartbeats, and without one until a trial counts as silent, in studies scored by a formula."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-class Host(Protocol):
-    """What a host of `tests/hosts.py` can do."""
-
-    name: str
-
-    def start(self, command: Sequence[str], env: Mapping[str, str] | None = None, **options: Any) -> Any:
-        """Start a command."""
-
-    def kill(self) -> None:
-        """Kill all its processes at once, and cut it off."""
-
-    def reboot(self) -> None:
-        """Start it again."""
-
-    def cut_cable(self) -> None:
-        """Cut it off."""
-
-    def mend_cable(self) -> None:
-        """Undo that."""
-
-    def pause(self) -> None:
-        """Freeze all its processes."""
-
-    def unpause(self) -> None:
-        """Let them go on."""
 
 
 @dataclass
@@ -177,8 +149,6 @@ def freeze_host(choice: random.Random, seconds: float) -> Callable[[HostStudy], 
         host.pause()
         time.sleep(seconds)
         host.unpause()
-        # The process outside that waits for the command has stopped with it.
-        study.running[host.name].send_signal(signal.SIGCONT)
 
     return fault
 

@@ -16,6 +16,12 @@ from runner.utils.processes import cpu_count
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def user_environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what MLflow and pytest set, with some variables changed; for the CPU."""
+    inherited = {name: v for name, v in os.environ.items() if not name.startswith(("MLFLOW", "PYTEST"))}
+    return {**inherited, "ACCELERATE_USE_CPU": "true", **changes}
+
+
 def free_port() -> int:
     """A TCP port that is free now."""
     with socket.socket() as free:

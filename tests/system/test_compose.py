@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 import yaml
 from commands import ROOT, runner, user_environment
-from hosts import Host
 from pictures import small_experiment
-from slurm_cluster import SlurmCluster, slurm_cluster
+from slurm_cluster import slurm_cluster
+
+from benchmarks.support.hosts import Host
+from benchmarks.support.slurm_cluster import SlurmCluster
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 COMPOSE = ROOT / "examples" / "compose"

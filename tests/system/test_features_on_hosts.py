@@ -13,9 +13,11 @@ import pytest
 from cached_features import cached_keys
 from commands import COMMAND_TIMEOUT, ROOT, client_of, one_sentence, runs_of, user_environment
 from fuse_mounts import clients_of
-from hosts import Host, network_of_hosts
+from hosts import network_of_hosts
 from pictures import small_experiment
 from stores import copy_store, wait_for
+
+from benchmarks.support.hosts import Host
 
 IMAGES = 2 * 18 + 9 + 9
 """Images and views of the small experiment."""

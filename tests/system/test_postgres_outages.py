@@ -15,9 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 from optuna.trial import TrialState
-from postgres import PASSWORD, PostgresServer, postgres_server
+from postgres import PASSWORD, postgres_server
 from studies import LR, WORKER_TIMEOUT, make_plan, score, start_process, states, work
 
+from benchmarks.support.postgres import PostgresServer
 from runner.study import database_lock, outages, storage
 from runner.study import study as study_module
 from runner.study.database_lock import DatabaseLock

@@ -13,8 +13,9 @@ import killed_runs
 import pytest
 from commands import ROOT, RUNNER, runner, runs_of, user_environment
 from killed_runs import Workspace, points
-from slurm_cluster import SlurmCluster, slurm_cluster
+from slurm_cluster import slurm_cluster
 
+from benchmarks.support.slurm_cluster import SlurmCluster
 from runner.cli.slurm_script import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -55,7 +56,7 @@ def finish(cluster: SlurmCluster, workspace: Workspace, job: str, restarts: int 
     """Wait until a job has finished after so many restarts."""
     try:
         found = cluster.wait_for(job, "COMPLETED", restarts=restarts, timeout=JOB_TIMEOUT)
-    except pytest.fail.Exception as failure:
+    except RuntimeError as failure:
         pytest.fail(f"{failure}\n{output(workspace)}")
     assert int(found["Restarts"]) == restarts, output(workspace)
 

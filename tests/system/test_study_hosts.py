@@ -19,10 +19,10 @@ import mlflow
 import pytest
 from clocks import wrong_clock
 from commands import ROOT, runner, user_environment
-from hosts import Host, network_of_hosts
+from hosts import network_of_hosts
 from optuna.trial import FrozenTrial, TrialState
 from pictures import small_experiment
-from postgres import PostgresServer, postgres_server
+from postgres import postgres_server
 from stores import copy_store
 from studies import LR, make_plan
 
@@ -38,6 +38,8 @@ from benchmarks.support.host_studies import (
     restart_server,
     stored_trials,
 )
+from benchmarks.support.hosts import Host
+from benchmarks.support.postgres import PostgresServer
 from runner.study.database import LOOKS_APART
 from runner.study.space import Space
 from runner.study.study import Study

@@ -1,4 +1,4 @@
-"""A training on several hosts: a process of `runner/train.py` on each."""
+"""A training on several hosts: a process of `runner/train.py` on each, or several on one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import ROOT, user_environment
-from hosts import Host
-from killed_runs import Workspace
+from benchmarks.support.hosts import Host
+from benchmarks.support.processes import ROOT, user_environment
 
-WAIT = 240.0
-"""Seconds that a launch on a busy machine may take to come to a certain point."""
+PORT = "29400"
+"""At which the processes meet. Each host has ports of its own."""
 
 
 @dataclass
@@ -22,28 +21,25 @@ class HostLaunch:
     """A running launch.
 
     Args:
-        processes: One for each host.
+        processes: By rank.
         outputs: The files of what they print.
     """
 
     processes: list[subprocess.Popen[str]]
     outputs: list[Path]
 
-    def statuses(self, of: Sequence[int] | None = None) -> list[int]:
-        """The exit statuses, in the order of the hosts, when these (default: all) have ended."""
-        return [self.processes[index].wait(WAIT) for index in (of or range(len(self.processes)))]
+    def wait(self, seconds: float, of: Sequence[int] | None = None) -> list[int]:
+        """The exit statuses of these processes (default: all), when they have ended.
 
-    def text(self, index: int) -> str:
+        Raises TimeoutExpired if that takes longer.
+        """
+        deadline = time.monotonic() + seconds
+        ranks = range(len(self.processes)) if of is None else of
+        return [self.processes[rank].wait(max(0.0, deadline - time.monotonic())) for rank in ranks]
+
+    def text(self, rank: int) -> str:
         """What a process has printed so far."""
-        return self.outputs[index].read_text()
-
-    def wait_for_snapshot(self, workspace: Workspace) -> None:
-        """Wait until a snapshot of the third epoch or a later one has been written."""
-        deadline = time.monotonic() + WAIT
-        while not any(any(state.glob("00000[2-9]-*")) for state in workspace.states):
-            assert all(each.poll() is None for each in self.processes), self.text(0)
-            assert time.monotonic() < deadline, self.text(0)
-            time.sleep(0.05)
+        return self.outputs[rank].read_text()
 
     def kill(self) -> None:
         """End what still runs."""
@@ -57,7 +53,7 @@ def launch(
     """Start `runner/train.py` on each host, with words of its own; the first one has rank 0.
 
     Args:
-        hosts: On which to start it.
+        hosts: On which to start it. A host that is named twice gets two processes.
         words: Of each command line.
         count: Of the processes that each waits for; default: as many as are started.
         variables: Of the environment.
@@ -69,8 +65,10 @@ def launch(
             **ranks(rank, count or len(hosts), hosts[0].address),
             "OMP_NUM_THREADS": "1",
         }
-        outputs = sorted(host.folder.glob("output*"))
-        output = host.folder / f"output{len(outputs)}"
+        if hosts.count(host) > 1:
+            local = {"LOCAL_RANK": hosts[:rank].count(host), "LOCAL_WORLD_SIZE": hosts.count(host)}
+            environment |= {name: str(value) for name, value in local.items()}
+        output = host.folder / f"output{len([*host.folder.glob('output*')])}"
         with output.open("w") as file:
             command = [sys.executable, str(ROOT / "runner" / "train.py"), *own]
             process = host.start(command, environment, stdout=file, stderr=subprocess.STDOUT)
@@ -81,4 +79,4 @@ def launch(
 
 def ranks(rank: int, count: int, address: str) -> Mapping[str, str]:
     """The variables of a process that is alone on its host."""
-    return {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": "29400"}
+    return {"RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": address, "MASTER_PORT": PORT}
