@@ -48,7 +48,11 @@ class HostLaunch:
 
 
 def launch(
-    hosts: Sequence[Host], words: Sequence[Sequence[str]], count: int | None = None, **variables: str
+    hosts: Sequence[Host],
+    words: Sequence[Sequence[str]],
+    count: int | None = None,
+    cores: Sequence[int] = (),
+    **variables: str,
 ) -> HostLaunch:
     """Start `runner/train.py` on each host, with words of its own; the first one has rank 0.
 
@@ -56,6 +60,7 @@ def launch(
         hosts: On which to start it. A host that is named twice gets two processes.
         words: Of each command line.
         count: Of the processes that each waits for; default: as many as are started.
+        cores: Of this machine, one for each process, which it may use; default: all.
         variables: Of the environment.
     """
     launched = HostLaunch([], [])
@@ -71,6 +76,8 @@ def launch(
         output = host.folder / f"output{len([*host.folder.glob('output*')])}"
         with output.open("w") as file:
             command = [sys.executable, str(ROOT / "runner" / "train.py"), *own]
+            if cores:
+                command = ["taskset", "--cpu-list", str(cores[rank]), *command]
             process = host.start(command, environment, stdout=file, stderr=subprocess.STDOUT)
         launched.processes.append(process)
         launched.outputs.append(output)

@@ -50,6 +50,11 @@ class Host:
         """Name of its network namespace."""
         return f"{self.prefix}{self.address.rpartition('.')[2]}"
 
+    @property
+    def outside(self) -> list[str]:
+        """Words before a command that uses its network only: `kill` and `pause` do not reach it."""
+        return [*_in_network(self.network), "--"]
+
     def boot(self) -> None:
         """Start the host."""
         script = f"hostname {self.name}; mount --bind {self.folder.parent / 'etc-hosts'} /etc/hosts; {INIT}"

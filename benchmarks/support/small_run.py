@@ -77,6 +77,34 @@ def run_statuses(folder: Path, name: str) -> list[str]:
     return [status for (status,) in rows]
 
 
+def runs(folder: Path, name: str) -> list[tuple[str, MetricPoints]]:
+    """Status and points of each run of an experiment, the oldest first, without `MACHINE_METRICS`."""
+    rows = _query(
+        folder,
+        """select r.run_uuid, r.status, m.key, m.step, m.value from runs r
+        join experiments e on e.experiment_id = r.experiment_id left join metrics m on m.run_uuid = r.run_uuid
+        where e.name = ? order by r.start_time, r.run_uuid, m.key, m.step""",
+        name,
+    )
+    found: dict[str, tuple[str, MetricPoints]] = {}
+    for run, status, key, step, value in rows:
+        _, points = found.setdefault(run, (status, {}))
+        if key is not None and not key.startswith(MACHINE_METRICS):
+            points.setdefault(key, []).append((step, value))
+    return list(found.values())
+
+
+def machine_metric(folder: Path, name: str, metric: str) -> dict[int, float]:
+    """The values of one of `MACHINE_METRICS` by step, in an experiment with one run."""
+    rows = _query(
+        folder,
+        """select m.key, m.step, m.value from metrics m join runs r on r.run_uuid = m.run_uuid
+        join experiments e on e.experiment_id = r.experiment_id where e.name = ? order by m.step""",
+        name,
+    )
+    return {step: value for key, step, value in rows if key == metric}
+
+
 def param_count(folder: Path, name: str) -> int:
     """Number of params of an experiment's runs."""
     rows = _query(

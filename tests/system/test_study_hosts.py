@@ -71,10 +71,11 @@ class Cluster:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     wrong_clock("+1h", tmp_path / "start")
-    with network_of_hosts(5, tmp_path / "hosts") as (*workers, server):
-        inside = ["nsenter", f"--net=/run/netns/{server.network}", "--"]
-        with postgres_server(server.address, inside) as database:
-            yield Cluster(workers, server, database, tmp_path)
+    with (
+        network_of_hosts(5, tmp_path / "hosts") as (*workers, server),
+        postgres_server(server.address, server.outside) as database,
+    ):
+        yield Cluster(workers, server, database, tmp_path)
 
 
 @pytest.mark.slow

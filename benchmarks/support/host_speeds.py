@@ -1,0 +1,96 @@
+"""What several hosts gain and cost: features computed on two of them, and a training on two instead of one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.support.host_launches import launch
+from benchmarks.support.host_runs import NAME, RunFolder, RunFolders
+from benchmarks.support.hosts import Host
+from benchmarks.support.small_run import machine_metric
+from runner.utils.console import Terminal
+
+LAUNCH_TIMEOUT = 600.0
+"""Seconds that a training may take on a busy machine."""
+EXTRACTION = {
+    "model.arch": "vgg16",
+    "augment.resize": "64",
+    "augment.crop": "64",
+    "train.epochs": "1",
+    "features.batch_size": "16",
+    "checkpoints.minutes": "auto",
+}
+"""A training that is nearly nothing but features: each image once."""
+EXTRACTION_IMAGES = 800
+LOOP_EPOCHS = 60
+LOOP = {"train.epochs": str(LOOP_EPOCHS), "checkpoints.minutes": "auto"}
+"""A training with many epochs on cached features."""
+VIEWS = 2
+"""Augmented views: the first epochs compute features."""
+LOOP_IMAGES = 800
+
+
+def measure_scaling(
+    hosts: Sequence[Host], rounds: int, folders: RunFolders, terminal: Terminal
+) -> dict[str, Any]:
+    """Rate of extraction on two hosts of one core, with one cache, ÷ on one; medians, in turns."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(rounds):
+        for count in (1, 2):
+            run = folders.new(f"extraction-{number}-{count}")
+            _train(hosts[:count], run, cores=range(count))
+            (rate,) = machine_metric(run.path, NAME, "system/features/images_per_second").values()
+            rates[count].append(rate)
+        terminal.line(
+            f"extraction, round {number + 1}: {rates[1][-1]:.1f} images/s, {rates[2][-1]:.1f} on two hosts"
+        )
+    one, two = (statistics.median(rates[count]) for count in (1, 2))
+    return {
+        "scaling_2_hosts": round(two / one, 3),
+        "one_host_ips": round(one, 2),
+        "two_hosts_ips": round(two, 2),
+    }
+
+
+def measure_overhead(
+    hosts: Sequence[Host], rounds: int, folders: RunFolders, terminal: Terminal
+) -> dict[str, Any]:
+    """Share of time that two processes on two hosts take more than on one; medians, in turns."""
+    places = {"one": [hosts[0], hosts[0]], "two": list(hosts[:2])}
+    seconds: dict[str, list[tuple[float, float]]] = {place: [] for place in places}
+    for number in range(rounds):
+        for place, used in places.items():
+            run = folders.new(f"loop-{number}-{place}")
+            whole = _train(used, run)
+            epochs = machine_metric(run.path, NAME, "epoch_seconds")
+            loop = sum(value for step, value in epochs.items() if step > VIEWS)
+            seconds[place].append((loop, whole))
+        latest = ", ".join(
+            f"{place}: {times[-1][0]:.2f} of {times[-1][1]:.1f} s" for place, times in seconds.items()
+        )
+        terminal.line(f"epochs of a run on one host and on two, round {number + 1}: {latest}")
+    (loop_1, run_1), (loop_2, run_2) = (
+        [statistics.median(values) for values in zip(*seconds[place], strict=True)]
+        for place in ("one", "two")
+    )
+    return {
+        "overhead_loop": round(loop_2 / loop_1 - 1, 4),
+        "overhead_run": round(run_2 / run_1 - 1, 4),
+        "one_host_seconds": [round(loop_1, 2), round(run_1, 2)],
+        "two_hosts_seconds": [round(loop_2, 2), round(run_2, 2)],
+    }
+
+
+def _train(hosts: Sequence[Host], run: RunFolder, cores: Sequence[int] = ()) -> float:
+    """Train with a process on each host, each on a core of its own if there are some; the seconds that it takes.
+
+    Raises RuntimeError if that fails.
+    """
+    start = time.monotonic()
+    launched = launch(hosts, [run.words] * len(hosts), cores=cores)
+    if any(launched.wait(LAUNCH_TIMEOUT)):
+        raise RuntimeError(f"a training failed: {launched.text(0)[-2000:]}")
+    return time.monotonic() - start
