@@ -117,8 +117,8 @@ def wait_for_sign_of_life(
     A host that has just died cannot be told from one that works, until its next heartbeat is overdue.
     """
     runs = resume_candidates(server, as_tree(experiment), repeat, alive=True)
-    waiting = {run: run.journal.last_heartbeat() for run in runs if run.journal.owner.host != this_host()}
-    for run in waiting:
+    waiting = [(run, run.journal.last_heartbeat()) for run in runs if run.journal.owner.host != this_host()]
+    for run, _ in waiting:
         owner = run.journal.owner
         terminal.line(
             f"run {run.label} may still run: process {owner.pid} on {owner.host}; waiting up to"
@@ -126,11 +126,9 @@ def wait_for_sign_of_life(
         )
     while waiting:
         time.sleep(0.5)
-        waiting = {
-            run: seen
-            for run, seen in waiting.items()
-            if run.journal.last_heartbeat() == seen and run.journal.alive
-        }
+        waiting = [
+            (run, seen) for run, seen in waiting if run.journal.last_heartbeat() == seen and run.journal.alive
+        ]
 
 
 def changed_settings(run: InterruptedRun, requested: dict[str, Any]) -> list[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from pathlib import Path
 
 import pytest
 from stores import dead_owner, resumable
 
 from runner.config.parser import Options
+from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, from_tree, override
+from runner.tracking import journal as journals
 from runner.tracking.journal import Journal, Owner
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.resume_lookup import (
@@ -18,8 +22,10 @@ from runner.tracking.resume_lookup import (
     find_interrupted_run,
     resume_candidates,
     runs_to_resume,
+    wait_for_sign_of_life,
     with_experiment_of_resumed_run,
 )
+from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.safe_yaml import read_yaml
 
@@ -169,3 +175,29 @@ def test_a_resumed_run_brings_its_experiment(server: TrackingServer) -> None:
 )
 def test_other_command_lines_stay_as_they_are(argv: list[str]) -> None:
     assert with_experiment_of_resumed_run(argv) == argv
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_run_of_another_host_is_given_time_for_a_sign_of_life(
+    server: TrackingServer, lives: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two such runs, both live, or both hosts have died and their heartbeats become overdue."""
+    for run_id in ("first", "second"):
+        owner = dataclasses.replace(dead_owner(server.uri, run_id), host="pod-a")
+        resumable(Journal.create(server.journals, owner), as_tree(EXPERIMENT))
+    owners = [each / "owner.json" for each in server.journals.iterdir()]
+    assert len(owners) == 2
+
+    def pass_time(_seconds: float) -> None:
+        if lives:
+            for path in owners:
+                os.utime(path, (time.time() + 5, time.time() + 5))
+        else:
+            monkeypatch.setattr(journals, "HEARTBEAT_TIMEOUT", -1.0)
+
+    monkeypatch.setattr(time, "sleep", pass_time)
+    wait_for_sign_of_life(server, EXPERIMENT, Repeat(), Terminal())
+    assert capsys.readouterr().out.count("on pod-a; waiting up to 60 s for a sign of life") == 2
+    assert [run.journal.alive for run in resume_candidates(server, as_tree(EXPERIMENT), alive=lives)] == [
+        lives
+    ] * 2
