@@ -20,11 +20,11 @@ EXTRACTION = {
     "augment.resize": "64",
     "augment.crop": "64",
     "train.epochs": "1",
-    "features.batch_size": "16",
+    "features.batch_size": "32",
     "checkpoints.minutes": "auto",
 }
 """A training that is nearly nothing but features: each image once."""
-EXTRACTION_IMAGES = 800
+EXTRACTION_IMAGES = 2000
 LOOP_EPOCHS = 60
 LOOP = {"train.epochs": str(LOOP_EPOCHS), "checkpoints.minutes": "auto"}
 """A training with many epochs on cached features."""

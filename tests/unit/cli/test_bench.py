@@ -27,6 +27,7 @@ def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
         "features",
         "gpu",
         "heads",
+        "hosts",
         "predict",
         "results",
         "study",
