@@ -175,11 +175,13 @@ def _fail_and_resume(
         raise RuntimeError(f"{ATTEMPTS} trainings ended before a host failed")
     lost = choice.choice(running)
     seconds, status = _fail(pair, launched, lost, way)
-    resumed = []
-    if _wait(launched, [0, 1]) != [0, 0]:
+    resumed: list[int] = []
+    ended_well = _wait(launched, [0, 1]) == [0, 0]
+    if not ended_well:
         launched = start(pair, run, "--resume", "auto")
         resumed = _wait(launched, [0, 1])
-    identical = resumed in ([], [0, 0]) and run.finished_as(undisturbed.points)
+        ended_well = resumed == [0, 0]
+    identical = ended_well and run.finished_as(undisturbed.points)
     return Failure(
         number,
         way,
