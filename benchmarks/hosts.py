@@ -16,7 +16,8 @@ undisturbed one and end FINISHED.
 and by preemption in turn.
 `trials`, `lost`, `doubled`: of a study with PostgreSQL, with a worker on each host, whose trials are scored by a
 formula, while `trial_kills` hosts were killed; `repeated` trials had died with a host.
-`scaling_2_hosts`: rate of computing features on two hosts of one core with one cache ÷ on one such host.
+`scaling_2_hosts`: rate of computing features on two hosts of one core with one cache ÷ on one such host;
+`scaling_2_cores`: the sum of the rates of two such hosts that share nothing ÷ on one, which is the machine's limit.
 `overhead_loop`, `overhead_run`: by how much two processes on two hosts are slower than on one, in epochs on cached
 features, and in whole runs.
 """
@@ -73,7 +74,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
     ),
     "requeues": ("requeues", "requeues_identical"),
     "trials": ("trials", "trial_kills", "lost", "doubled", "repeated"),
-    "scaling": ("scaling_2_hosts",),
+    "scaling": ("scaling_2_hosts", "scaling_2_cores"),
     "overhead": ("overhead_loop", "overhead_run"),
 }
 """What each part measures."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.support.host_launches import launch
+from benchmarks.support.host_launches import HostLaunch, launch
 from benchmarks.support.host_runs import NAME, RunFolder, RunFolders
 from benchmarks.support.hosts import Host
 from benchmarks.support.small_run import machine_metric
@@ -38,18 +38,21 @@ def measure_scaling(
 ) -> dict[str, Any]:
     """Rate of extraction on two hosts of one core, with one cache, ÷ on one; medians, in turns."""
     rates: dict[int, list[float]] = {1: [], 2: []}
+    unshared: list[float] = []
     for number in range(rounds):
         for count in (1, 2):
             run = folders.new(f"extraction-{number}-{count}")
             _train(hosts[:count], run, cores=range(count))
-            (rate,) = machine_metric(run.path, NAME, "system/features/images_per_second").values()
-            rates[count].append(rate)
+            rates[count].append(_extraction_rate(run))
+        unshared.append(_unshared_rate(hosts, folders, number))
         terminal.line(
-            f"extraction, round {number + 1}: {rates[1][-1]:.1f} images/s, {rates[2][-1]:.1f} on two hosts"
+            f"extraction, round {number + 1}: {rates[1][-1]:.1f} images/s, {rates[2][-1]:.1f} on two hosts,"
+            f" {unshared[-1]:.1f} on two that share nothing"
         )
-    one, two = (statistics.median(rates[count]) for count in (1, 2))
+    one, two, limit = (statistics.median(values) for values in (rates[1], rates[2], unshared))
     return {
         "scaling_2_hosts": round(two / one, 3),
+        "scaling_2_cores": round(limit / one, 3),
         "one_host_ips": round(one, 2),
         "two_hosts_ips": round(two, 2),
     }
@@ -84,13 +87,38 @@ def measure_overhead(
     }
 
 
+def _unshared_rate(hosts: Sequence[Host], folders: RunFolders, number: int) -> float:
+    """Images/s of two hosts of one core that each compute all features for themselves at the same time.
+
+    It is what the cores can do: they may belong to one core of the processor, or be busy with something else.
+    """
+    runs = [folders.new(f"extraction-{number}-alone-{core}") for core in range(2)]
+    launched = [
+        launch([host], [run.words], cores=[core])
+        for core, (host, run) in enumerate(zip(hosts[:2], runs, strict=True))
+    ]
+    for each in launched:
+        _finish(each)
+    return sum(_extraction_rate(run) for run in runs)
+
+
+def _extraction_rate(run: RunFolder) -> float:
+    """Images/s at which features were computed in a run of one epoch."""
+    (rate,) = machine_metric(run.path, NAME, "system/features/images_per_second").values()
+    return rate
+
+
 def _train(hosts: Sequence[Host], run: RunFolder, cores: Sequence[int] = ()) -> float:
     """Train with a process on each host, each on a core of its own if there are some; the seconds that it takes.
 
     Raises RuntimeError if that fails.
     """
     start = time.monotonic()
-    launched = launch(hosts, [run.words] * len(hosts), cores=cores)
+    _finish(launch(hosts, [run.words] * len(hosts), cores=cores))
+    return time.monotonic() - start
+
+
+def _finish(launched: HostLaunch) -> None:
+    """Wait for the end of a training. Raises RuntimeError if it fails."""
     if any(launched.wait(LAUNCH_TIMEOUT)):
         raise RuntimeError(f"a training failed: {launched.text(0)[-2000:]}")
-    return time.monotonic() - start
