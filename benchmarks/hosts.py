@@ -55,6 +55,7 @@ from runner.study.plan import Plan
 from runner.study.space import Dimension, Space
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
+from runner.utils.signals import interrupt_on_signals
 
 HOSTS = 4
 OPTIONS = {
@@ -96,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
     )
     options = parser.parse_args(argv)
     terminal = Terminal()
+    interrupt_on_signals()  # else SIGTERM would leave the hosts behind
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hosts-")))
         parts = _Parts(folder, options.seed, terminal, stack)
