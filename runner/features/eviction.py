@@ -15,13 +15,16 @@ from runner.features.store_lock import RECIPE_FILE, exclusive_lock
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.errors import UserError
+from runner.utils.network_files import PROBE_SUFFIX, server_time
 from runner.utils.paths import cache_folder
 from runner.utils.text import printable
 
 REMOVED_PREFIX = ".removed-"
 """Start of the name of a folder that is being removed."""
-PARTIAL_FILE_AGE = 3600.0
-"""Seconds after which an incomplete file was left by a killed process: writing one takes seconds."""
+TEMPORARY_FILE_AGE = 3600.0
+"""Seconds after which a temporary file was left by a killed process: it is needed for seconds."""
+TEMPORARY_FILES = (".*.partial", f".*{PROBE_SUFFIX}")
+"""Names of the temporary files in a store."""
 MAX_DESCRIPTION = 200
 """Characters shown of each value in a store's description."""
 
@@ -63,7 +66,7 @@ def list_stores(root: Path, tidy: bool = True) -> list[StoreInfo]:
         elif folder.is_dir():
             with suppress(FileNotFoundError):  # removed by another process just now
                 stores.append(_inspect(folder, tidy))
-        elif tidy and folder.name.startswith(MARKER_PREFIX):
+        elif tidy and (folder.name.startswith(MARKER_PREFIX) or folder.match(f".*{PROBE_SUFFIX}")):
             _remove_if_left_over(folder)
     return sorted(stores, key=lambda store: -store.last_used)
 
@@ -133,8 +136,9 @@ def ensure_space(root: Path, needed: int, max_bytes: float, terminal: Terminal) 
 
 def _inspect(folder: Path, tidy: bool) -> StoreInfo:
     recipe = folder / RECIPE_FILE
-    for path in folder.glob(".*.partial") if tidy else ():
-        _remove_if_left_over(path)
+    for pattern in TEMPORARY_FILES if tidy else ():
+        for path in folder.glob(pattern):
+            _remove_if_left_over(path)
     try:
         values = json.loads(recipe.read_text(encoding="utf-8"))["description"].items()
         description = {
@@ -148,7 +152,8 @@ def _inspect(folder: Path, tidy: bool) -> StoreInfo:
 
 def _remove_if_left_over(path: Path) -> None:
     with suppress(OSError):
-        if time.time() - path.stat().st_mtime > PARTIAL_FILE_AGE:
+        # By the file server's clock: another host may have written the file, and this host's clock may be wrong.
+        if server_time(path.parent) - path.stat().st_mtime > TEMPORARY_FILE_AGE:
             path.unlink()
 
 

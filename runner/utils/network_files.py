@@ -8,6 +8,9 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+PROBE_SUFFIX = ".now"
+"""End of the names of the files by which `server_time` asks for the time. A killed process may leave one."""
+
 
 def server_time(folder: Path) -> float:
     """The time now by the clock of a folder's file system, in seconds since the epoch. Raises OSError.
@@ -15,7 +18,7 @@ def server_time(folder: Path) -> float:
     A file is made in the folder for a moment. This also makes a network file system list the folder afresh, instead of
     what it remembers of it.
     """
-    probe = folder / f".{secrets.token_hex(8)}.now"
+    probe = folder / f".{secrets.token_hex(8)}{PROBE_SUFFIX}"
     descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return os.fstat(descriptor).st_mtime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from helpers import QUIET
 from stores import wait_for
 
 from runner.features import store_lock
-from runner.features.eviction import ensure_space, list_stores, remove_store
+from runner.features.eviction import TEMPORARY_FILE_AGE, ensure_space, list_stores, remove_store
 from runner.features.shard_store import ShardStore
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -84,8 +85,9 @@ def test_a_store_in_use_on_a_network_file_system_is_touched(
     store_lock._HEARTBEAT.stop()
 
 
-def test_what_a_killed_launch_left_is_removed(root: Path) -> None:
-    old, new = root / ".host-1", root / ".host-2"
+@pytest.mark.parametrize("name", [".host-{}", ".{}.now"])
+def test_what_a_killed_launch_left_is_removed(root: Path, name: str) -> None:
+    old, new = root / name.format(1), root / name.format(2)
     for path in (old, new):
         path.touch()
     os.utime(old, (0, 0))
@@ -130,8 +132,9 @@ def test_a_store_that_was_removed_while_open_is_created_again(root: Path) -> Non
     store.release()
 
 
-def test_incomplete_files_of_killed_writers_are_deleted(root: Path) -> None:
-    old, new = (ShardStore(root, OLD).folder / f".{name}.safetensors.x.partial" for name in "ab")
+@pytest.mark.parametrize("name", [".{}.safetensors.x.partial", ".{}.now"])
+def test_temporary_files_of_killed_processes_are_deleted(root: Path, name: str) -> None:
+    old, new = (ShardStore(root, OLD).folder / name.format(number) for number in (1, 2))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
@@ -140,6 +143,19 @@ def test_incomplete_files_of_killed_writers_are_deleted(root: Path) -> None:
     list_stores(root)
     assert not old.exists()
     assert new.exists()  # it may be written right now
+
+
+def test_temporary_files_stay_where_this_hosts_clock_is_fast(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host is writing them."""
+    written = (root / ".host-1", ShardStore(root, OLD).folder / ".a.safetensors.x.partial")
+    for path in written:
+        path.touch()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 2 * TEMPORARY_FILE_AGE)
+    list_stores(root)
+    assert [path.exists() for path in written] == [True, True]
 
 
 def test_half_removed_stores_are_deleted(root: Path, tmp_path: Path) -> None:
