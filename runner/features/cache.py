@@ -152,8 +152,8 @@ class FeatureCache:
         inputs = self.extractor.stages[stage].inputs
         count = len(entries)
         missing = MissingFeatures(0 if inputs else count, count, count * shape.numel() * dtype.itemsize)
-        for each in inputs:
-            missing += self._missing(each, entries, view)
+        for input_stage in inputs:
+            missing += self._missing(input_stage, entries, view)
         return missing
 
     def reserve_space(self, wanted: SplitViews) -> MissingFeatures:
@@ -171,10 +171,10 @@ class FeatureCache:
                 eviction.ensure_space(self.storage.root, missing.bytes, self.storage.max_bytes, self.terminal)
             except UserError as error:
                 problem = str(error)
-        found = gather_object([(missing, problem)])
-        if problems := [problem for _, problem in found if problem]:
+        gathered = gather_object([(missing, problem)])
+        if problems := [problem for _, problem in gathered if problem]:
             raise UserError(problems[0])
-        return max((missing for missing, _ in found), key=lambda each: (each.images, each.features))
+        return max((missing for missing, _ in gathered), key=lambda work: (work.images, work.features))
 
     def disk_bytes(self) -> int:
         """Bytes on disk of the stores that were used."""

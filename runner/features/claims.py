@@ -87,7 +87,7 @@ class Claims:
         """The claims of others on features of a view. Removes those that have ended. Raises OSError."""
         make_folder(self.folder)
         now = server_time(self.folder)
-        found = []
+        claims = []
         for name in os.listdir(self.folder):
             if name.startswith("."):
                 self._remove_left_over(name, now)
@@ -95,8 +95,8 @@ class Claims:
                 if claim.has_ended(now):
                     self._remove(claim)
                 elif claim.view == view:
-                    found.append(claim)
-        return found
+                    claims.append(claim)
+        return claims
 
     def claim(self, view: int, parts: Iterable[str]) -> list[str]:
         """Claim the digests that begin with the bits of each part. Returns the parts that are claimed now.

@@ -97,7 +97,7 @@ class FeatureExtractor:
         """Shape and dtype of one image's output of each stage; of the image itself if there is no stage."""
         with torch.inference_mode(), self.accelerator.autocast():
             outputs = self._run_all(images.to(self.accelerator.device), self._run)
-        return [(each.shape[1:], each.dtype) for each in outputs]
+        return [(output.shape[1:], output.dtype) for output in outputs]
 
     def layer_name(self, stage: int) -> str:
         """Name of a stage's last layer."""
@@ -106,9 +106,8 @@ class FeatureExtractor:
     def recipe(self, stage: int) -> dict[str, Any]:
         """Everything about model and computation that decides the values of a stage's output."""
         if stage not in self._recipes:
-            weights = [
-                each for digests in self._weight_digests[: self.stages[stage].stop] for each in digests
-            ]
+            layers = self._weight_digests[: self.stages[stage].stop]
+            weights = [tensor for digests in layers for tensor in digests]
             self._recipes[stage] = {
                 **self.computation(stage),
                 "weights": digest(weights),

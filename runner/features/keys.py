@@ -36,13 +36,13 @@ class FeatureKeys:
     @classmethod
     def from_json(cls, text: str) -> FeatureKeys:
         """What `to_json` wrote, of at least one key. Raises ValueError for anything else."""
-        found = re.search(r':(-?[0-9]{1,18})"\]$', text)
-        if not found:
+        match = re.search(r':(-?[0-9]{1,18})"\]$', text)
+        if not match:
             raise ValueError("no list of keys")
-        end = f':{found[1]}"'
+        end = f':{match[1]}"'
         digits = text.removeprefix('["').removesuffix(f"{end}]").replace(f'{end}, "', "")
         digests = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, DIGEST_BYTES)
-        keys = cls(digests, int(found[1]))
+        keys = cls(digests, int(match[1]))
         if keys.to_json() != text:
             raise ValueError("no list of keys")
         return keys
