@@ -26,17 +26,17 @@ class CacheHosts:
     """Sorted; also this process's."""
     count: int
     """Hosts that they run on."""
-    apart: list[str]
+    without_first_cache: list[str]
     """Names of the hosts that do not see the cache of rank 0."""
-    unlike: list[str]
-    """Names of the hosts that compute other features than rank 0, since their processors differ."""
+    with_other_features: list[str]
+    """Names of the hosts that compute other features than rank 0: their processors or libraries differ."""
 
     def require_one_cache(self, root: Path) -> None:
         """Raises `UserError`, the same on every process, if some host does not see the cache of rank 0."""
-        if self.apart:
+        if self.without_first_cache:
             raise UserError(
-                f"features.shared is true, but {' and '.join(self.apart)} cannot see what the first host writes to"
-                f" {root}; set cache to a folder that all hosts share, or features.shared to auto."
+                f"features.shared is true, but {' and '.join(self.without_first_cache)} cannot see what the first"
+                f" host writes to {root}; set cache to a folder that all hosts share, or features.shared to auto."
             )
 
 
@@ -60,7 +60,7 @@ def find_cache_hosts(root: Path, rank: int, recipe: str = "") -> CacheHosts:
             marker.touch()
     markers = gather_object([marker.name])
     # Nobody has looked for these names before, so that no file system remembers that they are missing.
-    visible = {first for first in firsts if (root / markers[first]).exists()} if rank in firsts else set()
+    visible = {first for first in firsts if _exists(root / markers[first])} if rank in firsts else set()
     seen = gather_object([visible])
     if rank in firsts:
         with suppress(OSError):
@@ -73,8 +73,16 @@ def find_cache_hosts(root: Path, rank: int, recipe: str = "") -> CacheHosts:
     """The first host that shares the cache and the features of each."""
     own = caches[boots.index(boots[rank])]
     return CacheHosts(
-        [each for each, boot in enumerate(boots) if caches[boots.index(boot)] == own],
+        [other for other, boot in enumerate(boots) if caches[boots.index(boot)] == own],
         sum(cache == own for cache in caches.values()),
         [hosts[first][1] for first in firsts if firsts[0] not in mutual[first]],
         [hosts[first][1] for first in firsts if hosts[first][2] != hosts[0][2]],
     )
+
+
+def _exists(path: Path) -> bool:
+    """Whether this process sees a file: not if it may not look, or if its file system fails."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

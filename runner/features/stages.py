@@ -105,11 +105,12 @@ class StoredStages:
     def hosts(self) -> CacheHosts:
         """The processes that compute together. The first access is a collective operation."""
         recipes = [self.extractor.recipe(stage) for stage in range(len(self.extractor.stages))]
-        hosts = find_cache_hosts(self.root, self._rank, digest(recipes))
-        if hosts.unlike:
+        hosts = find_cache_hosts(self.root, self._rank, digest(recipes, _library_versions()))
+        if hosts.with_other_features:
             self.terminal.warn(
-                f"{', '.join(hosts.unlike)} cannot share features with the first host: another kind of processor"
-                " computes other last digits, so a run's metrics depend on which host computes which image"
+                f"{', '.join(hosts.with_other_features)} cannot share features with the first host: another kind of"
+                " processor, or another version of a library (torch, torchvision, Pillow, libjpeg), computes other"
+                " last digits, so a run's metrics depend on which host computes which image"
             )
         return hosts
 
@@ -153,9 +154,9 @@ class StoredStages:
                 if taken is None:
                     work = None
                 rounds = gather_object([taken])
-                if all(each is None for each in rounds):
+                if all(indices is None for indices in rounds):
                     break
-                if any(each is not None and len(each) for each in rounds):
+                if any(indices is not None and len(indices) for indices in rounds):
                     own = np.empty(0, np.int64) if rounds[first] is None else rounds[first]
                     self._compute_round(stage, entries.take(own), view, stats)
         self._await_listed(store, keys)
@@ -165,19 +166,19 @@ class StoredStages:
             BATCHES_PER_PART * self.extractor.batch_size * len(self.hosts.ranks) if self._is_shared else None
         )
 
-        def tell(host: str) -> None:
+        def report_wait(host: str) -> None:
             self.terminal.line(
                 f"waiting for another run on {host}, which computes features in {store.folder}"
             )
 
-        return SharedWork(store, keys, part, tell)
+        return SharedWork(store, keys, part, report_wait)
 
     def _compute_round(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
         """Compute what was taken for this process's cache, and what that needs of other stages."""
         start = time.monotonic()
         inputs = self.extractor.stages[stage].inputs
-        for each in inputs:
-            self.ensure(each, entries, view, stats)
+        for input_stage in inputs:
+            self.ensure(input_stage, entries, view, stats)
         self._compute(stage, entries, view)
         self.extractor.accelerator.wait_for_everyone()
         self._await_listed(self.open(stage, view), feature_keys(entries, view))
@@ -220,10 +221,10 @@ class StoredStages:
             for images in self.loader.batches(entries, view, batches):
                 yield images, 0.0
             return
-        stores, all_keys = {each: self.open(each, view) for each in inputs}, feature_keys(entries, view)
+        stores, all_keys = {index: self.open(index, view) for index in inputs}, feature_keys(entries, view)
         for indices in batches:
             keys = all_keys.take(indices)
-            outputs = {each: store.read(keys) for each, store in stores.items()}
+            outputs = {index: store.read(keys) for index, store in stores.items()}
             seconds = sum(store.compute_seconds(keys) for store in stores.values())
             yield self.extractor.stage_input(stage, outputs), seconds
 

@@ -13,10 +13,12 @@ import torch
 from accelerate import Accelerator
 from cached_features import damage_all, features_of, missing_images, read
 from helpers import TRAIN, VAL, InBfloat16, Make
+from stores import RecordingTerminal
 from torch import Tensor
 
 from runner.data.images import SPLITS, Images
 from runner.data.transforms import EVALUATION_VIEW
+from runner.features.cache_hosts import CacheHosts
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore
 from runner.features.stages import CacheStats, StoredStages
@@ -282,6 +284,25 @@ def test_a_cache_that_several_hosts_use_is_filled_in_parts(
     features.get("train", 0)
     assert features.stats.misses == TRAIN
     assert rounds.count(1) == parts, "18 images in batches of 8"
+
+
+def test_hosts_with_other_libraries_do_not_compute_together(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their stores differ: a feature would be written where the other host does not look for it."""
+    recipes: list[str] = []
+
+    def find(_root: Path, _rank: int, recipe: str) -> CacheHosts:
+        recipes.append(recipe)
+        return CacheHosts([0], 1, [], ["node-2"])
+
+    monkeypatch.setattr("runner.features.stages.find_cache_hosts", find)
+    terminal = RecordingTerminal()
+    for version in ("6.2", "6.2", "9.6"):
+        monkeypatch.setattr("PIL.features.version", {"jpg": version}.get)
+        features_of(make(), accelerator, terminal).get("val", EVALUATION_VIEW)
+    assert recipes[0] == recipes[1] != recipes[2]
+    assert "node-2 cannot share features with the first host" in terminal.warnings[0]
 
 
 def test_other_splits_of_the_same_images_share_their_memory(make: Make, accelerator: Accelerator) -> None:

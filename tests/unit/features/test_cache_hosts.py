@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,19 +47,19 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Any:
         hosts: Sequence[str], roots: Sequence[Path], recipes: Sequence[str] | None = None
     ) -> list[CacheHosts]:
         barrier, here = threading.Barrier(len(hosts)), threading.local()
-        said: list[Any] = [None] * len(hosts)
-        found: list[Any] = [None] * len(hosts)
+        contributions: list[Any] = [None] * len(hosts)
+        results: list[Any] = [None] * len(hosts)
 
         def gather(values: list[Any]) -> list[Any]:
-            (said[here.rank],) = values
+            (contributions[here.rank],) = values
             barrier.wait(60)
-            everything = [*said]
+            gathered = [*contributions]
             barrier.wait(60)
-            return everything
+            return gathered
 
         def play(rank: int) -> None:
             here.rank = rank
-            found[rank] = find_cache_hosts(roots[rank], rank, recipes[rank] if recipes else "")
+            results[rank] = find_cache_hosts(roots[rank], rank, recipes[rank] if recipes else "")
 
         monkeypatch.setattr(cache_hosts, "gather_object", gather)
         monkeypatch.setattr(cache_hosts, "this_host", lambda: f"boot of {hosts[here.rank]}")
@@ -67,7 +69,7 @@ def find(monkeypatch: pytest.MonkeyPatch) -> Any:
             thread.start()
         for thread in threads:
             thread.join(60)
-        return found
+        return results
 
     return run
 
@@ -76,38 +78,55 @@ def test_without_a_shared_cache_each_host_computes_for_itself(find: Any, tmp_pat
     """Whatever the order of the ranks: MPI may deal them out to the hosts in turn."""
     roots = [tmp_path / "a", tmp_path / "b"] * 2
     found = find(["a", "b", "a", "b"], roots)
-    assert [each.ranks for each in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
-    assert {each.count for each in found} == {1}
-    for each in found:
+    assert [hosts.ranks for hosts in found] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert {hosts.count for hosts in found} == {1}
+    for hosts in found:
         with pytest.raises(
             UserError, match=r"features\.shared is true, but b cannot see what the first host"
         ):
-            each.require_one_cache(tmp_path)
+            hosts.require_one_cache(tmp_path)
     assert [*tmp_path.glob("*/*")] == []
 
 
 def test_hosts_with_one_cache_compute_together(find: Any, tmp_path: Path) -> None:
     found = find(["a", "b", "c", "b"], [tmp_path, tmp_path, tmp_path / "of c", tmp_path])
-    assert [each.ranks for each in found] == [[0, 1, 3], [0, 1, 3], [2], [0, 1, 3]]
-    assert [each.count for each in found] == [2, 2, 1, 2]
-    assert {(*each.apart,) for each in found} == {("c",)}
+    assert [hosts.ranks for hosts in found] == [[0, 1, 3], [0, 1, 3], [2], [0, 1, 3]]
+    assert [hosts.count for hosts in found] == [2, 2, 1, 2]
+    assert {(*hosts.without_first_cache,) for hosts in found} == {("c",)}
     find(["a", "b"], [tmp_path, tmp_path])[1].require_one_cache(tmp_path)
 
 
 def test_hosts_whose_processors_differ_compute_for_themselves(find: Any, tmp_path: Path) -> None:
     found = find(["a", "b", "c"], [tmp_path] * 3, ["amx", "avx2", "amx"])
-    assert [each.ranks for each in found] == [[0, 2], [1], [0, 2]]
-    assert {(*each.unlike,) for each in found} == {("b",)}
-    assert found[1].apart == []
+    assert [hosts.ranks for hosts in found] == [[0, 2], [1], [0, 2]]
+    assert {(*hosts.with_other_features,) for hosts in found} == {("b",)}
+    assert found[1].without_first_cache == []
 
 
 def test_a_host_that_cannot_write_computes_for_itself(find: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     found = find(["a", "b"], [tmp_path, tmp_path / "file" / "cache"])
-    assert [each.ranks for each in found] == [[0], [1]]
+    assert [hosts.ranks for hosts in found] == [[0], [1]]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE])
+def test_a_host_that_may_not_look_computes_for_itself(
+    find: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Not as an error, which would be one host's alone: the others would wait for it."""
+    exists, closed = Path.exists, tmp_path / "closed"
+
+    def refuse(path: Path) -> bool:
+        if path.is_relative_to(closed):
+            raise OSError(number, os.strerror(number), str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    found = find(["a", "b", "a"], [tmp_path, closed, tmp_path])
+    assert [hosts.ranks for hosts in found] == [[0, 2], [1], [0, 2]]
 
 
 def test_one_host_writes_nothing(find: Any, tmp_path: Path) -> None:
     found = find(["a", "a"], [tmp_path / "cache"] * 2)
-    assert [(each.ranks, each.count) for each in found] == [([0, 1], 1)] * 2
+    assert [(hosts.ranks, hosts.count) for hosts in found] == [([0, 1], 1)] * 2
     assert not (tmp_path / "cache").exists()
