@@ -26,6 +26,8 @@ class CacheHosts:
     """Sorted; also this process's."""
     count: int
     """Hosts that they run on."""
+    launch_caches: int
+    """Caches of the whole launch. Hosts that compute other features count as if they had another one."""
     without_first_cache: list[str]
     """Names of the hosts that do not see the cache of rank 0."""
     with_other_features: list[str]
@@ -52,7 +54,7 @@ def find_cache_hosts(root: Path, rank: int, recipe: str = "") -> CacheHosts:
     boots = [boot for boot, _, _ in hosts]
     firsts = [boots.index(boot) for boot in dict.fromkeys(boots)]
     if len(firsts) == 1:
-        return CacheHosts([*range(len(hosts))], 1, [], [])
+        return CacheHosts([*range(len(hosts))], 1, 1, [], [])
     marker = root / f"{MARKER_PREFIX}{uuid.uuid4().hex}"
     if rank in firsts:
         with suppress(OSError):  # a read-only cache: it shares nothing
@@ -75,6 +77,7 @@ def find_cache_hosts(root: Path, rank: int, recipe: str = "") -> CacheHosts:
     return CacheHosts(
         [other for other, boot in enumerate(boots) if caches[boots.index(boot)] == own],
         sum(cache == own for cache in caches.values()),
+        len(set(caches.values())),
         [hosts[first][1] for first in firsts if firsts[0] not in mutual[first]],
         [hosts[first][1] for first in firsts if hosts[first][2] != hosts[0][2]],
     )

@@ -85,6 +85,8 @@ class StoredStages:
     terminal: Terminal
     shared: Literal["auto"] | bool = "auto"
     _stores: dict[tuple[int, str], ShardStore] = field(default_factory=dict, init=False)
+    _compute_seconds: float = field(default=0.0, init=False)
+    """Of this process, without waiting for others."""
 
     def open(self, stage: int, view: int) -> ShardStore:
         """The store of a stage's outputs for a view."""
@@ -147,10 +149,10 @@ class StoredStages:
         Several rounds, if other runs compute as well. All processes take part in each round of any cache.
         """
         store, keys = self.open(stage, view), feature_keys(entries, view)
-        first = self.hosts.ranks[0]
+        first, seconds = self.hosts.ranks[0], 0.0
         with self._shared_work(store, keys) if first == self._rank else nullcontext() as work:
             while True:
-                taken = work.next() if work else None
+                taken = work.next(seconds) if work else None
                 if taken is None:
                     work = None
                 rounds = gather_object([taken])
@@ -158,13 +160,15 @@ class StoredStages:
                     break
                 if any(indices is not None and len(indices) for indices in rounds):
                     own = np.empty(0, np.int64) if rounds[first] is None else rounds[first]
+                    before = self._compute_seconds
                     self._compute_round(stage, entries.take(own), view, stats)
+                    seconds = self._compute_seconds - before
         self._await_listed(store, keys)
 
     def _shared_work(self, store: ShardStore, keys: FeatureKeys) -> SharedWork:
-        part = (
-            BATCHES_PER_PART * self.extractor.batch_size * len(self.hosts.ranks) if self._is_shared else None
-        )
+        # Rounds end at all caches of the launch together, so none of them may take everything at once.
+        takes_parts = self._is_shared or self.hosts.launch_caches > 1
+        part = BATCHES_PER_PART * self.extractor.batch_size * len(self.hosts.ranks) if takes_parts else None
 
         def report_wait(host: str) -> None:
             self.terminal.line(
@@ -200,7 +204,7 @@ class StoredStages:
 
     def _compute(self, stage: int, entries: Images, view: int) -> None:
         """Compute this process's share of the features: every n-th batch, for n processes at this cache."""
-        ranks = self.hosts.ranks
+        start, ranks = time.monotonic(), self.hosts.ranks
         store, keys = self.open(stage, view), feature_keys(entries, view)
         size = self.extractor.batch_size
         batches = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
@@ -211,6 +215,7 @@ class StoredStages:
                 features = self.extractor.run_stage(inputs, stage).cpu()
                 writer.add(keys.take(indices), features, seconds)
                 advance(min(len(indices) * len(ranks), len(keys)))
+        self._compute_seconds += time.monotonic() - start
 
     def _inputs(
         self, stage: int, entries: Images, view: int, batches: Sequence[range]

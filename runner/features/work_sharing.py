@@ -48,8 +48,8 @@ class SharedWork:
         """Bits that tell the parts apart: the same for the whole work, so that parts stay what they are."""
         self._taken = np.zeros(len(keys), bool)
         """What was computed here; it is not tried again."""
-        self._round: tuple[float, int] | None = None
-        """When the current round began, and its parts."""
+        self._round_parts = 0
+        """Parts of the current round."""
         self._has_waited = False
 
     def __enter__(self) -> SharedWork:
@@ -60,13 +60,17 @@ class SharedWork:
     ) -> None:
         self.claims.release()
 
-    def next(self) -> np.ndarray | None:
+    def next(self, seconds: float = 0.0) -> np.ndarray | None:
         """Indices of keys to compute now; the features of the call before must be stored.
 
         Empty: others compute what is left; ask again. None: nothing is left. Raises OSError.
+
+        Args:
+            seconds: That computing the features of the call before took.
         """
         self.claims.release()
-        speed, self._round = self._seconds_per_part(), None
+        speed = max(1e-3, seconds / self._round_parts) if self._round_parts else None
+        self._round_parts = 0
         self.store.refresh()
         while len(missing := self._missing()):
             self.store.create()
@@ -85,7 +89,7 @@ class SharedWork:
             ]
             if len(own):
                 self._taken[own] = True
-                self._round = time.monotonic(), len(claimed)
+                self._round_parts = len(claimed)
                 return own
             self.claims.release()
         return None
@@ -120,13 +124,6 @@ class SharedWork:
     def _holder(self, others: Sequence[Claim], part: int) -> Claim | None:
         bits = self._bits(part)
         return next((claim for claim in others if claim.overlaps(self.keys.view, bits)), None)
-
-    def _seconds_per_part(self) -> float | None:
-        """Of the last round; None before there was one."""
-        if self._round is None:
-            return None
-        start, parts = self._round
-        return max(1e-3, (time.monotonic() - start) / parts)
 
 
 def _prefix_length(first: np.ndarray, part: int | None) -> int:

@@ -13,15 +13,12 @@ import torch
 from accelerate import Accelerator
 from cached_features import damage_all, features_of, missing_images, read
 from helpers import TRAIN, VAL, InBfloat16, Make
-from stores import RecordingTerminal
 from torch import Tensor
 
-from runner.data.images import SPLITS, Images
+from runner.data.images import SPLITS
 from runner.data.transforms import EVALUATION_VIEW
-from runner.features.cache_hosts import CacheHosts
 from runner.features.extractor import FeatureExtractor
 from runner.features.shard_store import ShardStore
-from runner.features.stages import CacheStats, StoredStages
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 
@@ -256,53 +253,6 @@ class TestFaults:
         with pytest.raises(KeyboardInterrupt):
             features_of(make(), accelerator).get("train", 0)
         assert missing_images(make(), accelerator)[0] == TRAIN - 16  # two batches
-
-
-@pytest.mark.parametrize(
-    ("shared", "kind", "parts"),
-    [("auto", None, 1), ("auto", "nfs4", 2), ("true", None, 2), ("false", "nfs4", 1)],
-)
-def test_a_cache_that_several_hosts_use_is_filled_in_parts(
-    shared: str,
-    kind: str | None,
-    parts: int,
-    make: Make,
-    accelerator: Accelerator,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("runner.features.stages.network_file_system", lambda _: kind)
-    monkeypatch.setattr("runner.features.stages.BATCHES_PER_PART", 1)
-    rounds: list[int] = []
-    compute = StoredStages._compute_round
-
-    def counting(self: StoredStages, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
-        rounds.append(stage)
-        compute(self, stage, entries, view, stats)
-
-    monkeypatch.setattr(StoredStages, "_compute_round", counting)
-    features = features_of(make("--features.shared", shared), accelerator)
-    features.get("train", 0)
-    assert features.stats.misses == TRAIN
-    assert rounds.count(1) == parts, "18 images in batches of 8"
-
-
-def test_hosts_with_other_libraries_do_not_compute_together(
-    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their stores differ: a feature would be written where the other host does not look for it."""
-    recipes: list[str] = []
-
-    def find(_root: Path, _rank: int, recipe: str) -> CacheHosts:
-        recipes.append(recipe)
-        return CacheHosts([0], 1, [], ["node-2"])
-
-    monkeypatch.setattr("runner.features.stages.find_cache_hosts", find)
-    terminal = RecordingTerminal()
-    for version in ("6.2", "6.2", "9.6"):
-        monkeypatch.setattr("PIL.features.version", {"jpg": version}.get)
-        features_of(make(), accelerator, terminal).get("val", EVALUATION_VIEW)
-    assert recipes[0] == recipes[1] != recipes[2]
-    assert "node-2 cannot share features with the first host" in terminal.warnings[0]
 
 
 def test_other_splits_of_the_same_images_share_their_memory(make: Make, accelerator: Accelerator) -> None:
