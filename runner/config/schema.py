@@ -108,7 +108,7 @@ class FeaturesConfig:
     """Maximum size of all stores in the cache. The least recently used stores are removed first."""
     shared: Literal["auto"] | bool = setting("auto", changes_results=False)
     """Several hosts use the cache and divide the work of computing features among them. auto: if it lies on a network
-    file system, or if all hosts of the launch see it; true: refused if one of them does not."""
+    file system, or if several hosts of the launch see it; true: refused if one of them does not."""
 
 
 @dataclass(frozen=True)
