@@ -49,7 +49,8 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     outlive_readers()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page of addresses
     status = run_main(lambda: main(sys.argv[1:]), is_first_of_host)
-    for number in stop_signals():  # while Python shuts down, a second one would end the process with another status
+    # While Python shuts down, a second one would end the process with another status.
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     return status
 

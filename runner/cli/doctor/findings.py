@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runner.tracking.mlflow_server import TrackingServer
 from runner.utils.console import Terminal
+from runner.utils.network_files import server_time
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +61,7 @@ Check = Callable[[Examination], Iterator[Finding]]
 
 
 def age(path: Path) -> float:
-    """Seconds since a file or folder was modified; 0 if it is gone."""
+    """Seconds since a file or folder was modified, by the clock of its file system; 0 if it is gone or read-only."""
     with suppress(OSError):
-        return time.time() - path.stat().st_mtime
+        return server_time(path.parent) - path.stat().st_mtime
     return 0.0
