@@ -27,7 +27,7 @@ from runner.study.trials import owner_of
 from runner.tracking.journal import Journal
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.moved_records import DATABASE
-from runner.tracking.process_identity import ProcessIdentity, this_host
+from runner.tracking.process_identity import ProcessIdentity, is_earlier_boot, this_host
 from runner.tracking.server_outages import wait_for_server
 from runner.tracking.sessions import TrackingSession
 from runner.tracking.tracker import Tracker
@@ -210,12 +210,17 @@ def _moved_along(study: Study, stored: list[str], server: TrackingServer) -> boo
     return with_records and uri != redact(server.uri) and is_sqlite(uri) and sqlite_path(uri).name == DATABASE
 
 
+def _is_this_machine(host: str) -> bool:
+    """Whether a stored host is this machine, in this boot or an earlier one. Earlier versions stored no boot."""
+    return host == this_host() or is_earlier_boot(host) or this_host().startswith(f"{host}/")
+
+
 def _check_same_store(study: Study, stored: list[str], server: TrackingServer) -> None:
     """Raises `UserError` if the study's runs are elsewhere. Addresses are compared and shown without passwords."""
     # Whoever reads the storage can write to it, so what it holds is redacted, too.
     stored_uri, uri, host = redact(stored[0]), redact(server.uri), stored[1]
     runs = f"The runs of the study {study.plan.name!r} are in"
-    if is_sqlite(server.uri) and host != this_host() and not storages.is_local(study.plan.storage):
+    if is_sqlite(server.uri) and not _is_this_machine(host) and not storages.is_local(study.plan.storage):
         raise UserError(
             f"{runs} a database file on {host}; several hosts need an MLflow server: start one there, and set"
             " MLFLOW_TRACKING_URI for every worker."

@@ -72,11 +72,16 @@ def fail_lost_trial(study: optuna.Study, trial: FrozenTrial, stopped_by: str = "
 
 
 def requeue_lost_trials(study: optuna.Study) -> None:
-    """Queue the values of trials that were lost with their workers, where whoever found that out died before it did."""
+    """Queue the values of lost trials where whoever marked them as lost did not come to that.
+
+    It died, or the database went away for longer than a worker waits that was stopped.
+    """
     trials = study.get_trials(deepcopy=False)
-    for trial in trials:
-        if is_lost(trial) and trial.user_attrs.get("lost", WORKER_DIED) == WORKER_DIED:
-            _requeue(study, trial, trials)
+    for trial in filter(is_lost, trials):
+        stopped = trial.user_attrs.get("lost", WORKER_DIED) != WORKER_DIED
+        # Earlier versions created trials without a token, and left no trace when they queued those of stopped workers.
+        if not stopped or REQUEST in trial.user_attrs:
+            _requeue(study, trial, trials, stopped)
 
 
 def _requeue(

@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 from studies import SPACE, make_plan, quickstart, states, work
 
 from runner.study import storage
+from runner.study.outages import DatabaseAwayError
 from runner.study.plan import Plan
 from runner.study.space import Dimension, Space
 from runner.study.study import MAX_FAILURES, Study
@@ -151,3 +152,28 @@ def test_the_trials_of_a_boot_ago_are_tried_again_at_once(
     assert retried is not None
     assert retried.is_baseline
     assert states(study) == ["FAIL", "RUNNING"]
+
+
+def test_the_values_of_a_stopped_trial_are_queued_later_if_the_storage_went_away(
+    plan: Make, tmp_path: Path
+) -> None:
+    """The trial was marked as failed before; others that were stopped in order are not queued twice."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise DatabaseAwayError("It is away.")
+
+    study = Study(plan(trials=3), tmp_path)
+    assert study.ask() is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optuna.Study, "enqueue_trial", fail)
+        study.interrupt("stopped by SIGTERM")
+    assert states(study) == ["FAIL"]
+    study = Study(plan(trials=3), tmp_path)
+    repeated = study.ask()
+    assert repeated is not None
+    assert repeated.is_baseline
+    study.interrupt("stopped by SIGTERM")
+    for _ in range(2):
+        study.requeue_stale_trials()
+    assert states(study) == ["FAIL", "FAIL", "WAITING"]
+    assert [trial.is_baseline for trial in work(study)] == [True, False, False]
