@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
+import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +27,11 @@ from runner.utils.text import valid_unicode
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+CREATION_TAG = "runner.creation"
+"""Tag of a run: a token made before the run, by which a run is found whose creation was not confirmed."""
+MAX_RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_ONE_CREATION = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,10 @@ def track_run(
     tags = ProcessIdentity.current().tags()
     if request.parent_id:
         tags["mlflow.parentRunId"] = request.parent_id
-    run_id = wait_for_server(server, lambda: _existing_or_new_run(server, client, request, tags))
+    if request.run_id:
+        run_id = wait_for_server(server, lambda: _existing_run(server, client, request.run_id))
+    else:
+        run_id = _create_run(server, client, request, tags)
     tracker = _take_over(server, client, request, terminal) if request.resume else None
     sampler: SystemMetricsSampler | None = None
     status, reason, hint = "FAILED", "", ""
@@ -104,15 +116,45 @@ def track_run(
                     client.set_terminated(run_id, status)
 
 
-def _existing_or_new_run(
+def _existing_run(server: TrackingServer, client: MlflowClient, run_id: str) -> str:
+    """The id. Raises `UserError` if the run's artifacts cannot be stored."""
+    server.check_artifacts(client, run_id)
+    return run_id
+
+
+def _create_run(
     server: TrackingServer, client: MlflowClient, request: RunRequest, tags: dict[str, str]
 ) -> str:
-    """The id of the run to log to. Raises `UserError` if its artifacts cannot be stored."""
-    if request.run_id:
-        server.check_artifacts(client, request.run_id)
-        return request.run_id
-    experiment = server.get_or_create_experiment(client, request.experiment)
-    return str(client.create_run(experiment, tags=tags, run_name=valid_unicode(request.name)).info.run_id)
+    """The id of a new run. Waits for the server; an answer that gets lost does not lead to a second run."""
+    tags = {**tags, CREATION_TAG: uuid.uuid4().hex}
+    attempts = itertools.count()
+
+    def create() -> str:
+        experiment = server.get_or_create_experiment(client, request.experiment)
+        if next(attempts):
+            of_earlier_attempt = f"tags.`{CREATION_TAG}` = '{tags[CREATION_TAG]}'"
+            if runs := client.search_runs([experiment], of_earlier_attempt, max_results=1):
+                return str(runs[0].info.run_id)
+        with _asking_once():
+            run = client.create_run(experiment, tags=tags, run_name=valid_unicode(request.name))
+        return str(run.info.run_id)
+
+    return wait_for_server(server, create)
+
+
+@contextmanager
+def _asking_once() -> Iterator[None]:
+    """Within the block MLflow does not repeat a request by itself, as it does also with one that creates something."""
+    with _ONE_CREATION:
+        retries = os.environ.get(MAX_RETRIES)
+        os.environ[MAX_RETRIES] = "0"
+        try:
+            yield
+        finally:
+            if retries is None:
+                del os.environ[MAX_RETRIES]
+            else:
+                os.environ[MAX_RETRIES] = retries
 
 
 def _take_over(

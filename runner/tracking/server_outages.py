@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from runner.tracking.mlflow_server import TrackingServer
 from runner.tracking.refused import is_permanent, wants_login
-from runner.tracking.uploader import short_reason
+from runner.tracking.uploader import NOT_ANSWERING, short_reason
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.file_systems import is_sqlite
@@ -20,11 +20,17 @@ FIRST_RETRY, LAST_RETRY = 0.5, 10.0
 """Seconds between two attempts; doubled after each."""
 
 
-def wait_for_server(server: TrackingServer, request: Callable[[], T]) -> T:
+def wait_for_server(server: TrackingServer, request: Callable[[], T], patience: float | None = None) -> T:
     """Call a function that asks a server until that answers. A local database is asked once.
 
-    Raises `UserError` after `PATIENCE` seconds without an answer, and at once what the server refuses.
+    Args:
+        server: The server.
+        request: The function. It must bear repetition: an answer may get lost.
+        patience: Seconds to wait; None: `PATIENCE`.
+
+    Raises `UserError` after these seconds without an answer, and at once what the server refuses.
     """
+    patience = PATIENCE if patience is None else patience
     start, pause, noted = time.monotonic(), FIRST_RETRY, False
     while True:
         try:
@@ -34,13 +40,14 @@ def wait_for_server(server: TrackingServer, request: Callable[[], T]) -> T:
             if is_sqlite(server.uri) or concerns_request or is_permanent(error) is not False:
                 raise
             reason = short_reason(error)
-        if time.monotonic() - start >= PATIENCE:
+        if time.monotonic() - start >= patience:
+            why = "" if reason == NOT_ANSWERING else f" ({reason})"
             raise UserError(
-                f"No run can be started or ended for {PATIENCE:.0f} s: {reason}; start it, and run the same command"
+                f"The tracking server has not answered for {patience:.0f} s{why}; start it, and run the same command"
                 " again."
             )
         if not noted:
-            Terminal().warn(f"{reason}; waiting up to {PATIENCE:.0f} s for it")
+            Terminal().warn(f"{reason}; waiting up to {patience:.0f} s for it")
             noted = True
         time.sleep(pause)
         pause = min(2 * pause, LAST_RETRY)

@@ -45,6 +45,7 @@ SLOWEST_STORE = 1e6
 """Bytes per second that the store behind a server takes at least."""
 ATTEMPTS = 3
 """How often a record is sent that the store answers with an error of unknown meaning, before it is set aside."""
+NOT_ANSWERING = "the tracking server does not answer"
 LONGEST_REASON = 200
 """Characters of an error message that are shown."""
 
@@ -155,7 +156,7 @@ def short_reason(error: Exception) -> str:
     if SERVER_ERRORS in text:
         return "the tracking server answers with errors"
     if any(each in text for each in UNREACHABLE):
-        return "the tracking server does not answer"
+        return NOT_ANSWERING
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
 
 

@@ -204,6 +204,30 @@ def test_after_a_run_that_ended_in_an_outage_sync_delivers(
     assert [path for path in server.journals.iterdir() if path.is_dir()] == []
 
 
+def test_a_run_is_created_once_even_if_the_answer_gets_lost(
+    server: TrackingServer, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, calls = server.connect(), []
+    create = client.create_run
+
+    def lose_first_answer(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        proxy.set("lose the answer" if len(calls) == 1 else "pass")
+        try:
+            return create(*arguments, **named)
+        finally:
+            proxy.set("pass")
+
+    monkeypatch.setattr(client, "create_run", lose_first_answer)
+    with track_run(server, client, RunRequest("created once", "some"), QUIET) as tracker:
+        assert proxy.met.count("lose the answer") == 1
+    experiment = client.get_experiment_by_name("created once")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status, len(calls)) == (tracker.run_id, "FINISHED", 1)
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
 @pytest.mark.slow
 def test_one_outage_after_another_and_a_server_that_restarts(
     server: TrackingServer,

@@ -34,13 +34,21 @@ def test_a_server_that_comes_back_is_waited_for(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out.count("the tracking server does not answer; waiting up to 300 s") == 1
 
 
+def test_who_stops_waits_less_long() -> None:
+    def request() -> None:
+        raise MlflowException("API request failed with exception: the proxy is confused")
+
+    with pytest.raises(UserError, match=r"not answered for 0 s \(API request .* confused\); start it"):
+        wait_for_server(SERVER, request, patience=0.0)
+
+
 def test_the_wait_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_outages, "PATIENCE", 0.05)
 
     def request() -> None:
         raise AWAY
 
-    with pytest.raises(UserError, match="the tracking server does not answer; start it"):
+    with pytest.raises(UserError, match="The tracking server has not answered for 0 s; start it"):
         wait_for_server(SERVER, request)
 
 
