@@ -14,8 +14,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from runner.study.database import client_settings, configure_sessions
-from runner.study.outages import Outage, is_outage
-from runner.utils.errors import UserError
+from runner.study.outages import DatabaseAwayError, Outage, is_outage
 from runner.utils.hashing import digest
 
 PATIENCE = 600.0
@@ -77,7 +76,10 @@ class DatabaseLock:
         self.release()
 
     def acquire(self) -> None:
-        """Wait for the lock. Raises `UserError` if another process keeps it, or if the database is away, for long."""
+        """Wait for the lock, at most as long as for a database that is away.
+
+        Raises `DatabaseAwayError` if another process keeps it, or the database is away, for longer.
+        """
         if self._held is None:
             self.lost = False
             self.outage.wait(self._lock)
@@ -96,8 +98,8 @@ class DatabaseLock:
             start, noted = time.monotonic(), False
             while not self._take_turn(connection):
                 waited = time.monotonic() - start
-                if waited > PATIENCE:
-                    raise UserError(
+                if waited > min(PATIENCE, self.outage.patience):
+                    raise DatabaseAwayError(
                         f"The study {self.study!r} has been locked for {waited:.0f} s by {self._holder(connection)};"
                         " end that process, and run the same command again."
                     )

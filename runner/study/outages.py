@@ -27,7 +27,10 @@ DRIVER_ERRORS = ("OperationalError", "InterfaceError")
 
 
 class DatabaseAwayError(UserError, ConnectionError):
-    """The database did not answer for longer than a study waits. It concerns all trials, as a full disk does."""
+    """The database did not answer, or another process kept the study locked, for longer than a study waits.
+
+    It concerns all trials, as a full disk does.
+    """
 
 
 class Outage:

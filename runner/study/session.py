@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,7 +34,7 @@ from runner.tracking.tracker import Tracker
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.file_systems import is_sqlite, sqlite_path
-from runner.utils.redaction import redact
+from runner.utils.redaction import error_line, redact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -108,49 +108,90 @@ def open_study_run(study: Study, tracking: TrackingSession, owns: bool = True) -
 
     Raises `UserError` if the study's runs are in another MLflow store.
     """
-    client = _client(tracking)
     with study.lock:
-        known = study.optuna.user_attrs
-        run_id = known.get("run", "")
-        if "records" in known:
-            if run_id and _moved_along(study, known["records"], tracking.server) and _exists(run_id, client):
-                study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
-            else:
-                _check_same_store(study, known["records"], tracking.server)
-        if run_id and not owns:
-            return StudyRun(run_id, study.plan.name)
-        if run_id and _exists(run_id, client):
-            _set_owner(client, run_id, ProcessIdentity.current())
-        else:
-            if run_id:
-                tracking.terminal.warn(f"the study's run {run_id[:8]} was deleted; creating a new one")
-            run_id = _create(study, tracking)
-            study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
-            study.optuna.set_user_attr("run", run_id)
-        client.update_run(run_id, status="RUNNING")
-        return StudyRun(run_id, study.plan.name)
+        run_id = _known_run(study, tracking)
+    if owns or not run_id:
+        run_id = _while_locked(study, tracking, lambda: _take_run(study, tracking, owns))
+    return StudyRun(run_id, study.plan.name)
 
 
 def close_study_run(study: Study, tracking: TrackingSession, study_run: StudyRun, status: str) -> None:
-    """End the study's run with a status. If others still run trials or write the report, one owns it from now on."""
-    client = _client(tracking)
+    """End the study's run with a status. If others still run trials or write the report, one owns it from now on.
+
+    A process that was stopped or has failed does not wait long, and raises no error of its own.
+    """
+    client, is_finished = _client(tracking), status == "FINISHED"
 
     def close() -> None:
+        study.requeue_stale_trials()
         owners = (*_running_workers(study), _reporter(tracking.server, study_run.run_id))
         if owner := next((owner for owner in owners if owner is not None and owner.alive), None):
             _set_owner(client, study_run.run_id, owner)
         else:
             client.set_terminated(study_run.run_id, status)
 
-    with study.outage.limit(math.inf if status == "FINISHED" else STOPPING_PATIENCE):
+    with study.outage.limit(math.inf if is_finished else STOPPING_PATIENCE):
         try:
-            with study.lock:
-                study.requeue_stale_trials()
-                wait_for_server(tracking.server, close)
-        except (
-            DatabaseAwayError
-        ):  # it was reported before; whoever works on the study later opens the run again
-            client.set_terminated(study_run.run_id, status)
+            _while_locked(study, tracking, close, None if is_finished else STOPPING_PATIENCE)
+        except DatabaseAwayError:
+            # It was reported before; whoever works on the study later opens the run again.
+            with suppress(Exception):
+                client.set_terminated(study_run.run_id, status)
+        except Exception as error:
+            if is_finished:
+                raise
+            tracking.terminal.warn(f"the study's run could not be ended in MLflow: {error_line(error)}")
+
+
+def _while_locked(
+    study: Study, tracking: TrackingSession, request: Callable[[], T], patience: float | None = None
+) -> T:
+    """Let a function that asks MLflow change the study. While the server is away, the lock is left to others.
+
+    Raises `UserError` after `patience` seconds without an answer.
+    """
+    client = _client(tracking)
+
+    def ask() -> T:
+        client.search_experiments(max_results=1)
+        with study.lock:
+            return request()
+
+    return wait_for_server(tracking.server, ask, patience)
+
+
+def _known_run(study: Study, tracking: TrackingSession) -> str:
+    """The id of the study's run; empty if it has none. Needs the lock.
+
+    Raises `UserError` if the study's runs are in another MLflow store.
+    """
+    known = study.optuna.user_attrs
+    run_id = str(known.get("run", ""))
+    if "records" in known:
+        moved = run_id and _moved_along(study, known["records"], tracking.server)
+        if moved and _exists(run_id, _client(tracking)):
+            study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
+        else:
+            _check_same_store(study, known["records"], tracking.server)
+    return run_id
+
+
+def _take_run(study: Study, tracking: TrackingSession, owns: bool) -> str:
+    """Mark the study's run as running, or create it. Returns its id. Needs the lock."""
+    client = _client(tracking)
+    run_id = _known_run(study, tracking)
+    if run_id and not owns:  # another process has just created it
+        return run_id
+    if run_id and _exists(run_id, client):
+        _set_owner(client, run_id, ProcessIdentity.current())
+    else:
+        if run_id:
+            tracking.terminal.warn(f"the study's run {run_id[:8]} was deleted; creating a new one")
+        run_id = _create(study, tracking)
+        study.optuna.set_user_attr("records", [redact(tracking.server.uri), this_host()])
+        study.optuna.set_user_attr("run", run_id)
+    client.update_run(run_id, status="RUNNING")
+    return run_id
 
 
 def _running_workers(study: Study) -> list[ProcessIdentity | None]:
