@@ -3,12 +3,13 @@
 MLflow sets an alias whatever it was before, so a slow host may overwrite a better champion that it has not seen. It
 has no lock, but it gives each version its number in one step. Hence a rule that all hosts follow:
 
-- A new version stores with its creation what it is compared with (`Start`), and is pending until its host has decided.
-  If another version is pending at that time, its start is taken over, because the alias may be about to change.
-- The champion is the one that would result if the versions after the start had been registered one after another, in
+- A new version stores with its creation what it is compared with (`ComparisonBase`), and is pending until its host has
+  decided. If another version is pending at that time, its base is taken over: the alias may be about to change.
+- The champion is the one that would result if the versions after the base had been registered one after another, in
   the order of their numbers.
 - Who sets an alias reads all again, until the alias is what the rule gives. So the last who sets it has seen all
-  versions. One that is killed in between is pending until its event is delivered again.
+  versions. One that is killed in between is pending until its event is delivered again, or until the host of a version
+  that is registered a while later has decided for both.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ ROUNDS = 20
 """How often a host sets the aliases and reads them again, as long as other hosts change them in between."""
 LONGEST_PENDING = 24 * 3600.0
 """Seconds after which a pending version is not waited for: its host is lost. Far more than clocks differ."""
+ABANDONED_AFTER = 600.0
+"""Seconds between the registrations of two versions, by the server's clock, after which the host of the later one also
+decides for the earlier one if that is still pending. Otherwise a choice by hand could be undone for a day."""
 
 
 def champion_alias(manifest: str) -> str:
@@ -46,7 +50,7 @@ def champion_alias(manifest: str) -> str:
 
 
 @dataclass(frozen=True)
-class Start:
+class ComparisonBase:
     """What a version is compared with: the champion before it, and all versions of its images after `newest`.
 
     Args:
@@ -58,19 +62,19 @@ class Start:
     newest: int
 
     def tags(self) -> dict[str, str]:
-        """The tags of a new version that has this start and is pending."""
+        """The tags of a new version that has this base and is pending."""
         return {BEFORE_TAG: str(self.champion), NEWEST_TAG: str(self.newest), STATE_TAG: PENDING}
 
     @classmethod
-    def of(cls, version: ModelVersion) -> Start | None:
+    def of(cls, version: ModelVersion) -> ComparisonBase | None:
         """The inverse of `tags`; None if the version has them not, or if somebody has changed them."""
         try:
             return cls(int(version.tags[BEFORE_TAG]), int(version.tags[NEWEST_TAG]))
         except (KeyError, ValueError):
             return None
 
-    def explains(self, champion: int) -> bool:
-        """Whether a host with this start may have left this champion; otherwise somebody has chosen it by hand."""
+    def is_consistent_with(self, champion: int) -> bool:
+        """Whether a host with this base may have left this champion; otherwise somebody has chosen it by hand."""
         return champion in (0, self.champion) or champion > self.newest
 
 
@@ -87,7 +91,7 @@ class Champions:
         return int(self.of_manifest.version) if self.of_manifest else 0
 
 
-def read_start(client: MlflowClient, name: str, manifest: str) -> Start:
+def read_comparison_base(client: MlflowClient, name: str, manifest: str) -> ComparisonBase:
     """What a version that is registered next is compared with. The name must be registered."""
     # The order matters: what is registered after the first request is compared anyway, and what is not pending in the
     # second has changed the alias before the third.
@@ -98,9 +102,9 @@ def read_start(client: MlflowClient, name: str, manifest: str) -> Start:
     pending = _pending(client, name, manifest)
     champion = _read_champions(client, name, manifest).number
     oldest = time.time() - LONGEST_PENDING
-    recent = [Start.of(version) for version in pending if version.creation_timestamp / 1000 > oldest]
-    starts = [start for start in recent if start is not None and start.explains(champion)]
-    return min(starts, key=lambda start: start.newest, default=Start(champion, newest))
+    recent = [ComparisonBase.of(version) for version in pending if version.creation_timestamp / 1000 > oldest]
+    bases = [base for base in recent if base is not None and base.is_consistent_with(champion)]
+    return min(bases, key=lambda base: base.newest, default=ComparisonBase(champion, newest))
 
 
 def decide_champion(client: MlflowClient, version: ModelVersion) -> str:
@@ -111,17 +115,17 @@ def decide_champion(client: MlflowClient, version: ModelVersion) -> str:
     name, manifest = version.name, version.tags.get(MANIFEST_TAG, "")
     if version.tags.get(STATE_TAG) == DECIDED:  # its event is delivered again
         return _sentence_afterwards(version, _read_champions(client, name, manifest))
-    start = _own_start(client, version)
+    base = _own_base(client, version)
     for _ in range(ROUNDS):
         champions = _read_champions(client, name, manifest)
-        entrants = _versions_after(client, name, manifest, start.newest)
-        if not start.explains(champions.number) or not _is_pending(version, entrants):
+        entrants = _versions_after(client, name, manifest, base.newest)
+        if not base.is_consistent_with(champions.number) or not _is_pending(version, entrants):
             _decided(client, [version])  # somebody has chosen another one meanwhile
             return _sentence_afterwards(version, champions)
-        winner, outcome = _replay(_version(client, name, start.champion), entrants, version)
-        changes = _changes(champions, winner, start, manifest) if winner else []
+        winner, outcome = _replay(_version(client, name, base.champion), entrants, version)
+        changes = _changes(champions, winner, base, manifest) if winner else []
         if not winner or not changes:
-            _decided(client, [version])
+            _decided(client, [version, *_abandoned(entrants, version)])
             return _sentence(version, *outcome, champions)
         for alias in changes:
             _set_alias(client, alias, winner)
@@ -131,15 +135,15 @@ def decide_champion(client: MlflowClient, version: ModelVersion) -> str:
     )
 
 
-def _own_start(client: MlflowClient, version: ModelVersion) -> Start:
-    """The start of a version; one that an earlier version of this program registered gets it now."""
-    start = Start.of(version) if version.tags.get(STATE_TAG) == PENDING else None
-    if start is None:
-        now = read_start(client, version.name, version.tags.get(MANIFEST_TAG, ""))
-        start = Start(now.champion, min(now.newest, int(version.version) - 1))
-        for tag, value in start.tags().items():
+def _own_base(client: MlflowClient, version: ModelVersion) -> ComparisonBase:
+    """The base of a version; one that an earlier version of this program registered gets it now."""
+    base = ComparisonBase.of(version) if version.tags.get(STATE_TAG) == PENDING else None
+    if base is None:
+        now = read_comparison_base(client, version.name, version.tags.get(MANIFEST_TAG, ""))
+        base = ComparisonBase(now.champion, min(now.newest, int(version.version) - 1))
+        for tag, value in base.tags().items():
             client.set_model_version_tag(version.name, str(version.version), tag, value)
-    return start
+    return base
 
 
 def _is_pending(version: ModelVersion, entrants: list[ModelVersion]) -> bool:
@@ -148,13 +152,23 @@ def _is_pending(version: ModelVersion, entrants: list[ModelVersion]) -> bool:
     return any(each.tags.get(STATE_TAG) == PENDING for each in own)
 
 
-def _changes(champions: Champions, winner: ModelVersion, start: Start, manifest: str) -> list[str]:
+def _abandoned(entrants: list[ModelVersion], version: ModelVersion) -> list[ModelVersion]:
+    """The entrants that have been pending for so long that their hosts are lost."""
+    latest = version.creation_timestamp - ABANDONED_AFTER * 1000
+    return [
+        entrant
+        for entrant in entrants
+        if entrant.tags.get(STATE_TAG) == PENDING and entrant.creation_timestamp < latest
+    ]
+
+
+def _changes(champions: Champions, winner: ModelVersion, base: ComparisonBase, manifest: str) -> list[str]:
     """The aliases that the winner is to get."""
     overall, number = champions.overall, int(winner.version)
     aliases = [] if champions.number == number else [champion_alias(manifest)]
     if overall is None:  # there is no champion yet, or somebody has removed the alias
         return [*aliases, CHAMPION]
-    moved = number != start.champion or int(overall.version) > start.newest
+    moved = number != base.champion or int(overall.version) > base.newest
     if overall.tags.get(MANIFEST_TAG) == manifest and moved and int(overall.version) != number:
         aliases.append(CHAMPION)
     return aliases

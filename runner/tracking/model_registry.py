@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.config.identity import MANIFEST_TAG
-from runner.tracking.champion import SCORE_TAG, decide_champion, read_start
+from runner.tracking.champion import SCORE_TAG, decide_champion, read_comparison_base
 from runner.utils.hard_links import copy_folder, linked_files
 from runner.utils.paths import local_path
 
@@ -147,7 +147,7 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
     for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
         if version.name == info.name:
             return version
-    start = read_start(client, info.name, info.manifest)
+    base = read_comparison_base(client, info.name, info.manifest)
     return client.create_model_version(
         info.name,
         model.artifact_location,
@@ -156,7 +156,7 @@ def _create_version(client: MlflowClient, run: Run, model: LoggedModel, info: Mo
             **{metric: f"{value:.4f}" for metric, value in info.metrics.items()},
             SCORE_TAG: f"{info.score} {info.value!r}",
             MANIFEST_TAG: info.manifest,
-            **start.tags(),
+            **base.tags(),
         },
         description=f"Best checkpoint of run {run.info.run_id} ({run.info.run_name}), epoch {info.step}.",
         model_id=model.model_id,

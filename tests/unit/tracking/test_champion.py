@@ -17,10 +17,10 @@ from runner.tracking.champion import (
     NEWEST_TAG,
     SCORE_TAG,
     STATE_TAG,
-    Start,
+    ComparisonBase,
     decide_champion,
     make_champion,
-    read_start,
+    read_comparison_base,
 )
 
 NAME = "crown"
@@ -37,9 +37,9 @@ def registering(run: str, score: float, manifest: str = "m") -> Process:
         known = client.search_model_versions(f"run_id = '{run}'")
         if known:
             return decide_champion(client, known[0])
-        start = read_start(client, NAME, manifest)
+        base = read_comparison_base(client, NAME, manifest)
         return decide_champion(
-            client, client.create_model_version(run, {**tags_of(score, manifest), **start.tags()})
+            client, client.create_model_version(run, {**tags_of(score, manifest), **base.tags()})
         )
 
     return process
@@ -264,13 +264,31 @@ def test_a_model_that_is_passed_over_is_not_compared_again() -> None:
 
 
 def test_a_lost_host_is_not_waited_for_for_ever() -> None:
-    pending = Version(3, {**tags_of(0.9), **Start(1, 1).tags()}, "a")
+    pending = Version(3, {**tags_of(0.9), **ComparisonBase(1, 1).tags()}, "a")
     before = registry(0.5, 0.8)
     client: Any = RegistryClient(dataclasses.replace(before, versions=(*before.versions, pending)))
-    assert read_start(client, NAME, "m") == Start(1, 1)
+    assert read_comparison_base(client, NAME, "m") == ComparisonBase(1, 1)
     old = dataclasses.replace(pending, creation_timestamp=NOW - 25 * 3600 * 1000)
     client = RegistryClient(dataclasses.replace(before, versions=(*before.versions, old)))
-    assert read_start(client, NAME, "m") == Start(1, 3)
+    assert read_comparison_base(client, NAME, "m") == ComparisonBase(1, 3)
+
+
+@pytest.mark.parametrize("minutes", [1, 20])
+def test_the_next_host_decides_for_one_that_was_lost_a_while_ago(minutes: int) -> None:
+    """After that, a choice in the user interface is respected, also of a version that the lost one did not know."""
+    lost = Version(
+        2, {**tags_of(0.9), **ComparisonBase(1, 1).tags()}, "a", creation_timestamp=NOW - minutes * 60_000
+    )
+    before = registry(0.5)
+    client: Any = RegistryClient(dataclasses.replace(before, versions=(*before.versions, lost)))
+    assert "version 2" in registering("b", 0.6)(client)
+    assert client.registry.aliases["champion-m"] == 2
+    for alias in ("champion", "champion-m"):
+        client.set_registered_model_alias(NAME, alias, 3)
+    registering("c", 0.4)(client)
+    assert client.registry.aliases["champion-m"] == (3 if minutes == 20 else 2), (
+        "the other host may be at work"
+    )
 
 
 def test_changed_tags_stop_nobody() -> None:
