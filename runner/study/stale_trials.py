@@ -16,6 +16,7 @@ from runner.study.trials import is_lost, owner_of
 from runner.tracking.process_identity import is_earlier_boot, this_host
 from runner.utils.errors import UserError
 from runner.utils.file_systems import sqlite_path
+from runner.utils.network_files import server_time
 from runner.utils.redaction import redact
 
 WORKER_DIED = "its worker died"
@@ -137,11 +138,8 @@ def _is_stale(trial: FrozenTrial) -> bool:
 def _silence(storage: str) -> float:
     """Seconds since the file of a local storage was written to, by the clock of its file system."""
     path = (Path(storage) if storages.is_file(storage) else sqlite_path(storage)).expanduser()
-    probe = path.with_name(f".{path.name}.now")
     try:
-        probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
+        # It lies on a local disk, so that `stat` is up to date; to open and close a SQLite file would drop its locks.
+        return server_time(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-    finally:
-        probe.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from runner.tracking.process_identity import ProcessIdentity, this_host
 from runner.utils.atomic_files import make_folder, sync_folder, write_text
+from runner.utils.network_files import modified_at, server_time
 
 Event = dict[str, Any]
 HEARTBEAT_INTERVAL = 10.0
@@ -145,19 +146,15 @@ class Journal:
             return False
         if self.owner.host == this_host():
             return self.owner.alive
-        probe = self.folder / ".now"
         try:
-            probe.touch()  # for the file server's clock, which may differ from this host's
-            age = probe.stat().st_mtime - (self.folder / "owner.json").stat().st_mtime
-            probe.unlink(missing_ok=True)
+            return server_time(self.folder) - modified_at(self.folder / "owner.json") < HEARTBEAT_TIMEOUT
         except OSError:
             return True
-        return age < HEARTBEAT_TIMEOUT
 
     def last_heartbeat(self) -> float:
         """When the owner last showed that it is alive, by the file server's clock; 0 if the journal is gone."""
         try:
-            return (self.folder / "owner.json").stat().st_mtime
+            return modified_at(self.folder / "owner.json")
         except OSError:
             return 0.0
 

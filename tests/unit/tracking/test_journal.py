@@ -186,8 +186,11 @@ def test_a_process_of_another_host_is_dead_without_heartbeats(tmp_path: Path) ->
     long_ago = time.time() - 2 * HEARTBEAT_TIMEOUT
     os.utime(journal.folder / "owner.json", (long_ago, long_ago))
     assert not journal.alive
+    before = journal.last_heartbeat()
     journal.heartbeat()
     assert journal.alive
+    assert journal.last_heartbeat() > before
+    assert {path.name for path in journal.folder.iterdir()} == {"owner.json", "files"}, "no probe is left"
 
 
 def test_a_run_is_resumable_until_it_has_finished(journal: Journal) -> None:
