@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from runner.study import storage
 from runner.study.study import Study
 from runner.utils.errors import UserError
+from runner.utils.heartbeat import Heartbeat
 
 STEPS = 4
 """Intermediate values of a trial."""
@@ -48,13 +48,8 @@ def main(plan_file: str, root: str, seconds: str) -> int:
     """Work on the study; the exit status."""
     plan, storage.HEARTBEAT_INTERVAL, storage.HEARTBEAT_GRACE = pickle.loads(Path(plan_file).read_bytes())  # noqa: S301
     try:
-        study, ended = Study(plan, Path(root), worked_before=True), threading.Event()
-
-        def send_heartbeats() -> None:
-            while not ended.wait(storage.HEARTBEAT_INTERVAL):
-                study.record_heartbeat()
-
-        threading.Thread(target=send_heartbeats, daemon=True).start()
+        study = Study(plan, Path(root), worked_before=True)
+        Heartbeat(study.record_heartbeat, storage.HEARTBEAT_INTERVAL).start()
         work(study, float(seconds))
     except UserError as error:
         print(f"runner: {error}", file=sys.stderr)

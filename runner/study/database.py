@@ -24,13 +24,13 @@ from sqlalchemy.orm import Session, selectinload
 
 from runner.study.outages import Outage
 
-REQUEST = "request"
+REQUEST = "runner:request"
 """Attribute of a trial: the token under which it was created. A second one with the same token is not created."""
 CLAIM = "runner:claim"
 """Attribute of a queued trial that was started: the token of the attempt."""
 SUSPECTED = "runner:suspected"
 """Attribute of a running trial whose heartbeats have stopped: the last one, and when that was noticed first."""
-LOOKS_APART = 3
+SECOND_LOOK_INTERVALS = 3
 """Heartbeat intervals between the two looks that find a trial silent."""
 CLIENT_SETTINGS = {
     "connect_timeout": 10,
@@ -185,7 +185,7 @@ class DatabaseStorage(RDBStorage):
         assert self.grace_period is not None  # noqa: S101 (for types)
         assert self.heartbeat_interval is not None  # noqa: S101 (for types)
         grace = timedelta(seconds=self.grace_period)
-        apart = timedelta(seconds=LOOKS_APART * self.heartbeat_interval)
+        apart = timedelta(seconds=SECOND_LOOK_INTERVALS * self.heartbeat_interval)
         stale: list[int] = []
         unheard: list[int] = []
         with self._begin() as session:

@@ -16,17 +16,18 @@ from sqlalchemy.pool import NullPool
 from runner.study.database import client_settings, configure_sessions
 from runner.study.outages import DatabaseAwayError, Outage, is_outage
 from runner.utils.hashing import digest
+from runner.utils.heartbeat import Heartbeat
 
 PATIENCE = 600.0
 """Seconds that a process waits for the lock while another one holds it."""
 NOTE_AFTER = 15.0
 """Seconds after which it says so."""
-TURN = 5000
-"""Milliseconds after which a wait in the database begins anew, so that its end is noticed here."""
-LIFE_SIGN = 15.0
+LOCK_TIMEOUT_MS = 5000
+"""After this time a wait in the database begins anew, so that its end is noticed here."""
+KEEPALIVE_INTERVAL = 15.0
 """Seconds between two signs of life of a process that holds the lock."""
-SILENCE = 60_000
-"""Milliseconds without one after which the database takes the lock from it: it is frozen."""
+IDLE_TIMEOUT_MS = 60_000
+"""After this time without one the database takes the lock from it: it is frozen."""
 LOCK_NOT_AVAILABLE = "55P03"
 HOLDER = sqlalchemy.text(
     "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid)"
@@ -58,7 +59,10 @@ class DatabaseLock:
         )
         name = f"runner on {socket.gethostname()[:30]}, process {os.getpid()}"
         configure_sessions(
-            self._engine, idle_session_timeout=str(SILENCE), lock_timeout=str(TURN), application_name=name
+            self._engine,
+            idle_session_timeout=str(IDLE_TIMEOUT_MS),
+            lock_timeout=str(LOCK_TIMEOUT_MS),
+            application_name=name,
         )
         self._depth = 0
         self._held: _HeldConnection | None = None
@@ -134,18 +138,19 @@ class _HeldConnection:
     def __init__(self, connection: sqlalchemy.Connection) -> None:
         self._connection = connection
         self._guard = threading.Lock()
-        self._ended = threading.Event()
-        threading.Thread(target=self._show_life, name="study lock", daemon=True).start()
+        self._heartbeat = Heartbeat(self._show_life, KEEPALIVE_INTERVAL)
+        self._heartbeat.start()
 
     def _show_life(self) -> None:
-        while not self._ended.wait(LIFE_SIGN):
-            with self._guard, suppress(SQLAlchemyError):
-                if not self._ended.is_set():
-                    self._connection.execute(sqlalchemy.text("SELECT 1"))
+        with (
+            self._guard,
+            suppress(SQLAlchemyError),
+        ):  # one that comes after the end finds the connection closed
+            self._connection.execute(sqlalchemy.text("SELECT 1"))
 
     def unlock(self, key: int) -> bool:
         """Release the lock and close the connection. Returns whether it was held until now."""
-        self._ended.set()
+        self._heartbeat.stop()
         with self._guard:
             try:
                 words = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")

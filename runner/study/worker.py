@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
@@ -31,6 +30,7 @@ from runner.training.results import EpochResult
 from runner.training.setup import SharedSetup, prepare, required_views
 from runner.utils.cpu_share import all_cores
 from runner.utils.errors import UserError, user_message
+from runner.utils.heartbeat import Heartbeat
 from runner.utils.long_wait import long_wait
 from runner.utils.redaction import redact
 
@@ -146,9 +146,10 @@ class Worker:
 
         Raises `UserError` if too many trials failed in a row, or something that all trials need is missing.
         """
-        study, trials, ended = self.session.study, 0, threading.Event()
+        study, trials = self.session.study, 0
         if study is not None:
-            threading.Thread(target=_send_heartbeats, args=(study, ended), daemon=True).start()
+            heartbeat = Heartbeat(study.record_heartbeat, HEARTBEAT_INTERVAL)
+            heartbeat.start()
         try:
             while batch := self._ask():
                 train_together([self._run_trial(trial) for trial in batch])
@@ -158,7 +159,8 @@ class Worker:
                 study.interrupt(user_message(error) or str(error) or type(error).__name__)
             raise
         finally:
-            ended.set()
+            if study is not None:
+                heartbeat.stop()
         return trials
 
     def _ask(self) -> list[RunningTrial]:
@@ -211,8 +213,3 @@ class Worker:
         if isinstance(error, OSError):
             return False
         return isinstance(error, UserError) or self.session.accelerator.num_processes == 1
-
-
-def _send_heartbeats(study: Study, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_INTERVAL):
-        study.record_heartbeat()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from runner.tracking.uploader import (
 )
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
+from runner.utils.heartbeat import Heartbeat
 from runner.utils.redaction import redact
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class MlflowTracker(Tracker):
         """What the terminal shows not to take records at present; empty if nothing."""
         self.uploader = Uploader(self.journal, client)
         self.uploader.start()
-        self._heartbeat = Heartbeat(self.journal)
+        self._heartbeat = Heartbeat(self.journal.heartbeat, HEARTBEAT_INTERVAL)
         self._heartbeat.start()
 
     def _earlier_of(self, kind: str) -> list[Event]:
@@ -200,21 +200,3 @@ class MlflowTracker(Tracker):
                 self._terminal.warn(
                     f"{short_reason(error)}; training continues, and the records wait on disk"
                 )
-
-
-class Heartbeat(threading.Thread):
-    """Shows other hosts every few seconds that this run's process lives."""
-
-    def __init__(self, journal: Journal) -> None:
-        super().__init__(name="heartbeat", daemon=True)
-        self.journal = journal
-        self._stop_asked = threading.Event()
-
-    def run(self) -> None:
-        """Beat until stopped."""
-        while not self._stop_asked.wait(HEARTBEAT_INTERVAL):
-            self.journal.heartbeat()
-
-    def stop(self) -> None:
-        """End the thread."""
-        self._stop_asked.set()

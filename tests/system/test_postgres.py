@@ -120,7 +120,7 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trial is stale a second after its last heartbeat, and half a second after that was noticed."""
     monkeypatch.setattr(storage, "HEARTBEAT_INTERVAL", 1)
     monkeypatch.setattr(storage, "HEARTBEAT_GRACE", 1)
-    monkeypatch.setattr(database, "LOOKS_APART", 0.5)
+    monkeypatch.setattr(database, "SECOND_LOOK_INTERVALS", 0.5)
 
 
 def wait_until_requeued(study: Study) -> None:
