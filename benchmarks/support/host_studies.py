@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import random
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,13 +61,13 @@ class HostStudy:
         Raises RuntimeError if a command fails, or the time is over.
         """
         self._end, left = time.monotonic() + self.timeout, list(faults)
-        engine = sqlalchemy.create_engine(with_driver(self.storage), poolclass=sqlalchemy.NullPool)
+        self._engine = sqlalchemy.create_engine(with_driver(self.storage), poolclass=sqlalchemy.NullPool)
         for host in self.hosts:
             self.start(host)
         while self.running:
             time.sleep(POLL_INTERVAL)
             due = trials * (len(faults) - len(left) + 1) / (len(faults) + 1)
-            if left and self._count(engine) >= due:
+            if left and self._count() >= due:
                 left.pop(0)(self)
             for name, process in list(self.running.items()):
                 if process.poll() is not None:
@@ -99,14 +101,29 @@ class HostStudy:
         """The hosts whose command runs."""
         return [host for host in self.hosts if host.name in self.running]
 
-    def _count(self, engine: sqlalchemy.Engine) -> int:
+    def wait_for_hosts_with_trials(self) -> list[Host]:
+        """The hosts that run a trial, as soon as there are any."""
+        words = (
+            "SELECT value_json FROM trial_user_attributes JOIN trials USING (trial_id) JOIN studies USING (study_id)"
+            " WHERE study_name = :name AND state = 'RUNNING' AND key = 'owner'"
+        )
+        while True:
+            with suppress(sqlalchemy.exc.SQLAlchemyError), self._engine.connect() as connection:
+                owners = connection.execute(sqlalchemy.text(words), {"name": self.name}).scalars()
+                names = {json.loads(owner)[0].partition("/")[0] for owner in owners}
+                if hosts := [host for host in self.busy_hosts() if host.name in names]:
+                    return hosts
+            self._check(time.monotonic() < self._end, "no host runs a trial")
+            time.sleep(POLL_INTERVAL)
+
+    def _count(self) -> int:
         """Trials that have finished; 0 if there is no study yet, or the database is away."""
         words = (
             "SELECT count(*) FROM trials JOIN studies USING (study_id)"
             " WHERE study_name = :name AND state = 'COMPLETE'"
         )
         try:
-            with engine.connect() as connection:
+            with self._engine.connect() as connection:
                 return int(connection.execute(sqlalchemy.text(words), {"name": self.name}).scalar_one())
         except sqlalchemy.exc.SQLAlchemyError:
             return 0
@@ -118,10 +135,10 @@ class HostStudy:
 
 
 def kill_host(choice: random.Random, seconds: float) -> Callable[[HostStudy], None]:
-    """A fault: a host is killed, and started again after some seconds."""
+    """A fault: a host that runs a trial is killed, and started again after some seconds."""
 
     def fault(study: HostStudy) -> None:
-        host = choice.choice(study.busy_hosts())
+        host = choice.choice(study.wait_for_hosts_with_trials())
         host.kill()
         time.sleep(seconds)
         study.restart(host)

@@ -183,7 +183,7 @@ def lock_of(server: PostgresServer, name: str, notes: list[str] | None = None) -
 
 def test_a_lock_is_of_one_process(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others wait for it, and say for whom."""
-    monkeypatch.setattr(database_lock, "TURN", 50)
+    monkeypatch.setattr(database_lock, "LOCK_TIMEOUT_MS", 50)
     monkeypatch.setattr(database_lock, "NOTE_AFTER", 0.2)
     order: list[str] = []
     notes: list[str] = []
@@ -219,22 +219,23 @@ def test_a_lock_is_of_one_process(server: PostgresServer, monkeypatch: pytest.Mo
 
 
 def test_a_frozen_process_loses_the_lock(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_lock, "SILENCE", 200)
-    monkeypatch.setattr(database_lock, "LIFE_SIGN", 1000.0)
-    frozen = lock_of(server, "frozen")
-    frozen.acquire()
+    with monkeypatch.context() as frozen_only:
+        frozen_only.setattr(database_lock, "IDLE_TIMEOUT_MS", 200)
+        frozen_only.setattr(database_lock, "KEEPALIVE_INTERVAL", 1000.0)
+        frozen = lock_of(server, "frozen")
+        frozen.acquire()
     with lock_of(server, "frozen") as other:
         assert isinstance(other, DatabaseLock)
         frozen.release()
         assert frozen.lost
     assert not other.lost
-    with frozen:
-        pass
+    frozen.acquire()
     assert not frozen.lost
+    frozen.release()
 
 
 def test_a_process_that_lives_shows_it(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_lock, "LIFE_SIGN", 0.05)
+    monkeypatch.setattr(database_lock, "KEEPALIVE_INTERVAL", 0.05)
     words = "SELECT state_change FROM pg_stat_activity WHERE application_name LIKE 'runner on %%'"
     with lock_of(server, "alive"):
         first, deadline = execute(server, words), time.monotonic() + 60

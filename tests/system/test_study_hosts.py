@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import random
@@ -24,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pictures import small_experiment
 from postgres import postgres_server
 from stores import copy_store
-from studies import LR, make_plan
+from studies import LR, PROCESS, make_plan, score
 
 from benchmarks.support.host_studies import (
     HEARTBEAT_GRACE,
@@ -40,7 +41,7 @@ from benchmarks.support.host_studies import (
 )
 from benchmarks.support.hosts import Host
 from benchmarks.support.postgres import PostgresServer
-from runner.study.database import LOOKS_APART
+from runner.study.database import SECOND_LOOK_INTERVALS
 from runner.study.space import Space
 from runner.study.study import Study
 from runner.study.trials import is_baseline
@@ -48,8 +49,17 @@ from runner.tracking.journal import HEARTBEAT_TIMEOUT
 
 CLOCKS = ("", "+1h", "-1h", "")
 """How wrong the clocks of the workers' hosts are."""
-TOO_LONG = HEARTBEAT_GRACE + LOOKS_APART * HEARTBEAT_INTERVAL + 3.0
+TOO_LONG = HEARTBEAT_GRACE + SECOND_LOOK_INTERVALS * HEARTBEAT_INTERVAL + 3.0
 """Seconds after which a host that is cut off has lost its trial, in a study without training."""
+WAIT_IN_FIRST_TRIAL = """
+import time
+trial = study.ask()
+while not Path(sys.argv[3]).exists():
+    time.sleep(0.05)
+while trial is not None:
+    study.complete(score(trial.values))
+    trial = study.ask()
+"""
 
 
 @dataclass
@@ -97,7 +107,7 @@ def test_nothing_is_lost_or_doubled_when_hosts_and_the_database_fail(
     assert study.is_finished
     damage = count_damage(study.trials(), trials)
     assert (damage["lost"], damage["doubled"]) == (0, 0)
-    assert 2 <= damage["repeated"] <= 6
+    assert damage["repeated"] >= 2, "of the hosts that were killed"
     assert sum(map(is_baseline, study._complete())) == 1
 
 
@@ -105,23 +115,25 @@ def test_nothing_is_lost_or_doubled_when_hosts_and_the_database_fail(
 def test_a_journal_file_is_not_shared_by_two_hosts(tmp_path: Path) -> None:
     """The second one is refused before it runs a trial, and does the first no harm."""
     plan = make_plan(tmp_path / "studies.journal", space=Space((LR,)), trials=4)
-    file = tmp_path / "plan.pickle"
+    own_file, file, go_on = (tmp_path / name for name in ("plan.pickle", "worker.pickle", "go on"))
+    own_file.write_bytes(pickle.dumps(plan))
     file.write_bytes(pickle.dumps((plan, HEARTBEAT_INTERVAL, HEARTBEAT_GRACE)))
-    script = str(ROOT / "benchmarks/support/formula_worker.py")
-    environment = user_environment(PYTHONPATH=str(ROOT))
+    code = PROCESS.format(score=inspect.getsource(score), body=WAIT_IN_FIRST_TRIAL)
+    environment, root = user_environment(PYTHONPATH=str(ROOT)), str(tmp_path / "mlruns")
     with network_of_hosts(2, tmp_path / "hosts") as (first, second):
-        words = [sys.executable, script, str(file), str(tmp_path / "mlruns")]
-        process = first.start([*words, "3"], environment, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 120
-        while b'"owner"' not in (
-            plan_file.read_bytes() if (plan_file := Path(plan.storage)).exists() else b""
-        ):
+        process = first.start(
+            [sys.executable, "-c", code, str(own_file), root, str(go_on)], environment, stderr=subprocess.PIPE
+        )
+        deadline, journal = time.monotonic() + 120, Path(plan.storage)
+        while not journal.exists() or b'"owner"' not in journal.read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        refused = second.run([*words, "0"], environment)
+        script = str(ROOT / "benchmarks/support/formula_worker.py")
+        refused = second.run([sys.executable, script, str(file), root, "0"], environment)
         assert refused.returncode == 2
         assert "has a trial running on host1" in refused.stderr
         assert refused.stderr.count("\n") == 1
+        go_on.touch()
         assert process.communicate(timeout=120)[1] == ""
     assert [trial.state for trial in Study(plan, tmp_path).trials()] == [TrialState.COMPLETE] * 4
 
