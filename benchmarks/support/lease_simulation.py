@@ -1,0 +1,368 @@
+"""A simulation of many workers that compute the features of one store on a shared file server, and of hosts that die.
+
+The rules are those of `runner/features/work_sharing.py` and `claims.py`: images are divided into parts by the first
+bits of their digests; a worker claims parts by files, reads the claims of all others, computes what is missing, and
+touches its claims. A claim that was not touched for the time of the lease is removed by whoever sees it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass, field
+
+from benchmarks.support.events import Process, SharedServer, Simulation, Wait
+from runner.features import claims, shard_store, work_sharing
+
+PROBE, LISTING, READ, CREATE, RELEASE, TOUCH, REMOVE, WRITE = 2, 1, 1, 3, 2, 2, 3, 2
+"""Operations at the file server: to ask its clock (a file is made and removed), to list a folder, to read a claim or
+the header of a shard, to make a claim (a file, a link, the file removed), to give one up, to touch one, to remove one
+that has ended, to write a shard. `tests/unit/benchmarks` counts the runner's."""
+
+MANY = 500
+"""Parts, of which so few are claimed that the next free one is near."""
+
+
+@dataclass(frozen=True)
+class LeaseSettings:
+    """What is simulated. Times are in seconds, rates per second unless they say otherwise."""
+
+    workers: int = 1_000
+    hosts: int = 125
+    images: int = 10_000_000
+    images_per_second: float = 25.0
+    """Of a worker."""
+    shard_images: int = 1_820
+    """Images in a shard of `SHARD_BYTES`."""
+    part_images: int = 256
+    """Images in a part, if there are not more than 2^max_splits parts."""
+    max_splits: int = work_sharing.MAX_SPLITS
+    lease: float = claims.LEASE
+    renewal: float = claims.RENEWAL
+    deaths_per_host_hour: float = 0.0
+    freezes_per_host_hour: float = 0.0
+    frozen: float = 60.0
+    """How long a frozen host does nothing. Then it goes on."""
+    reboot: float = 300.0
+    """Until the workers of a dead host begin again."""
+    server_rate: float = 20_000.0
+    """Operations that the file server does."""
+    latency: float = 0.0005
+    """Seconds of an operation."""
+    listing_lag: float = 0.0
+    """How much later a shard is seen than written, although the runner asks for a fresh listing."""
+    reads_each_shard: bool = True
+    """Whether each worker reads the header of each new shard; else one file is the index of all."""
+    reads_each_claim: bool = True
+    """Whether each worker opens the claim of each other; else the listing tells what is claimed and when."""
+    seed: int = 0
+
+    @property
+    def parts(self) -> int:
+        """As `work_sharing` divides the images."""
+        return 2 ** min(self.max_splits, int(math.log2(max(1.0, self.images / self.part_images))))
+
+    @property
+    def ideal(self) -> float:
+        """Seconds if all workers computed all the time."""
+        return self.images / (self.workers * self.images_per_second)
+
+
+@dataclass
+class LeaseResult:
+    """What came out."""
+
+    seconds: float
+    """Until all features were stored."""
+    ideal: float
+    computed: float
+    """Images computed, over all workers."""
+    stored: float
+    """Images in the store at the end."""
+    deaths: int
+    freezes: int
+    longest_wait: float
+    """The longest time from when somebody had nothing to do but what a dead or frozen host had claimed, until that
+    claim was removed."""
+    operations: int
+    """At the file server."""
+    ended: float = 0.0
+    """When the last worker had seen that all is stored."""
+
+    @property
+    def twice(self) -> float:
+        """Images computed more than once, or lost with a host before they were written."""
+        return self.computed - self.stored
+
+    @property
+    def lost(self) -> float:
+        """Share of the workers' time that was not used."""
+        return 1 - self.ideal / self.seconds
+
+    @property
+    def operations_per_second(self) -> float:
+        """At the file server, until the last worker had ended."""
+        return self.operations / self.ended
+
+
+@dataclass
+class _Part:
+    """Images whose digests begin with the same bits. They are computed in their order."""
+
+    images: float
+    stored: float = 0.0
+    """Images with features in the store."""
+    history: list[tuple[float, float]] = field(default_factory=list)
+    """Times, and `stored` from then on."""
+    wanted_since: float = math.inf
+    """When somebody first found nothing to do because a dead or frozen host had claimed this."""
+
+
+@dataclass
+class _Host:
+    """A host that stops at a time: it dies, or freezes and goes on."""
+
+    stops_at: float = math.inf
+    up_at: float = math.inf
+    dies: bool = False
+
+
+@dataclass
+class _Worker:
+    number: int
+    host: _Host
+    life: int = 0
+    """How often it has died."""
+    parts: list[int] = field(default_factory=list)
+    """What it has claimed."""
+    seen: int = 0
+    """Shards whose headers it has read."""
+    part_seconds: float | None = None
+    """Seconds that a part took in the last round."""
+
+    @property
+    def token(self) -> tuple[int, int]:
+        """In its claims."""
+        return self.number, self.life
+
+
+@dataclass
+class _Claim:
+    token: tuple[int, int]
+    host: _Host
+    touched: float
+
+
+class LeaseSimulation:
+    """Simulates until all features are stored."""
+
+    def __init__(self, settings: LeaseSettings) -> None:
+        self.settings = settings
+        self.random = random.Random(settings.seed)  # noqa: S311 (not for cryptography)
+        self.simulation = Simulation()
+        self.server = SharedServer(self.simulation, settings.server_rate, settings.latency)
+        self.parts = [_Part(settings.images / settings.parts) for _ in range(settings.parts)]
+        self.hosts = [_Host() for _ in range(settings.hosts)]
+        self.visible = set(range(settings.parts))
+        """Parts that a listing shows as incomplete."""
+        self.claims: dict[int, _Claim] = {}
+        self.result = LeaseResult(0.0, settings.ideal, 0.0, 0.0, 0, 0, 0.0, 0)
+        self._shards = 0
+        self._first_end = 0.0
+        """No claim ends before."""
+
+    def run(self, limit: float = 1e7) -> LeaseResult:
+        """Simulate. Raises RuntimeError if it takes more than `limit` simulated seconds."""
+        settings, result = self.settings, self.result
+        if settings.deaths_per_host_hour + settings.freezes_per_host_hour:
+            for host in self.hosts:
+                self.simulation.start(self._stop_again_and_again(host))
+        for number in range(settings.workers):
+            worker = _Worker(number, self.hosts[number % settings.hosts])
+            self.simulation.start(self._work(worker), self.random.random())
+        self.simulation.run(limit)
+        result.stored = sum(part.stored for part in self.parts)
+        result.operations = self.server.operations
+        return result
+
+    def _work(self, worker: _Worker) -> Process:
+        """What a worker does until nothing is missing: `SharedWork.next`, and the computation."""
+        request = self.server.request
+        while True:
+            yield from self._wait_until_up(worker)
+            yield request(len(worker.parts) * RELEASE + self._refresh(worker))
+            self._release(worker)
+            if not self.visible:
+                self.result.ended = self.simulation.now
+                return
+            yield request(self._look_at_claims())
+            ended = self._remove_ended()
+            if ended:
+                yield request(ended * REMOVE)
+            wanted = self._choose(worker)
+            if wanted:
+                yield request(len(wanted) * CREATE)
+            worker.parts = [number for number in wanted if number not in self.claims]
+            for number in worker.parts:
+                self.claims[number] = _Claim(worker.token, worker.host, self.simulation.now)
+            if not worker.parts:
+                self._note_waiting()
+                yield self.random.uniform(0, 2 * work_sharing.POLL)
+                continue
+            self.simulation.start(self._renew(worker, worker.parts), self.settings.renewal)
+            yield request(self._look_at_claims() + PROBE + self._refresh(worker))
+            yield from self._compute(worker)
+
+    def _compute(self, worker: _Worker) -> Process:
+        """Compute and write the claimed parts shard by shard; the host may die or freeze meanwhile."""
+        settings, start, own = self.settings, self.simulation.now, worker.parts
+        for number in own:
+            part, position = self.parts[number], self._listed(number)
+            while position < part.images:
+                shard = min(
+                    settings.shard_images,
+                    part.images - position,
+                    shard_store.SHARD_SECONDS * settings.images_per_second,
+                )
+                spent = yield from self._spend(worker, shard / settings.images_per_second)
+                self.result.computed += spent * settings.images_per_second
+                if spent < shard / settings.images_per_second:
+                    worker.parts, worker.seen, worker.part_seconds = [], 0, None
+                    worker.life += 1
+                    return
+                position += shard
+                self._store(number, position)
+        worker.part_seconds = max(1e-3, (self.simulation.now - start) / len(own))
+
+    def _spend(self, worker: _Worker, seconds: float) -> Generator[Wait, None, float]:
+        """Compute for so long; pauses while the host is frozen. Returns less if the host died after that time."""
+        left, host = seconds, worker.host
+        while self.simulation.now + left >= host.stops_at:
+            usable = max(0.0, host.stops_at - self.simulation.now)
+            dies = host.dies
+            yield usable
+            left -= usable
+            if dies:
+                return seconds - left
+            yield from self._wait_until_up(worker)
+        yield left
+        return seconds
+
+    def _renew(self, worker: _Worker, parts: list[int]) -> Process:
+        """Touch the claims of a round as long as it lasts and the host is alive."""
+        token = worker.token
+        while worker.parts is parts and worker.token == token:
+            if self.simulation.now >= worker.host.stops_at:
+                if worker.host.dies:
+                    return
+                yield from self._wait_until_up(worker)
+            yield self.server.request(TOUCH * len(parts))
+            for number in parts:
+                if (claim := self.claims.get(number)) is not None and claim.token == token:
+                    claim.touched = self.simulation.now
+            yield self.settings.renewal
+
+    def _wait_until_up(self, worker: _Worker) -> Process:
+        while self.simulation.now >= worker.host.stops_at:
+            yield max(1e-3, worker.host.up_at - self.simulation.now)
+
+    def _stop_again_and_again(self, host: _Host) -> Process:
+        """A host stops and comes back until all is stored."""
+        settings, result = self.settings, self.result
+        deaths, freezes = settings.deaths_per_host_hour, settings.freezes_per_host_hour
+        while True:
+            delay = self.random.expovariate((deaths + freezes) / 3600)
+            host.dies = self.random.random() < deaths / (deaths + freezes)
+            pause = settings.reboot if host.dies else settings.frozen
+            host.stops_at = self.simulation.now + delay
+            host.up_at = host.stops_at + pause
+            yield delay
+            if not self.visible:
+                host.stops_at = math.inf
+                return
+            result.deaths += host.dies
+            result.freezes += not host.dies
+            yield pause
+
+    def _refresh(self, worker: _Worker) -> int:
+        """Operations to list the store and read what is new in it."""
+        if not self.settings.reads_each_shard:
+            return LISTING + READ
+        new, worker.seen = self._shards - worker.seen, self._shards
+        return LISTING + READ * new
+
+    def _look_at_claims(self) -> int:
+        """Operations to see what others have claimed, and whether those still live."""
+        return PROBE + LISTING + READ * len(self.claims) * self.settings.reads_each_claim
+
+    def _choose(self, worker: _Worker) -> list[int]:
+        """Parts that a worker tries to claim."""
+        count, start = 1, self.random.randrange(len(self.parts))
+        if worker.part_seconds is not None:
+            # Claims of complete parts are about to be given up.
+            few = (len(self.visible) - len(self.claims)) // 4
+            count = max(1, min(few, int(work_sharing.ROUND_SECONDS / worker.part_seconds)))
+        if len(self.visible) < MANY:
+            free: Iterable[int] = self.visible - self.claims.keys()
+            free = sorted(free, key=lambda number: (number < start, number))
+        else:
+            near = itertools.chain(range(start, len(self.parts)), range(start))
+            free = (number for number in near if number in self.visible and number not in self.claims)
+        return [*itertools.islice(free, count)]
+
+    def _release(self, worker: _Worker) -> None:
+        for number in worker.parts:
+            if (claim := self.claims.get(number)) is not None and claim.token == worker.token:
+                del self.claims[number]
+        worker.parts = []
+
+    def _remove_ended(self) -> int:
+        """Remove claims that were not touched for the time of the lease: how many."""
+        now, lease = self.simulation.now, self.settings.lease
+        if now < self._first_end:
+            return 0
+        ended = [number for number, claim in self.claims.items() if now - claim.touched > lease]
+        for number in ended:
+            del self.claims[number]
+            part = self.parts[number]
+            self.result.longest_wait = max(self.result.longest_wait, now - part.wanted_since)
+            part.wanted_since = math.inf
+        self._first_end = lease + min((claim.touched for claim in self.claims.values()), default=now)
+        return len(ended)
+
+    def _note_waiting(self) -> None:
+        """Somebody has nothing to do. Note it for what stopped hosts have claimed."""
+        now = self.simulation.now
+        for number in self.visible & self.claims.keys():
+            part = self.parts[number]
+            if part.wanted_since > now and now >= self.claims[number].host.stops_at:
+                part.wanted_since = now
+
+    def _listed(self, number: int) -> float:
+        """Images of a part that a listing shows."""
+        latest = self.simulation.now - self.settings.listing_lag
+        history: Iterable[tuple[float, float]] = reversed(self.parts[number].history)
+        return next((stored for when, stored in history if when <= latest), 0.0)
+
+    def _store(self, number: int, position: float) -> None:
+        """Write a shard, after which the images of a part up to a position are stored."""
+        part = self.parts[number]
+        self._shards += 1
+        self.simulation.start(self._write())
+        if position <= part.stored:
+            return  # another worker has stored them already
+        part.stored = position
+        part.history.append((self.simulation.now, position))
+        if part.stored >= part.images:
+            self.result.seconds = self.simulation.now
+            self.simulation.start(self._show_complete(number), self.settings.listing_lag)
+
+    def _show_complete(self, number: int) -> Process:
+        self.visible.discard(number)
+        return
+        yield 0.0
+
+    def _write(self) -> Process:
+        yield self.server.request(WRITE)
