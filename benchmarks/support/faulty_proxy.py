@@ -28,6 +28,10 @@ class FaultyProxy(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target_port = server_port
         self.fault: str | None = None
+        self.sizes: list[int] = []
+        """Bytes of the body of each request that was forwarded."""
+        self.seconds: list[float] = []
+        """That the server took for each."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -57,10 +61,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault == "errors":
             self.send_error(500)
             return
+        start = time.perf_counter()
         try:
             response, content = self._forward(body)
         except OSError:  # the server itself is down
             return
+        self.server.sizes.append(len(body))
+        self.server.seconds.append(time.perf_counter() - start)
         if fault != "lost":
             self._answer(response, content)
 

@@ -56,7 +56,7 @@ def _train_through_outages(outages: int, folder: Path) -> int:
     proxy = FaultyProxy(port)
     environment = {**os.environ, "MLFLOW_TRACKING_URI": proxy.url}
     try:
-        with _mlflow_server(folder, port):
+        with mlflow_server(folder, port):
             run = subprocess.Popen(
                 [*TRAIN_COMMAND, *arguments(folder, "stormy", LONG_RUN)],
                 env=environment,
@@ -72,7 +72,7 @@ def _train_through_outages(outages: int, folder: Path) -> int:
                 proxy.fault = None
                 time.sleep(PAUSE_SECONDS)
         done += run.poll() is None  # the server is down now …
-        with _mlflow_server(folder, port):  # … and up again
+        with mlflow_server(folder, port):  # … and up again
             run.wait()
     finally:
         proxy.shutdown()
@@ -94,7 +94,7 @@ def _artifact_names(folder: Path) -> set[str]:
 
 
 @contextmanager
-def _mlflow_server(folder: Path, port: int) -> Iterator[None]:
+def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     """An MLflow server over the folder's database. Its output goes to server.log."""
     store = f"sqlite:///{folder / 'mlruns' / 'mlflow.db'}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
