@@ -106,7 +106,10 @@ def _measure_study(address: str, folder: Path) -> Figures:
             _run_trial(study)
         taken = time.perf_counter() - start
         done = counts - before
-        alone, statements = statistics.median(lock.seconds[-TRIALS:]), statistics.median(lock.statements[-TRIALS:])
+        alone, statements = (
+            statistics.median(lock.seconds[-TRIALS:]),
+            statistics.median(lock.statements[-TRIALS:]),
+        )
         rows = _rows(study) - rows
         _add_running(study.optuna, RUNNING)
         for _ in range(TRIALS):
@@ -149,7 +152,7 @@ def _add_running(study: optuna.Study, count: int) -> None:
             params=done.params,
             distributions=done.distributions,
             user_attrs={"owner": [f"host{number}/0", 1, 0.0], "run": "0" * 32},
-            intermediate_values={epoch: 0.5 for epoch in range(1, EPOCHS // 2 + 1)},
+            intermediate_values=dict.fromkeys(range(1, EPOCHS // 2 + 1), 0.5),
         )
         trial.datetime_start = datetime.now()
         storage.record_heartbeat(storage.create_new_trial(study._study_id, trial))
