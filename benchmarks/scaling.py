@@ -49,8 +49,8 @@ def lease_scenarios(seed: int) -> dict[str, LeaseSettings]:
     }
     many = replace(REMEDIED, images=int(100 * GPU * 1_000))
     scenarios |= {
-        "64 GPU workers, hosts die": replace(scenarios["64 GPU workers"], deaths_per_host_hour=5.0),
-        "64 GPU workers, hosts freeze": replace(scenarios["64 GPU workers"], freezes_per_host_hour=5.0),
+        "64 GPU workers, hosts die": replace(scenarios["64 GPU workers"], deaths_per_host_hour=30.0),
+        "64 GPU workers, hosts freeze": replace(scenarios["64 GPU workers"], freezes_per_host_hour=30.0),
         "1000 CPU workers": LeaseSettings(),
         "1000 GPU workers, remedied": many,
         "1000 GPU workers, remedied, hosts die": replace(many, deaths_per_host_hour=1.0),

@@ -72,8 +72,8 @@ class LeaseResult:
     deaths: int
     freezes: int
     longest_wait: float
-    """The longest time from when somebody had nothing to do but what a dead or frozen host had claimed, until that
-    claim was removed."""
+    """The longest time that a worker with nothing to do waited for a claim that was then removed, since it was touched
+    last: for a dead or frozen host."""
     operations: int
     """At the file server."""
     ended: float = 0.0

@@ -41,8 +41,6 @@ class _Part:
     """Images with features in the store."""
     history: list[tuple[float, float]] = field(default_factory=list)
     """Times, and `stored` from then on."""
-    wanted_since: float = math.inf
-    """When somebody first found nothing to do because a dead or frozen host had claimed this."""
 
 
 @dataclass
@@ -66,6 +64,8 @@ class _Worker:
     """Shards whose headers it has read."""
     part_seconds: float | None = None
     """Seconds that a part took in the last round."""
+    idle_since: float = math.inf
+    """When it first found nothing to claim."""
 
     @property
     def token(self) -> tuple[int, int]:
@@ -76,7 +76,6 @@ class _Worker:
 @dataclass
 class _Claim:
     token: tuple[int, int]
-    host: _Host
     touched: float
 
 
@@ -123,7 +122,7 @@ class LeaseSimulation:
                 self.result.ended = self.simulation.now
                 return
             yield request(self._look_at_claims())
-            ended = self._remove_ended()
+            ended = self._remove_ended(worker)
             if ended:
                 yield request(ended * REMOVE)
             wanted = self._choose(worker)
@@ -131,11 +130,12 @@ class LeaseSimulation:
                 yield request(len(wanted) * CREATE)
             worker.parts = [number for number in wanted if number not in self.claims]
             for number in worker.parts:
-                self.claims[number] = _Claim(worker.token, worker.host, self.simulation.now)
+                self.claims[number] = _Claim(worker.token, self.simulation.now)
             if not worker.parts:
-                self._note_waiting()
+                worker.idle_since = min(worker.idle_since, self.simulation.now)
                 yield self.random.uniform(0, 2 * work_sharing.POLL)
                 continue
+            worker.idle_since = math.inf
             self.simulation.start(self._renew(worker, worker.parts), self.settings.renewal)
             yield request(self._look_at_claims() + PROBE + self._refresh(worker))
             yield from self._compute(worker)
@@ -243,27 +243,17 @@ class LeaseSimulation:
                 del self.claims[number]
         worker.parts = []
 
-    def _remove_ended(self) -> int:
+    def _remove_ended(self, worker: _Worker) -> int:
         """Remove claims that were not touched for the time of the lease: how many."""
         now, lease = self.simulation.now, self.settings.lease
         if now < self._first_end:
             return 0
         ended = [number for number, claim in self.claims.items() if now - claim.touched > lease]
         for number in ended:
-            del self.claims[number]
-            part = self.parts[number]
-            self.result.longest_wait = max(self.result.longest_wait, now - part.wanted_since)
-            part.wanted_since = math.inf
+            waited = now - max(worker.idle_since, self.claims.pop(number).touched)
+            self.result.longest_wait = max(self.result.longest_wait, waited)
         self._first_end = lease + min((claim.touched for claim in self.claims.values()), default=now)
         return len(ended)
-
-    def _note_waiting(self) -> None:
-        """Somebody has nothing to do. Note it for what stopped hosts have claimed."""
-        now = self.simulation.now
-        for number in self.visible & self.claims.keys():
-            part = self.parts[number]
-            if part.wanted_since > now and now >= self.claims[number].host.stops_at:
-                part.wanted_since = now
 
     def _listed(self, number: int) -> float:
         """Images of a part that a listing shows."""

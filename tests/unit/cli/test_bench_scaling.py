@@ -85,7 +85,7 @@ def test_a_dead_host_costs_what_it_had_not_written_yet() -> None:
 
 
 def test_a_longer_lease_is_waited_for_longer() -> None:
-    few_parts = LeaseSettings(workers=16, hosts=16, images=4096, deaths_per_host_hour=60.0, reboot=1e3)
+    few_parts = LeaseSettings(workers=16, hosts=16, images=4096, deaths_per_host_hour=60.0, reboot=50.0)
     short, long = (
         max(lease(replace(few_parts, lease=length, seed=seed)).longest_wait for seed in range(5))
         for length in (30.0, 200.0)
