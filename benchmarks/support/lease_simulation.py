@@ -142,7 +142,7 @@ class LeaseSimulation:
 
     def _compute(self, worker: _Worker) -> Process:
         """Compute and write the claimed parts shard by shard; the host may die or freeze meanwhile."""
-        settings, start, own = self.settings, self.simulation.now, worker.parts
+        settings, start, own, done = self.settings, self.simulation.now, worker.parts, 0.0
         for number in own:
             part, position = self.parts[number], self._listed(number)
             while position < part.images:
@@ -159,7 +159,9 @@ class LeaseSimulation:
                     return
                 position += shard
                 self._store(number, position)
-        worker.part_seconds = max(1e-3, (self.simulation.now - start) / len(own))
+                done += shard
+        parts = done / part.images if settings.rounds_by_images and done else len(own)
+        worker.part_seconds = max(1e-3, (self.simulation.now - start) / parts)
 
     def _spend(self, worker: _Worker, seconds: float) -> Generator[Wait, None, float]:
         """Compute for so long; pauses while the host is frozen. Returns less if the host died after that time."""
