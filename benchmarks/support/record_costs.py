@@ -20,8 +20,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from benchmarks.support.faulty_proxy import FaultyProxy
 from benchmarks.support.outages import mlflow_server
-from benchmarks.support.postgres import NotInstalledError, postgres_server
+from benchmarks.support.postgres import postgres_server
 from benchmarks.support.processes import free_port
+from benchmarks.support.requirements import MissingRequirementError
 from benchmarks.support.small_run import TRAIN_COMMAND, arguments
 from runner.config.parser import parse
 from runner.study.plan import Plan
@@ -86,7 +87,7 @@ def measure_study(folder: Path) -> Figures:
     try:
         with postgres_server() as server:
             return {"database": "postgresql", **_measure_study(server.address, folder)}
-    except NotInstalledError as error:
+    except MissingRequirementError as error:
         print(f"{error}: the study's database is sqlite", flush=True)
         return {"database": "sqlite", **_measure_study(f"sqlite:///{folder / 'study.db'}", folder)}
 

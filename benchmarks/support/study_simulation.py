@@ -39,7 +39,7 @@ class StudySettings:
     """Until the database notices that the host of the lock's holder has vanished."""
     heartbeat: float = storage.HEARTBEAT_INTERVAL
     grace: float = storage.HEARTBEAT_GRACE
-    turn: float = database_lock.TURN / 1000
+    turn: float = database_lock.LOCK_TIMEOUT_MS / 1000
     """After which a wait for the lock begins anew, at the queue's end."""
     patience: float = database_lock.PATIENCE
     """After which a worker gives up waiting for the lock, and ends."""
@@ -210,7 +210,7 @@ class StudySimulation:
             if now - trial.last_heartbeat <= settings.grace:
                 continue
             trial.suspected = min(trial.suspected, now)
-            if now - trial.suspected > database.LOOKS_APART * settings.heartbeat:
+            if now - trial.suspected > database.SECOND_LOOK_INTERVALS * settings.heartbeat:
                 self._silent.discard(number)
                 del self._running[number]
                 self.result.lost += 1
