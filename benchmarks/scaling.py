@@ -60,7 +60,7 @@ def lease_scenarios(seed: int) -> dict[str, LeaseSettings]:
         "1000 GPU workers, remedied": many,
         "1000 GPU workers, remedied, hosts die": replace(many, deaths_per_host_hour=1.0),
         "1000 GPU workers, remedied, hosts freeze": replace(many, freezes_per_host_hour=1.0),
-        "1000 GPU workers, remedied, listings lag 30 s": replace(many, listing_lag=30.0),
+        "64 GPU workers, listings lag 30 s": replace(scenarios["64 GPU workers"], listing_lag=30.0),
     }
     return {name: replace(each, seed=seed) for name, each in scenarios.items()}
 
