@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from runner.config.schema import Experiment
 from runner.utils.errors import PeerLostError, UserError
-from runner.utils.peers import EXITED, exited_peer, lost_peer, peers_signal
+from runner.utils.peers import exited_peer, peers_signal
 from runner.utils.signals import Interrupted
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
@@ -27,17 +27,18 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if accelerator.num_processes > 1 and (reason := exited_peer(error)):
+            if (number := peers_signal()) is not None:
+                raise Interrupted(number) from error
+            raise PeerLostError(reason) from error
+        if not isinstance(error, (MemoryError, RuntimeError)):
+            raise
         text = " ".join(str(error).split())
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _contains(text, OUT_OF_MEMORY):
             raise UserError(_out_of_memory(experiment, accelerator, text)) from error
-        if accelerator.num_processes > 1:
-            lost = isinstance(error, torch.distributed.DistError)
-            reason = exited_peer(error) or (lost_peer() or EXITED.format(where="") if lost else "")
-            if (number := peers_signal()) is not None:
-                raise Interrupted(number) from error
-            if reason:
-                raise PeerLostError(reason) from error
         if accelerator.num_processes > 1 and _contains(text, TIMED_OUT):
             raise UserError(
                 f"Another process of this launch has not answered for {experiment.train.timeout:g} minutes"

@@ -101,7 +101,7 @@ def _describe(error: BaseException) -> Failure:
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
     if (message := user_message(error)) is not None:
         return Failure(2, message, pid=pid, of_another=isinstance(error, PeerLostError))
-    if reason := peers.exited_peer(error):
+    if peers.has_peers() and (reason := peers.exited_peer(error)):
         return Failure(2, reason, pid=pid, of_another=True)
     reason = redact(f"{type(error).__name__}: {error}")
     return Failure(1, reason, redact("".join(traceback.format_exception(error))), pid)

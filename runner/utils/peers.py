@@ -238,19 +238,22 @@ def lost_peer() -> str:
     return _peers.failure() if _peers is not None else ""
 
 
+def has_peers() -> bool:
+    """Whether this process watches others."""
+    return _peers is not None
+
+
 def exited_peer(error: BaseException) -> str:
-    """What to say where an error shows that the connection to another process is lost; empty if it shows no such thing.
+    """What to say where an error is due to another process that is gone; empty if it is not, or nobody knows.
 
     It gives way to what that process has said itself, and to what others know.
     """
     text = " ".join(str(error).split())
-    if (
-        _peers is None
-        or not isinstance(error, RuntimeError)
-        or not any(each in text for each in CONNECTION_LOST)
-    ):
+    is_lost = isinstance(error, RuntimeError) and any(each in text for each in CONNECTION_LOST)
+    is_lost = is_lost or any(base.__name__ == "DistError" for base in type(error).__mro__)
+    if not is_lost and not (_peers and _peers.reason):
         return ""
-    hosts = [host for address, host in _peers.hosts.items() if f"[{address}]" in text]
+    hosts = [host for address, host in (_peers.hosts if _peers else {}).items() if f"[{address}]" in text]
     return lost_peer() or EXITED.format(where=f" on {hosts[0]}" if hosts else "")
 
 

@@ -180,7 +180,7 @@ def test_a_lost_connection_is_said_with_its_host(monkeypatch: pytest.MonkeyPatch
     labels = ["node0 (rank 0)", "node1 (rank 1)"]
     own = Peers(store, 0, labels, lambda: None, {"10.0.0.7": "node1"})
     error = RuntimeError("[pair.cc:561] Connection closed by peer [10.0.0.7]:27293. This is typically")
-    assert peers.exited_peer(error) == ""
+    assert peers.exited_peer(error).startswith("A process of this launch exited unexpectedly")
     monkeypatch.setattr(peers, "_peers", own)
     assert peers.exited_peer(error).startswith("A process of this launch on node1 exited unexpectedly")
     assert peers.exited_peer(RuntimeError("Broken pipe")).startswith("A process of this launch exited")
@@ -188,6 +188,7 @@ def test_a_lost_connection_is_said_with_its_host(monkeypatch: pytest.MonkeyPatch
     assert peers.exited_peer(ValueError("Broken pipe")) == ""
     Peers(store, 1, labels, lambda: None).end("The disk is full.")
     assert peers.exited_peer(error) == "node1 (rank 1): The disk is full."
+    assert peers.exited_peer(ValueError("any error then")) == "node1 (rank 1): The disk is full."
 
 
 def test_a_process_in_no_collective_operation_is_interrupted(quick: list[int]) -> None:
