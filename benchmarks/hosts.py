@@ -33,6 +33,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.support.formula_worker import formula_plan
 from benchmarks.support.host_failures import measure_failures
 from benchmarks.support.host_runs import RunFolders
 from benchmarks.support.host_speeds import (
@@ -50,9 +51,6 @@ from benchmarks.support.processes import ROOT, user_environment
 from benchmarks.support.requeued_jobs import measure_requeues
 from benchmarks.support.requirements import MissingRequirementError
 from runner.cli.options import positive_integer
-from runner.config.parser import parse
-from runner.study.plan import Plan
-from runner.study.space import Dimension, Space
 from runner.utils.command_line import CommandLineParser
 from runner.utils.console import Terminal
 from runner.utils.signals import interrupt_on_signals
@@ -173,15 +171,7 @@ class _Parts:
         folder = self._folder / "study"
         folder.mkdir()
         with postgres_server(server.address, server.outside) as database:
-            plan = Plan(
-                name="formula",
-                baseline=parse(["--config", "quickstart"])[0],
-                space=Space((Dimension("optim.lr", 1e-4, 0.1, log=True),)),
-                storage=database.address,
-                sampler="random",
-                pruner="none",
-                trials=trials,
-            )
+            plan = formula_plan(database.address, trials)
             environment = {**user_environment(PYTHONPATH=str(ROOT)), "OMP_NUM_THREADS": "1"}
             study = formula_study(plan, workers, lambda host: environment, folder, TRIAL_SECONDS)
             return {

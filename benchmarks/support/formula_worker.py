@@ -1,26 +1,42 @@
-"""A worker of a study whose trials are not trained but scored by a formula: `python -m … PLAN ROOT SECONDS`.
+"""A worker of a study whose trials are not trained but scored by a formula: `… STORAGE TRIALS ROOT SECONDS`.
 
-It does with the study what a worker of `runner search` does. PLAN is a file with the plan and the heartbeats' interval
-and grace; each trial takes about SECONDS.
+It does with the study what a worker of `runner search` does; each trial takes about SECONDS.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.config.parser import parse
 from runner.study import storage
+from runner.study.plan import Plan
+from runner.study.space import Dimension, Space
 from runner.study.study import Study
 from runner.utils.errors import UserError
 from runner.utils.heartbeat import Heartbeat
 
+HEARTBEAT_INTERVAL, HEARTBEAT_GRACE = 1, 3
+"""Seconds between heartbeats, and without one until a trial counts as silent."""
 STEPS = 4
 """Intermediate values of a trial."""
+
+
+def formula_plan(storage_address: str, trials: int) -> Plan:
+    """A study of the learning rate with so many trials."""
+    return Plan(
+        name="formula",
+        baseline=parse(["--config", "quickstart"])[0],
+        space=Space((Dimension("optim.lr", 1e-4, 0.1, log=True),)),
+        storage=storage_address,
+        sampler="random",
+        pruner="none",
+        trials=trials,
+    )
 
 
 def score(values: Mapping[str, Any]) -> float:
@@ -44,11 +60,11 @@ def work(study: Study, seconds: float) -> None:
             return
 
 
-def main(plan_file: str, root: str, seconds: str) -> int:
+def main(address: str, trials: str, root: str, seconds: str) -> int:
     """Work on the study; the exit status."""
-    plan, storage.HEARTBEAT_INTERVAL, storage.HEARTBEAT_GRACE = pickle.loads(Path(plan_file).read_bytes())  # noqa: S301
+    storage.HEARTBEAT_INTERVAL, storage.HEARTBEAT_GRACE = HEARTBEAT_INTERVAL, HEARTBEAT_GRACE
     try:
-        study = Study(plan, Path(root), worked_before=True)
+        study = Study(formula_plan(address, int(trials)), Path(root), worked_before=True)
         Heartbeat(study.record_heartbeat, storage.HEARTBEAT_INTERVAL).start()
         work(study, float(seconds))
     except UserError as error:

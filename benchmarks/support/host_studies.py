@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import random
 import subprocess
 import sys
@@ -26,8 +25,6 @@ from runner.study.storage import connect
 from runner.study.trials import is_baseline, is_lost
 
 POLL_INTERVAL = 0.1
-HEARTBEAT_INTERVAL, HEARTBEAT_GRACE = 1, 3
-"""Seconds between heartbeats, and without one until a trial counts as silent, in studies scored by a formula."""
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -193,20 +190,23 @@ def formula_study(
     """A study whose trials take some seconds each and are scored by a formula, with quick heartbeats.
 
     Args:
-        plan: The study, in PostgreSQL; it searches `optim.lr`.
+        plan: A `formula_plan`, in PostgreSQL.
         hosts: A worker runs on each.
         environment: The variables of a host.
         folder: For outputs, and for a folder of each host.
         seconds: Of a trial.
     """
-    file = folder / "plan.pickle"
-    file.write_bytes(pickle.dumps((plan, HEARTBEAT_INTERVAL, HEARTBEAT_GRACE)))
-    script = str(ROOT / "benchmarks" / "support" / "formula_worker.py")
 
     def command(host: Host) -> list[str]:
-        return [sys.executable, script, str(file), str(folder / f"{host.name} mlruns"), str(seconds)]
+        return formula_worker(plan, folder / f"{host.name} mlruns", seconds)
 
     return HostStudy(plan.storage, plan.name, hosts, command, environment, folder)
+
+
+def formula_worker(plan: Plan, root: Path, seconds: float) -> list[str]:
+    """The command of a worker of such a study, which keeps its files in a folder."""
+    script = str(ROOT / "benchmarks" / "support" / "formula_worker.py")
+    return [sys.executable, script, plan.storage, str(plan.trials), str(root), str(seconds)]
 
 
 def measure_host_kills(study: HostStudy, trials: int, kills: int, seed: int) -> dict[str, int]:

@@ -49,10 +49,10 @@ class ProcessInfo:
     """Nothing else has it."""
 
     @classmethod
-    def this(cls, device: torch.device) -> ProcessInfo:
+    def this(cls, device: torch.device, is_alone: bool = False) -> ProcessInfo:
         """This process."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        address = own_address(os.environ.get("MASTER_ADDR", ""))
+        address = "" if is_alone else own_address(os.environ.get("MASTER_ADDR", ""))
         return cls(socket.gethostname(), this_host(), address, name, uuid.uuid4().hex)
 
 
@@ -121,7 +121,7 @@ _launch: Launch | None = None
 
 def this_launch() -> Launch:
     """The processes of this launch; before they have joined, this process alone."""
-    return _launch or Launch([ProcessInfo.this(torch.device("cpu"))])
+    return _launch or Launch([ProcessInfo.this(torch.device("cpu"), is_alone=True)])
 
 
 def meet(state: PartialState) -> None:
@@ -132,7 +132,7 @@ def meet(state: PartialState) -> None:
     global _launch
     if _launch is not None:
         return
-    own = ProcessInfo.this(state.device)
+    own = ProcessInfo.this(state.device, state.num_processes == 1)
     if state.num_processes == 1:
         _launch = Launch([own])
         return

@@ -241,3 +241,37 @@ def test_torchrun_starts_the_processes_again_which_resume(
         process.wait(60)
     assert "resuming run" in launched.text(0)
     assert_same_metrics(workspace, on_two_processes)
+
+
+def torchrun(rank: int, address: str) -> list[str]:
+    where = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={rank}", f"--master-addr={address}"]
+    return ["-m", "torch.distributed.run", *where, "--master-port=29500"]
+
+
+def accelerate_launch(rank: int, address: str) -> list[str]:
+    count = ["--num_machines=2", "--num_processes=2", f"--machine_rank={rank}"]
+    where = [f"--main_process_ip={address}", "--main_process_port=29500", "--same_network"]
+    return ["-m", "accelerate.commands.launch", "--multi_gpu", *count, *where, "--mixed_precision=no"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", [torchrun, accelerate_launch])
+def test_other_launchers_on_two_hosts(
+    workspace: Workspace,
+    on_two_processes: Workspace,
+    hosts: list[Host],
+    launcher: Callable[[int, str], list[str]],
+    tmp_path: Path,
+) -> None:
+    script = [str(ROOT / "runner" / "train.py"), *workspace.words, *EPOCHS]
+    started = HostLaunch([], [])
+    for rank, host in enumerate(hosts[:2]):
+        command = [sys.executable, *launcher(rank, hosts[0].address), *script]
+        started.outputs.append(tmp_path / f"output{rank}")
+        with started.outputs[-1].open("w") as output:
+            variables = {**environment(), "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)}
+            started.processes.append(host.start(command, variables, stdout=output, stderr=output))
+    assert started.wait(WAIT) == [0, 0], started.text(0) + started.text(1)
+    assert_same_metrics(workspace, on_two_processes)
+    (run,) = runs_of(workspace.client)
+    assert run.data.tags["runner.hosts"] == "worker#1, worker#2"

@@ -25,15 +25,15 @@ from optuna.trial import FrozenTrial, TrialState
 from pictures import small_experiment
 from postgres import postgres_server
 from stores import copy_store
-from studies import LR, PROCESS, make_plan, score
+from studies import PROCESS, score
 
+from benchmarks.support.formula_worker import HEARTBEAT_GRACE, HEARTBEAT_INTERVAL, formula_plan
 from benchmarks.support.host_studies import (
-    HEARTBEAT_GRACE,
-    HEARTBEAT_INTERVAL,
     HostStudy,
     count_damage,
     cut_off_host,
     formula_study,
+    formula_worker,
     freeze_host,
     kill_host,
     restart_server,
@@ -42,7 +42,6 @@ from benchmarks.support.host_studies import (
 from benchmarks.support.hosts import Host
 from benchmarks.support.postgres import PostgresServer
 from runner.study.database import SECOND_LOOK_INTERVALS
-from runner.study.space import Space
 from runner.study.study import Study
 from runner.study.trials import is_baseline
 from runner.tracking.journal import HEARTBEAT_TIMEOUT
@@ -94,7 +93,7 @@ def test_nothing_is_lost_or_doubled_when_hosts_and_the_database_fail(
 ) -> None:
     """One is killed, one is cut off for longer than it may be silent, one freezes; the database restarts."""
     trials, choice = 30, random.Random(0)
-    plan = make_plan(cluster.database.address, space=Space((LR,)), trials=trials)
+    plan = formula_plan(cluster.database.address, trials)
     faults = [
         restart_server(cluster.database.stop, cluster.database.start, 1.0),
         kill_host(choice, 0.5),
@@ -114,10 +113,9 @@ def test_nothing_is_lost_or_doubled_when_hosts_and_the_database_fail(
 @pytest.mark.slow
 def test_a_journal_file_is_not_shared_by_two_hosts(tmp_path: Path) -> None:
     """The second one is refused before it runs a trial, and does the first no harm."""
-    plan = make_plan(tmp_path / "studies.journal", space=Space((LR,)), trials=4)
-    own_file, file, go_on = (tmp_path / name for name in ("plan.pickle", "worker.pickle", "go on"))
+    plan = formula_plan(str(tmp_path / "studies.journal"), trials=4)
+    own_file, go_on = tmp_path / "plan.pickle", tmp_path / "go on"
     own_file.write_bytes(pickle.dumps(plan))
-    file.write_bytes(pickle.dumps((plan, HEARTBEAT_INTERVAL, HEARTBEAT_GRACE)))
     code = PROCESS.format(score=inspect.getsource(score), body=WAIT_IN_FIRST_TRIAL)
     environment, root = user_environment(PYTHONPATH=str(ROOT)), str(tmp_path / "mlruns")
     with network_of_hosts(2, tmp_path / "hosts") as (first, second):
@@ -128,8 +126,7 @@ def test_a_journal_file_is_not_shared_by_two_hosts(tmp_path: Path) -> None:
         while not journal.exists() or b'"owner"' not in journal.read_bytes():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        script = str(ROOT / "benchmarks/support/formula_worker.py")
-        refused = second.run([sys.executable, script, str(file), root, "0"], environment)
+        refused = second.run(formula_worker(plan, Path(root), 0), environment)
         assert refused.returncode == 2
         assert "has a trial running on host1" in refused.stderr
         assert refused.stderr.count("\n") == 1

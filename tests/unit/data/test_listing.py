@@ -16,7 +16,7 @@ import runner.data.listing
 from runner.config.schema import Experiment
 from runner.data.listing import list_folder
 from runner.data.manifest import Manifest, build_manifest, parse_manifest
-from runner.training import setup
+from runner.training import hosts, setup
 from runner.training.restore import restore_manifest
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
@@ -232,7 +232,7 @@ def test_a_folder_that_disappears_while_it_is_listed_is_empty(
 def test_processes_that_find_different_images_do_not_train(
     make: Make, silent: Terminal, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "gather_object", lambda own: [*own, "of another process"])
+    monkeypatch.setattr(hosts, "gather_object", lambda own: [*own, {"images or split": "others"}])
     with pytest.raises(UserError, match=r"found different images .* start again when nothing writes there"):
         setup.prepare(make("--model.weights", "null"), accelerator, silent)
 
