@@ -18,6 +18,8 @@ from accelerate.utils import (
     broadcast_object_list,
     parse_flag_from_env,
 )
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
 
 from runner.config.schema import Experiment
 from runner.features.compile_choice import known_choice, should_compile
@@ -65,6 +67,8 @@ def init_processes() -> PartialState:
     # Without this, Accelerate takes several processes without GPUs for as many separate runs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
     try:
+        if several:
+            _join_after_restart(cpu, timedelta(seconds=timeout))
         state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
         long_wait.set_timeout(long_wait.DEFAULT)
     except (ImportError, ValueError, RuntimeError) as error:
@@ -87,6 +91,21 @@ def init_processes() -> PartialState:
     if state.device.type == "cpu":
         _use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))
     return state
+
+
+def _join_after_restart(cpu: bool, timeout: timedelta) -> None:
+    """Join processes that torchrun has started again.
+
+    It keeps its store, which holds the addresses of those before: the names of the new ones must be others.
+    """
+    restarts = os.environ.get(hosts.RESTARTS, "0")
+    if restarts != "0" and not torch.distributed.is_initialized():
+        store, rank, count = next(rendezvous("env://", timeout=timeout))
+        store = distributed_c10d.PrefixStore(f"restart {restarts}", store)
+        backend = "gloo" if cpu else "nccl"
+        torch.distributed.init_process_group(
+            backend, store=store, rank=rank, world_size=count, timeout=timeout
+        )
 
 
 def take_ranks(timeout: float) -> None:
