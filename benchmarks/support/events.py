@@ -102,7 +102,7 @@ class SharedServer:
 
 
 class QueueLock:
-    """A lock that waiting processes get in turn. A wait that lasts longer than a turn begins anew at the queue's end.
+    """A lock that waiting processes get in turn. A wait longer than a turn starts again at the end of the queue.
 
     Args:
         simulation: It belongs to this simulation.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 PHASES = ("set-up", "features", "training", "test", "end")
 POLL_INTERVAL = 0.02
 EPOCHS = 12
-"""Of the trainings whose phases are told apart."""
+"""Of the trainings in which a host fails in a given phase."""
 _BEGINS = (
     re.compile(""),
     re.compile(r" device  "),

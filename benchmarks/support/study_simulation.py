@@ -40,7 +40,7 @@ class StudySettings:
     heartbeat: float = storage.HEARTBEAT_INTERVAL
     grace: float = storage.HEARTBEAT_GRACE
     turn: float = database_lock.LOCK_TIMEOUT_MS / 1000
-    """After which a wait for the lock begins anew, at the queue's end."""
+    """After which a wait for the lock starts again, at the end of the queue."""
     patience: float = database_lock.PATIENCE
     """After which a worker gives up waiting for the lock, and ends."""
     locked: bool = True

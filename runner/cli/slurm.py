@@ -99,7 +99,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if options.time and seconds_in(options.time) <= options.signal.seconds:
         raise UserError(
             f"--time {options.time} is no longer than the {options.signal.seconds} seconds before it at which the job"
-            " is told to stop; give it more time, or write --signal USR1@SECONDS with fewer."
+            " gets the signal to stop; give it more time, or write --signal USR1@SECONDS with fewer."
         )
     for word in (*words, *options.sbatch):
         if redact(word) != word:

@@ -45,7 +45,7 @@ class SharedWork:
         self.on_wait = on_wait
         self.claims = Claims(store.folder / "claims")
         self._length: int | None = None
-        """Bits that tell the parts apart: the same for the whole work, so that parts stay what they are."""
+        """Bits by which the parts differ: as many for the whole work, so that parts stay what they are."""
         self._taken = np.zeros(len(keys), bool)
         """What was computed here; it is not tried again."""
         self._round_parts = 0

@@ -23,7 +23,7 @@ PATIENCE = 600.0
 NOTE_AFTER = 15.0
 """Seconds after which it says so."""
 LOCK_TIMEOUT_MS = 5000
-"""After this time a wait in the database begins anew, so that its end is noticed here."""
+"""The database ends a wait after this time; it is asked again, unless the lock has been waited for too long."""
 KEEPALIVE_INTERVAL = 15.0
 """Seconds between two signs of life of a process that holds the lock."""
 IDLE_TIMEOUT_MS = 60_000

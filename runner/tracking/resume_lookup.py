@@ -114,7 +114,7 @@ def wait_for_sign_of_life(
 ) -> None:
     """Wait until it is known of each run of an experiment that another host owns whether that host still works on it.
 
-    A host that has just died cannot be told from one that works, until its next heartbeat is overdue.
+    A host that has just died looks like one that works, until its next heartbeat is overdue.
     """
     runs = resume_candidates(server, as_tree(experiment), repeat, alive=True)
     waiting = [(run, run.journal.last_heartbeat()) for run in runs if run.journal.owner.host != this_host()]

@@ -76,7 +76,7 @@ def _launcher_is_alive() -> bool:
 def stop_signals() -> list[signal.Signals]:
     """The signals that ask a process to stop; without SIGHUP if it is ignored, as under nohup.
 
-    SLURM sends SIGUSR1 or SIGUSR2, whatever `--signal` says, some time before a job's end.
+    SLURM sends SIGUSR1 or SIGUSR2, as its option `--signal` says, some time before a job's end.
     """
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, *hangup]
