@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.study.report import write_report
     from runner.study.session import open_session
     from runner.study.worker import Worker
-    from runner.training import devices, preflight
+    from runner.training import devices, hosts, preflight
     from runner.training.error_translation import translate_errors
     from runner.training.setup import SharedSetup
     from runner.utils.console import Terminal
@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from runner.utils.long_wait import long_wait
 
     accelerator = devices.create_accelerator(plan.baseline)
+    hosts.check_same_command(plan.baseline)
     if options.batch > 1 and (accelerator.num_processes > 1 or accelerator.device.type != "cpu"):
         raise UserError(
             "--batch trains heads together on the CPU, in workers of one process each; leave it out here."

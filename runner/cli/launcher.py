@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 import psutil
 
@@ -108,7 +108,7 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         return _supervise(command, environment, status_file, f"[{socket.gethostname()}] " if task else "")
 
 
-def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> None:
+def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> NoReturn:
     """Replace this process by the script, which finds its ranks itself: the scheduler has started enough processes.
 
     Raises `UserError` if the command asks for several processes.

@@ -41,10 +41,9 @@ from runner.utils.redaction import error_line
 def create_accelerator(experiment: Experiment) -> Accelerator:
     """Join the processes of this launch, and resolve the precision.
 
-    Raises `UserError` as `init_processes` and `resolve_precision` do, and if processes have other settings.
+    Raises `UserError` as `init_processes` and `resolve_precision` do.
     """
     state = init_processes()
-    hosts.check_same_command(experiment)
     long_wait.set_timeout(timedelta(minutes=experiment.train.timeout))
     precision = broadcast_object_list([resolve_precision(experiment.train.precision, state.device)])[0]
     # Without plugins, Accelerate would take these settings from environment variables.

@@ -81,8 +81,8 @@ def check_runs_of_other_hosts(examination: Examination) -> Iterator[Finding]:
         if silence > SILENT_RUN and not any(_is_named(host, lost) for lost in examination.lost_hosts):
             yield Finding(
                 f"run {run.info.run_id[:8]}",
-                f"is RUNNING on {host}, which has logged nothing for {format_duration(silence)}; run doctor there, or,"
-                f" if that host is gone for good, doctor --lost-host {host}",
+                f"is RUNNING on {host}, which has logged nothing for {format_duration(silence)}; run"
+                f" ./launch.sh doctor there, or, if that host is gone for good, ./launch.sh doctor --lost-host {host}",
             )
 
 
