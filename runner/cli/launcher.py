@@ -48,6 +48,8 @@ from runner.utils.signals import handle_signals
 
 DEATH_REPORT = re.compile(r"died with <Signals\.(SIG\w+)|Signal \d+ \((SIG\w+)\)")
 """How Accelerate and torch report that a signal ended a process."""
+JOIN_ERROR = re.compile(r"torch\.distributed\.Dist(?:Store|Network)Error: (.*)")
+"""How a launcher ends that has not met those of the other hosts."""
 ELASTIC_LOG_LINE = re.compile(r"[WE]\d{4} .*\btorch/distributed/elastic/")
 """How torch's launcher begins its report of a failure."""
 
@@ -135,8 +137,9 @@ def _accelerate_launch(count: int, gpus: int, config: Path, task: ClusterTask | 
     ]
     if task:
         port = str(agree_on_port(task, join_seconds()))
-        where = ("--main_process_ip", task.first_host, "--main_process_port", port)
-        return [*words, "--multi_gpu", "--machine_rank", str(task.rank), *where, "--same_network"]
+        where = ("--main_process_ip", task.first_host, "--main_process_port", port, "--same_network")
+        timeout = ("--rdzv_conf", f"timeout={max(1, round(join_seconds()))}")
+        return [*words, "--multi_gpu", "--machine_rank", str(task.rank), *where, *timeout]
     if count > 1:  # --cpu would silently run one process
         return [*words, "--multi_gpu", "--main_process_port", "0"]
     return words if gpus else [*words, "--cpu"]
@@ -176,6 +179,13 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
     elif relay.fatal_signal:
         print(f"runner: {_describe_death(relay.fatal_signal)}", file=sys.stderr)
         status = 128 + signal.Signals[relay.fatal_signal]
+    elif relay.join_error:
+        print(
+            f"runner: The launchers of this step's hosts have lost each other before training ({relay.join_error}); see"
+            " what the other hosts print, and whether they reach each other at that port.",
+            file=sys.stderr,
+        )
+        status = 2
     if forwarded:
         return 128 + forwarded[0]
     return status if status >= 0 else 128 - status
@@ -204,6 +214,8 @@ class _StderrRelay(threading.Thread):
         self.is_over = is_over
         self.fatal_signal = ""
         """Name of the signal that ended a launched process."""
+        self.join_error = ""
+        """Why the launcher has not met those of the other hosts."""
 
     def run(self) -> None:
         """Copy until the launcher ends. Its final report is held back until it is known whether it is needed."""
@@ -213,6 +225,8 @@ class _StderrRelay(threading.Thread):
         for line in self.stream or ():
             if (death := DEATH_REPORT.search(line)) and not self.fatal_signal:
                 self.fatal_signal = death[1] or death[2]
+            if report and (join_error := JOIN_ERROR.match(line)):
+                self.join_error = join_error[1].rstrip(".")
             if report or ELASTIC_LOG_LINE.match(line) or (traceback_start and "<frozen runpy>" in line):
                 report += [traceback_start, line]
                 traceback_start = ""
@@ -222,7 +236,8 @@ class _StderrRelay(threading.Thread):
                 has_traceback = has_traceback or bool(traceback_start)
                 self._write([traceback_start, line])
                 traceback_start = ""
-        self._write([traceback_start, *([] if self.fatal_signal or has_traceback else report)])
+        is_needless = self.fatal_signal or self.join_error or has_traceback
+        self._write([traceback_start, *([] if is_needless else report)])
 
     def _write(self, lines: Sequence[str]) -> None:
         if not self.is_over():

@@ -176,7 +176,9 @@ def how_it_ended(error: BaseException) -> tuple[str, str]:
     if isinstance(error, Interrupted) and error.peer_exited:
         return "FAILED", str(error)
     if isinstance(error, Interrupted):
-        peers.leave(str(error), error.signal)  # the process ends: the others need not wait until it has
+        peers.announce_end(
+            str(error), error.signal
+        )  # the process ends: the others need not wait until it has
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", user_message(error) or f"{type(error).__name__}: {error}"

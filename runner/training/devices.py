@@ -86,7 +86,7 @@ def init_processes() -> PartialState:
             f" that); use ./launch.sh train -n {requested}, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
             f" --num_processes {requested}."
         )
-    hosts.meet(state)
+    hosts.join_launch(state)
     if state.device.type == "cpu":
         _use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))
     return state

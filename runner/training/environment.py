@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from runner.training.hosts import this_launch
+from runner.training.hosts import this_world
 from runner.utils.launch_environment import COMMAND
 from runner.utils.redaction import redact
 
@@ -37,7 +37,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
         "processes": accelerator.num_processes,
-        **this_launch().describe(),
+        **this_world().describe(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "precision": accelerator.mixed_precision,

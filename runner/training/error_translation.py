@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from runner.config.schema import Experiment
 from runner.utils.errors import PeerLostError, UserError
-from runner.utils.peers import exited_peer, peers_signal
+from runner.utils.peers import explain_lost_connection, peer_signal
 from runner.utils.signals import Interrupted
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
@@ -30,8 +30,8 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
     except UserError:
         raise
     except Exception as error:
-        if accelerator.num_processes > 1 and (reason := exited_peer(error)):
-            if (number := peers_signal()) is not None:
+        if accelerator.num_processes > 1 and (reason := explain_lost_connection(error)):
+            if (number := peer_signal()) is not None:
                 raise Interrupted(number) from error
             raise PeerLostError(reason) from error
         if not isinstance(error, (MemoryError, RuntimeError)):

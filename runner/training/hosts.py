@@ -57,7 +57,7 @@ class ProcessInfo:
 
 
 @dataclass(frozen=True)
-class Launch:
+class World:
     """All processes of this launch, by rank."""
 
     processes: Sequence[ProcessInfo]
@@ -88,6 +88,18 @@ class Launch:
         """The hosts' names by address."""
         return dict(zip((each.address for each in self.processes), self.host_of, strict=True))
 
+    def label_at(self, address: str) -> str:
+        """What the first process on a host is called.
+
+        Args:
+            address: Of the host, or its name.
+        """
+        found = [address]
+        with suppress(OSError):
+            found.append(socket.gethostbyname(address))
+        labels = zip(self.processes, self.labels, strict=True)
+        return next((label for each, label in labels if each.address in found or each.name in found), "")
+
     def tags(self) -> dict[str, str]:
         """The tags by which a run in MLflow shows what it was computed on."""
         return {"runner.hosts": ", ".join(self.hosts), "runner.world_size": str(len(self.processes))}
@@ -116,43 +128,42 @@ class Launch:
         return ""
 
 
-_launch: Launch | None = None
+_world: World | None = None
 
 
-def this_launch() -> Launch:
-    """The processes of this launch; before they have joined, this process alone."""
-    return _launch or Launch([ProcessInfo.this(torch.device("cpu"), is_alone=True)])
+def this_world() -> World:
+    """The processes of this launch; before `join_launch`, this process alone."""
+    return _world or World([ProcessInfo.this(torch.device("cpu"), is_alone=True)])
 
 
-def meet(state: PartialState) -> None:
+def join_launch(state: PartialState) -> None:
     """Learn of all processes of the launch, once, and watch them from now on. All of them call this together.
 
     Raises `UserError` if they run different code.
     """
-    global _launch
-    if _launch is not None:
+    global _world
+    if _world is not None:
         return
     own = ProcessInfo.this(state.device, state.num_processes == 1)
     if state.num_processes == 1:
-        _launch = Launch([own])
+        _world = World([own])
         return
     processes, versions = zip(*gather_object([(own, program_versions())]), strict=True)
-    _launch = launch = Launch(processes)
-    if len(launch.hosts) > 1:
-        label_lines(f"[{launch.host_of[state.process_index]}:{state.process_index}] ")
+    _world = world = World(processes)
+    if len(world.hosts) > 1:
+        label_lines(f"[{world.host_of[state.process_index]}:{state.process_index}] ")
     # torchrun starts processes again with the same store.
     store = distributed_c10d.PrefixStore(processes[0].token, distributed_c10d._get_default_store().clone())
+    abort, store_label = _abort_function(state.device), world.label_at(os.environ.get("MASTER_ADDR", ""))
     peers.watch(
-        peers.Peers(
-            store, state.process_index, launch.labels, _abort_function(state.device), launch.addresses
-        )
+        peers.PeerWatchdog(store, state.process_index, world.labels, abort, world.addresses, store_label)
     )
     raise_if_different("programs", versions)
 
 
 def check_same_command(experiment: Experiment, options: Options | None = None) -> None:
     """Raise `UserError` on all processes if their settings or options differ, as after a change on one host."""
-    if len(this_launch().processes) == 1:
+    if len(this_world().processes) == 1:
         return
     tree = as_tree(experiment)
     # Those of features decide which processes compute when, and so in what order they meet.
@@ -164,7 +175,7 @@ def check_same_command(experiment: Experiment, options: Options | None = None) -
 
 def is_restarted() -> bool:
     """Whether torchrun has started this command again, after a failure on any host: each counts its own restarts."""
-    if len(this_launch().processes) == 1:
+    if len(this_world().processes) == 1:
         return os.environ.get(RESTARTS, "0") != "0"
     return any(count != "0" for count in gather_object([os.environ.get(RESTARTS, "0")]))
 
@@ -176,14 +187,14 @@ def check_same_data(manifest: str, experiment: Experiment) -> None:
         manifest: Digest of the images and their split.
         experiment: Names the weights; a file's content is compared.
     """
-    launch = this_launch()
+    world = this_world()
     values = {"images or split": manifest[:8]}
     if (
-        len(launch.hosts) > 1 and os.environ.get("LOCAL_RANK", "0") == "0"
+        len(world.hosts) > 1 and os.environ.get("LOCAL_RANK", "0") == "0"
     ):  # others of its host read the same file
         values["pretrained weights"] = weights_digest(experiment.model.weights)[:8]
     gathered = gather_object([values])
-    if len(launch.hosts) > 1:
+    if len(world.hosts) > 1:
         raise_if_different("data", gathered)
     elif any(each != values for each in gathered):
         raise UserError(
@@ -199,7 +210,7 @@ def raise_if_different(what: str, values: Sequence[dict[str, str]]) -> None:
         what: They are.
         values: Of each process, by name. A name that a process lacks is not compared.
     """
-    if different := this_launch().differing(values):
+    if different := this_world().differing(values):
         raise UserError(f"The {what} of this launch differ: {different}; start all hosts with the same.")
 
 

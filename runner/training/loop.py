@@ -26,9 +26,9 @@ from runner.training.fit_state import FitState
 from runner.training.results import EpochResult, is_best
 from runner.training.solvers.head import solve_head, use_refitted_head
 from runner.training.sync import StepSync
+from runner.utils import peers
 from runner.utils.console import Terminal
 from runner.utils.errors import DivergedError
-from runner.utils.peers import lost_peer
 from runner.utils.signals import defer_signals
 
 AfterStep = Callable[[int], None]
@@ -79,7 +79,7 @@ def fit(
         for callback in callbacks:
             callback.on_fit_end(state)
     except BaseException as error:
-        lost_peer()  # says that this process ends, and may take its time to save its work
+        peers.failure_reason()  # says that this process ends, and may take its time to save its work
         for callback in reversed(callbacks):
             callback.on_exception(state, error)
         raise

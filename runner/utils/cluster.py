@@ -22,8 +22,8 @@ OPEN_MPI_STARTERS = ("orted", "prted", "mpirun", "mpiexec", "orterun", "prterun"
 """Programs that start the tasks of a step. Where none has started this process, the variables are left over."""
 MACHINE_PROCESSES = "pid:[4026531836]"
 """The process namespace of a machine itself. In a container's, the starter may be out of sight."""
-
-
+COUNT_VARIABLES = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE"}
+"""The variables without which a process is no task of a scheduler."""
 ELSEWHERE = "192.0.2.1"
 """An address that is no host's (RFC 5737)."""
 
@@ -57,6 +57,14 @@ class ClusterTask:
         """Whether each host has one task, which may start several processes there. Only SLURM says so."""
         return self.scheduler == "SLURM" and self.local_count == 1 and self.rank == self.host_index
 
+    @property
+    def others(self) -> str:
+        """The other tasks, in words, and how to do without them: the variables may be left over, as in a container."""
+        return (
+            f"the other {self.count - 1} tasks of the {self.scheduler} step {self.step} (to run on this host alone,"
+            f" unset {COUNT_VARIABLES[self.scheduler]})"
+        )
+
     def ranks(self) -> dict[str, str]:
         """The variables from which torch and Accelerate read ranks, if each task is one process."""
         numbers = {
@@ -79,8 +87,8 @@ def this_task(environment: Mapping[str, str] = os.environ) -> ClusterTask | None
     """
     for count, starters, read in (
         # Open MPI first: within a job of SLURM, its daemons are tasks of a step, and pass that on.
-        ("OMPI_COMM_WORLD_SIZE", OPEN_MPI_STARTERS, _open_mpi_task),
-        ("SLURM_STEP_NUM_TASKS", SLURM_STARTERS, _slurm_task),
+        (COUNT_VARIABLES["Open MPI"], OPEN_MPI_STARTERS, _open_mpi_task),
+        (COUNT_VARIABLES["SLURM"], SLURM_STARTERS, _slurm_task),
     ):
         if environment.get(count, "1") == "1" or (is_started := _is_started_by(starters)) is False:
             continue

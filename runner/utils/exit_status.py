@@ -67,7 +67,7 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
     provide_home()
     try:
         status = main() or 0
-        peers.leave()
+        peers.announce_end()
         if sys.stdout is not None:
             sys.stdout.flush()
         return status
@@ -77,7 +77,9 @@ def run_main(main: Callable[[], int | None], is_main_process: Callable[[], bool]
         failure = _describe(error)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         failure = _describe(error)
-    peers.leave(failure.reason, failure.status - 128 if failure.status > 128 else None, failure.of_another)
+    peers.announce_end(
+        failure.reason, failure.status - 128 if failure.status > 128 else None, failure.of_another
+    )
     if not _report(failure):
         _report_to_torch(failure)
         if failure.traceback or is_main_process():
@@ -94,14 +96,14 @@ def _describe(error: BaseException) -> Failure:
     pid = os.getpid()
     if isinstance(error, Interrupted):
         error.handled.set()
-        if not error.peer_exited and (reason := peers.lost_peer()) and peers.peers_signal() is None:
+        if not error.peer_exited and (reason := peers.failure_reason()) and peers.peer_signal() is None:
             return Failure(2, reason, pid=pid, of_another=True)
         return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
     if isinstance(error, KeyboardInterrupt):
         return Failure(128 + signal.SIGINT, f"stopped by {signal.SIGINT.name}", pid=pid)
     if (message := user_message(error)) is not None:
         return Failure(2, message, pid=pid, of_another=isinstance(error, PeerLostError))
-    if peers.has_peers() and (reason := peers.exited_peer(error)):
+    if peers.has_peers() and (reason := peers.explain_lost_connection(error)):
         return Failure(2, reason, pid=pid, of_another=True)
     reason = redact(f"{type(error).__name__}: {error}")
     return Failure(1, reason, redact("".join(traceback.format_exception(error))), pid)
@@ -160,6 +162,6 @@ def peer_failure() -> str | None:
     """Why another process of this launch failed; None if none did. This process ends as a consequence."""
     failure = read_failure(Path(os.environ.get(STATUS_FILE, "")))
     if failure is None or failure.pid == os.getpid() or failure.reason.startswith("stopped by "):
-        reason = peers.lost_peer()
-        return reason if reason and peers.peers_signal() is None else None
+        reason = peers.failure_reason()
+        return reason if reason and peers.peer_signal() is None else None
     return failure.reason

@@ -62,7 +62,7 @@ class Store(Protocol):
     def set_timeout(self, timeout: timedelta) -> None: ...
 
 
-class Peers:
+class PeerWatchdog:
     """The other processes of this launch.
 
     Args:
@@ -71,6 +71,7 @@ class Peers:
         labels: What each process is called, by rank.
         abort: Makes collective operations fail that wait for others.
         hosts: Names of the hosts, by address.
+        store_label: What the process is called on whose host the store is; it need not be the first one.
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Peers:
         labels: Sequence[str],
         abort: Callable[[], None],
         hosts: Mapping[str, str] | None = None,
+        store_label: str = "",
     ) -> None:
         self.store = store
         self.rank = rank
         self.labels = labels
         self.abort = abort
         self.hosts = hosts or {}
+        self.store_label = store_label
         self.reason = ""
         """Why another process has ended; empty as long as all is well."""
         self.signal: int | None = None
@@ -105,7 +108,7 @@ class Peers:
         for work in (self._exchange_numbers, self._look_for_silence):
             threading.Thread(target=work, name="peers", daemon=True).start()
 
-    def end(self, failure: str = "", number: int | None = None, of_another: bool = False) -> None:
+    def announce_end(self, failure: str = "", number: int | None = None, of_another: bool = False) -> None:
         """Stop watching: this process ends, as planned or for a reason.
 
         Args:
@@ -122,7 +125,7 @@ class Peers:
             self._publish(failure, number, of_another)
         _within(ANSWER, lambda: self.store.set(f"runner/left/{self.rank}", ""))
 
-    def failure(self) -> str:
+    def failure_reason(self) -> str:
         """Why another process has ended; empty if none has. Asked by what ends this process because of it."""
         if not self.reason:
             _within(ANSWER, self._read_failure)
@@ -167,18 +170,21 @@ class Peers:
                 self._silent[other] = 0.0 if was_stopped else self._silent[other] + now - last
             last = now
             silent = [other for other in self._watched if self._silent[other] >= SILENCE]
-            lost = self._not_left(silent) if silent else []
+            lost = self._lost_labels(silent) if silent else []
             if lost and not self.reason:
-                names = ", ".join(self.labels[other] for other in lost[:5]) + ", …" * (len(lost) > 5)
+                names = ", ".join(lost[:5]) + ", …" * (len(lost) > 5)
                 reason = LOST.format(names=names, seconds=SILENCE)
                 self._publish(reason, of_another=True)
                 self.reason = redact(reason)
                 self._interrupt()
 
-    def _not_left(self, others: Sequence[int]) -> list[int]:
-        """Those who have not ended as planned. All, if the store does not answer: it ended with rank 0's host."""
-        left = _within(ANSWER, lambda: [self.store.check([f"runner/left/{other}"]) for other in others])
-        return [other for other, has in zip(others, left or [False] * len(others), strict=True) if not has]
+    def _lost_labels(self, silent: Sequence[int]) -> list[str]:
+        """What those are called that have not ended as planned. If the store does not answer, its host is lost."""
+        left = _within(ANSWER, lambda: [self.store.check([f"runner/left/{other}"]) for other in silent])
+        if left is None and self.store_label not in ("", self.labels[self.rank]):
+            return [self.store_label]
+        has_left = left or [False] * len(silent)
+        return [self.labels[other] for other, has in zip(silent, has_left, strict=True) if not has]
 
     def _publish(self, reason: str, number: int | None = None, of_another: bool = False) -> None:
         """Let the others know why this process ends, unless one has ended before."""
@@ -217,33 +223,33 @@ def _within(seconds: float, ask: Callable[[], T]) -> T | None:
     return answers[0] if answers else None
 
 
-_peers: Peers | None = None
+_watchdog: PeerWatchdog | None = None
 
 
-def watch(peers: Peers) -> None:
-    """Watch the other processes of this launch until `leave`."""
-    global _peers
-    _peers = peers
-    peers.start()
+def watch(watchdog: PeerWatchdog) -> None:
+    """Watch the other processes of this launch until `announce_end`."""
+    global _watchdog
+    _watchdog = watchdog
+    watchdog.start()
 
 
-def leave(failure: str = "", number: int | None = None, of_another: bool = False) -> None:
-    """This process ends, as planned or for a reason; see `Peers.end`."""
-    if _peers is not None:
-        _peers.end(failure, number, of_another)
+def announce_end(failure: str = "", number: int | None = None, of_another: bool = False) -> None:
+    """This process ends, as planned or for a reason; see `PeerWatchdog.announce_end`."""
+    if _watchdog is not None:
+        _watchdog.announce_end(failure, number, of_another)
 
 
-def lost_peer() -> str:
+def failure_reason() -> str:
     """Why another process of this launch has ended or is lost; empty if none is."""
-    return _peers.failure() if _peers is not None else ""
+    return _watchdog.failure_reason() if _watchdog is not None else ""
 
 
 def has_peers() -> bool:
     """Whether this process watches others."""
-    return _peers is not None
+    return _watchdog is not None
 
 
-def exited_peer(error: BaseException) -> str:
+def explain_lost_connection(error: BaseException) -> str:
     """What to say where an error is due to another process that is gone; empty if it is not, or nobody knows.
 
     It gives way to what that process has said itself, and to what others know.
@@ -251,12 +257,14 @@ def exited_peer(error: BaseException) -> str:
     text = " ".join(str(error).split())
     is_lost = isinstance(error, RuntimeError) and any(each in text for each in CONNECTION_LOST)
     is_lost = is_lost or any(base.__name__ == "DistError" for base in type(error).__mro__)
-    if not is_lost and not (_peers and _peers.reason):
+    if not is_lost and not (_watchdog and _watchdog.reason):
         return ""
-    hosts = [host for address, host in (_peers.hosts if _peers else {}).items() if f"[{address}]" in text]
-    return lost_peer() or EXITED.format(where=f" on {hosts[0]}" if hosts else "")
+    hosts = [
+        host for address, host in (_watchdog.hosts if _watchdog else {}).items() if f"[{address}]" in text
+    ]
+    return failure_reason() or EXITED.format(where=f" on {hosts[0]}" if hosts else "")
 
 
-def peers_signal() -> int | None:
+def peer_signal() -> int | None:
     """The signal that asked another process of this launch to stop, if that is why this one ends."""
-    return _peers.signal if _peers is not None else None
+    return _watchdog.signal if _watchdog is not None else None

@@ -7,6 +7,7 @@ share the host. So rank 0 listens on the first free one of some ports that all k
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -23,6 +24,8 @@ PATIENCE = 3.0
 """Seconds for an answer from one port; another service that listens there may never give one."""
 CONFIRMATION = 60.0
 """Seconds in which a caller confirms that it got the answer."""
+NOTICE = 10.0
+"""Seconds after which it is said for whom this process waits."""
 POLL = 0.2
 """Seconds between two looks."""
 LONGEST_LINE = 200
@@ -38,9 +41,17 @@ def agree_on_port(task: ClusterTask, timeout: float) -> int:
     Raises `UserError` if they cannot be reached.
     """
     ports = candidate_ports(task.step)
-    if task.rank == 0:
-        return _serve(task, ports, timeout)
-    return _ask(task, ports, timeout)
+    notice = threading.Timer(NOTICE, _say, [f"runner: waiting up to {timeout:.0f} s for {task.others} …"])
+    notice.daemon = True
+    notice.start()
+    try:
+        return _serve(task, ports, timeout) if task.rank == 0 else _ask(task, ports, timeout)
+    finally:
+        notice.cancel()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def candidate_ports(step: str) -> list[int]:

@@ -16,13 +16,16 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from accelerate import Accelerator
+from commands import one_sentence
 
+from benchmarks.support.processes import free_port
 from runner.cli import launcher
 from runner.config.parser import parse
 from runner.config.schema import Experiment
 from runner.tracking.run_lifecycle import how_it_ended
 from runner.training import setup
 from runner.utils import atomic_files, processes
+from runner.utils.cluster import ClusterTask
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.exit_status import peer_failure, read_failure, run_main
@@ -109,6 +112,22 @@ def test_what_ends_a_launch_is_said_once(
     assert status == 1
     assert errors.count("Traceback (most") == 1, errors
     assert errors.count("Error: ") == 1, errors
+
+
+def test_launchers_that_lose_each_other_end_with_a_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tasks have agreed on a port, but one of the two launchers never comes."""
+    monkeypatch.setattr(launcher, "agree_on_port", lambda task, timeout: free_port())
+    monkeypatch.setenv("RUNNER_JOIN_TIMEOUT", "0.05")
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(launcher.ACCELERATE_CONFIG)
+    for rank in range(2):
+        task = ClusterTask("SLURM", "1.0", rank, 2, 0, 1, "127.0.0.1", rank)
+        command = [*launcher._accelerate_launch(1, 0, config, task), str(tmp_path / "script.py")]
+        assert launcher._supervise(command, dict(os.environ), tmp_path / "status") == 2
+        error = capfd.readouterr().err
+        assert "The launchers of this step's hosts have lost each other" in one_sentence(error)
 
 
 def test_torch_ends_its_own_report_with_the_reason(tmp_path: Path) -> None:

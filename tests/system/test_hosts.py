@@ -18,9 +18,12 @@ import pytest
 from commands import ROOT, command, environment, one_sentence, runner, runs_of
 from hosts import network_of_hosts
 from killed_runs import EVERY_STEP, Workspace, points
+from safetensors.torch import save_file
+from torchvision.models import vgg11
 
 from benchmarks.support.host_launches import HostLaunch, launch
 from benchmarks.support.hosts import Host
+from runner.utils.paths import PACKAGE
 
 pytestmark = [
     pytest.mark.slow,
@@ -198,6 +201,37 @@ def test_hosts_with_other_images_are_refused(
     for rank in (0, 1):
         error = one_sentence(unlabelled(launched.text(rank)))
         assert "The data of this launch differ: worker#2 has another images or split" in error
+
+
+@pytest.mark.long
+def test_hosts_with_other_weights_are_refused(
+    workspace: Workspace, hosts: list[Host], tmp_path: Path
+) -> None:
+    words = [*workspace.words, *EPOCHS, "--model.weights"]
+    own = vgg11(weights=None).features.state_dict()
+    for number in range(2):
+        named = {f"features.{name}": value + number for name, value in own.items()}
+        save_file(named, tmp_path / f"{number}.safetensors")
+    launched = launch(hosts[:2], [[*words, str(tmp_path / f"{number}.safetensors")] for number in range(2)])
+    assert launched.wait(WAIT) == [2, 2]
+    for rank in (0, 1):
+        error = one_sentence(unlabelled(launched.text(rank)))
+        assert "The data of this launch differ: worker#2 has another pretrained weights" in error
+
+
+@pytest.mark.long
+def test_hosts_with_other_code_are_refused(workspace: Workspace, hosts: list[Host], tmp_path: Path) -> None:
+    module = PACKAGE / "utils" / "text.py"
+    (tmp_path / "text.py").write_text(module.read_text() + "\n")
+    assert hosts[1].run(["mount", "--bind", str(tmp_path / "text.py"), str(module)]).returncode == 0
+    try:
+        launched = launch(hosts[:2], [[*workspace.words, *EPOCHS]] * 2)
+        assert launched.wait(WAIT) == [2, 2]
+    finally:
+        hosts[1].run(["umount", str(module)])
+    for rank in (0, 1):
+        error = one_sentence(unlabelled(launched.text(rank)))
+        assert "worker#2 has another version of the runner's code" in error
 
 
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=LONG)])

@@ -20,7 +20,7 @@ from runner.training import curves, devices
 from runner.training.callbacks.base import Callback
 from runner.training.environment import describe_environment
 from runner.training.fit_state import FitState
-from runner.training.hosts import this_launch
+from runner.training.hosts import this_world
 from runner.training.results import EpochResult, RunResult
 from runner.training.resume import ResumePoint
 from runner.training.run_names import run_description
@@ -112,7 +112,7 @@ class TrackingCallback(Callback):
             "mlflow.note.content": run_description(self.setup.experiment, self.setup.manifest),
             **Identity.on_images(self.setup.experiment, self.setup.manifest.digest).tags(),
             "runner.device": devices.describe_device(self.setup.accelerator),
-            **this_launch().tags(),
+            **this_world().tags(),
             "mlflow.user": environment["user"],
             "mlflow.source.name": environment["command"].split()[0],
             "mlflow.source.type": "LOCAL",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from runner.training import hosts
-from runner.training.hosts import Launch, ProcessInfo, program_versions, raise_if_different
+from runner.training.hosts import ProcessInfo, World, program_versions, raise_if_different
 from runner.utils.errors import UserError
 
 TWINS = [
@@ -17,22 +17,29 @@ TWINS = [
 
 
 def test_hosts_of_one_name_are_numbered() -> None:
-    launch = Launch(TWINS)
-    assert launch.hosts == ["node#1", "node#2", "other"]
-    assert launch.labels == ["node#1 (rank 0)", "node#1 (rank 1)", "node#2 (rank 2)", "other (rank 3)"]
-    assert launch.tags() == {"runner.hosts": "node#1, node#2, other", "runner.world_size": "4"}
-    assert launch.describe() == {
+    world = World(TWINS)
+    assert world.hosts == ["node#1", "node#2", "other"]
+    assert world.labels == ["node#1 (rank 0)", "node#1 (rank 1)", "node#2 (rank 2)", "other (rank 3)"]
+    assert world.tags() == {"runner.hosts": "node#1, node#2, other", "runner.world_size": "4"}
+    assert world.describe() == {
         "hosts": {"node#1": ["H100", "H100"], "node#2": ["H100"], "other": ["cpu"]},
         "world_size": 4,
     }
 
 
+def test_a_host_is_found_by_its_address_or_name() -> None:
+    world = World(TWINS)
+    assert world.label_at("10.0.0.2") == "node#2 (rank 2)"
+    assert world.label_at("other") == "other (rank 3)"
+    assert world.label_at("10.0.0.9") == ""
+
+
 def test_a_host_alone_has_its_name() -> None:
-    assert Launch(TWINS[:2]).hosts == ["node"]
+    assert World(TWINS[:2]).hosts == ["node"]
 
 
 def test_the_first_that_differs_is_named_with_its_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosts, "_launch", Launch(TWINS))
+    monkeypatch.setattr(hosts, "_world", World(TWINS))
     same = {"optim.lr": "0.1", "seed.train": "1"}
     raise_if_different("settings", [same] * 4)
     raise_if_different("data", [same, {}, {"seed.train": "1"}, same])

@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 
 from runner.utils import peers
-from runner.utils.peers import Peers
+from runner.utils.peers import PeerWatchdog
 
 PATIENCE = 30
 """Seconds that a condition may take on a busy machine."""
@@ -66,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sent
 
 
-def launch(store: MemoryStore, count: int) -> tuple[list[Peers], list[int]]:
+def launch(store: MemoryStore, count: int) -> tuple[list[PeerWatchdog], list[int]]:
     """The processes of a launch, and the ranks whose collective operations were ended."""
     aborted: list[int] = []
 
@@ -74,7 +74,7 @@ def launch(store: MemoryStore, count: int) -> tuple[list[Peers], list[int]]:
         return lambda: aborted.append(rank)
 
     labels = [f"node{rank} (rank {rank})" for rank in range(count)]
-    everyone = [Peers(store, rank, labels, abort_of(rank)) for rank in range(count)]
+    everyone = [PeerWatchdog(store, rank, labels, abort_of(rank)) for rank in range(count)]
     for each in everyone:
         each.start()
     return everyone, aborted
@@ -87,14 +87,14 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def vanish(process: Peers) -> None:
+def vanish(process: PeerWatchdog) -> None:
     """It says nothing any more, not even that it ends."""
     process._ended.set()
 
 
-def end_all(everyone: list[Peers]) -> None:
+def end_all(everyone: list[PeerWatchdog]) -> None:
     for each in everyone:
-        each.end()
+        each.announce_end()
 
 
 def test_all_is_well_while_all_are_there(quick: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_all_is_well_while_all_are_there(quick: list[int], monkeypatch: pytest.M
     wait_for(lambda: min(each._rounds for each in everyone) > 30)
     heard = max(silence for each in everyone for silence in each._silent.values())
     assert heard < (time.monotonic() - start) / 2, "a new number ends a silence"
-    assert [each.failure() for each in everyone] == ["", "", ""]
+    assert [each.failure_reason() for each in everyone] == ["", "", ""]
     end_all(everyone)
     assert not aborted
     assert not quick
@@ -117,7 +117,7 @@ def test_one_that_vanishes_ends_all_others_with_its_name(victim: int) -> None:
     others = [each for each in everyone if each.rank != victim]
     wait_for(lambda: len(set(aborted)) == 2)
     for each in others:
-        assert f"Nothing has been heard of node{victim} (rank {victim})" in each.failure()
+        assert f"Nothing has been heard of node{victim} (rank {victim})" in each.failure_reason()
         assert each.signal is None
     assert victim not in aborted
     end_all(everyone)
@@ -129,80 +129,96 @@ def test_a_store_that_does_not_answer_counts_as_the_loss_of_the_first_process() 
     vanish(everyone[0])
     store.cut.set()
     wait_for(lambda: aborted)
-    assert "Nothing has been heard of node0 (rank 0)" in everyone[1].failure()
+    assert "Nothing has been heard of node0 (rank 0)" in everyone[1].failure_reason()
     store.cut.clear()
     end_all(everyone)
 
 
+def test_the_host_of_the_store_is_named_where_the_store_does_not_answer() -> None:
+    store, labels = MemoryStore(), ["node0 (rank 0)", "node1 (rank 1)", "node2 (rank 2)"]
+    aborted: list[int] = []
+    own = PeerWatchdog(store, 0, labels, lambda: aborted.append(0), store_label=labels[2])
+    own.start()
+    store.cut.set()
+    wait_for(lambda: aborted)
+    assert "Nothing has been heard of node2 (rank 2) for" in own.failure_reason()
+    store.cut.clear()
+    own.announce_end()
+
+
 def test_those_that_have_finished_are_not_missed() -> None:
     everyone, aborted = launch(MemoryStore(), 3)
-    everyone[1].end()
-    everyone[2].end()
+    everyone[1].announce_end()
+    everyone[2].announce_end()
     time.sleep(2 * peers.SILENCE)
-    assert everyone[0].failure() == ""
+    assert everyone[0].failure_reason() == ""
     assert not aborted
     end_all(everyone)
 
 
 def test_a_failure_reaches_the_others_in_its_own_words() -> None:
     everyone, aborted = launch(MemoryStore(), 3)
-    everyone[1].end("The disk is full.")
-    assert everyone[0].failure() == everyone[2].failure() == "node1 (rank 1): The disk is full."
+    everyone[1].announce_end("The disk is full.")
+    assert everyone[0].failure_reason() == everyone[2].failure_reason() == "node1 (rank 1): The disk is full."
     wait_for(lambda: sorted(aborted) == [0, 2])
     end_all(everyone)
 
 
 def test_the_first_failure_counts() -> None:
     everyone, _ = launch(MemoryStore(), 3)
-    everyone[1].end("The disk is full.")
-    everyone[2].end("Another process is gone.")
-    assert everyone[0].failure() == "node1 (rank 1): The disk is full."
+    everyone[1].announce_end("The disk is full.")
+    everyone[2].announce_end("Another process is gone.")
+    assert everyone[0].failure_reason() == "node1 (rank 1): The disk is full."
     end_all(everyone)
 
 
 def test_what_is_said_of_another_process_is_passed_on_without_the_name_of_who_says_it() -> None:
     everyone, _ = launch(MemoryStore(), 3)
-    everyone[1].end("A process of this launch on node2 exited.", of_another=True)
-    assert everyone[0].failure() == "A process of this launch on node2 exited."
+    everyone[1].announce_end("A process of this launch on node2 exited.", of_another=True)
+    assert everyone[0].failure_reason() == "A process of this launch on node2 exited."
     end_all(everyone)
 
 
 def test_a_stop_by_torchs_launcher_is_nobodys_wish(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     everyone, _ = launch(MemoryStore(), 2)
-    everyone[1].end("stopped by SIGTERM", signal.SIGTERM)
-    assert everyone[0].failure() == ""
+    everyone[1].announce_end("stopped by SIGTERM", signal.SIGTERM)
+    assert everyone[0].failure_reason() == ""
     end_all(everyone)
 
 
 def test_a_lost_connection_is_said_with_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
     labels = ["node0 (rank 0)", "node1 (rank 1)"]
-    own = Peers(store, 0, labels, lambda: None, {"10.0.0.7": "node1"})
+    own = PeerWatchdog(store, 0, labels, lambda: None, {"10.0.0.7": "node1"})
     error = RuntimeError("[pair.cc:561] Connection closed by peer [10.0.0.7]:27293. This is typically")
-    assert peers.exited_peer(error).startswith("A process of this launch exited unexpectedly")
-    monkeypatch.setattr(peers, "_peers", own)
-    assert peers.exited_peer(error).startswith("A process of this launch on node1 exited unexpectedly")
-    assert peers.exited_peer(RuntimeError("Broken pipe")).startswith("A process of this launch exited")
-    assert peers.exited_peer(RuntimeError("another error")) == ""
-    assert peers.exited_peer(ValueError("Broken pipe")) == ""
-    Peers(store, 1, labels, lambda: None).end("The disk is full.")
-    assert peers.exited_peer(error) == "node1 (rank 1): The disk is full."
-    assert peers.exited_peer(ValueError("any error then")) == "node1 (rank 1): The disk is full."
+    assert peers.explain_lost_connection(error).startswith("A process of this launch exited unexpectedly")
+    monkeypatch.setattr(peers, "_watchdog", own)
+    assert peers.explain_lost_connection(error).startswith(
+        "A process of this launch on node1 exited unexpectedly"
+    )
+    assert peers.explain_lost_connection(RuntimeError("Broken pipe")).startswith(
+        "A process of this launch exited"
+    )
+    assert peers.explain_lost_connection(RuntimeError("another error")) == ""
+    assert peers.explain_lost_connection(ValueError("Broken pipe")) == ""
+    PeerWatchdog(store, 1, labels, lambda: None).announce_end("The disk is full.")
+    assert peers.explain_lost_connection(error) == "node1 (rank 1): The disk is full."
+    assert peers.explain_lost_connection(ValueError("any error then")) == "node1 (rank 1): The disk is full."
 
 
 def test_a_process_in_no_collective_operation_is_interrupted(quick: list[int]) -> None:
     everyone, _ = launch(MemoryStore(), 2)
-    everyone[1].end("The disk is full.")
+    everyone[1].announce_end("The disk is full.")
     wait_for(lambda: signal.SIGTERM in quick)
-    assert everyone[0].failure()
+    assert everyone[0].failure_reason()
     end_all(everyone)
 
 
 def test_one_that_notices_is_left_to_end_by_itself(quick: list[int]) -> None:
     everyone, aborted = launch(MemoryStore(), 2)
-    everyone[1].end("The disk is full.")
-    assert everyone[0].failure()
+    everyone[1].announce_end("The disk is full.")
+    assert everyone[0].failure_reason()
     wait_for(lambda: aborted)
     time.sleep(2 * peers.UNWINDING)
     assert not quick
@@ -211,7 +227,7 @@ def test_one_that_notices_is_left_to_end_by_itself(quick: list[int]) -> None:
 
 def test_a_stop_signal_of_one_stops_the_others_too(quick: list[int]) -> None:
     everyone, aborted = launch(MemoryStore(), 2)
-    everyone[1].end("stopped by SIGUSR1", signal.SIGUSR1)
+    everyone[1].announce_end("stopped by SIGUSR1", signal.SIGUSR1)
     wait_for(lambda: aborted)
     assert quick[0] == signal.SIGUSR1
     assert everyone[0].signal == signal.SIGUSR1
@@ -221,7 +237,7 @@ def test_a_stop_signal_of_one_stops_the_others_too(quick: list[int]) -> None:
 def test_time_in_which_a_process_was_stopped_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(peers.time, "monotonic", lambda: clock[0])
-    own = Peers(MemoryStore(), 1, ["node0 (rank 0)", "node1 (rank 1)"], lambda: None)
+    own = PeerWatchdog(MemoryStore(), 1, ["node0 (rank 0)", "node1 (rank 1)"], lambda: None)
     rounds = iter([10.0, 20.0, 20.05, 20.1])
 
     def wait(_seconds: float) -> bool:
@@ -239,7 +255,7 @@ def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(peers, "LAST_RESORT", 0.1)
     monkeypatch.setattr(os, "_exit", exits.append)
     everyone, _ = launch(MemoryStore(), 2)
-    everyone[1].end("The disk is full.")
+    everyone[1].announce_end("The disk is full.")
     wait_for(lambda: exits)
     assert exits == [2]
     end_all(everyone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,6 +34,16 @@ def occupy(port: int, stack: ExitStack) -> None:
     listener.listen()
 
 
+def wait_for_listener(port: int) -> None:
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 def test_all_tasks_get_one_port_that_is_free() -> None:
     ports = agree(step("12.0.0", 4))
     assert len(set(ports)) == 1
@@ -50,10 +61,12 @@ def test_another_service_at_the_first_port_is_no_obstacle(monkeypatch: pytest.Mo
 def test_two_steps_with_the_same_ports_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port_agreement, "candidate_ports", lambda name: candidate_ports("14.0.0"))
     monkeypatch.setattr(port_agreement, "PATIENCE", 0.5)
-    ports = agree([*step("14.0.0", 2), *step("15.0.0", 2)])
-    assert ports[0] == ports[1]
-    assert ports[2] == ports[3]
-    assert ports[0] != ports[2]
+    first, second = step("14.0.0", 2)
+    with ThreadPoolExecutor() as pool:
+        port = pool.submit(agree_on_port, first, TIMEOUT)
+        wait_for_listener(candidate_ports("14.0.0")[0])
+        others = agree(step("15.0.0", 2))
+        assert others[0] == others[1] != agree_on_port(second, TIMEOUT) == port.result()
 
 
 def test_ports_that_are_all_busy_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,6 +81,17 @@ def test_ports_that_are_all_busy_are_a_sentence(monkeypatch: pytest.MonkeyPatch)
 def test_tasks_that_never_come_are_named() -> None:
     with pytest.raises(UserError, match=r"2 of 3 tasks .* have not called rank 0 .*ranks 1, 2"):
         agree_on_port(step("17.0.0", 3)[0], 0.2)
+
+
+def test_it_is_said_for_whom_a_task_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(port_agreement, "NOTICE", 0.1)
+    with pytest.raises(UserError):
+        agree_on_port(step("19.0.0", 3)[0], 0.5)
+    said = capsys.readouterr().err
+    assert "waiting up to 0 s for the other 2 tasks of the SLURM step 19.0.0" in said
+    assert "unset SLURM_STEP_NUM_TASKS" in said
 
 
 def test_a_rank_0_that_never_comes_is_a_sentence() -> None:
