@@ -131,7 +131,7 @@ def simulate_studies(scenarios: dict[str, StudySettings]) -> dict[str, Any]:
         }
         times = (f"{ideal:,.0f}", f"{result.seconds:,.0f}")
         waits = (f"{result.mean_wait:.1f}", f"{result.longest_wait:.0f}", f"{result.lock_busy:.0%}")
-        counts = (f"{result.overshot}", f"{result.lost}", f"{result.gave_up}", f"{saturated:,.0f}")
+        counts = (f"{result.overshot}", f"{result.lost}", f"{saturated:,.0f}")
         rates = (f"{result.asks_per_second:.2f}", f"{simulation.heartbeats_per_second:.0f}")
         rows.append([name, *times, *waits, *rates, *counts])
     titles = [
@@ -144,7 +144,7 @@ def simulate_studies(scenarios: dict[str, StudySettings]) -> dict[str, Any]:
         "heartbeats/s",
         "too many",
     ]
-    print_table([["study", *titles, "lost", "gave up", "saturates below s"], *rows])
+    print_table([["study", *titles, "lost", "saturates below s"], *rows])
     return results
 
 

@@ -41,8 +41,6 @@ class StudySettings:
     grace: float = storage.HEARTBEAT_GRACE
     turn: float = database_lock.LOCK_TIMEOUT_MS / 1000
     """After which a wait for the lock starts again, at the end of the queue."""
-    patience: float = database_lock.PATIENCE
-    """After which a worker gives up waiting for the lock, and ends."""
     locked: bool = True
     """Without the lock, workers count and start trials at the same time."""
     seed: int = 0
@@ -64,8 +62,6 @@ class StudyResult:
     """Trials whose worker died, so that others were started instead."""
     asks: int = 0
     """Times that a worker held the lock."""
-    gave_up: int = 0
-    """Workers that ended because they did not get the lock in time."""
     training_seconds: float = 0.0
     """Of the trials that ended with a value."""
     mean_wait: float = 0.0
@@ -136,9 +132,7 @@ class StudySimulation:
             if settings.deaths_per_worker_hour:
                 dies_in = self.random.expovariate(settings.deaths_per_worker_hour / 3600)
             start = self.simulation.now
-            if not (yield from self._acquire()):
-                self.result.gave_up += 1
-                return
+            yield from self._acquire()
             number = yield from self._ask(start + dies_in)
             if number is None and start + dies_in > self.simulation.now:
                 idle_since = min(idle_since, self.simulation.now)
@@ -153,19 +147,15 @@ class StudySimulation:
             if self.simulation.now >= start + dies_in:
                 yield settings.returns
 
-    def _acquire(self) -> Generator[Wait, None, bool]:
-        """Wait for the lock. Returns whether it came in time."""
+    def _acquire(self) -> Generator[Wait, None, None]:
+        """Wait for the lock, however many have it before."""
         start = self.simulation.now
         if self.settings.locked:
             yield self.lock.acquire()
         waited = self.simulation.now - start
-        if waited > self.settings.patience:  # it had left the queue before
-            self.lock.release()
-            return False
         self._waits += waited
         self.result.asks += 1
         self.result.longest_wait = max(self.result.longest_wait, waited)
-        return True
 
     def _ask(self, dies_at: float) -> Generator[Wait, None, int | None]:
         """Start a trial under the lock, unless none is left or the worker dies."""

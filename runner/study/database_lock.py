@@ -19,7 +19,7 @@ from runner.utils.hashing import digest
 from runner.utils.heartbeat import Heartbeat
 
 PATIENCE = 600.0
-"""Seconds that a process waits for the lock while another one holds it."""
+"""Seconds that a process waits while the same other one holds the lock; many may have it in turn meanwhile."""
 NOTE_AFTER = 15.0
 """Seconds after which it says so."""
 LOCK_TIMEOUT_MS = 5000
@@ -80,9 +80,9 @@ class DatabaseLock:
         self.release()
 
     def acquire(self) -> None:
-        """Wait for the lock, at most as long as for a database that is away.
+        """Wait for the lock as long as others have it in turn.
 
-        Raises `DatabaseAwayError` if another process keeps it, or the database is away, for longer.
+        Raises `DatabaseAwayError` if one of them keeps it, or the database is away, for longer than is waited for.
         """
         if self._held is None:
             self.lost = False
@@ -99,18 +99,19 @@ class DatabaseLock:
     def _lock(self) -> None:
         connection = self._engine.connect()
         try:
-            start, noted = time.monotonic(), False
+            start = since = time.monotonic()
+            holder, noted = "", False
             while not self._take_turn(connection):
-                waited = time.monotonic() - start
+                if (current := self._holder(connection)) != holder:
+                    since, holder = time.monotonic(), current
+                waited = time.monotonic() - since
                 if waited > min(PATIENCE, self.outage.patience):
                     raise DatabaseAwayError(
-                        f"The study {self.study!r} has been locked for {waited:.0f} s by {self._holder(connection)};"
-                        " end that process, and run the same command again."
+                        f"The study {self.study!r} has been locked for {waited:.0f} s by {holder}; end that process,"
+                        " and run the same command again."
                     )
-                if waited > NOTE_AFTER and not noted:
-                    self.outage.notify(
-                        f"waiting for {self._holder(connection)}, which locks the study {self.study}"
-                    )
+                if time.monotonic() - start > NOTE_AFTER and not noted:
+                    self.outage.notify(f"waiting for {holder}, which locks the study {self.study}")
                     noted = True
             self._held = _HeldConnection(connection)
         except BaseException:  # the database may have given us the lock while a signal stopped the wait

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,24 @@ def test_a_lock_is_of_one_process(server: PostgresServer, monkeypatch: pytest.Mo
         ),
     ):
         other.acquire()
+
+
+def test_a_queue_that_moves_is_waited_for(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many hold the lock in turn, also for longer than a process would wait for one of them."""
+    monkeypatch.setattr(database_lock, "LOCK_TIMEOUT_MS", 20)
+    monkeypatch.setattr(database_lock, "PATIENCE", 1.0)
+    names: list[str] = []
+    lock, other = lock_of(server, "queue"), lock_of(server, "queue")
+    monkeypatch.setattr(other, "_holder", lambda connection: names.append("") or f"process {len(names)}")
+    start = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        with lock:
+            wait = pool.submit(other.acquire)
+            while time.monotonic() < start + 2.5 or len(names) < 3:
+                assert not wait.done()
+                time.sleep(0.02)
+        wait.result(60)
+    other.release()
 
 
 def test_a_frozen_process_loses_the_lock(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:

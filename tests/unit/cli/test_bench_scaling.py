@@ -191,12 +191,6 @@ def test_short_trials_wait_for_the_lock() -> None:
     assert short.asks_per_second <= 1 / 0.2
 
 
-def test_who_waits_too_long_for_the_lock_gives_up() -> None:
-    result = StudySimulation(replace(STUDY, hold=10.0, patience=60.0, trial_seconds=1.0)).run()
-    assert result.gave_up > 0
-    assert result.longest_wait <= 60
-
-
 def test_a_server_is_shared_evenly() -> None:
     simulation, ends = Simulation(), {}
     server = SharedServer(simulation, rate=10.0, latency=0.05)
