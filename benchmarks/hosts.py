@@ -11,13 +11,15 @@ null; so are those of parts that are left out, or that fail.
 moment of a training, set-up and end included; and how many of these runs, once resumed, have exactly the metrics of an
 undisturbed one and end FINISHED.
 `partitions`, `partitions_identical`: the same where its cable was cut. `failures` lists all of them.
+`restarted`: how many needed a second command; `continued`: how many of these said that they continue the run. After the
+first epoch only runs that were continued count as identical.
 `longest_wait_seconds`: from such a failure until the other process had ended.
 `requeues`, `requeues_identical`: the same for SLURM jobs on two nodes that were queued again, by `scontrol requeue`
 and by preemption in turn.
 `trials`, `lost`, `doubled`: of a study with PostgreSQL, with a worker on each host, whose trials are scored by a
 formula, while `trial_kills` hosts were killed; `repeated` trials had died with a host.
-`scaling_2_hosts`: rate of computing features on two hosts of one core with one cache ÷ on one such host;
-`scaling_2_cores`: the sum of the rates of two such hosts that share nothing ÷ on one, which is the machine's limit.
+`scaling_2_hosts`: time of an epoch, nearly all of it computing features, on one host of one core ÷ on two such hosts
+with one cache; `scaling_2_cores`: the same for two such hosts that share nothing, which is the machine's limit.
 `overhead_loop`, `overhead_run`: by how much two processes on two hosts are slower than on one, in epochs on cached
 features, and in whole runs.
 """
@@ -69,7 +71,7 @@ IMAGES, CLASSES = 200, 4
 FIGURES: dict[str, tuple[str, ...]] = {
     "failures": (
         *("node_kills", "node_kills_identical", "partitions", "partitions_identical"),
-        *("longest_wait_seconds", "failures"),
+        *("restarted", "continued", "longest_wait_seconds", "failures"),
     ),
     "requeues": ("requeues", "requeues_identical"),
     "trials": ("trials", "trial_kills", "lost", "doubled", "repeated"),

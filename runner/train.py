@@ -24,6 +24,7 @@ from runner.config.parser import parse
 from runner.tracking.resume_lookup import AUTO, with_experiment_of_resumed_run
 from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
+from runner.utils.signals import ignore_stop_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         dry_run.print_estimate(experiment, options.repeated, accelerator, terminal)
     else:
         repeated.train(experiment, options.repeated, accelerator, terminal, start, options.workers)
+    ignore_stop_signals()  # a scheduler would start again what is finished
     accelerator.end_training()
     return 0
 

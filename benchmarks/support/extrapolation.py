@@ -110,7 +110,11 @@ RESOURCES: tuple[Resource, ...] = (
     Resource(
         "shard headers, read by every process",
         "s",
-        lambda costs, cluster: cluster.gpus * cluster.images / cluster.shard_images / cluster.file_operations,
+        lambda costs, cluster: (
+            cluster.images
+            / cluster.shard_images
+            * max(cluster.gpus / cluster.file_operations, costs["shard_header_seconds"])
+        ),
         lambda cluster: cluster.wait,
         "one index file for many shards, read by one process of a host; shards of 1 GiB",
     ),

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.support.host_launches import HostLaunch, launch
 from benchmarks.support.host_runs import RunFolder, RunFolders
 from benchmarks.support.hosts import Host
-from benchmarks.support.phases import PHASES, Timeline, record_timeline
+from benchmarks.support.phases import PHASES, TRAINING, Timeline, record_timeline
 from benchmarks.support.small_run import MetricPoints
 from runner.utils.console import Terminal
 
@@ -48,6 +48,7 @@ class Failure:
         seconds: Until all other processes had ended; None: they did not.
         status: Of the other process.
         resumed: Exit statuses of the processes that resumed the run; empty if it did not need that: all had ended well.
+        continued: Whether they said that they continued the run.
         identical: Whether the run then had the metrics of an undisturbed one in every bit.
         runs: The statuses of the runs in MLflow.
         output: The end of what the run printed last, where it is not identical.
@@ -61,13 +62,14 @@ class Failure:
     seconds: float | None
     status: int | None
     resumed: list[int] = field(default_factory=list)
+    continued: bool = False
     identical: bool = False
     runs: list[str] = field(default_factory=list)
     output: str = ""
 
     def __str__(self) -> str:
         ended = "did not end" if self.seconds is None else f"ended after {self.seconds:.1f} s"
-        what = "identical" if self.identical else "NOT IDENTICAL"
+        what = "continued, " * self.continued + ("identical" if self.identical else "NOT IDENTICAL")
         return (
             f"{self.number}: {self.way} {self.host} (rank {self.rank}) in {self.phase}: the other process {ended}"
             f" with status {self.status}; resumed: {self.resumed}, {what}, {', '.join(self.runs)}{self.output}"
@@ -119,10 +121,15 @@ def measure_failures(
     kills, partitions = counts
     ways = ["pause" if number % 4 == 3 else "kill" for number in range(kills)] + ["cut"] * partitions
     pairs: SimpleQueue[Sequence[Host]] = SimpleQueue()
-    undisturbed = train_undisturbed(hosts[:2], folders.new("undisturbed"))
-    terminal.line(f"undisturbed: {undisturbed.timeline}")
     for first in range(0, len(hosts), 2):
         pairs.put(hosts[first : first + 2])
+
+    def train(number: int) -> Undisturbed:
+        pair = pairs.get()
+        try:
+            return train_undisturbed(pair, folders.new(f"undisturbed-{number}"))
+        finally:
+            pairs.put(pair)
 
     def fail(number: int) -> Failure:
         pair = pairs.get()
@@ -134,6 +141,11 @@ def measure_failures(
         return found
 
     with ThreadPoolExecutor(len(hosts) // 2) as pool:
+        # Side by side, as those that are disturbed: moments are chosen from how long it takes.
+        undisturbed, *others = pool.map(train, range(len(hosts) // 2))
+        if any(each.points != undisturbed.points for each in others):
+            raise RuntimeError("undisturbed trainings differ")
+        terminal.line(f"undisturbed: {undisturbed.timeline}")
         failures = list(pool.map(fail, range(len(ways))))
     waits = [each.seconds for each in failures]
     return {
@@ -141,6 +153,8 @@ def measure_failures(
         "node_kills_identical": sum(each.identical for each in failures[:kills]),
         "partitions": partitions,
         "partitions_identical": sum(each.identical for each in failures[kills:]),
+        "restarted": sum(bool(each.resumed) for each in failures),
+        "continued": sum(each.continued for each in failures),
         "longest_wait_seconds": None if None in waits else max(map(float, filter(None, waits)), default=None),
         "failures": [asdict(each) for each in failures],
     }
@@ -181,7 +195,7 @@ def _fail_and_resume(
         launched = start(pair, run, "--resume", "auto")
         resumed = _wait(launched, [0, 1])
         ended_well = resumed == [0, 0]
-    identical = ended_well and run.finished_as(undisturbed.points)
+    identical = ended_well and run.finished_as(undisturbed.points, moment.phase >= TRAINING)
     return Failure(
         number,
         way,
@@ -191,6 +205,7 @@ def _fail_and_resume(
         seconds,
         status,
         resumed,
+        bool(resumed) and "resuming run" in launched.text(0),
         identical,
         [status for status, _ in run.runs()],
         "" if identical else "".join(f"\n{launched.text(rank)[-2000:]}" for rank in (0, 1)),

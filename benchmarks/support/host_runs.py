@@ -49,15 +49,20 @@ class RunFolder:
         """Status and points of its runs in MLflow, the oldest first."""
         return runs(self.path, NAME)
 
-    def finished_as(self, expected: MetricPoints) -> bool:
-        """Whether a run is finished, has these metrics in every bit, and none is left RUNNING."""
+    def finished_as(self, expected: MetricPoints, had_trained: bool = False) -> bool:
+        """Whether a run is finished, has these metrics in every bit, and none is left RUNNING.
+
+        Args:
+            expected: The metrics.
+            had_trained: The training was interrupted after its first epoch: that run must have been continued, and no
+                other one may have replaced it.
+        """
         found = self.runs()
         finished = [points for status, points in found if status == "FINISHED"]
-        return bool(finished) and all(points == expected for points in finished) and self._closed(found)
-
-    @staticmethod
-    def _closed(found: list[tuple[str, MetricPoints]]) -> bool:
-        return all(status != "RUNNING" for status, _ in found)
+        is_closed = all(
+            status == "FINISHED" or (status != "RUNNING" and not had_trained) for status, _ in found
+        )
+        return bool(finished) and all(points == expected for points in finished) and is_closed
 
 
 @dataclass

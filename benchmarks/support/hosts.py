@@ -7,13 +7,14 @@ temporary folder. Files are shared, as on a cluster with a network file system. 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ import psutil
 from benchmarks.support.requirements import MissingRequirementError
 
 NAMESPACES = ("--net", "--uts", "--mount", "--pid")
+_NETWORKS = itertools.count()
+"""Numbers of the networks that this process has made: several may exist at the same time."""
 INIT = "while :; do sleep 1000 & wait; done"
 """The first process of a host: it adopts and reaps the processes of others that were killed."""
 
@@ -170,8 +173,9 @@ def network_of_hosts(count: int, folder: Path, names: Sequence[str] = ()) -> Ite
         names: Of the hosts; default: host1, host2, …
     """
     _check_requirements()
-    own = os.getpid()
-    prefix, net = f"rn{own:x}", f"10.{100 + (own >> 8) % 100}.{own % 256}"
+    own, number = os.getpid(), next(_NETWORKS)
+    place = 8 * own + number
+    prefix, net = f"rn{own:x}{chr(ord('p') + number % 10)}", f"10.{100 + (place >> 8) % 100}.{place % 256}"
     chosen = [*names] or [f"host{index + 1}" for index in range(count)]
     hosts = [
         Host(name, f"{net}.{index + 1}", folder / f"files{index + 1}", prefix)
@@ -183,27 +187,29 @@ def network_of_hosts(count: int, folder: Path, names: Sequence[str] = ()) -> Ite
     ]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "etc-hosts").write_text("\n".join(lines) + "\n")
-    try:
+    with ExitStack() as stack:
         _ip("link", "add", prefix, "type", "bridge")
+        stack.callback(_ip, "link", "delete", prefix)
         _ip("addr", "add", f"{net}.254/24", "dev", prefix)
         _ip("link", "set", prefix, "up")
         for host in hosts:
             (host.folder / "tmp").mkdir(parents=True, exist_ok=True)
+            _ip("netns", "add", host.network)
+            stack.callback(_remove, host)
             _connect(host)
             host.boot()
         yield hosts
-    finally:
-        for host in hosts:
-            if host._init is not None and host._init.poll() is None:
-                host.kill()
-            subprocess.run(["ip", "netns", "delete", host.network], capture_output=True)  # noqa: S607
-        subprocess.run(["ip", "link", "delete", prefix], capture_output=True)  # noqa: S607
+
+
+def _remove(host: Host) -> None:
+    if host._init is not None and host._init.poll() is None:
+        host.kill()
+    _ip("netns", "delete", host.network)
 
 
 def _connect(host: Host) -> None:
-    """Make a host's network namespace, with a cable to the bridge."""
+    """Lay a cable from a host's network namespace to the bridge."""
     name = host.network
-    _ip("netns", "add", name)
     _ip("link", "add", f"{name}b", "type", "veth", "peer", "name", "eth0", "netns", name)
     _ip("link", "set", f"{name}b", "master", host.prefix, "up")
     for words in (

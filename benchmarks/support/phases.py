@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 PHASES = ("set-up", "features", "training", "test", "end")
+TRAINING = PHASES.index("training")
+"""The first phase at whose beginning an epoch has ended."""
 POLL_INTERVAL = 0.02
 EPOCHS = 12
 """Of the trainings in which a host fails in a given phase."""

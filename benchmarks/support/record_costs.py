@@ -195,7 +195,7 @@ def measure_mlflow(folder: Path) -> Figures:
         "mlflow_epoch_rows": round(epoch["rows"], 1),
         "mlflow_run_requests": round(short["requests"] - SHORT * epoch["requests"], 1),
         "mlflow_run_bytes": round(short["bytes"] - SHORT * epoch["bytes"]),
-        "mlflow_request_seconds": statistics.median(proxy.seconds),
+        "mlflow_request_seconds": statistics.fmean(proxy.seconds),
     }
 
 

@@ -174,7 +174,7 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
     if failure is not None:
         failure.print()
         status = failure.status
-    elif forwarded:  # the signal came before a process could react
+    elif forwarded and status:  # the signal came before a process could react
         print(f"runner: stopped by {signal.Signals(forwarded[0]).name}", file=sys.stderr)
     elif relay.fatal_signal:
         print(f"runner: {_describe_death(relay.fatal_signal)}", file=sys.stderr)
@@ -186,7 +186,7 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
             file=sys.stderr,
         )
         status = 2
-    if forwarded:
+    if forwarded and status:  # else the processes had finished: a scheduler need not start them again
         return 128 + forwarded[0]
     return status if status >= 0 else 128 - status
 

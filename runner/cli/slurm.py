@@ -165,7 +165,9 @@ def plan_study(options: argparse.Namespace, words: Sequence[str]) -> Plan:
 
 def _check_shared(storage: str) -> None:
     """Raises `UserError` unless workers on several hosts can share a study's storage and the tracking store."""
-    if not storage.startswith("postgresql"):
+    from runner.study.database import is_postgresql
+
+    if not is_postgresql(storage):
         raise UserError(
             "--array starts workers on several hosts, which cannot share a file; give the study a database with"
             " --storage postgresql://USER@HOST/NAME."
@@ -178,6 +180,10 @@ def _check_shared(storage: str) -> None:
 
 
 def _job(options: argparse.Namespace, words: Sequence[str], experiment: Experiment, processes: int) -> Job:
+    if not experiment.tracking.root.isprintable():  # it would end a comment of the script
+        raise UserError(
+            f"tracking.root is {experiment.tracking.root!r}; choose a folder without control characters."
+        )
     return Job(
         verb=options.verb,
         words=words,

@@ -107,8 +107,9 @@ class FeaturesConfig:
     cap: PositiveFloat = setting(50.0, unit="GiB", changes_results=False)
     """Maximum size of all stores in the cache. The least recently used stores are removed first."""
     shared: Literal["auto"] | bool = setting("auto", changes_results=False)
-    """Several hosts use the cache and divide the work of computing features among them. auto: if it lies on a network
-    file system, or if several hosts of the launch see it; true: refused if one of them does not."""
+    """Commands on several hosts use the cache and divide the work of computing features among them. auto: if it lies on
+    a network file system, or if several hosts of the launch see it; true: refused if one of them does not; false: no
+    command on another host uses it at the same time."""
 
 
 @dataclass(frozen=True)

@@ -121,13 +121,14 @@ class StoredStages:
         """Whether other hosts may use the stores."""
         if self.shared == "auto":
             return self.hosts.count > 1 or network_file_system(self.root) is not None
-        return self.shared
+        return self.shared or self.hosts.count > 1
 
     @long_wait()
     def ensure(self, stage: int, entries: Images, view: int, stats: CacheStats) -> None:
-        """Compute what a stage's store lacks for these images. Every process calls this with the same arguments.
+        """Compute what a stage's store lacks for these images.
 
-        `stats` counts the images that go through stages which take images.
+        Every process calls this with the same stage and view; those at one cache with the same images. `stats` counts
+        the images that go through stages which take images.
 
         Raises `UserError` if shards are damaged or removed again and again.
         """

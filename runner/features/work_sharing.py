@@ -69,14 +69,16 @@ class SharedWork:
             seconds: That computing the features of the call before took.
         """
         self.claims.release()
-        speed = max(1e-3, seconds / self._round_parts) if self._round_parts else None
+        seconds_per_part = max(1e-3, seconds / self._round_parts) if self._round_parts else None
         self._round_parts = 0
         self.store.refresh()
         while len(missing := self._missing()):
             self.store.create()
             parts = self._parts(missing)
             free = self._free(parts)
-            count = 1 if speed is None else max(1, min(len(free) // 4, int(ROUND_SECONDS / speed)))
+            count = 1
+            if seconds_per_part is not None:
+                count = max(1, min(len(free) // 4, int(ROUND_SECONDS / seconds_per_part)))
             claimed = self.claims.claim(self.keys.view, map(self._bits, free[:count])) if free else []
             if not claimed:
                 time.sleep(random.uniform(0, 2 * POLL))  # noqa: S311 (so that two do not collide again)

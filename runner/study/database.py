@@ -124,7 +124,7 @@ class DatabaseStorage(RDBStorage):
         template = deepcopy(template_trial) or create_trial(state=TrialState.RUNNING)
         template.user_attrs.setdefault(REQUEST, uuid.uuid4().hex)
         create = super()._create_new_trial
-        trial_id = self.outage.wait(lambda: create(study_id, template))._trial_id
+        trial_id = self.outage.retry(lambda: create(study_id, template))._trial_id
         return self.get_trial(trial_id)  # it may be an earlier one, which differs from the template by now
 
     def _get_prepared_new_trial(
@@ -147,9 +147,9 @@ class DatabaseStorage(RDBStorage):
     ) -> bool:
         if state == TrialState.RUNNING:
             token = uuid.uuid4().hex
-            return self.outage.wait(lambda: self._claim(trial_id, token))
+            return self.outage.retry(lambda: self._claim(trial_id, token))
         end = super().set_trial_state_values
-        return self.outage.wait(lambda: end(trial_id, state, values))
+        return self.outage.retry(lambda: end(trial_id, state, values))
 
     def _claim(self, trial_id: int, token: str) -> bool:
         """Start a queued trial. Returns whether this attempt, or an earlier one under the token, did it."""
@@ -168,16 +168,16 @@ class DatabaseStorage(RDBStorage):
             with self._begin() as session:
                 return {int(trial.number): _last_heartbeat(trial) for trial in _running(session, study_id)}
 
-        return self.outage.wait(read)
+        return self.outage.retry(read)
 
     def _get_stale_trial_ids(self, study_id: int) -> list[int]:
         """Ids of trials that were silent for the grace period, and still are some heartbeats after that was noticed.
 
         If the database itself was away, all trials have been silent; the live ones are heard before the second look.
         """
-        stale, unheard = self.outage.wait(lambda: self._find_silent_trials(study_id))
+        stale, unheard = self.outage.retry(lambda: self._find_silent_trials(study_id))
         for trial_id in unheard:  # if its worker died before the first heartbeat, its grace begins now
-            self.outage.wait(functools.partial(self.record_heartbeat, trial_id))
+            self.outage.retry(functools.partial(self.record_heartbeat, trial_id))
         return stale
 
     def _find_silent_trials(self, study_id: int) -> tuple[list[int], list[int]]:
@@ -230,7 +230,7 @@ def _repeated(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: DatabaseStorage, *args: Any, **named: Any) -> Any:
-        return self.outage.wait(functools.partial(method, self, *args, **named))
+        return self.outage.retry(functools.partial(method, self, *args, **named))
 
     return call
 

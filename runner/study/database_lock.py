@@ -82,11 +82,12 @@ class DatabaseLock:
     def acquire(self) -> None:
         """Wait for the lock as long as others have it in turn.
 
-        Raises `DatabaseAwayError` if one of them keeps it, or the database is away, for longer than is waited for.
+        Raises `DatabaseAwayError` if one of them keeps it, or the database is away, for too long; and if this process
+        has little time, because it stops, after that.
         """
         if self._held is None:
             self.lost = False
-            self.outage.wait(self._lock)
+            self.outage.retry(self._lock)
         self._depth += 1
 
     def release(self) -> None:
@@ -104,8 +105,9 @@ class DatabaseLock:
             while not self._take_turn(connection):
                 if (current := self._holder(connection)) != holder:
                     since, holder = time.monotonic(), current
-                waited = time.monotonic() - since
-                if waited > min(PATIENCE, self.outage.patience):
+                waited, patience = time.monotonic() - since, self.outage.patience
+                is_late = patience < PATIENCE and time.monotonic() - start > patience
+                if is_late or waited > min(PATIENCE, patience):
                     raise DatabaseAwayError(
                         f"The study {self.study!r} has been locked for {waited:.0f} s by {holder}; end that process,"
                         " and run the same command again."

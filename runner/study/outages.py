@@ -47,7 +47,7 @@ class Outage:
         self.patience = PATIENCE
         self._away = False
 
-    def wait(self, operation: Callable[[], T]) -> T:
+    def retry(self, operation: Callable[[], T]) -> T:
         """Call a function until the database answers. What it does must bear repetition: an answer may get lost.
 
         Raises `DatabaseAwayError` after `patience` seconds without an answer.

@@ -138,13 +138,13 @@ def _database(storage: str, outage: Outage, worked_before: bool, attempts: int =
             DatabaseStorage, with_driver(storage), outage, HEARTBEAT_INTERVAL, HEARTBEAT_GRACE
         )
         if worked_before:
-            return outage.wait(open_database)
+            return outage.retry(open_database)
         try:
             return open_database()
         except SQLAlchemyError as error:
             if STARTING not in reason_of(error):
                 raise
-            return outage.wait(open_database)
+            return outage.retry(open_database)
     except ImportError as error:
         raise UserError(
             f"{named} needs a driver that is not installed ({redact(str(error))}); for PostgreSQL:"

@@ -120,12 +120,12 @@ def decide_champion(client: MlflowClient, version: ModelVersion) -> str:
         champions = _read_champions(client, name, manifest)
         entrants = _versions_after(client, name, manifest, base.newest)
         if not base.is_consistent_with(champions.number) or not _is_pending(version, entrants):
-            _decided(client, [version])  # somebody has chosen another one meanwhile
+            _mark_decided(client, [version])  # somebody has chosen another one meanwhile
             return _sentence_afterwards(version, champions)
         winner, outcome = _replay(_version(client, name, base.champion), entrants, version)
         changes = _changes(champions, winner, base, manifest) if winner else []
         if not winner or not changes:
-            _decided(client, [version, *_abandoned(entrants, version)])
+            _mark_decided(client, [version, *_abandoned(entrants, version)])
             return _sentence(version, *outcome, champions)
         for alias in changes:
             _set_alias(client, alias, winner)
@@ -257,7 +257,7 @@ def make_champion(client: MlflowClient, run_id: str) -> str:
     aliases = [CHAMPION]
     if manifest := version.tags.get(MANIFEST_TAG):  # later models of its images are compared with it
         aliases.append(champion_alias(manifest))
-        _decided(client, _pending(client, version.name, manifest))  # they do not undo this choice
+        _mark_decided(client, _pending(client, version.name, manifest))  # they do not undo this choice
     for alias in aliases:
         _set_alias(client, alias, version)
     return f"model {version.name!r} version {version.version} of run {run_id[:8]} is the champion"
@@ -317,7 +317,7 @@ def _set_alias(client: MlflowClient, alias: str, version: ModelVersion) -> None:
         client.set_registered_model_alias(version.name, alias, version.version)
 
 
-def _decided(client: MlflowClient, versions: Iterable[ModelVersion]) -> None:
+def _mark_decided(client: MlflowClient, versions: Iterable[ModelVersion]) -> None:
     """Note that it is decided whether these are the champion."""
     for version in versions:
         client.set_model_version_tag(version.name, str(version.version), STATE_TAG, DECIDED)

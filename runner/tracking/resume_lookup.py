@@ -114,7 +114,8 @@ def wait_for_sign_of_life(
 ) -> None:
     """Wait until it is known of each run of an experiment that another host owns whether that host still works on it.
 
-    A host that has just died looks like one that works, until its next heartbeat is overdue.
+    A host that has just died looks like one that works, until its next heartbeat is overdue. Where no file can be
+    written, that is never known.
     """
     runs = resume_candidates(server, as_tree(experiment), repeat, alive=True)
     waiting = [(run, run.journal.last_heartbeat()) for run in runs if run.journal.owner.host != this_host()]
@@ -124,7 +125,8 @@ def wait_for_sign_of_life(
             f"run {run.label} may still run: process {owner.pid} on {owner.host}; waiting up to"
             f" {HEARTBEAT_TIMEOUT:.0f} s for a sign of life"
         )
-    while waiting:
+    deadline = time.monotonic() + HEARTBEAT_TIMEOUT + 10
+    while waiting and time.monotonic() < deadline:
         time.sleep(0.5)
         waiting = [
             (run, seen) for run, seen in waiting if run.journal.last_heartbeat() == seen and run.journal.alive

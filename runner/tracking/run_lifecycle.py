@@ -86,10 +86,7 @@ def track_run(
                 tracker.begin_again()
         else:
             tracker.set_tags(tags)
-        if server.uri.startswith("http"):
-            with suppress(Exception):  # the server has just gone away: the run goes on without a link
-                experiment = client.get_run(run_id).info.experiment_id
-                tracker.link = links.run_page(links.pages(server), experiment, run_id)
+        tracker.link = _link(server, client, run_id)
         if request.system_metrics:
             sampler = SystemMetricsSampler(tracker, tracker.last_step("system/") + 1)
             sampler.start()
@@ -97,6 +94,8 @@ def track_run(
         status = "FINISHED"
     except BaseException as error:
         status, reason = how_it_ended(error)
+        if isinstance(error, Interrupted) and status == "KILLED":
+            peers.announce_end(reason, error.signal)  # before this process has closed its records
         if request.resume and tracker is not None and isinstance(error, NotResumableError):
             status, reason = tracker.earlier_end
         hint = "" if request.parent_id else _resume_hint(error, run_id)
@@ -114,6 +113,15 @@ def track_run(
             except OSError:  # the disk of the journal is full; that of MLflow may not be
                 with suppress(Exception):
                     client.set_terminated(run_id, status)
+
+
+def _link(server: TrackingServer, client: MlflowClient, run_id: str) -> str:
+    """The address of a run's page; empty if there is no server, or if it has just gone away."""
+    if server.uri.startswith("http"):
+        with suppress(Exception):
+            experiment = client.get_run(run_id).info.experiment_id
+            return links.run_page(links.pages(server), experiment, run_id)
+    return ""
 
 
 def _existing_run(server: TrackingServer, client: MlflowClient, run_id: str) -> str:
@@ -175,10 +183,6 @@ def how_it_ended(error: BaseException) -> tuple[str, str]:
         return "FAILED", elsewhere
     if isinstance(error, Interrupted) and error.peer_exited:
         return "FAILED", str(error)
-    if isinstance(error, Interrupted):
-        peers.announce_end(
-            str(error), error.signal
-        )  # the process ends: the others need not wait until it has
     if isinstance(error, (Interrupted, KeyboardInterrupt)):
         return "KILLED", str(error) or "stopped by SIGINT"
     return "FAILED", user_message(error) or f"{type(error).__name__}: {error}"

@@ -80,6 +80,11 @@ def init_processes() -> PartialState:
             " WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which ./launch.sh would ignore."
         ) from error
     requested = requested_processes()
+    if requested is not None and requested != state.num_processes and this_task() is not None:
+        raise UserError(
+            f"{requested} processes were expected, but {state.num_processes} started: the hosts have different numbers"
+            " of GPUs; give the smallest number with -n."
+        )
     if requested is not None and requested != state.num_processes:
         raise UserError(
             f"{requested} processes were requested, but {state.num_processes} started (accelerate launch --cpu does"

@@ -79,7 +79,7 @@ def fit(
         for callback in callbacks:
             callback.on_fit_end(state)
     except BaseException as error:
-        peers.failure_reason()  # says that this process ends, and may take its time to save its work
+        peers.acknowledge_failure()
         for callback in reversed(callbacks):
             callback.on_exception(state, error)
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
 from runner.utils.errors import NotResumableError
 from runner.utils.long_wait import long_wait
+from runner.utils.signals import handle_signals
 
 
 def train(
@@ -73,8 +75,9 @@ def train(
     if repeat.experiments(experiment) == [experiment]:
         with session.start_run(name, resume=start.run_id) as tracker:
             result = run.train(experiment, accelerator, tracker, terminal, start)
-        summary.print_result(result, terminal)
-        summary.print_run(experiment, tracker, terminal)
+        with handle_signals(signal.SIG_IGN):  # it is finished
+            summary.print_result(result, terminal)
+            summary.print_run(experiment, tracker, terminal)
         return [result]
     over = repeat.describe(experiment)
     with session.start_run(name, system_metrics=False, resume=start.run_id) as parent:

@@ -40,7 +40,7 @@ class ClusterTask:
         local_rank: Of this one on its host.
         local_count: Of those on this host.
         first_host: Name or address of the host of rank 0; empty if the scheduler does not say.
-        host_index: Of this host, where the scheduler numbers them.
+        one_per_host: Each host has one task, which may start several processes there. Only SLURM says so.
     """
 
     scheduler: str
@@ -50,12 +50,7 @@ class ClusterTask:
     local_rank: int
     local_count: int
     first_host: str
-    host_index: int = 0
-
-    @property
-    def one_per_host(self) -> bool:
-        """Whether each host has one task, which may start several processes there. Only SLURM says so."""
-        return self.scheduler == "SLURM" and self.local_count == 1 and self.rank == self.host_index
+    one_per_host: bool = False
 
     @property
     def others(self) -> str:
@@ -122,16 +117,17 @@ def _slurm_task(environment: Mapping[str, str]) -> ClusterTask | None:
     count = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if count <= 1 or "SLURM_PROCID" not in environment or "SLURM_PTY_PORT" in environment:
         return None
-    index = int(environment["SLURM_NODEID"])
+    index, rank = int(environment["SLURM_NODEID"]), int(environment["SLURM_PROCID"])
+    counts = tasks_per_host(environment["SLURM_STEP_TASKS_PER_NODE"])
     return ClusterTask(
         "SLURM",
         f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}.{environment.get('SLURM_RESTART_COUNT', 0)}",
-        rank=int(environment["SLURM_PROCID"]),
+        rank=rank,
         count=count,
         local_rank=int(environment["SLURM_LOCALID"]),
-        local_count=tasks_per_host(environment["SLURM_STEP_TASKS_PER_NODE"])[index],
+        local_count=counts[index],
         first_host=first_host(environment["SLURM_STEP_NODELIST"]),
-        host_index=index,
+        one_per_host=set(counts) == {1} and rank == index,
     )
 
 
@@ -184,12 +180,12 @@ def choose_network_interface(address: str) -> str | None:
     Args:
         address: Of the host of rank 0, which may be this one.
     """
-    own = own_address(address)
+    own, states = own_address(address), psutil.net_if_stats()
     interfaces = [
         (name, each.address.partition("%")[0])
         for name, addresses in psutil.net_if_addrs().items()
         for each in addresses
-        if each.family in (socket.AF_INET, socket.AF_INET6) and psutil.net_if_stats()[name].isup
+        if each.family in (socket.AF_INET, socket.AF_INET6) and name in states and states[name].isup
     ]
     outer = [(name, each) for name, each in interfaces if not ipaddress.ip_address(each).is_loopback]
     # Without a route to elsewhere, as in a network of its own, any interface will do.

@@ -96,7 +96,7 @@ def _describe(error: BaseException) -> Failure:
     pid = os.getpid()
     if isinstance(error, Interrupted):
         error.handled.set()
-        if not error.peer_exited and (reason := peers.failure_reason()) and peers.peer_signal() is None:
+        if (reason := peers.failure_reason()) and peers.peer_signal() is None:
             return Failure(2, reason, pid=pid, of_another=True)
         return Failure(2 if error.peer_exited else 128 + error.signal, str(error), pid=pid)
     if isinstance(error, KeyboardInterrupt):

@@ -72,10 +72,7 @@ def outlive_readers() -> None:
 def label_lines(label: str) -> None:
     """Begin each line that this process prints from now on with a label: several hosts write into one log."""
     for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream is not getattr(sys, f"__{name}__"):
-            stream.flush()
-        setattr(sys, name, _Labelled(stream, label))
+        setattr(sys, name, _Labelled(getattr(sys, name), label))
 
 
 class _Labelled(io.TextIOBase):

@@ -195,7 +195,7 @@ class PeerWatchdog:
 
     def _interrupt(self) -> None:
         """End this process: its collective operation fails; if it is in none, a signal interrupts it."""
-        if self.signal is not None:
+        if self.signal is not None and not self._noticed.is_set():
             os.kill(os.getpid(), self.signal)
             self._noticed.wait(UNWINDING)
         with suppress(Exception):
@@ -242,6 +242,11 @@ def announce_end(failure: str = "", number: int | None = None, of_another: bool 
 def failure_reason() -> str:
     """Why another process of this launch has ended or is lost; empty if none is."""
     return _watchdog.failure_reason() if _watchdog is not None else ""
+
+
+def acknowledge_failure() -> None:
+    """Say that this process ends, perhaps because another one has, and needs time to save its work."""
+    failure_reason()
 
 
 def has_peers() -> bool:

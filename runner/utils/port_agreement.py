@@ -105,12 +105,13 @@ def _listen(task: ClusterTask, ports: Sequence[int]) -> socket.socket:
 def _answer(connection: socket.socket, task: ClusterTask, reached: set[int]) -> None:
     """Answer a caller. Its rank is `reached` when it has confirmed that it got the answer."""
     with connection, suppress(OSError, ValueError):
+        connection.settimeout(PATIENCE)
+        # A task that has its answer goes on to torch's store, at this port, before it is closed: it must not wait here.
+        rank = _read_line(connection, f"{task.step} ")
         connection.settimeout(CONFIRMATION)
-        step, _, rank = _read_line(connection).rpartition(" ")
-        if step == task.step:
-            connection.sendall(f"{task.step} here\n".encode())
-            if _read_line(connection) == "thanks":
-                reached.add(int(rank))
+        connection.sendall(f"{task.step} here\n".encode())
+        if _read_line(connection) == "thanks":
+            reached.add(int(rank))
 
 
 def _ask(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
@@ -142,12 +143,12 @@ def _ask(task: ClusterTask, ports: Sequence[int], timeout: float) -> int:
     )
 
 
-def _read_line(connection: socket.socket) -> str:
-    """A line of text. Raises OSError or ValueError if none comes."""
-    line = b""
+def _read_line(connection: socket.socket, start: str = "") -> str:
+    """The rest of a line of text that has this start. Raises OSError or ValueError as soon as something else comes."""
+    line, expected = b"", start.encode()
     while not line.endswith(b"\n"):
         part = connection.recv(LONGEST_LINE)
-        if not part or len(line) > LONGEST_LINE:
-            raise ValueError("no line of text came")
         line += part
-    return line.decode().rstrip("\n")
+        if not part or len(line) > LONGEST_LINE or not line.startswith(expected[: len(line)]):
+            raise ValueError("no such line of text came")
+    return line.decode().rstrip("\n").removeprefix(start)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -15,6 +14,8 @@ from itertools import islice
 from multiprocessing import get_context
 from threading import Thread
 from typing import TypeVar
+
+from runner.utils.signals import ignore_stop_signals
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,10 +65,9 @@ def _context():  # type: ignore[no-untyped-def]
 
 
 def _start(parent: int) -> None:
-    """Begin a process. A signal to the process group is handled by the parent, which stops its workers itself."""
+    """Begin a process. A signal to all processes of a job is handled by the parent, which stops its workers itself."""
     gc.freeze()  # collections would look through what the parent had, and copy its memory
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     Thread(target=_exit_with, args=(parent,), daemon=True).start()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -82,6 +82,12 @@ def stop_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, *hangup]
 
 
+def ignore_stop_signals() -> None:
+    """Let no stop signal reach this process from now on: its parent ends it, or it has nothing left to save."""
+    for stop_signal in stop_signals():
+        signal.signal(stop_signal, signal.SIG_IGN)
+
+
 def interrupt_on_signals(resend_if_lost: bool = False) -> None:
     """Make stop signals raise `Interrupted` in the main thread, so that a run can close its records.
 

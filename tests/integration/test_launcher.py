@@ -123,7 +123,7 @@ def test_launchers_that_lose_each_other_end_with_a_sentence(
     config = tmp_path / "accelerate.yaml"
     config.write_text(launcher.ACCELERATE_CONFIG)
     for rank in range(2):
-        task = ClusterTask("SLURM", "1.0", rank, 2, 0, 1, "127.0.0.1", rank)
+        task = ClusterTask("SLURM", "1.0", rank, 2, 0, 1, "127.0.0.1", one_per_host=True)
         command = [*launcher._accelerate_launch(1, 0, config, task), str(tmp_path / "script.py")]
         assert launcher._supervise(command, dict(os.environ), tmp_path / "status") == 2
         error = capfd.readouterr().err
@@ -191,7 +191,7 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
         " sys.exit(130)));"
         f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
     )
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {rank!r}]).returncode)"
 
     def interrupt() -> None:
         while not (tmp_path / "up").exists():
@@ -202,6 +202,18 @@ def test_signals_reach_the_launched_processes_as_they_are(tmp_path: Path) -> Non
     status = launcher._supervise([sys.executable, "-c", parent], dict(os.environ), tmp_path / "status")
     assert status == 128 + signal.SIGINT
     assert (tmp_path / "heard").read_text() == "SIGINT"
+
+
+@pytest.mark.parametrize("status", [0, 138])
+def test_what_has_finished_in_spite_of_a_signal_has_succeeded(status: int, tmp_path: Path) -> None:
+    """A scheduler that has sent it need not start the command again."""
+    rank = (
+        "import os, signal, sys, time; heard = []; signal.signal(signal.SIGUSR1, lambda *_: heard.append(1));"
+        f"os.kill({os.getpid()}, signal.SIGUSR1)\nwhile not heard: time.sleep(0.01)\nsys.exit({status})"
+    )
+    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {rank!r}]).returncode)"
+    command = [sys.executable, "-c", parent]
+    assert launcher._supervise(command, dict(os.environ), tmp_path / "status") == status
 
 
 def test_ctrl_z_stops_what_was_launched_too() -> None:

@@ -161,11 +161,17 @@ def test_a_run_that_starts_in_an_outage_waits(
 ) -> None:
     client = server.connect()
     proxy.set(fault)
-    back = threading.Timer(1.0, proxy.set, ["pass"])
+
+    def repair() -> None:
+        wait_for(lambda: fault in proxy.met)
+        proxy.set("pass")
+
+    back = threading.Thread(target=repair)
     back.start()
     with track_run(server, client, RunRequest("started in an outage", fault), RecordingTerminal()) as tracker:
         log_epoch(tracker, 1)
     back.join()
+    assert fault in proxy.met
     check_complete(client, tracker.run_id, 1, mlflow_server.database)
 
 

@@ -75,16 +75,19 @@ def check_complete(study: Study, count: int) -> None:
 
 def test_a_restart_is_waited_for(server: PostgresServer, plan: Make, tmp_path: Path) -> None:
     study, notes = Study(plan(), tmp_path), []
-    study.outage.notify = notes.append
+
+    def notify(note: str) -> None:
+        notes.append(note)
+        if "does not answer" in note:
+            server.start()
+
+    study.outage.notify = notify
     for number in range(5):
         server.stop()
-        back = threading.Timer(0.3, server.start)
-        back.start()
         if number % 2:
-            study.ask()
-            back.join()
+            study.ask()  # it starts meanwhile
         else:
-            back.join()
+            server.start()
             study.ask()
             server.stop()
             server.start()
@@ -227,14 +230,17 @@ def test_a_queue_that_moves_is_waited_for(server: PostgresServer, monkeypatch: p
     lock, other = lock_of(server, "queue"), lock_of(server, "queue")
     monkeypatch.setattr(other, "_holder", lambda connection: names.append("") or f"process {len(names)}")
     start = time.monotonic()
-    with ThreadPoolExecutor() as pool:
-        with lock:
-            wait = pool.submit(other.acquire)
-            while time.monotonic() < start + 2.5 or len(names) < 3:
-                assert not wait.done()
-                time.sleep(0.02)
+    with ThreadPoolExecutor() as pool, lock:
+        wait = pool.submit(other.acquire)
+        while time.monotonic() < start + 2.5 or len(names) < 3:
+            assert not wait.done()
+            time.sleep(0.02)
+        lock.release()
         wait.result(60)
-    other.release()
+        other.release()
+        lock.acquire()
+        with other.outage.limit(0.5), pytest.raises(DatabaseAwayError):  # as of a process that was stopped
+            other.acquire()
 
 
 def test_a_frozen_process_loses_the_lock(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:

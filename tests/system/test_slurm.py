@@ -279,7 +279,7 @@ def test_the_tasks_of_a_node_are_processes_and_a_script_without_srun_is_local(
     job = cluster.sbatch("\n".join(lines), "--nodes=2", "--ntasks-per-node=2", "--time=10")
     try:
         cluster.wait_for(job, "COMPLETED", timeout=JOB_TIMEOUT)
-    except pytest.fail.Exception as failure:
+    except RuntimeError as failure:
         pytest.fail(f"{failure}\n{output.read_text()}")
     found = sorted(
         (run.data.tags["runner.world_size"], run.data.tags["runner.hosts"])

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hosts import network_of_hosts
 
 from benchmarks import hosts
 from benchmarks.support.host_runs import NAME, SETTINGS, RunFolder
@@ -86,20 +87,20 @@ def test_consecutive_moments_are_in_all_phases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "same"),
+    ("runs", "same", "continued"),
     [
-        ([("FINISHED", 0.5)], True),
-        ([("KILLED", 0.1), ("FINISHED", 0.5)], True),
-        ([("FINISHED", 0.5), ("FINISHED", 0.5)], True),
-        ([("FINISHED", 0.5000001)], False),
-        ([("FINISHED", 0.5), ("FINISHED", 0.4)], False),
-        ([("RUNNING", 0.5), ("FINISHED", 0.5)], False),
-        ([("KILLED", 0.5)], False),
-        ([], False),
+        ([("FINISHED", 0.5)], True, True),
+        ([("KILLED", 0.1), ("FINISHED", 0.5)], True, False),
+        ([("FINISHED", 0.5), ("FINISHED", 0.5)], True, True),
+        ([("FINISHED", 0.5000001)], False, False),
+        ([("FINISHED", 0.5), ("FINISHED", 0.4)], False, False),
+        ([("RUNNING", 0.5), ("FINISHED", 0.5)], False, False),
+        ([("KILLED", 0.5)], False, False),
+        ([], False, False),
     ],
 )
 def test_identical_are_finished_runs_with_the_same_points(
-    runs: list[tuple[str, float]], same: bool, tmp_path: Path
+    runs: list[tuple[str, float]], same: bool, continued: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "mlruns").mkdir()
     with closing(sqlite3.connect(tmp_path / "mlruns" / "mlflow.db")) as database, database:
@@ -113,6 +114,16 @@ def test_identical_are_finished_runs_with_the_same_points(
             for row in rows:
                 database.execute("insert into metrics values (?, ?, ?, ?)", (number, *row))
     assert RunFolder(tmp_path, []).finished_as(POINTS) == same
+    assert RunFolder(tmp_path, []).finished_as(POINTS, had_trained=True) == continued
+
+
+def test_two_networks_at_the_same_time(tmp_path: Path) -> None:
+    with network_of_hosts(1, tmp_path / "first") as (first,):
+        with network_of_hosts(1, tmp_path / "second") as (second,):
+            assert first.address != second.address
+            for host in (first, second):
+                assert host.run(["hostname"]).stdout == "host1\n"
+        assert first.run(["hostname"]).stdout == "host1\n", "the end of another network left it alone"
 
 
 @pytest.mark.parametrize("settings", [{}, EXTRACTION, LOOP], ids=str)

@@ -37,6 +37,7 @@ COSTS = {
     "manifest_memory_bytes": 80.0,
     "index_bytes": 20.0,
     "manifest_seconds": 2e-6,
+    "shard_header_seconds": 1e-3,
     "results_seconds": 1e-6,
     "logit_bytes": 8,
     "all_gradient_bytes": 50e6,
@@ -257,7 +258,7 @@ def test_formulas_by_hand() -> None:
         {
             "stored features": 1e13,
             "reading all features, each epoch": 1000,
-            "shard headers, read by every process": 16 * 1e9 / 1820 / 20_000,
+            "shard headers, read by every process": 1e9 / 1820 * 1e-3,
             "image table and key index in memory, of a host": 8e11,
             "digest and text of the manifest, at the start of a run": 2000,
             "gathering results of validation images, each epoch": 50,

@@ -54,6 +54,15 @@ def test_one_task_of_slurm_on_each_host() -> None:
     task = this_task({**STEP, **alone})
     assert task is not None
     assert task.one_per_host
+    uneven = {
+        "SLURM_STEP_TASKS_PER_NODE": "1,4",
+        "SLURM_PROCID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    task = this_task({**STEP, **uneven})
+    assert task is not None
+    assert not task.one_per_host, "the other host has several"
 
 
 @pytest.mark.usefixtures("started")
@@ -149,9 +158,10 @@ def test_the_interface_is_one_that_others_reach(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_interface_of_an_own_address() -> None:
+    states = psutil.net_if_stats()
     for name, addresses in psutil.net_if_addrs().items():
         for each in addresses:
-            is_up = psutil.net_if_stats()[name].isup
+            is_up = name in states and states[name].isup
             if each.family == socket.AF_INET and is_up and not each.address.startswith("127."):
                 assert choose_network_interface(each.address) == name
 

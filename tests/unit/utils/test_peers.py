@@ -59,7 +59,7 @@ class MemoryStore:
 def quick(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Short intervals. Returns the signals that a process sends itself instead of receiving them."""
     sent: list[int] = []
-    for name, seconds in (("INTERVAL", 0.05), ("SILENCE", 1.0), ("UNWINDING", 0.2), ("ANSWER", 0.2)):
+    for name, seconds in (("INTERVAL", 0.05), ("SILENCE", 1.0), ("UNWINDING", 0.2), ("ANSWER", PATIENCE)):
         monkeypatch.setattr(peers, name, seconds)
     monkeypatch.setattr(peers.os, "kill", lambda pid, number: sent.append(number))
     monkeypatch.setattr(peers, "LAST_RESORT", 600.0)
@@ -123,7 +123,10 @@ def test_one_that_vanishes_ends_all_others_with_its_name(victim: int) -> None:
     end_all(everyone)
 
 
-def test_a_store_that_does_not_answer_counts_as_the_loss_of_the_first_process() -> None:
+def test_a_store_that_does_not_answer_counts_as_the_loss_of_the_first_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "ANSWER", 0.2)
     store = MemoryStore()
     everyone, aborted = launch(store, 2)
     vanish(everyone[0])
@@ -134,7 +137,10 @@ def test_a_store_that_does_not_answer_counts_as_the_loss_of_the_first_process() 
     end_all(everyone)
 
 
-def test_the_host_of_the_store_is_named_where_the_store_does_not_answer() -> None:
+def test_the_host_of_the_store_is_named_where_the_store_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "ANSWER", 0.2)
     store, labels = MemoryStore(), ["node0 (rank 0)", "node1 (rank 1)", "node2 (rank 2)"]
     aborted: list[int] = []
     own = PeerWatchdog(store, 0, labels, lambda: aborted.append(0), store_label=labels[2])
@@ -215,14 +221,26 @@ def test_a_process_in_no_collective_operation_is_interrupted(quick: list[int]) -
     end_all(everyone)
 
 
-def test_one_that_notices_is_left_to_end_by_itself(quick: list[int]) -> None:
+def test_one_that_notices_is_left_to_end_by_itself(quick: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "UNWINDING", PATIENCE)
     everyone, aborted = launch(MemoryStore(), 2)
     everyone[1].announce_end("The disk is full.")
     assert everyone[0].failure_reason()
     wait_for(lambda: aborted)
-    time.sleep(2 * peers.UNWINDING)
+    wait_for(everyone[0]._ended.is_set)  # the watch has ended
     assert not quick
     end_all(everyone)
+
+
+def test_one_that_has_noticed_gets_no_signal(quick: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be writing a snapshot."""
+    monkeypatch.setattr(peers, "UNWINDING", PATIENCE)
+    own = PeerWatchdog(MemoryStore(), 0, ["node0 (rank 0)", "node1 (rank 1)"], lambda: None)
+    PeerWatchdog(own.store, 1, own.labels, lambda: None).announce_end("stopped by SIGUSR1", signal.SIGUSR1)
+    assert own.failure_reason()
+    own._interrupt()
+    assert own.signal == signal.SIGUSR1
+    assert not quick
 
 
 def test_a_stop_signal_of_one_stops_the_others_too(quick: list[int]) -> None:
