@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 from requirements import or_skip
 
 from benchmarks.support import hosts
+
+
+def unlabelled(text: str) -> str:
+    """What was printed, without hosts and ranks at the beginning of lines."""
+    return re.sub(r"(?m)^\[[^\]]*:\d+\] ", "", text)
 
 
 def network_of_hosts(

@@ -121,6 +121,8 @@ def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: 
             " processes; leave -n out, or start one task per host (srun --ntasks-per-node 1)."
         )
     environment = {**os.environ, COMMAND: shlex.join(["runner", *sys.argv[1:]])}
+    if task.scheduler == "Open MPI":  # it gives its tasks a terminal, also where its own output is a file
+        environment["TERM"] = "dumb"
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, str(PACKAGE / script), *argv], environment)  # noqa: S606 (our own words)
 

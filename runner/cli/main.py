@@ -14,7 +14,7 @@ from typing import Literal
 from runner.utils.cluster import this_task
 from runner.utils.errors import UserError
 from runner.utils.exit_status import run_main
-from runner.utils.launch_environment import forget_other_launches
+from runner.utils.launch_environment import forget_other_launches, ignored_settings
 from runner.utils.text import did_you_mean
 
 
@@ -133,6 +133,9 @@ def _run(words: list[str]) -> int:
             " ignored, because this command starts its own processes (several hosts: see docs/distributed.md)",
             file=sys.stderr,
         )
+    if verb.tasks == "together" and task is None:
+        for note in ignored_settings():
+            print(f"note: {note}", file=sys.stderr)
     module, _, function = verb.target.partition(":")
     status: int = getattr(import_module(module), function)(rest)
     return status

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,25 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from runner.cli.launcher import take_processes
-from runner.cli.options import positive_integer
-from runner.cli.slurm_script import Job, StopSignal
+from runner.cli.slurm_options import CPUS_PER_PROCESS, parse
+from runner.cli.slurm_script import Job
 from runner.config.schema import Experiment
 from runner.utils.atomic_files import output_folder, write_text
-from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
 from runner.utils.paths import PACKAGE
-from runner.utils.redaction import redact
 from runner.utils.text import one_line
 
-CPUS_PER_PROCESS = 4
-"""CPUs that a job asks for unless the user says how many: a process of training, and what decodes its images."""
-SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2}
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
-DESCRIPTION = """\
-Write a batch script for SLURM, and submit it. VERB is train or search; its words are passed on as they are. On each
-node the command starts one process per GPU, or as many as -n says. The job is queued again when it is preempted, when
-a node fails and when its time is over, until the training has finished. docs/distributed.md explains it.
-"""
+NO_CLUSTER = ("configuration source", "Unable to contact slurm controller")
+"""Parts of what sbatch says where there is no cluster."""
 
 
 @dataclass(frozen=True)
@@ -71,43 +60,6 @@ def main(argv: Sequence[str]) -> int:
         check(plan)
     submit(plan.job, script)
     return 0
-
-
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of the job, and the words of its verb. Raises `UserError`."""
-    parser = CommandLineParser(prog="runner slurm", description=DESCRIPTION, allow_abbrev=False)
-    add = parser.add_argument
-    add("verb", metavar="VERB", choices=("train", "search"), help="train or search")
-    add("--nodes", type=positive_integer, default=1, metavar="N", help="nodes of a training (default: 1)")
-    add("--gpus-per-node", type=positive_integer, default=0, metavar="N", help="default: none (CPU)")
-    text = f"default: {CPUS_PER_PROCESS} per process, which is one per GPU"
-    add("--cpus-per-node", type=positive_integer, metavar="N", help=text)
-    text = "time limit, as 4:00:00 or 1-12:00:00 (default: the partition's)"
-    add("--time", type=_time, metavar="TIME", help=text)
-    text = "signal that lets the run save and stop, and when before the time limit (default: USR1@180)"
-    add("--signal", type=_signal, default=StopSignal(), metavar="NAME@SECONDS", help=text)
-    add("--partition", type=_one_line, metavar="NAME", help="default: that of the cluster")
-    text = "workers of a study, each a job of its own; 50%%8: 8 of them at once"
-    add("--array", type=_array, metavar="N", help=text)
-    add("--job-name", type=_one_line, metavar="NAME", help="default: the name of the experiment or the study")
-    text = "another option of sbatch, as --sbatch --account=x; may be given several times"
-    add("--sbatch", type=_sbatch_option, action="append", default=[], metavar="OPTION", help=text)
-    text = "do not look for images and weights here: they are on the nodes only"
-    add("--skip-checks", action="store_true", help=text)
-    add("--dry-run", action="store_true", help="print the script, and stop")
-    options, words = parser.parse_known_args(_join_sbatch_options(argv))
-    if options.time and seconds_in(options.time) <= options.signal.seconds:
-        raise UserError(
-            f"--time {options.time} is no longer than the {options.signal.seconds} seconds before it at which the job"
-            " gets the signal to stop; give it more time, or write --signal USR1@SECONDS with fewer."
-        )
-    for word in (*words, *options.sbatch):
-        if redact(word) != word:
-            raise UserError(
-                f"{redact(word)} holds a password, which the stored script would show; leave it out and put it into"
-                " ~/.pgpass, or into the variable PGPASSWORD, which the job gets, too."
-            )
-    return options, words
 
 
 def plan_training(options: argparse.Namespace, words: Sequence[str]) -> Plan:
@@ -246,6 +198,11 @@ def submit(job: Job, script: str) -> None:
     )
     if done.returncode:
         reason = one_line(done.stderr.replace("sbatch: error:", ""), 300)
+        if any(words in done.stderr for words in NO_CLUSTER):
+            raise UserError(
+                f"SLURM cannot be reached from this machine ({reason.rstrip('.')}); run this on a login node of the"
+                " cluster, or print the script with --dry-run."
+            )
         raise UserError(
             f"SLURM refused the job: {reason.rstrip('.')}; correct that, or ask who runs the cluster."
         )
@@ -254,57 +211,3 @@ def submit(job: Job, script: str) -> None:
     write_text(path, script)
     print(f"job {number} is queued; its script: {path}")
     print(f"its output: {job.output(number, '*')}")
-
-
-def _join_sbatch_options(argv: Sequence[str]) -> list[str]:
-    """The words, with `--sbatch=--x` for `--sbatch --x`, which argparse takes for two options."""
-    words: list[str] = []
-    for word in argv:
-        if words and words[-1] == "--sbatch":
-            words[-1] = f"--sbatch={word}"
-        else:
-            words.append(word)
-    return words
-
-
-def _one_line(word: str) -> str:
-    if not word.strip() or not word.isprintable():
-        raise argparse.ArgumentTypeError(f"{word!r} must be one line of text")
-    return word
-
-
-def _sbatch_option(word: str) -> str:
-    return word if _one_line(word).startswith("-") else f"--{word}"
-
-
-def _time(word: str) -> str:
-    if not seconds_in(word):
-        raise argparse.ArgumentTypeError(f"{word!r} is no time as 90 (minutes), 4:00:00 or 1-12:00:00")
-    return word
-
-
-def seconds_in(word: str) -> int:
-    """The seconds of a time in SLURM's notation; 0 if it is none."""
-    if (match := _TIME.fullmatch(word)) is None:
-        return 0
-    days, first, second, third = (int(part) if part else 0 for part in match.groups())
-    if match[1]:  # days-hours:minutes:seconds
-        return ((days * 24 + first) * 60 + second) * 60 + third
-    if match[4]:  # hours:minutes:seconds
-        return (first * 60 + second) * 60 + third
-    return first * 60 + second  # minutes:seconds
-
-
-def _signal(word: str) -> StopSignal:
-    name, _, seconds = word.removeprefix("SIG").partition("@")
-    if name not in SIGNALS or not seconds.isdecimal() or not 0 < int(seconds) <= 65535:
-        raise argparse.ArgumentTypeError(
-            f"{word!r} is not as USR1@180 or USR2@180, seconds before the time limit"
-        )
-    return StopSignal(SIGNALS[name], int(seconds))
-
-
-def _array(word: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*(%[1-9]\d*)?", word, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number of workers, as 50, or 50%8 for 8 at once")
-    return word

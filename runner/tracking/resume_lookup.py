@@ -122,7 +122,7 @@ def wait_for_sign_of_life(
     for run, _ in waiting:
         owner = run.journal.owner
         terminal.line(
-            f"run {run.label} may still run: process {owner.pid} on {owner.host}; waiting up to"
+            f"run {run.label} may still run: process {owner.pid} on {owner.host.partition('/')[0]}; waiting up to"
             f" {HEARTBEAT_TIMEOUT:.0f} s for a sign of life"
         )
     deadline = time.monotonic() + HEARTBEAT_TIMEOUT + 10

@@ -18,22 +18,19 @@ from accelerate.utils import (
     broadcast_object_list,
     parse_flag_from_env,
 )
-from torch.distributed import distributed_c10d
-from torch.distributed.rendezvous import rendezvous
 
 from runner.config.schema import Experiment
 from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
-from runner.training import hosts
+from runner.training import hosts, joining
 from runner.utils import long_wait
-from runner.utils.cluster import choose_network_interface, this_task
+from runner.utils.cluster import this_task
 from runner.utils.console import Terminal
 from runner.utils.errors import UserError
-from runner.utils.launch_environment import JOIN_MINUTES, PROCESS_COUNT, join_seconds
+from runner.utils.launch_environment import PROCESS_COUNT, join_seconds
 from runner.utils.paths import cache_folder
-from runner.utils.port_agreement import agree_on_port
 from runner.utils.processes import cpu_count, parent_command
 from runner.utils.redaction import error_line
 
@@ -61,24 +58,17 @@ def init_processes() -> PartialState:
     Raises `UserError` if that fails, if fewer were started than requested, or if they run different code.
     """
     timeout = join_seconds()
-    take_ranks(timeout)
+    joining.take_ranks(timeout)
     several = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
     # Without this, Accelerate takes several processes without GPUs for as many separate runs.
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.cuda.is_available())
     try:
-        if several:
-            _join_after_restart(cpu, timedelta(seconds=timeout))
-        state = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
+        state = joining.join(cpu, timeout)
         long_wait.set_timeout(long_wait.DEFAULT)
     except (ImportError, ValueError, RuntimeError) as error:
         if not several and not any(os.environ.get(name) for name in ("RANK", "LOCAL_RANK")):
             raise  # a process alone joins none: say, its GPU does not work
-        master = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise UserError(
-            f"The processes of this launch cannot be joined at {master} ({error_line(error)}); see whether all hosts"
-            f" have started and reach it within {timeout / 60:g} minutes ({JOIN_MINUTES}), or unset RANK, LOCAL_RANK,"
-            " WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which ./launch.sh would ignore."
-        ) from error
+        raise joining.not_joined(error_line(error)) from error
     requested = requested_processes()
     if requested is not None and requested != state.num_processes and this_task() is not None:
         raise UserError(
@@ -95,45 +85,6 @@ def init_processes() -> PartialState:
     if state.device.type == "cpu":
         _use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE") or state.num_processes))
     return state
-
-
-def _join_after_restart(cpu: bool, timeout: timedelta) -> None:
-    """Join processes that torchrun has started again.
-
-    It keeps its store, which holds the addresses of those before: the names of the new ones must be others.
-    """
-    restarts = os.environ.get(hosts.RESTARTS, "0")
-    if restarts != "0" and not torch.distributed.is_initialized():
-        store, rank, count = next(rendezvous("env://", timeout=timeout))
-        store = distributed_c10d.PrefixStore(f"restart {restarts}", store)
-        backend = "gloo" if cpu else "nccl"
-        torch.distributed.init_process_group(
-            backend, store=store, rank=rank, world_size=count, timeout=timeout
-        )
-
-
-def take_ranks(timeout: float) -> None:
-    """Complete the ranks in the environment, where a scheduler has started this script itself.
-
-    Args:
-        timeout: Seconds to wait for the other processes.
-
-    Raises `UserError` if they cannot be reached.
-    """
-    environment = os.environ
-    if environment.get("RANK"):
-        if not environment.get("LOCAL_RANK"):  # as PyTorchJob starts a process in each of its containers
-            environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    elif (task := this_task()) is not None:
-        environment |= task.ranks()
-        environment.setdefault("OMP_NUM_THREADS", str(task.threads(cpu_count())))
-        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-        if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
-            port = agree_on_port(task, timeout)
-            environment |= {"MASTER_ADDR": task.first_host, "MASTER_PORT": str(port)}
-    several_hosts = environment.get("LOCAL_WORLD_SIZE") not in (None, environment.get("WORLD_SIZE"))
-    if several_hosts and (interface := choose_network_interface(environment.get("MASTER_ADDR", ""))):
-        environment.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
 def requested_processes() -> int | None:

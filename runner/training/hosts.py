@@ -22,6 +22,7 @@ from runner.config.parser import Options
 from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.tracking.process_identity import this_host
+from runner.training.joining import RESTARTS
 from runner.utils import peers
 from runner.utils.cluster import own_address
 from runner.utils.errors import UserError
@@ -29,7 +30,6 @@ from runner.utils.hashing import digest
 from runner.utils.output import label_lines
 from runner.utils.paths import PACKAGE
 
-RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 SAME_EVERYWHERE = ("torch", "torchvision", "timm", "pillow", "numpy", "accelerate")
 """Packages whose version decides results."""
 

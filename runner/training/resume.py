@@ -157,7 +157,8 @@ def _report_none_found(
 ) -> None:
     for running in resume_candidates(server, as_tree(experiment), repeat, alive=True):
         owner = running.journal.owner
-        terminal.line(f"run {running.label} of this experiment runs: process {owner.pid} on {owner.host}")
+        host = owner.host.partition("/")[0]
+        terminal.line(f"run {running.label} of this experiment runs: process {owner.pid} on {host}")
     terminal.line("no interrupted run of this experiment: starting a new one")
 
 
@@ -166,7 +167,9 @@ def _resume_point(run: InterruptedRun, is_branch: bool, terminal: Terminal) -> R
     snapshot, problems = load_newest(run.state)
     for problem in problems:
         terminal.warn(f"{problem}; using an earlier one" if snapshot else problem)
-    position = f" at epoch {snapshot.epoch + 1}, step {snapshot.step}" if snapshot else " at the beginning"
+    position = " at the beginning: it had no snapshot yet"
+    if snapshot:
+        position = f" at epoch {snapshot.epoch + 1}, step {snapshot.step}"
     if run.record.has_parts:
         position = ": its finished parts are kept"
     terminal.line(f"{'branching from' if is_branch else 'resuming'} run {run.label}{position}", style="bold")

@@ -59,6 +59,22 @@ def forget_other_launches(in_step: bool = False) -> list[str]:
     return names
 
 
+def ignored_settings() -> list[str]:
+    """What else might be expected to choose processes, but does not: sentences for a user."""
+    notes = []
+    home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    folder = Path(os.environ.get("HF_HOME", home), "accelerate").expanduser()
+    if found := next(iter(folder.glob("default_config.*")), None):
+        notes.append(f"{found} is ignored: this command chooses processes and precision itself")
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or "1"
+    if nodes != "1":
+        notes.append(
+            f"SLURM's job {os.environ.get('SLURM_JOB_ID', '')} has {nodes} nodes, but this command runs on this host"
+            " alone; to use all, put srun before it"
+        )
+    return notes
+
+
 def join_seconds() -> float:
     """Seconds that processes of several hosts wait for each other at the start. Raises `UserError` for odd values."""
     text = os.environ.get(JOIN_MINUTES) or "10"

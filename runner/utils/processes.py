@@ -55,9 +55,11 @@ def exit_with_parent(parent: int) -> None:
 
 
 def exit_with_launcher() -> None:
-    """Let this process exit with `accelerate launch`, if that started it, directly or through our launcher."""
+    """Let this process exit with `accelerate launch` or torchrun, if one of them or our launcher started it."""
     parent = os.getppid()
-    if any("accelerate" in word for word in parent_command()):
+    if any(
+        name in word for word in parent_command() for name in ("accelerate", "torchrun", "torch.distributed")
+    ):
         exit_with_parent(parent)
     elif LAUNCHER_PID in os.environ:  # it has exited already
         os.kill(os.getpid(), signal.SIGTERM)

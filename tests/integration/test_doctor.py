@@ -89,7 +89,7 @@ def test_runs_of_other_hosts_are_mentioned_when_they_are_silent_and_closed_when_
     assert heard[:8] not in output
     for name, reason in (
         ("node7", f"fits several hosts: {hosts[0]}, {hosts[2]}"),
-        ("node", "has no RUNNING runs"),
+        ("node", f"has no RUNNING runs; those have: {', '.join(sorted({hosts[0], hosts[2]}))}"),
     ):
         status, output = examine("--lost-host", name)
         assert status == 1

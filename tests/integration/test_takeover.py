@@ -89,8 +89,8 @@ def test_the_next_run_is_resumed_if_another_process_has_the_newest(
 @pytest.mark.parametrize(
     ("split", "repeat", "ending"),
     [
-        ({}, 1, " at the beginning"),
-        ({"folds": 3, "fold": 1}, 1, " at the beginning"),
+        ({}, 1, " at the beginning: it had no snapshot yet"),
+        ({"folds": 3, "fold": 1}, 1, " at the beginning: it had no snapshot yet"),
         ({"folds": 3}, 1, ": its finished parts are kept"),
         ({}, 2, ": its finished parts are kept"),
     ],

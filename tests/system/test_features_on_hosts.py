@@ -13,7 +13,7 @@ import pytest
 from cached_features import cached_keys
 from commands import COMMAND_TIMEOUT, ROOT, client_of, one_sentence, runs_of, user_environment
 from fuse_mounts import clients_of
-from hosts import network_of_hosts
+from hosts import network_of_hosts, unlabelled
 from pictures import small_experiment
 from stores import copy_store, wait_for
 
@@ -197,6 +197,6 @@ def test_a_launch_on_two_hosts_with_a_cache_each(runs: Runs, tmp_path: Path) -> 
 def test_a_cache_that_another_host_cannot_see_is_refused(runs: Runs, tmp_path: Path) -> None:
     with hosts_with_caches(tmp_path, shared=False) as (hosts, caches):
         assert launch(runs, hosts, caches, "--features.shared", "true") == [2, 2]
-        sentence = one_sentence(runs.text(hosts[0], "errors"))
+        sentence = one_sentence(unlabelled(runs.text(hosts[0], "errors")))
         assert sentence.startswith("features.shared is true, but host2 cannot see what the first host writes")
     assert not [*tmp_path.glob("cache */features/*/*.safetensors")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import killed_runs
 import psutil
 import pytest
 from commands import ROOT, command, environment, one_sentence, runner, runs_of
-from hosts import network_of_hosts
+from hosts import network_of_hosts, unlabelled
 from killed_runs import EVERY_STEP, Workspace, points
 from safetensors.torch import save_file
 from torchvision.models import vgg11
@@ -83,11 +82,6 @@ def training(host: Host) -> list[psutil.Process]:
             if "train.py" in " ".join(process.cmdline()):
                 found.append(process)
     return found
-
-
-def unlabelled(text: str) -> str:
-    """What was printed, without hosts and ranks at the beginning of lines."""
-    return re.sub(r"(?m)^\[[^\]]*:\d+\] ", "", text)
 
 
 def cut(host: Host) -> Callable[[], None]:
@@ -211,8 +205,10 @@ def test_hosts_with_other_weights_are_refused(
     own = vgg11(weights=None).features.state_dict()
     for number in range(2):
         named = {f"features.{name}": value + number for name, value in own.items()}
-        save_file(named, tmp_path / f"{number}.safetensors")
-    launched = launch(hosts[:2], [[*words, str(tmp_path / f"{number}.safetensors")] for number in range(2)])
+        (tmp_path / str(number)).mkdir()
+        save_file(named, tmp_path / str(number) / "weights.safetensors")
+    files = [str(tmp_path / str(number) / "weights.safetensors") for number in range(2)]
+    launched = launch(hosts[:2], [[*words, file] for file in files])
     assert launched.wait(WAIT) == [2, 2]
     for rank in (0, 1):
         error = one_sentence(unlabelled(launched.text(rank)))

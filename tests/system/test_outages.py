@@ -20,7 +20,7 @@ from helpers import QUIET, Make
 from stores import RecordingTerminal, dead_owner, points, set_owner, wait_for
 
 from runner.cli import sync
-from runner.tracking import uploader
+from runner.tracking import server_outages, uploader
 from runner.tracking.mlflow_server import TrackingServer, tracking_server
 from runner.tracking.mlflow_tracker import MlflowTracker
 from runner.tracking.run_lifecycle import RunRequest, track_run
@@ -157,21 +157,25 @@ def test_an_outage_during_a_run(
 
 @pytest.mark.parametrize("fault", ["refuse", "500"])
 def test_a_run_that_starts_in_an_outage_waits(
-    server: TrackingServer, proxy: FaultyProxy, mlflow_server: MlflowServer, fault: str
+    server: TrackingServer,
+    proxy: FaultyProxy,
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
 ) -> None:
-    client = server.connect()
+    client, notes = server.connect(), []
     proxy.set(fault)
 
-    def repair() -> None:
-        wait_for(lambda: fault in proxy.met)
-        proxy.set("pass")
+    class Repairing(RecordingTerminal):
+        def warn(self, text: str) -> None:
+            notes.append(text)
+            proxy.set("pass")
 
-    back = threading.Thread(target=repair)
-    back.start()
+    monkeypatch.setattr(server_outages, "Terminal", Repairing)
     with track_run(server, client, RunRequest("started in an outage", fault), RecordingTerminal()) as tracker:
         log_epoch(tracker, 1)
-    back.join()
-    assert fault in proxy.met
+    assert len(notes) == 1
+    assert "waiting up to 300 s for it" in notes[0]
     check_complete(client, tracker.run_id, 1, mlflow_server.database)
 
 

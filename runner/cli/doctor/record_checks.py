@@ -93,8 +93,13 @@ def _close_runs_of_lost_host(
     of_lost = [(run, host) for run, host in running if _is_named(host, lost)]
     hosts = sorted({host for _, host in of_lost})
     if len(hosts) != 1:
-        which = f"fits several hosts: {', '.join(hosts)}" if hosts else "has no RUNNING runs"
-        yield Finding(lost, f"{which}; nothing was closed for it")
+        others = ", ".join(sorted({host for _, host in running})) or "there are none on other hosts"
+        which = (
+            f"fits several hosts: {', '.join(hosts)}"
+            if hosts
+            else f"has no RUNNING runs; those have: {others}"
+        )
+        yield Finding(f"--lost-host {lost}", f"{which}; nothing was closed for it")
         return
     for run, host in of_lost:
         run_id, silence = run.info.run_id, _seconds_since_last_metric(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.cli import main, slurm
+from runner.cli import main, slurm, slurm_options
 
 AWKWARD = ("--name", "a 'b' $HOME; exit 1", "--data.root", "two\nlines", "--lr", "0.01")
 STUDY = ("search", "--study", "first")
@@ -185,7 +185,7 @@ def test_what_cannot_work_is_refused(
     ],
 )
 def test_times_are_read_as_slurm_reads_them(word: str, seconds: int) -> None:
-    assert slurm.seconds_in(word) == seconds
+    assert slurm_options.seconds_in(word) == seconds
 
 
 def test_without_slurm_a_job_is_refused(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +240,39 @@ def test_an_environment_that_cannot_use_gpus_is_refused(
     program("sbatch", "echo 17")
     monkeypatch.setattr(slurm, "version", lambda _: "2.15.0+cpu")
     assert "which cannot use a GPU" in refused("train", *words, "--gpus-per-node", "1")
+
+
+@pytest.mark.parametrize("flag", ["--skip-checks", "--dry-run"])
+def test_images_that_only_nodes_have_may_be_named_by_their_path(
+    flag: str, program: Callable[[str, str], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script"
+    program("sbatch", f"cat > {script}; echo 7")
+    words = ["train", "/no/such/images", "--tracking.root", str(tmp_path / "mlruns")]
+    assert slurm.main([*words, flag]) == 0
+    text = capsys.readouterr().out if flag == "--dry-run" else script.read_text()
+    assert "--data.root /no/such/images" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--partiton", "gpu"), "There is no option --partiton; did you mean --partition?"),
+        (("--gpus", "2"), "There is no option --gpus; did you mean --gpus-per-node?"),
+        (("--sbatch", "--nodes=3"), "'--nodes=3' would contradict the script"),
+        (("--sbatch", "-N 3"), "'-N 3' would contradict the script"),
+        (("--sbatch", "--dry-run"), "expected one argument"),
+        (("--tracking.root", "a\nb"), "choose a folder without control characters"),
+    ],
+)
+def test_options_that_are_misspelled_or_contradict_others(
+    words: tuple[str, ...], reason: str, refused: Refuse
+) -> None:
+    assert reason in refused("train", "--config", "quickstart", *words)
+
+
+def test_a_machine_of_no_cluster_is_said(program: Callable[[str, str], Path], refused: Refuse) -> None:
+    program("sbatch", "echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1")
+    assert "SLURM cannot be reached from this machine" in refused(
+        "train", "--config", "quickstart", "--skip-checks"
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.utils import launch_environment
-from runner.utils.launch_environment import STATUS_FILE, forget_other_launches, provide_home
+from runner.utils.launch_environment import STATUS_FILE, forget_other_launches, ignored_settings, provide_home
 
 FOREIGN = [
     *(
@@ -108,3 +108,17 @@ def test_home_and_name_of_a_user_stay(
     provide_home()
     assert (os.environ["HOME"], os.environ["LOGNAME"]) == ("/home/me", "me")
     assert capsys.readouterr().err == ""
+
+
+def test_what_else_is_ignored_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("SLURM_JOB_NUM_NODES", "SLURM_NNODES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert ignored_settings() == []
+    (tmp_path / "accelerate").mkdir()
+    (tmp_path / "accelerate" / "default_config.yaml").touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    configuration, job = ignored_settings()
+    assert configuration.startswith(f"{tmp_path}/accelerate/default_config.yaml is ignored")
+    assert job.startswith("SLURM's job 77 has 2 nodes, but this command runs on this host alone")
