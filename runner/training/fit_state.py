@@ -90,14 +90,15 @@ class FitState:
     def advance_epoch(self, val: Scores) -> bool:
         """Go on to the next epoch after validation: let the schedule see the scores, and decide whether to stop.
 
-        All processes call it together; rank 0 decides. Returns whether the learning rate was reduced.
+        All processes call it together; rank 0's scores decide. Returns whether the learning rate was reduced.
         """
+        # First: it fails where another process is gone, and then the epoch is not validated yet in the snapshot.
+        hits = int(broadcast_object_list([val.hits1])[0])
         lr = self.train_step.lr
-        stop = self.train_step.schedule.end_epoch(val.hits1)
+        self.stopped_early = self.train_step.schedule.end_epoch(hits)
         self.epoch, self.epoch_lr = self.epoch + 1, self.train_step.lr
         self.train_step.sums.reset()
-        self.stopped_early, lr_reduced = broadcast_object_list([(stop, self.train_step.lr < lr)])[0]
-        return bool(lr_reduced)
+        return self.train_step.lr < lr
 
     def record(self, result: EpochResult) -> None:
         """Add a finished epoch to the history."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from interrupted_fits import (
 )
 
 from runner.config.schema import CheckpointsConfig
+from runner.training import fit_state
 from runner.training.snapshot import load_newest
 from runner.utils.errors import UserError
 from runner.utils.signals import Interrupted
@@ -119,6 +121,28 @@ def test_continues_after_an_unreadable_image(
     steps = (number - 1) // accumulate  # an image is loaded before its micro-batch is computed
     assert (snapshot.step if snapshot else 0) == steps
     training.run(tmp_path).assert_equal(training.run())
+
+
+@pytest.mark.parametrize("number", range(1, EPOCHS + 1))
+def test_continues_after_another_process_was_lost_between_two_epochs(
+    new_training: NewTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """While the processes agree on the scores: the epoch is trained, but not validated yet."""
+    training = new_training("--schedule.kind", "reduce_on_drop", "--schedule.reductions", "9")
+    whole = training.run()
+    calls = itertools.count(1)
+
+    def agree(values: list[Any]) -> list[Any]:
+        if next(calls) == number:
+            raise RuntimeError("Connection closed by peer")
+        return values
+
+    monkeypatch.setattr(fit_state, "broadcast_object_list", agree)
+    assert isinstance(training.run(tmp_path).error, RuntimeError)
+    snapshot, _ = load_newest(tmp_path)
+    assert snapshot is not None
+    assert (snapshot.epoch, snapshot.batch) == (number - 1, BATCHES)
+    training.run(tmp_path).assert_equal(whole)
 
 
 @pytest.mark.parametrize("how", ["signal", "error"])
