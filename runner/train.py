@@ -11,6 +11,7 @@ them, and `--print_config` shows the result. Without `--config` the experiment i
 names images (path/to/images, --data.root, --data.kind), else experiments/quickstart.yaml.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from runner.config.parser import parse
 from runner.tracking.resume_lookup import AUTO, with_experiment_of_resumed_run
 from runner.utils.exit_status import run_script
 from runner.utils.processes import exit_with_launcher
-from runner.utils.signals import ignore_stop_signals
+from runner.utils.signals import handle_signals
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
         dry_run.print_estimate(experiment, options.repeated, accelerator, terminal)
     else:
         repeated.train(experiment, options.repeated, accelerator, terminal, start, options.workers)
-    ignore_stop_signals()  # a scheduler would start again what is finished
-    accelerator.end_training()
+    with handle_signals(signal.SIG_IGN):  # a scheduler would start again what is finished
+        accelerator.end_training()
     return 0
 
 

@@ -19,7 +19,7 @@ from runner.utils.errors import PeerLostError, user_message
 from runner.utils.launch_environment import STATUS_FILE, provide_home
 from runner.utils.output import discard, outlive_readers, prepare_output
 from runner.utils.redaction import redact
-from runner.utils.signals import Interrupted, interrupt_on_signals, stop_signals
+from runner.utils.signals import Interrupted, ignore_stop_signals, interrupt_on_signals
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,14 @@ def run_script(main: Callable[[Sequence[str]], int]) -> int:
     interrupt_on_signals(resend_if_lost=True)
     outlive_readers()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else a lost connection is a page of addresses
-    status = run_main(lambda: main(sys.argv[1:]), is_first_of_host)
-    # While Python shuts down, a second one would end the process with another status.
-    for number in stop_signals():
-        signal.signal(number, signal.SIG_IGN)
+
+    def whole() -> int:
+        status = main(sys.argv[1:])
+        ignore_stop_signals()  # it has finished: a signal must not say that it has not
+        return status
+
+    status = run_main(whole, is_first_of_host)
+    ignore_stop_signals()  # while Python shuts down, a second one would end the process with another status
     return status
 
 

@@ -96,9 +96,9 @@ def test_it_is_said_for_whom_a_task_waits(
 ) -> None:
     monkeypatch.setattr(port_agreement, "NOTICE", 0.1)
     with pytest.raises(UserError):
-        agree_on_port(step("19.0.0", 3)[0], 5)
+        agree_on_port(step("19.0.0", 3)[0], 2)
     said = capsys.readouterr().err
-    assert "waiting up to 5 s for the other 2 tasks of the SLURM step 19.0.0" in said
+    assert "waiting up to 2 s for the other 2 tasks of the SLURM step 19.0.0" in said
     assert "unset SLURM_STEP_NUM_TASKS" in said
 
 
