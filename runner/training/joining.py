@@ -50,7 +50,8 @@ def take_ranks(timeout: float) -> None:
     if environment.get("RANK"):
         if not environment.get("LOCAL_RANK"):  # as PyTorchJob starts a process in each of its containers
             environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        _check_ranks()
+        if not torch.distributed.is_initialized():
+            _check_ranks()
         if not environment.get("OMP_NUM_THREADS"):  # Accelerate would set another number, and warn
             threads = max(
                 1, cpu_count() // int(environment.get("LOCAL_WORLD_SIZE") or environment["WORLD_SIZE"])
@@ -97,8 +98,9 @@ def join(cpu: bool, timeout: float) -> PartialState:
 
     Raises `UserError` if they do not come, and RuntimeError or ValueError as torch and Accelerate do.
     """
-    if os.environ.get("WORLD_SIZE", "1") in ("", "1") or not os.environ.get("RANK"):
-        return PartialState(cpu=cpu)
+    is_alone = os.environ.get("WORLD_SIZE", "1") in ("", "1") or not os.environ.get("RANK")
+    if is_alone or torch.distributed.is_initialized():
+        return PartialState(cpu=cpu, timeout=timedelta(seconds=timeout))
     deadline = time.monotonic() + timeout
     if os.environ.get("RANK") != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
         _wait_for_rank_0(deadline)
