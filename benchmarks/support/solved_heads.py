@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.support.setups import prepare_quietly
 from benchmarks.support.stacked_heads import CHANNELS, CLASSES, TRAINING_IMAGES, VALIDATION_IMAGES
-from runner.config.schema import Experiment, TrainConfig
+from runner.config.schema import Experiment
+from runner.config.train_schema import TrainConfig
 from runner.config.tree import override
 from runner.data.images import SPLITS
 from runner.data.transforms import EVALUATION_VIEW

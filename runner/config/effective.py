@@ -15,7 +15,20 @@ OF_VIEWS = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "sat
 
 OF_SOLVERS = ("penalty", "penalty_by", "standardize", "refit")
 """Settings of the group train that only solvers use."""
-OF_STEPS = ("epochs", "batch_size", "accumulate", "clip", "label_smoothing", "sampling", "nonfinite")
+OF_STEPS = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "clip",
+    "label_smoothing",
+    "sampling",
+    "nonfinite",
+    "patience",
+    "average",
+    "mixup",
+    "cutmix",
+    "monitor",
+)
 """Settings of the group train that only optimizer steps use."""
 
 
@@ -31,6 +44,12 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     if experiment.augment.views == "none":
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
     head, solver = experiment.model.head, experiment.train.solver
+    if experiment.train.average != "ema":
+        idle.add("train.ema_decay")
+    if experiment.train.average != "swa":
+        idle.add("train.swa_start")
+    if not experiment.train.patience:
+        idle.add("train.monitor")
     if head == "classifier":
         idle |= {"model.pool", "model.pooled_layers"}
     if head == "linear":

@@ -15,25 +15,22 @@ from typing import Annotated, Literal
 from annotated_types import MinLen
 
 from runner.config.augment_schema import AugmentConfig
-from runner.config.choices import ARCHITECTURES, BEST_METRICS, DATASETS, OPTIMIZERS, SCHEDULES
+from runner.config.choices import ARCHITECTURES, DATASETS
 from runner.config.data_schema import DataConfig, SplitConfig
 from runner.config.fields import (
     VALIDATION,
-    AboveOne,
     BelowOne,
-    BetweenZeroAndOne,
     Exponent,
-    Minutes,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     PositiveTriple,
-    Probability,
     Triple,
     setting,
 )
 from runner.config.protocols import check_protocol
+from runner.config.train_schema import OptimConfig, ScheduleConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -110,109 +107,6 @@ class FeaturesConfig:
     """Commands on several hosts use the cache and divide the work of computing features among them. auto: if it lies on
     a network file system, or if several hosts of the launch see it; true: refused if one of them does not; false: no
     command on another host uses it at the same time."""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The optimizer."""
-
-    name: str = setting("adam", choices=OPTIMIZERS)
-    """The optimizer."""
-    lr: PositiveFloat = 0.01
-    """Initial learning rate; with schedule.kind=onecycle the maximum."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Weight decay. adam, sgd: an L2 penalty; adamw: decoupled."""
-    momentum: Probability = 0.9
-    """Momentum of sgd."""
-    groups: dict[str, PositiveFloat] = setting(dict)
-    """Learning rates of modules that differ from optim.lr, as {features: 1e-5}. The longest matching name applies."""
-
-    def __post_init__(self) -> None:
-        OPTIMIZERS.find(self.name)
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """The learning-rate schedule."""
-
-    kind: str = setting("reduce_on_drop", choices=SCHEDULES)
-    """The schedule. reduce_on_drop can stop the training early; the others end after train.epochs."""
-    factor: AboveOne = 5.0
-    """reduce_on_drop: divisor of the learning rate."""
-    reductions: PositiveInt = 3
-    """reduce_on_drop: number of reductions at which training stops."""
-
-    def __post_init__(self) -> None:
-        SCHEDULES.find(self.kind)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """The training loop."""
-
-    epochs: PositiveInt = 30
-    """Maximum number of epochs."""
-    batch_size: PositiveInt = setting(64, unit="images")
-    """Images per optimizer step, over all processes."""
-    accumulate: PositiveInt = 1
-    """Parts that a batch is computed in, to save memory. The gradient is that of the whole batch."""
-    clip: NonNegativeFloat = 0.0
-    """Maximum norm of the gradient; 0: no clipping."""
-    label_smoothing: BelowOne = 0.0
-    """Fraction of the target that is spread evenly over all classes."""
-    class_weights: bool | BetweenZeroAndOne = False
-    """Weight each class in the loss by the inverse of its number of training images, or by a power of that: 0.5 is the
-    inverse of the square root."""
-    sampling: Literal["shuffled", "balanced"] = "shuffled"
-    """shuffled: each image once per epoch; balanced: with replacement, all classes equally often."""
-    precision: Literal["auto", "no", "fp16", "bf16"] = setting(
-        "auto", not_searchable="it depends on the device"
-    )
-    """Mixed precision of the model without its head, which stays in float32. auto: bf16 or fp16 if the device is fast
-    at it."""
-    best: str = setting(
-        "top1", choices=BEST_METRICS, not_searchable="trials would be compared by different metrics"
-    )
-    """Validation metric that selects the best checkpoint."""
-    solver: Literal["gradient", "ridge", "logistic"] = "gradient"
-    """How a head is trained. gradient: by steps of the optimizer. A linear head can be solved instead. ridge: least
-    squares on targets of 1 and -1 with an L2 penalty, in closed form; logistic: multinomial logistic regression, by
-    L-BFGS."""
-    penalty: Literal["auto"] | PositiveFloat | Annotated[tuple[PositiveFloat, ...], MinLen(1)] = "auto"
-    """L2 penalties that a solver chooses from, for the sum of losses over images. auto: 45 values from 1e-6 to 1e5."""
-    penalty_by: Literal["validation", "leave_one_out"] = "validation"
-    """What the penalty is chosen by. leave_one_out: each training image is predicted by the solution without it (ridge
-    only)."""
-    standardize: bool = False
-    """Divide each feature by its standard deviation over the training images before a head is solved. The solution's
-    weights contain it."""
-    refit: bool = False
-    """Solve again with the training and the validation images once the penalty is chosen. Validation scores remain
-    those of the solution of the training images alone."""
-    nonfinite: Literal["stop", "skip"] = "stop"
-    """If loss or gradient of a step are not finite: stop, or skip the step (counted in train/skipped)."""
-    timeout: Minutes = setting(30.0, unit="min", changes_results=False)
-    """How long processes wait for one that hangs; where one scans images or computes features, 6 hours at least."""
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs at most: a solver has one."""
-        return self.epochs if self.solver == "gradient" else 1
-
-    def __post_init__(self) -> None:
-        BEST_METRICS.find(self.best)
-        if self.penalty_by == "leave_one_out" and self.solver != "ridge":
-            raise ValueError("train.penalty_by=leave_one_out needs train.solver=ridge")
-        if self.refit and self.solver == "gradient":
-            raise ValueError(
-                "train.refit needs a solver that chooses a penalty: train.solver=ridge or logistic"
-            )
-        if self.standardize and self.solver == "gradient":
-            raise ValueError("train.standardize needs a solver: train.solver=ridge or logistic")
-        if self.accumulate > self.batch_size:
-            raise ValueError(
-                f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"
-            )
 
 
 @dataclass(frozen=True)

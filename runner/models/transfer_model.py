@@ -13,7 +13,7 @@ from runner.config.schema import Normalization
 from runner.models.dropout import KeyedDropPath, replace_dropouts
 from runner.models.freezing import first_trainable
 from runner.portable.head import build_head
-from runner.portable.model import LayeredModel, build_backbone, head_spec, is_within, pooled_features
+from runner.portable.model import LayeredModel, build_backbone, head_spec, pooled_features
 from runner.portable.variants import Variant, VariantSpec
 from runner.utils import hashing
 from runner.utils.errors import UserError
@@ -167,32 +167,6 @@ class TransferModel(LayeredModel):
         """All other tensors of the state dict, by name."""
         trainable = self.trainable_state()
         return {name: value for name, value in self.state_dict().items() if name not in trainable}
-
-    def parameter_groups(self, lr: float, groups: dict[str, float]) -> list[dict[str, object]]:
-        """Parameter groups for an optimizer.
-
-        Args:
-            lr: Learning rate of parameters that no group names.
-            groups: Learning rates by layer or module name; of several matching names the longest counts.
-
-        Raises `UserError` for a name without trainable parameters of its own.
-        """
-        members: dict[str, list[nn.Parameter]] = {"": [], **{name: [] for name in groups}}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                group = max((group for group in groups if is_within(name, group)), key=len, default="")
-                members[group].append(parameter)
-        for name in groups:
-            if not members[name]:
-                raise UserError(
-                    f"optim.groups names {name!r}, which has no trainable parameters of its own;"
-                    f" model.trainable is {self.spec.trainable!r}."
-                )
-        return [
-            {"params": parameters, "lr": groups.get(name, lr)}
-            for name, parameters in members.items()
-            if parameters
-        ]
 
     def _allocate(self) -> None:
         """Give parameters memory that have none yet."""

@@ -25,6 +25,18 @@ class MicroBatch:
     """The process's last micro-batch of this batch: the optimizer step follows."""
 
     @property
+    def indices_with_partner(self) -> np.ndarray:
+        """The same, after the index of the image before the first one in the batch: before 0 comes the last one."""
+        if self.samples.start == self.samples.stop:
+            return self.indices
+        return np.concatenate([self.batch[[self.samples.start - 1]], self.indices])
+
+    @property
+    def partners(self) -> np.ndarray:
+        """Indices of the image before each of them in the batch."""
+        return self.indices_with_partner[:-1]
+
+    @property
     def indices(self) -> np.ndarray:
         """Indices of its images in the training split."""
         return self.batch[self.samples]

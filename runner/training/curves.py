@@ -61,7 +61,13 @@ def _draw(history: Sequence[EpochResult], curves: _Curves, path: Path) -> None:
     axes.set_ylabel(curves.label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
-    rates.plot(numbers, [epoch.lr for epoch in history], color=GRAY, drawstyle="steps-mid")
+    for name in history[0].group_lrs or [""]:
+        own = [epoch.group_lrs.get(name, epoch.lr) for epoch in history]
+        rates.plot(numbers, own, color=GRAY, drawstyle="steps-mid", label=name)
+        if name:
+            rates.annotate(
+                name, (numbers[-1], own[-1]), (3, 0), textcoords="offset points", fontsize=6, va="center"
+            )
     rates.set(xlabel="epoch", ylabel="learning\nrate", yscale="log")
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.grid(alpha=0.3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +19,7 @@ from runner.evaluation.metrics import Scores
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import LabeledFeatures
-from runner.training.results import EpochResult, best_epoch
+from runner.training.results import EpochResult, best_epoch, epochs_without_gain
 from runner.training.snapshot import Snapshot, restoring
 from runner.training.solvers.solve import Solution
 from runner.training.step import TrainStep
@@ -44,8 +46,8 @@ class FitState:
         self.train_step = TrainStep(experiment, model, self.labels, accelerator)
         self.epoch = 0
         """The current epoch, from 0."""
-        self.epoch_lr = self.train_step.lr
-        """Learning rate at its start."""
+        self.epoch_lr, self.epoch_group_lrs = self.train_step.lr, self.train_step.group_lrs
+        """Learning rates at its start."""
         self.history: list[EpochResult] = []
         self.solution: Solution | None = None
         """What a solver found, on rank 0."""
@@ -87,16 +89,42 @@ class FitState:
         """Start or continue to measure `epoch_seconds`."""
         self._resumed_at = time.monotonic()
 
-    def advance_epoch(self, val: Scores) -> bool:
+    @contextmanager
+    def weights_of(self, result: EpochResult) -> Iterator[None]:
+        """Within the block, the model has the weights that the scores of the last epoch are of."""
+        average = self.train_step.average
+        with average.applied() if average is not None and result.averaged else nullcontext():
+            yield
+
+    def keep_average(self) -> None:
+        """At the end, give the model the average of its weights if that was better in the last epoch."""
+        if self.train_step.average is not None and self.history[-1].averaged:
+            self.train_step.average.apply()
+
+    def advance_epoch(self, val: Scores, hits: int) -> bool:
         """Go on to the next epoch after validation: let the schedule see the scores, and decide whether to stop.
+
+        Args:
+            val: Of the epoch.
+            hits: Correct predictions of the weights that train, for the schedule.
 
         All processes call it together; rank 0's scores decide. Returns whether the learning rate was reduced.
         """
+        settings = self.experiment.train
+        scores = [*(epoch.val for epoch in self.history), val]
+        is_stale = (
+            bool(settings.patience)
+            and epochs_without_gain(scores, settings.watched_metric) >= settings.patience
+        )
         # First: it fails where another process is gone, and then the epoch is not validated yet in the snapshot.
-        hits = int(broadcast_object_list([val.hits1])[0])
+        hits, is_stale = broadcast_object_list([(hits, is_stale)])[0]
         lr = self.train_step.lr
-        self.stopped_early = self.train_step.schedule.end_epoch(hits)
-        self.epoch, self.epoch_lr = self.epoch + 1, self.train_step.lr
+        self.stopped_early = self.train_step.schedule.end_epoch(hits) or is_stale
+        self.epoch, self.epoch_lr, self.epoch_group_lrs = (
+            self.epoch + 1,
+            self.train_step.lr,
+            self.train_step.group_lrs,
+        )
         self.train_step.sums.reset()
         return self.train_step.lr < lr
 
@@ -118,12 +146,16 @@ class FitState:
             return None
         tensors, optimizer = _optimizer_state(step.optimizer)
         tensors |= {f"trainable/{name}": value for name, value in self.model.trainable_state().items()}
+        if step.average is not None:
+            tensors |= {f"average/{name}": value for name, value in step.average.tensors.items()}
         if any(epoch.best for epoch in self.history):
             tensors["sample_results"] = best_epoch(self.history).sample_results
         values = {
             "sums": sums,
             "epoch_lr": self.epoch_lr,
+            "epoch_group_lrs": self.epoch_group_lrs,
             "skipped_steps": step.skipped,
+            "averaged_epochs": step.average.epochs if step.average is not None else 0,
             "optimizer": optimizer,
             "schedule": step.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
@@ -150,6 +182,7 @@ class FitState:
             self.history = saved_history(snapshot)
             self._restore_weights(snapshot.tensors_under("trainable"))
             self.epoch, self.train_step.skipped = snapshot.epoch, values["skipped_steps"]
+            self._restore_average(snapshot)
             if branch:
                 self._branch(snapshot)
                 return
@@ -158,6 +191,7 @@ class FitState:
             if self.accelerator.scaler is not None and values["scaler"]:
                 self.accelerator.scaler.load_state_dict(values["scaler"])
             self.train_step.steps_taken, self.epoch_lr = snapshot.step, values["epoch_lr"]
+            self.epoch_group_lrs = values.get("epoch_group_lrs", {})
             self.train_step.sums.restore(values["sums"])
             self.stopped_early = bool(values["stopped_early"])
             self._seconds_before = float(values["epoch_seconds"])
@@ -169,6 +203,12 @@ class FitState:
             raise UserError("The run to resume trains other layers; start a new run.")
         self.model.load_state_dict(saved, strict=False)
 
+    def _restore_average(self, snapshot: Snapshot) -> None:
+        """Continue an average. A branch with another kind of average begins with the weights."""
+        if (average := self.train_step.average) is not None:
+            saved = snapshot.tensors_under("average") or self.model.trainable_state()
+            average.load(saved, snapshot.values.get("averaged_epochs", 0))
+
     def _branch(self, snapshot: Snapshot) -> None:
         step = self.train_step
         own = step.optimizer.state_dict()["param_groups"]
@@ -178,7 +218,7 @@ class FitState:
             _restore_optimizer(step.optimizer, snapshot, own)
         step.steps_taken = self.epoch * step.steps_per_epoch
         step.schedule.fast_forward(step.steps_taken, snapshot.values["schedule"])
-        self.epoch_lr = step.lr
+        self.epoch_lr, self.epoch_group_lrs = step.lr, step.group_lrs
 
 
 def saved_history(snapshot: Snapshot) -> list[EpochResult]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from runner.config.schema import Experiment
@@ -23,7 +25,7 @@ from runner.training.callbacks.snapshot import SnapshotCallback
 from runner.training.divergence import check_finite
 from runner.training.fit_data import FitData
 from runner.training.fit_state import FitState
-from runner.training.results import EpochResult, is_best
+from runner.training.results import EpochResult, is_best, is_better
 from runner.training.solvers.head import solve_head, use_refitted_head
 from runner.training.sync import StepSync
 from runner.utils import peers
@@ -76,6 +78,7 @@ def fit(
                 advance(min(state.train_step.steps_taken * experiment.train.batch_size, epochs * images))
             while not state.finished:
                 _run_epoch(state, data, callbacks, sync, advance, terminal)
+        state.keep_average()
         for callback in callbacks:
             callback.on_fit_end(state)
     except BaseException as error:
@@ -106,7 +109,8 @@ def _run_epoch(
 ) -> None:
     """Train for an epoch, or for what is left of it, and validate."""
     state.start_timer()
-    epoch, lr, images = state.epoch, state.epoch_lr, len(state.labels) - state.images_done
+    epoch, images = state.epoch, len(state.labels) - state.images_done
+    lr, group_lrs = state.epoch_lr, state.epoch_group_lrs
     if state.experiment.train.solver != "gradient":
         loaded, lr = time.monotonic(), 0.0
         train_loss, train_top1 = solve_head(state, data, terminal)
@@ -122,23 +126,27 @@ def _run_epoch(
             train_loss, train_top1 = _train(state, features, after_step)
     trained = time.monotonic()
     check_finite("training", train_loss, epoch, state.experiment.optim.lr)
-    scores, sample_results = _validate(state, data, epoch)
+    validated = _validate_both(state, data, epoch)
+    scores = validated.scores
     use_refitted_head(state)
     with defer_signals() as signals:
-        lr_reduced = state.advance_epoch(scores)
+        lr_reduced = state.advance_epoch(scores, validated.hits)
         result = EpochResult(
             number=epoch + 1,
             train_loss=train_loss,
             train_top1=train_top1,
             val=scores,
             lr=lr,
+            group_lrs=group_lrs,
             seconds=state.epoch_seconds,
             images_per_second=images / (trained - loaded),
             best=is_best(scores, state.history, state.experiment.train.best),
             lr_reduced=lr_reduced,
             feature_seconds=state.feature_seconds,
             skipped_steps=state.train_step.skipped,
-            sample_results=sample_results,
+            averaged=validated.averaged,
+            others=validated.others,
+            sample_results=validated.sample_results,
         )
         state.record(result)
         for callback in callbacks:
@@ -162,7 +170,9 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
     ]
     state.model.train()
     if features is not None:
-        inputs = features.batches([part.indices for part in parts])
+        inputs = features.batches(
+            [part.indices_with_partner if step.mixes else part.indices for part in parts]
+        )
         for micro_batch, values in zip(parts, inputs, strict=True):
             step.forward_backward(values, micro_batch)
             if micro_batch.last:
@@ -176,6 +186,37 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
             f" optim.lr ({state.experiment.optim.lr:g}) or set train.clip."
         )
     return loss / images, hits / images
+
+
+@dataclass(frozen=True)
+class _Validated:
+    """The validation of an epoch."""
+
+    scores: Scores
+    sample_results: Tensor
+    hits: int
+    """Correct predictions of the weights that train."""
+    averaged: bool = False
+    """The scores are those of the weights' average."""
+    others: Scores | None = None
+    """Of the weights, if the average is better, or of the average."""
+
+
+def _validate_both(state: FitState, data: FitData, epoch: int) -> _Validated:
+    """Validate the weights, and their average if there is one: the scores are those of the better."""
+    scores, sample_results = _validate(state, data, epoch)
+    average = state.train_step.average
+    if average is None:
+        return _Validated(scores, sample_results, scores.hits1)
+    average.after_epoch(epoch)
+    if not average.exists(epoch):
+        return _Validated(scores, sample_results, scores.hits1)
+    with average.applied():
+        of_average, average_results = _validate(state, data, epoch)
+    # All processes have the same scores but for the last digits, and must save the same weights.
+    if broadcast_object_list([is_better(of_average, scores, state.experiment.train.best)])[0]:
+        return _Validated(of_average, average_results, scores.hits1, averaged=True, others=scores)
+    return _Validated(scores, sample_results, scores.hits1, others=of_average)
 
 
 def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tensor]:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: reduce on drop, and torch's cosine and one-cycle.
+"""Learning-rate schedules: reduce on drop, cosine, and torch's one-cycle; each after a warm-up, if one is asked for.
 
 To add a schedule, register a factory: `@SCHEDULES.register(name, description, uses)`. It is called with the schedule's
 settings, the optimizer, and the greatest number of optimizer steps. This module is imported for `--help` too, so that
@@ -7,12 +7,13 @@ torch is imported where it is needed.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from runner.config.choices import SCHEDULES
-from runner.config.schema import ScheduleConfig
+from runner.config.train_schema import ScheduleConfig
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -81,6 +82,67 @@ class ReduceOnDrop:
 
 
 @dataclass
+class Warmup:
+    """Raises the learning rates linearly over the first steps, to where another schedule begins.
+
+    Step s of the n, from 0, has (s + 1) / n of them.
+    """
+
+    optimizer: Optimizer
+    schedule: LRSchedule
+    steps: int
+    taken: int = 0
+    targets: list[float] = field(default_factory=list)
+    """Where the learning rates rise to, by parameter group."""
+
+    def __post_init__(self) -> None:
+        self.targets = [group["lr"] for group in self.optimizer.param_groups]
+        self._set_rates()
+
+    def step(self) -> None:
+        """Raise the learning rates, or step the other schedule."""
+        self.taken += 1
+        if self.taken < self.steps:
+            self._set_rates()
+        else:
+            self.schedule.step()
+
+    def end_epoch(self, hits: int) -> bool:
+        """Let the other schedule decide; what it does to the learning rates holds for those that they rise to."""
+        if self.taken >= self.steps:
+            return self.schedule.end_epoch(hits)
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target
+        stop = self.schedule.end_epoch(hits)
+        self.targets = [group["lr"] for group in self.optimizer.param_groups]
+        self._set_rates()
+        return stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps so far, where the learning rates rise to, and the other schedule's state."""
+        return {"taken": self.taken, "targets": list(self.targets), "schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with these."""
+        self.taken, self.targets = state["taken"], list(state["targets"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def fast_forward(self, steps: int, state: dict[str, Any]) -> None:
+        """Be where the warm-up is after so many steps, and continue the other schedule."""
+        self.taken = steps
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target
+        self.schedule.fast_forward(max(0, steps - self.steps + 1), state.get("schedule", state))
+        if steps < self.steps:
+            self.targets = [group["lr"] for group in self.optimizer.param_groups]
+            self._set_rates()
+
+    def _set_rates(self) -> None:
+        for group, target in zip(self.optimizer.param_groups, self.targets, strict=True):
+            group["lr"] = target * min(1.0, (self.taken + 1) / self.steps)
+
+
+@dataclass
 class TorchSchedule:
     """One of torch's schedulers, stepped after every optimizer step; None: a constant learning rate."""
 
@@ -117,11 +179,15 @@ def _reduce_on_drop(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) 
     return ReduceOnDrop(optimizer, schedule.factor, schedule.reductions)
 
 
-@SCHEDULES.register("cosine", "cosine decay to 0")
+@SCHEDULES.register("cosine", "cosine decay", uses=("floor",))
 def _cosine(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
-    from torch.optim.lr_scheduler import CosineAnnealingLR
+    from torch.optim.lr_scheduler import LambdaLR
 
-    return TorchSchedule(CosineAnnealingLR(optimizer, steps))
+    def factor(step: int) -> float:
+        """SGDR (Loshchilov and Hutter, 2017), equation 5, from 1 to the floor."""
+        return schedule.floor + (1 - schedule.floor) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+
+    return TorchSchedule(LambdaLR(optimizer, factor))
 
 
 @SCHEDULES.register("onecycle", "rise to optim.lr, then decay")
@@ -138,7 +204,18 @@ def _constant(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRS
     return TorchSchedule(None)
 
 
-def build(schedule: ScheduleConfig, optimizer: Optimizer, steps: int) -> LRSchedule:
-    """The schedule for an optimizer that takes at most `steps` steps."""
-    created: LRSchedule = SCHEDULES.find(schedule.kind).implementation(schedule, optimizer, steps)
-    return created
+def build(schedule: ScheduleConfig, optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LRSchedule:
+    """The schedule for an optimizer.
+
+    Args:
+        schedule: Its settings.
+        optimizer: With the learning rates from which it begins.
+        epochs: At most.
+        steps_per_epoch: Optimizer steps of each.
+    """
+    steps = epochs * steps_per_epoch
+    warmup = min(steps, schedule.warmup_steps or round(schedule.warmup * steps_per_epoch))
+    # The last step of the warm-up has the first rate of what follows.
+    following = steps - warmup + 1 if warmup else steps
+    created: LRSchedule = SCHEDULES.find(schedule.kind).implementation(schedule, optimizer, following)
+    return Warmup(optimizer, created, warmup) if warmup else created

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from runner.config.choices import OPTIMIZERS
-from runner.config.schema import OptimConfig
+from runner.config.train_schema import OptimConfig
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -28,7 +28,7 @@ class EpochResult:
     train_top1: float
     val: Scores
     lr: float
-    """Learning rate at the start of the epoch."""
+    """Learning rate at the start of the epoch, of the head."""
     seconds: float
     """Features, training and validation."""
     images_per_second: float
@@ -41,6 +41,12 @@ class EpochResult:
     """Of `seconds`: loading features, or computing those that were not cached yet."""
     skipped_steps: int = 0
     """Steps that were skipped since training began (`train.nonfinite=skip`)."""
+    averaged: bool = False
+    """Whether `val` is of the average of the weights, because that was better."""
+    others: Scores | None = None
+    """Validation scores of the worse of the weights and their average; None if there is no average."""
+    group_lrs: dict[str, float] = field(default_factory=dict)
+    """Learning rates at the start of the epoch by parameter group; empty if all have the same settings."""
     sample_results: Tensor = field(default_factory=_no_samples, repr=False, compare=False)
     """Results of single validation images: n × 3, as `metrics.sample_results` returns them."""
 
@@ -50,32 +56,61 @@ class EpochResult:
             "train/loss": self.train_loss,
             "train/top1": self.train_top1,
             **self.val.metrics("val"),
+            **self._other_metrics(),
             "lr": self.lr,
+            **{f"lr/{name}": value for name, value in self.group_lrs.items()},
             "images_per_second": self.images_per_second,
             "epoch_seconds": self.seconds,
             **({"train/skipped": self.skipped_steps} if self.skipped_steps else {}),
         }
 
+    def _other_metrics(self) -> dict[str, float]:
+        """Those of the worse of the weights and their average."""
+        if self.others is None:
+            return {}
+        return {
+            **self.others.metrics("val/weights" if self.averaged else "val/average"),
+            "averaged": self.averaged,
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, without `sample_results`."""
-        fields = asdict(replace(self, val=None, sample_results=_no_samples()))  # type: ignore[arg-type]
+        fields = asdict(replace(self, val=None, others=None, sample_results=_no_samples()))  # type: ignore[arg-type]
         del fields["sample_results"]
-        return {**fields, "val": self.val.to_dict()}
+        others = self.others.to_dict() if self.others is not None else None
+        return {**fields, "val": self.val.to_dict(), "others": others}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> EpochResult:
         """The inverse of `to_dict`. Raises KeyError or TypeError for other content."""
-        return cls(**{**content, "val": Scores.from_dict(content["val"])})
+        others = content.get("others")
+        scores = {"val": Scores.from_dict(content["val"]), "others": others and Scores.from_dict(others)}
+        return cls(**{**content, **scores})
 
 
 def is_best(scores: Scores, history: Sequence[EpochResult], metric: str) -> bool:
     """Whether an epoch is better than all before by a metric, or as good with a lower loss."""
-    sign = METRICS[metric].sign
+    return all(_quality(scores, metric) > _quality(before.val, metric) for before in history)
 
-    def quality(scores: Scores) -> tuple[float, float]:
-        return sign * scores[metric], -scores["loss"]
 
-    return all(quality(scores) > quality(before.val) for before in history)
+def is_better(scores: Scores, than: Scores, metric: str) -> bool:
+    """Whether scores are better by a metric, or as good with a lower loss."""
+    return _quality(scores, metric) > _quality(than, metric)
+
+
+def epochs_without_gain(scores: Sequence[Scores], metric: str) -> int:
+    """Epochs since the best one by a metric.
+
+    Args:
+        scores: Of all epochs.
+        metric: A validation metric. As good with a lower loss is better.
+    """
+    qualities = [_quality(each, metric) for each in scores]
+    return len(qualities) - 1 - qualities.index(max(qualities))
+
+
+def _quality(scores: Scores, metric: str) -> tuple[float, float]:
+    return METRICS[metric].sign * scores[metric], -scores["loss"]
 
 
 def best_epoch(history: Sequence[EpochResult]) -> EpochResult:

@@ -169,6 +169,7 @@ def prepare(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
             " from process to process; use one process, or train from a later layer on."
         )
+    _check_mixing(experiment, model)
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()
         check_memory(counts["train"] + counts["val"], model.last_layer.in_features, shared.make_room)
@@ -177,6 +178,17 @@ def prepare(
     visible = manifest.without("test") if shared.hides_test else manifest
     setup = assemble(experiment, visible, model, accelerator, terminal, shared.in_memory)
     return setup if is_alone else shared.share(setup)
+
+
+def _check_mixing(experiment: Experiment, model: TransferModel) -> None:
+    """Raise `UserError` for boxes in what has no height and width."""
+    layout = model.layouts.get(model.split_layer)
+    has_maps = not model.split_index or (layout is not None and layout.kind == "channels_first")
+    if experiment.train.cutmix and not has_maps:
+        raise UserError(
+            f"train.cutmix needs images or maps, but with model.trainable={experiment.model.trainable} training takes"
+            f" the output of {model.split_layer}; set model.trainable=last:1 or all, or use train.mixup."
+        )
 
 
 @functools.cache

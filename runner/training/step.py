@@ -16,11 +16,14 @@ from torch import Tensor
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK
 from runner.models.dropout import KeyedDropout, set_dropout_batch
+from runner.models.parameter_groups import parameter_groups
 from runner.models.transfer_model import TransferModel
 from runner.training import lr_schedule, optimizers
 from runner.training.batches import MicroBatch, loss_weights
 from runner.training.divergence import step_diverged
 from runner.training.epoch_sums import EpochSums
+from runner.training.mixing import draw_mix
+from runner.training.weight_average import WeightAverage
 
 NO_FAILURE = 2**62
 """Stands for the step of the first failure while there is none."""
@@ -40,16 +43,19 @@ class TrainStep:
         self, experiment: Experiment, model: TransferModel, labels: Tensor, accelerator: Accelerator
     ) -> None:
         self.settings, self.optim = experiment.train, experiment.optim
+        self.training_seed = experiment.seed.train
         self.model, self.labels, self.accelerator = model, labels, accelerator
         self.class_weights = loss_weights(labels, len(model.spec.classes), self.settings.class_weights)
-        groups = model.parameter_groups(self.optim.lr, self.optim.groups)
+        groups = parameter_groups(model, self.optim)
         self.optimizer = optimizers.build(groups, self.optim)
         self._dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
         self.steps_per_epoch = math.ceil(len(labels) / self.settings.batch_size)
-        steps = self.settings.epochs * self.steps_per_epoch
-        self.schedule = lr_schedule.build(experiment.schedule, self.optimizer, steps)
+        self.schedule = lr_schedule.build(
+            experiment.schedule, self.optimizer, self.settings.epochs, self.steps_per_epoch
+        )
         self._initial_scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         self._wrapped_model, self._wrapped_optimizer = accelerator.prepare(model, self.optimizer)
+        self.average = WeightAverage.of(model, self.settings)
         self.sums = EpochSums(accelerator)
         self._pending: list[tuple[Tensor, int]] = []
         """Summed loss and correct predictions, and number of images, of the micro-batches of the current batch."""
@@ -66,30 +72,63 @@ class TrainStep:
         """The current learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @property
+    def group_lrs(self) -> dict[str, float]:
+        """The current learning rates by name of parameter group; empty if there is one."""
+        rates = {str(group.get("name", "")): float(group["lr"]) for group in self.optimizer.param_groups}
+        return rates if len(rates) > 1 else {}
+
     def forward_backward(self, features: Tensor, micro_batch: MicroBatch) -> None:
         """Add the gradient of a micro-batch; `update` adds its loss and correct predictions to `sums`.
 
         Args:
-            features: Of its n images: n × feature shape.
+            features: Of its n images: n × feature shape. If batches are mixed, those of the image before the first come
+                before.
             micro_batch: Which images these are.
         """
         self.between_steps = False
         batch_size = len(micro_batch.batch)
         set_dropout_batch(self._dropouts, self.steps_taken, micro_batch.samples, batch_size)
         target = self.labels[micro_batch.indices].to(features.device)
+        features, partner_target, share = self._mixed(features, micro_batch)
         with nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model):
             logits = self._wrapped_model(features, start=self.model.split_index)
-            summed = TASK.loss(logits, target, self.class_weights, self.settings.label_smoothing)
+            summed = self._loss(logits, target)
+            if partner_target is not None:
+                summed = share * summed + (1 - share) * self._loss(logits, partner_target)
             loss = summed / self.class_weights[self.labels[micro_batch.batch]].sum().item()
             # The wrapper averages gradients over processes, but their sum is needed.
             self.accelerator.backward(loss * self.accelerator.num_processes)
-        hits = (logits.detach().argmax(1) == target).sum()
+        predicted = logits.detach().argmax(1)
+        hits = (predicted == target).sum()
+        if partner_target is not None:
+            hits = share * hits + (1 - share) * (predicted == partner_target).sum()
         self._pending.append((torch.stack([loss.detach() * batch_size, hits]), len(target)))
         self._note_failure(loss.detach())
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of their batch."""
+        return bool(self.settings.mixup or self.settings.cutmix)
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return TASK.loss(logits, target, self.class_weights, self.settings.label_smoothing)
+
+    def _mixed(self, features: Tensor, micro_batch: MicroBatch) -> tuple[Tensor, Tensor | None, float]:
+        """What the model gets, class indices of the partners, and the share of the images themselves."""
+        mix = draw_mix(self.settings, self.training_seed, self.steps_taken)
+        if mix is None:
+            return features, None, 1.0
+        if not len(features):
+            return features, self.labels[micro_batch.indices].to(features.device), 1.0
+        mixed, share = mix.apply(features[1:], features[:-1])
+        return mixed, self.labels[micro_batch.partners].to(features.device), share
 
     def update(self) -> None:
         """Take an optimizer step with the gradient of the whole batch, and step the schedule."""
         if self._step_optimizer():
+            if self.average is not None:
+                self.average.after_step()
             for sums, images in self._pending:
                 self.sums.add(sums, images)
         else:

@@ -37,9 +37,10 @@ class CheckpointCallback(Callback):
     def on_epoch_end(self, state: FitState, result: EpochResult) -> None:
         """Save the model if it is the best so far."""
         if result.best:
-            weights = self.setup.model.trainable_state()
-            self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
-            self._save(result, "best")
+            with state.weights_of(result):
+                weights = self.setup.model.trainable_state()
+                self.best_weights = {name: value.detach().clone() for name, value in weights.items()}
+                self._save(result, "best")
 
     def on_fit_end(self, state: FitState) -> None:
         """Save the final model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.config.schema import TrainConfig
+from runner.config.train_schema import TrainConfig
 from runner.evaluation.metrics import METRICS
 from runner.tracking.tracker import Tracker
 from runner.training.solvers.solve import Solution

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.config.schema import TrainConfig
+from runner.config.train_schema import TrainConfig
 from runner.evaluation.metrics import METRICS, TASK, Scores, compute_scores
 from runner.training.batches import class_weights
 from runner.training.solvers.logistic import logistic_path

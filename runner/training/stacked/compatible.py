@@ -29,7 +29,10 @@ def stack_key(experiment: Experiment) -> str | None:
         and train.solver == "gradient"
         and train.accumulate == 1
         and train.nonfinite == "stop"
+        and train.average == "none"
+        and not (train.mixup or train.cutmix)
         and not optim.groups
+        and optim.decay_norm
         and optim.name in OPTIMIZERS
         and experiment.schedule.kind in SCHEDULES
     )

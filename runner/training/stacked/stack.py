@@ -42,7 +42,7 @@ class HeadStack:
         experiments: The settings of each head.
         parameters: Its weights and biases of both linear layers; they are copied.
         class_weights: Weights of the classes in the loss.
-        steps: Optimizer steps at most.
+        steps_per_epoch: Optimizer steps of an epoch.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class HeadStack:
         experiments: Sequence[Experiment],
         parameters: Sequence[Sequence[Tensor]],
         class_weights: Tensor,
-        steps: int,
+        steps_per_epoch: int,
     ) -> None:
         self.experiments = experiments
         self.heads = list(range(len(experiments)))
@@ -71,14 +71,14 @@ class HeadStack:
             for head, experiment in enumerate(experiments)
         ]
         self._optimizer = optimizers.build(groups, experiments[0].optim)
-        schedule = experiments[0].schedule
+        schedule, epochs = experiments[0].schedule, experiments[0].train.epochs
         if schedule.kind == "reduce_on_drop":  # each head has its own validation
             own = [
                 cast(Optimizer, SimpleNamespace(param_groups=[each])) for each in self._optimizer.param_groups
             ]
-            self._schedules = [lr_schedule.build(schedule, each, steps) for each in own]
+            self._schedules = [lr_schedule.build(schedule, each, epochs, steps_per_epoch) for each in own]
         else:
-            self._schedules = [lr_schedule.build(schedule, self._optimizer, steps)]
+            self._schedules = [lr_schedule.build(schedule, self._optimizer, epochs, steps_per_epoch)]
         self._prepare()
 
     def step(self, batch: Batch) -> Tensor:

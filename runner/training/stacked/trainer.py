@@ -14,7 +14,7 @@ from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK, compute_scores
 from runner.models.transfer_model import TransferModel
 from runner.training.divergence import check_finite, step_diverged
-from runner.training.results import EpochResult, is_best
+from runner.training.results import EpochResult, epochs_without_gain, is_best
 from runner.training.stacked.stack import Batch, HeadStack
 
 
@@ -74,7 +74,7 @@ class StackTrainer:
             [head.experiment for head in heads],
             [list(head.model.trainable_state().values()) for head in heads],
             class_weights,
-            heads[0].experiment.train.epochs * steps_per_epoch,
+            steps_per_epoch,
         )
         self._sums: list[Tensor] = []
         self._lrs: dict[int, float] = {}
@@ -132,6 +132,10 @@ class StackTrainer:
         check_finite("validation", scores["loss"], epoch, lr)
         before = self.stack.lr(head)
         ends = self.stack.end_epoch(head, scores.hits1) or epoch + 1 == experiment.train.max_epochs
+        settings = experiment.train
+        known = [*(each.val for each in member.history), scores]
+        if settings.patience and epochs_without_gain(known, settings.watched_metric) >= settings.patience:
+            ends = True
         result = EpochResult(
             number=epoch + 1,
             train_loss=train_loss,

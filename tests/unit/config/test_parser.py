@@ -13,7 +13,8 @@ from runner.config.augment_schema import AugmentConfig
 from runner.config.data_schema import DataConfig
 from runner.config.metadata import table
 from runner.config.parser import EXPERIMENTS, QUICKSTART, SHORT, Options, find_experiment, parse, read
-from runner.config.schema import Experiment, Normalization, TrainConfig
+from runner.config.schema import Experiment, Normalization
+from runner.config.train_schema import TrainConfig
 from runner.config.tree import as_tree, as_yaml, flatten, setting_in
 from runner.utils.safe_yaml import parse_yaml
 

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
 
 from runner.config.choices import BEST_METRICS
-from runner.config.schema import TrainConfig
+from runner.config.train_schema import TrainConfig
 from runner.evaluation import metrics
 from runner.evaluation.metrics import METRICS, Metric, Scores, sample_results, scores_from_logits
 

@@ -14,9 +14,11 @@ from helpers import CLASSES, Make, random_images, small_model
 from torch import nn
 
 from runner.config.choices import ARCHITECTURES
+from runner.config.train_schema import OptimConfig
 from runner.explain import cam
 from runner.models import checkpoint
 from runner.models.dropout import set_dropout_batch
+from runner.models.parameter_groups import parameter_groups
 from runner.portable.backbone import register
 from runner.portable.backbones import BACKBONES
 from runner.portable.model import build_model
@@ -152,7 +154,7 @@ def test_random_weights_are_the_same_in_every_run() -> None:
 def test_one_optimizer_step_changes_only_what_trains() -> None:
     model = small_model(arch="tiny", trainable="stages.1").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.SGD(model.parameter_groups(0.5, {"stages": 0.1}))
+    optimizer = torch.optim.SGD(parameter_groups(model, OptimConfig(lr=0.5, groups={"stages": 0.1})))
     set_dropout_batch(model.modules(), 0, slice(0, 4), 4)
     nn.functional.cross_entropy(model(random_images()), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()

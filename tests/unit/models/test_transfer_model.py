@@ -178,39 +178,6 @@ class TestBatchNormalization:
         assert set(trainable) | set(frozen) == set(model.state_dict())
 
 
-class TestParameterGroups:
-    def test_the_longest_name_decides(self) -> None:
-        model = small_model(trainable="all")
-        groups = model.parameter_groups(0.1, {"features": 1e-4, "features.16": 1e-3})
-        lr_of = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
-        for name, parameter in model.named_parameters():
-            expected = 0.1
-            if name.startswith("features."):
-                expected = 1e-3 if name.startswith("features.16.") else 1e-4
-            assert lr_of[id(parameter)] == expected, name
-
-    def test_a_name_matches_whole_parts(self) -> None:
-        model = small_model(arch="vgg13", trainable="all")  # it has features.2 and features.20
-        groups = model.parameter_groups(0.1, {"features.2": 1e-3})
-        (named,) = [group for group in groups if group["lr"] == 1e-3]
-        expected = [id(parameter) for parameter in model.features[2].parameters()]
-        assert [id(parameter) for parameter in named["params"]] == expected  # type: ignore[attr-defined]
-
-    def test_without_names_everything_trainable_is_one_group(self) -> None:
-        model = small_model()
-        (group,) = model.parameter_groups(0.1, {})
-        assert group["lr"] == 0.1
-        expected = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
-        assert [id(parameter) for parameter in group["params"]] == expected  # type: ignore[attr-defined]
-        assert len(expected) == 4
-
-    @pytest.mark.parametrize("name", ["nonsense", "features", "features.0", "classifier.2", "class"])
-    def test_a_name_without_trainable_parameters_is_refused(self, name: str) -> None:
-        with pytest.raises(UserError, match=r"optim\.groups") as failure:
-            small_model(random_weights=False).parameter_groups(0.1, {name: 1e-3})
-        assert repr(name) in str(failure.value)
-
-
 class TestInitialWeights:
     def head(self, model: TransferModel) -> dict[str, Tensor]:
         return {name: value for name, value in model.state_dict().items() if name.startswith("classifier.")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from runner.config.schema import OptimConfig, ScheduleConfig
+from runner.config.train_schema import OptimConfig, ScheduleConfig
+from runner.models.parameter_groups import parameter_groups
 from runner.training import lr_schedule, optimizers
 
 
@@ -30,7 +32,7 @@ class TestReduceOnDrop:
         """The learning rate after each epoch, and the epoch at which training stops."""
         optimizer = sgd(lr=0.01)
         config = ScheduleConfig("reduce_on_drop", factor, reductions)
-        schedule = lr_schedule.build(config, optimizer, 100)
+        schedule = lr_schedule.build(config, optimizer, 10, 10)
         rates = []
         for epoch, count in enumerate(hits):
             schedule.step()
@@ -80,9 +82,9 @@ class TestReduceOnDrop:
 
     def test_reduces_every_parameter_group(self) -> None:
         optim = OptimConfig("sgd", lr=0.1, groups={"features": 0.01})
-        groups = small_model(trainable="features.16").parameter_groups(optim.lr, optim.groups)
+        groups = parameter_groups(small_model(trainable="features.16"), optim)
         optimizer = optimizers.build(groups, optim)
-        schedule = lr_schedule.build(ScheduleConfig("reduce_on_drop"), optimizer, 10)
+        schedule = lr_schedule.build(ScheduleConfig("reduce_on_drop"), optimizer, 1, 10)
         schedule.end_epoch(5)
         schedule.end_epoch(4)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.002])
@@ -102,7 +104,7 @@ class TestOtherSchedules:
     def rates(self, kind: str, steps: int = 20, lr: float = 0.1) -> list[float]:
         """The learning rate of each step, and the one after the last."""
         optimizer = sgd(lr)
-        schedule = lr_schedule.build(ScheduleConfig(kind), optimizer, steps)
+        schedule = lr_schedule.build(ScheduleConfig(kind), optimizer, 1, steps)
         rates = []
         for step in range(steps):
             rates.append(optimizer.param_groups[0]["lr"])
@@ -142,7 +144,106 @@ class TestOtherSchedules:
 
     def test_onecycle_does_not_change_the_momentum(self) -> None:
         optimizer = sgd(momentum=0.7)
-        schedule = lr_schedule.build(ScheduleConfig("onecycle"), optimizer, 10)
+        schedule = lr_schedule.build(ScheduleConfig("onecycle"), optimizer, 1, 10)
         optimizer.step()
         schedule.step()
         assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+class TestWarmup:
+    def rates(self, config: ScheduleConfig, epochs: int, hits: Sequence[int] = ()) -> list[float]:
+        """The learning rates of all steps of epochs of ten steps, of a parameter group at 0.1."""
+        optimizer = sgd(0.1)
+        schedule = lr_schedule.build(config, optimizer, epochs, 10)
+        rates = []
+        for epoch in range(epochs):
+            for _ in range(10):
+                rates.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                schedule.step()
+            schedule.end_epoch(hits[epoch] if hits else epoch)
+        return rates
+
+    @pytest.mark.parametrize("words", [{"warmup": 0.5}, {"warmup_steps": 5}], ids=str)
+    def test_rises_to_where_the_schedule_begins(self, words: dict[str, Any]) -> None:
+        rates = self.rates(ScheduleConfig("constant", **words), 2)
+        assert rates == pytest.approx([0.02, 0.04, 0.06, 0.08, *[0.1] * 16])
+
+    @pytest.mark.parametrize("floor", [0.0, 0.25])
+    def test_cosine_follows_down_to_the_floor(self, floor: float) -> None:
+        rates = self.rates(ScheduleConfig("cosine", warmup=1.0, floor=floor), 3)
+        assert rates[:10] == pytest.approx([0.01 * step for step in range(1, 11)])
+        following = [floor + (1 - floor) * (1 + math.cos(math.pi * step / 21)) / 2 for step in range(1, 21)]
+        assert rates[10:] == pytest.approx([0.1 * factor for factor in following])
+
+    def test_is_as_torchvisions_references_have_it(self) -> None:
+        """A linear rise, then torch's cosine over what is left."""
+        optimizer = sgd(0.1)
+        warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=9)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=21)
+        together = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], [9])
+        expected = []
+        for _ in range(30):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            together.step()
+        assert self.rates(ScheduleConfig("cosine", warmup=1.0), 3) == pytest.approx(expected)
+
+    def test_a_drop_within_it_lowers_where_it_rises_to(self) -> None:
+        rates = self.rates(ScheduleConfig("reduce_on_drop", factor=2.0, warmup=3.0), 4, [5, 4, 6, 7])
+        assert rates[:20] == pytest.approx([0.1 * (step + 1) / 30 for step in range(20)])
+        assert rates[20:] == pytest.approx(
+            [*(0.05 * (step + 1) / 30 for step in range(20, 30)), *[0.05] * 10]
+        )
+
+    def test_lasts_as_long_as_the_training_at_most(self) -> None:
+        assert self.rates(ScheduleConfig("cosine", warmup=9.0), 1) == pytest.approx(
+            [0.01 * n for n in range(1, 11)]
+        )
+
+    @pytest.mark.parametrize("taken", [3, 12, 25])
+    def test_continues_from_its_state(self, taken: int) -> None:
+        config, whole = ScheduleConfig("cosine", warmup=1.5, floor=0.1), []
+        optimizer = sgd(0.1)
+        schedule = lr_schedule.build(config, optimizer, 3, 10)
+        for step in range(30):
+            if step == taken:
+                state, groups = schedule.state_dict(), optimizer.state_dict()
+                optimizer = sgd(0.1)
+                schedule = lr_schedule.build(config, optimizer, 3, 10)
+                optimizer.load_state_dict(groups)
+                schedule.load_state_dict(state)
+            whole.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert whole == self.rates(config, 3)
+
+    @pytest.mark.parametrize("taken", [3, 12, 25])
+    def test_a_branch_is_where_it_would_be(self, taken: int) -> None:
+        config = ScheduleConfig("cosine", warmup=1.5)
+        optimizer = sgd(0.1)
+        schedule = lr_schedule.build(config, optimizer, 3, 10)
+        schedule.fast_forward(taken, {})
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(self.rates(config, 3)[taken])
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            ({"warmup": 1.0, "warmup_steps": 3}, "the same in two units"),
+            ({"kind": "onecycle", "warmup": 1.0}, "has|begins with a warm-up of its own"),
+        ],
+    )
+    def test_settings_that_contradict_each_other_are_refused(
+        self, words: dict[str, Any], reason: str
+    ) -> None:
+        with pytest.raises(ValueError, match=reason):
+            ScheduleConfig(**words)
+
+
+def test_patience_ends_a_training_without_gain(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.5, 0.6, 0.6, 0.5, 0.4, 0.9])
+    words = ("--schedule.kind", "constant", "--train.epochs", "6", "--train.patience", "2")
+    history, _ = train_head(make(*words), small_model(), accelerator)
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import small_model
 
-from runner.config.schema import OptimConfig
+from runner.config.train_schema import OptimConfig
+from runner.models.parameter_groups import parameter_groups
 from runner.training import optimizers
 
 
@@ -15,7 +16,7 @@ from runner.training import optimizers
 )
 def test_an_optimizer_has_its_settings(name: str, kind: type[torch.optim.Optimizer]) -> None:
     optim = OptimConfig(name, lr=0.02, weight_decay=0.3, momentum=0.8)
-    optimizer = optimizers.build(small_model().parameter_groups(optim.lr, optim.groups), optim)
+    optimizer = optimizers.build(parameter_groups(small_model(), optim), optim)
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.02, 0.3)

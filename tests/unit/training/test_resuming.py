@@ -45,6 +45,14 @@ KINDS: dict[str, tuple[list[str], dict[str, Any]]] = {
         {},
     ),
     "accumulated, groups": (["--train.accumulate", "2", "--optim.groups", '{"classifier.4": 0.001}'], {}),
+    "warm-up, ema": (
+        [
+            *("--schedule.kind", "cosine", "--schedule.warmup_steps", "4", "--schedule.floor", "0.1"),
+            *("--train.average", "ema", "--train.ema_decay", "0.6", "--train.mixup", "0.3"),
+        ],
+        {},
+    ),
+    "swa": (["--schedule.kind", "constant", "--train.average", "swa", "--train.swa_start", "0.3"], {}),
     "classifier head, skipping": (["--train.nonfinite", "skip"], {"head": "classifier"}),
     "stops early": (["--schedule.kind", "reduce_on_drop", "--schedule.reductions", "1"], {}),
 }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runner.config.schema import TrainConfig
+from runner.config.train_schema import TrainConfig
 from runner.training.solvers import products as module
 from runner.training.solvers.products import KeptProducts, products, pyramid_products
 from runner.training.solvers.solve import Rows, Solution, Solver

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from runner.config.schema import TrainConfig
+from runner.config.train_schema import TrainConfig
 from runner.training.solvers import solve as solving
 from runner.training.solvers.ridge import RidgeProblem, ridge, signed_targets
 from runner.training.solvers.solve import Rows, Solution, Solver, count_parts
