@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
 
 from runner.config.fields import (
     Degrees,
@@ -57,6 +59,15 @@ class AugmentConfig:
     """Maximum saturation jitter: the factor is in 1 ± this value."""
     hue: Hue = 0.0
     """Maximum hue shift, as a fraction of the color circle."""
+    policy: Literal["none", "randaugment", "trivialaugment"] = "none"
+    """Random operations on colors and shape after crop and flip, as in torchvision. randaugment: several, at one
+    magnitude; trivialaugment: one, at a random magnitude."""
+    operations: PositiveInt = 2
+    """randaugment: operations per view."""
+    magnitude: Annotated[int, Ge(0), Le(30)] = 9
+    """randaugment: their magnitude, from 0 to 30."""
+    erasing: Probability = 0.0
+    """Probability that a random rectangle of the view is filled with ImageNet's mean color."""
     interpolation: Interpolation = "bilinear"
     """Interpolation of resizing and of the random crop."""
     rotation_interpolation: Interpolation = "nearest"

@@ -10,7 +10,18 @@ from runner.config.schema import Experiment
 from runner.config.tree import as_tree, flatten
 from runner.utils.registry import Registry
 
-OF_VIEWS = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
+OF_VIEWS = (
+    "scale",
+    "ratio",
+    "flip",
+    "rotation",
+    "brightness",
+    "contrast",
+    "saturation",
+    "hue",
+    "policy",
+    "erasing",
+)
 """Settings of the group augment that only augmented views use."""
 
 OF_SOLVERS = ("penalty", "penalty_by", "standardize", "refit")
@@ -43,6 +54,8 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
     if experiment.augment.views == "none":
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
+    if experiment.augment.policy != "randaugment" or experiment.augment.views == "none":
+        idle |= {"augment.operations", "augment.magnitude"}
     head, solver = experiment.model.head, experiment.train.solver
     if experiment.train.average != "ema":
         idle.add("train.ema_decay")

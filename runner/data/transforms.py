@@ -23,6 +23,10 @@ EVALUATION_VIEW = -1
 """The view number of the transform without augmentation. Augmented views are numbered from 0."""
 
 
+ERASED = (124, 116, 104)
+"""The mean color of ImageNet, which is 0 after the usual normalization."""
+
+
 def view_of_epoch(epoch: int, views: str | int) -> int:
     """The number of the view that an epoch (from 0) trains on, for the setting `augment.views`."""
     if views == "none":
@@ -51,8 +55,9 @@ class ViewTransform:
         self.seed = seed
         self.depth = depth
         self.evaluation = evaluation_transform(**evaluation_settings(augment))
+        erasing = [v2.RandomErasing(augment.erasing, value=list(ERASED))] if augment.erasing else []
         self.augmented = v2.Compose(
-            [*_augmentation(augment), v2.CenterCrop(augment.input_size), v2.PILToTensor()]
+            [*_augmentation(augment), v2.CenterCrop(augment.input_size), v2.PILToTensor(), *erasing]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -83,7 +88,18 @@ class ViewTransform:
             return recipe
         names = ("scale", "ratio", "flip", "rotation", "brightness", "contrast", "saturation", "hue")
         random = {name: getattr(self.augment, name) for name in (*names, "rotation_interpolation")}
-        return {**recipe, **random, "seed": self.seed}
+        return {**recipe, **random, **self._further_recipe(), "seed": self.seed}
+
+    def _further_recipe(self) -> dict[str, Any]:
+        """Settings that are no part of a recipe where they do nothing: features are kept from before there were any."""
+        further: dict[str, Any] = {}
+        if self.augment.policy != "none":
+            further["policy"] = self.augment.policy
+        if self.augment.policy == "randaugment":
+            further |= {"operations": self.augment.operations, "magnitude": self.augment.magnitude}
+        if self.augment.erasing:
+            further["erasing"] = self.augment.erasing
+        return further
 
 
 @cache
@@ -105,6 +121,11 @@ def _augmentation(augment: AugmentConfig) -> Iterator[v2.Transform]:
         yield v2.RandomRotation(
             augment.rotation, interpolation=v2.InterpolationMode(augment.rotation_interpolation)
         )
+    interpolation = v2.InterpolationMode(augment.rotation_interpolation)
+    if augment.policy == "randaugment":
+        yield v2.RandAugment(augment.operations, augment.magnitude, interpolation=interpolation)
+    if augment.policy == "trivialaugment":
+        yield v2.TrivialAugmentWide(interpolation=interpolation)
     jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation", "hue")}
     if any(jitter.values()):
         yield v2.ColorJitter(**jitter)

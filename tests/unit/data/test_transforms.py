@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ import torch
 from pictures import draw
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional
+from torchvision.transforms import functional, v2
 
 from runner.config.augment_schema import AugmentConfig
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
 from runner.portable.images import open_rgb
+from runner.utils import hashing
+from runner.utils.rng import seeded
 
 SMALL = AugmentConfig(resize=36, crop=32)
 
@@ -211,10 +214,14 @@ def test_the_random_crop_covers_the_given_share_of_the_area() -> None:
         {"contrast": 0.5},
         {"saturation": 0.9},
         {"hue": 0.5},
+        {"policy": "randaugment"},
+        {"policy": "randaugment", "magnitude": 20},
+        {"policy": "trivialaugment"},
+        {"erasing": 1.0},
         {"resize": 60},
         {"crop": 36},
     ],
-    ids=lambda change: next(iter(change)),
+    ids=str,
 )
 def test_every_setting_of_the_augmentation_takes_effect(change: dict[str, object]) -> None:
     plain = ViewTransform(PLAIN, 0)
@@ -242,14 +249,48 @@ def test_brightness_multiplies_and_saturation_leaves_gray_alone() -> None:
     assert torch.equal(saturated, pixels(gray)[:, :32, :32])
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"policy": "randaugment", "operations": 3, "magnitude": 5}, v2.RandAugment(3, 5)),
+        ({"policy": "trivialaugment"}, v2.TrivialAugmentWide()),
+    ],
+    ids=["randaugment", "trivialaugment"],
+)
+def test_policies_are_those_of_torchvision(words: dict[str, Any], expected: v2.Transform) -> None:
+    transform = ViewTransform(dataclasses.replace(PLAIN, **words), 0)
+    for view in range(10):
+        with seeded(hashing.derive_seed("view", 0, "x", view)):
+            whole = v2.RandomResizedCrop(40, scale=(1.0, 1.0), ratio=(1.0, 1.0))(square())
+            image = v2.CenterCrop(32)(expected(whole))
+        assert torch.equal(transform(square(), "x", view), pixels(image))
+
+
+def test_erased_rectangles_have_the_mean_color_and_the_probability_of_the_setting() -> None:
+    black = Image.new("RGB", (40, 40))
+    views = [
+        ViewTransform(dataclasses.replace(PLAIN, erasing=0.5), 0)(black, "x", view) for view in range(200)
+    ]
+    erased = [view for view in views if view.any()]
+    assert 70 < len(erased) < 130
+    for view in erased:
+        colors = {tuple(color) for color in view.flatten(1).T.tolist()}
+        assert colors == {(0, 0, 0), (124, 116, 104)}
+
+
 def test_a_recipe_holds_every_setting_that_decides_a_view() -> None:
     names = {each.name for each in dataclasses.fields(AugmentConfig)} - {
-        "views",
-        "crop_mode",
-        "scales",
-        "tta",
+        *("views", "crop_mode", "scales", "tta"),
+        # They are in the recipe only where they have an effect, so that existing features stay valid.
+        *("policy", "operations", "magnitude", "erasing"),
     }
     assert ViewTransform(SMALL, 4).recipe(0).keys() == names | {"seed"}
+    everything = dataclasses.replace(SMALL, policy="randaugment", erasing=0.1)
+    further = {"policy", "operations", "magnitude", "erasing"}
+    assert ViewTransform(everything, 4).recipe(0).keys() == names | {"seed"} | further
+    assert ViewTransform(everything, 4).recipe(EVALUATION_VIEW) == ViewTransform(SMALL, 4).recipe(
+        EVALUATION_VIEW
+    )
     assert ViewTransform(SMALL, 4).recipe(0) == ViewTransform(SMALL, 4).recipe(9)
     assert ViewTransform(SMALL, 4).recipe(EVALUATION_VIEW) == ViewTransform(
         dataclasses.replace(SMALL, hue=0.1), 5
