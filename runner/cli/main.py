@@ -48,6 +48,9 @@ VERBS = {
         True,
         "apart",
     ),
+    "lr-find": Verb(
+        "runner.cli.lr_find:main", "suggest a learning rate", "IMAGES [--config NAME] [--steps 100]"
+    ),
     "slurm": Verb("runner.cli.slurm:main", "submit a job to SLURM", "train|search … [--nodes N]"),
     "evaluate": Verb(
         "runner.cli.evaluate:launch_evaluation",
