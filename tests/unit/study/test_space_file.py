@@ -60,7 +60,12 @@ def refusal(load: Load, tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_the_shipped_spaces() -> None:
-    assert {path.stem for path in space.SPACES.glob("*.yaml")} == {"around-baseline", "solved", "wide"}
+    assert {path.stem for path in space.SPACES.glob("*.yaml")} == {
+        "around-baseline",
+        "finetune",
+        "solved",
+        "wide",
+    }
 
 
 def test_the_shipped_space_of_solved_heads() -> None:
@@ -85,7 +90,12 @@ def test_choices_may_be_lists(load: Load, baseline: Experiment) -> None:
 
 @pytest.mark.parametrize(
     ("name", "experiment"),
-    [*(("around-baseline", each) for each in SHIPPED), ("wide", "caltech101-pooled"), ("wide", "quickstart")],
+    [
+        *(("around-baseline", each) for each in SHIPPED),
+        ("wide", "caltech101-pooled"),
+        ("wide", "quickstart"),
+        ("finetune", "caltech101-pooled"),
+    ],
 )
 def test_a_shipped_space_contains_the_experiments_it_is_for(name: str, experiment: str) -> None:
     root = ["--data.root", "x"] if experiment == "folder" else []
@@ -95,7 +105,8 @@ def test_a_shipped_space_contains_the_experiments_it_is_for(name: str, experimen
     values = space.pick(settings, lambda each: settings[each.setting])
     assert "optim.lr" in values
     assert override(baseline, values) == baseline
-    assert ("schedule.factor" in values) == (baseline.schedule.kind == "reduce_on_drop")
+    reduces = baseline.schedule.kind == "reduce_on_drop" and name != "finetune"
+    assert ("schedule.factor" in values) == reduces
 
 
 def test_a_space_is_found_by_path_and_by_name(tmp_path: Path) -> None:
