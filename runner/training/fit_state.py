@@ -19,7 +19,7 @@ from runner.evaluation.metrics import Scores
 from runner.features.sources import SplitFeatures
 from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import LabeledFeatures
-from runner.training.results import EpochResult, best_epoch, epochs_without_gain
+from runner.training.results import EpochResult, best_epoch, is_out_of_patience
 from runner.training.snapshot import Snapshot, restoring
 from runner.training.solvers.solve import Solution
 from runner.training.step import TrainStep
@@ -110,12 +110,8 @@ class FitState:
 
         All processes call it together; rank 0's scores decide. Returns whether the learning rate was reduced.
         """
-        settings = self.experiment.train
         scores = [*(epoch.val for epoch in self.history), val]
-        is_stale = (
-            bool(settings.patience)
-            and epochs_without_gain(scores, settings.watched_metric) >= settings.patience
-        )
+        is_stale = is_out_of_patience(scores, self.experiment.train)
         # First: it fails where another process is gone, and then the epoch is not validated yet in the snapshot.
         hits, is_stale = broadcast_object_list([(hits, is_stale)])[0]
         lr = self.train_step.lr

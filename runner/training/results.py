@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runner.config.train_schema import TrainConfig
 from runner.evaluation.metrics import METRICS, Scores
 from runner.evaluation.predictions import Predictions
 
@@ -96,6 +97,18 @@ def is_best(scores: Scores, history: Sequence[EpochResult], metric: str) -> bool
 def is_better(scores: Scores, than: Scores, metric: str) -> bool:
     """Whether scores are better by a metric, or as good with a lower loss."""
     return _quality(scores, metric) > _quality(than, metric)
+
+
+def is_out_of_patience(scores: Sequence[Scores], settings: TrainConfig) -> bool:
+    """Whether `train.patience` ends the training.
+
+    Args:
+        scores: Validation scores of all epochs.
+        settings: The patience and what it watches.
+    """
+    if not settings.patience:
+        return False
+    return epochs_without_gain(scores, settings.watched_metric) >= settings.patience
 
 
 def epochs_without_gain(scores: Sequence[Scores], metric: str) -> int:

@@ -14,7 +14,7 @@ from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK, compute_scores
 from runner.models.transfer_model import TransferModel
 from runner.training.divergence import check_finite, step_diverged
-from runner.training.results import EpochResult, epochs_without_gain, is_best
+from runner.training.results import EpochResult, is_best, is_out_of_patience
 from runner.training.stacked.stack import Batch, HeadStack
 
 
@@ -132,10 +132,7 @@ class StackTrainer:
         check_finite("validation", scores["loss"], epoch, lr)
         before = self.stack.lr(head)
         ends = self.stack.end_epoch(head, scores.hits1) or epoch + 1 == experiment.train.max_epochs
-        settings = experiment.train
-        known = [*(each.val for each in member.history), scores]
-        if settings.patience and epochs_without_gain(known, settings.watched_metric) >= settings.patience:
-            ends = True
+        ends = ends or is_out_of_patience([*(each.val for each in member.history), scores], experiment.train)
         result = EpochResult(
             number=epoch + 1,
             train_loss=train_loss,
