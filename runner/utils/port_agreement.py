@@ -41,7 +41,7 @@ def agree_on_port(task: ClusterTask, timeout: float) -> int:
     Raises `UserError` if they cannot be reached.
     """
     ports = candidate_ports(task.step)
-    notice = threading.Timer(NOTICE, _say, [f"runner: waiting up to {timeout:.0f} s for {task.others} …"])
+    notice = threading.Timer(NOTICE, _say, [f"note: waiting up to {timeout:.0f} s for {task.others} …"])
     notice.daemon = True
     notice.start()
     try:
