@@ -35,11 +35,8 @@ MEASURED = {"ask_seconds": 0.054, "ask_seconds_per_running_trial": 0.0044}
 GPU = 2_492.0
 """Images per second of a worker with an H100; see `Cluster.extraction`."""
 GPU_RUN = LeaseSettings(images_per_second=GPU)
-REMEDIED = replace(
-    GPU_RUN, reads_each_shard=False, reads_each_claim=False, max_splits=13, rounds_by_images=True
-)
-"""With one index of all shards, claims that are read by listing them, eight times as many parts, and as many of them at
-once as their images allow."""
+REMEDIED = replace(GPU_RUN, reads_each_shard=False, reads_each_claim=False, max_splits=13)
+"""With one index of all shards, claims that are read by listing them, and eight times as many parts."""
 
 
 def lease_scenarios(seed: int) -> dict[str, LeaseSettings]:
@@ -50,11 +47,9 @@ def lease_scenarios(seed: int) -> dict[str, LeaseSettings]:
         )
         for workers in (8, 64, 512, 1_000)
     }
-    dying = replace(scenarios["64 GPU workers"], deaths_per_host_hour=30.0)
     many = replace(REMEDIED, images=int(100 * GPU * 1_000))
     scenarios |= {
-        "64 GPU workers, hosts die": dying,
-        "64 GPU workers, hosts die, rounds by images": replace(dying, rounds_by_images=True),
+        "64 GPU workers, hosts die": replace(scenarios["64 GPU workers"], deaths_per_host_hour=30.0),
         "64 GPU workers, hosts freeze": replace(scenarios["64 GPU workers"], freezes_per_host_hour=30.0),
         "1000 CPU workers": LeaseSettings(),
         "1000 GPU workers, remedied": many,

@@ -45,9 +45,6 @@ class LeaseSettings:
     """Whether each worker reads the header of each new shard; else one file is the index of all."""
     reads_each_claim: bool = True
     """Whether each worker opens the claim of each other; else the listing tells what is claimed and when."""
-    rounds_by_images: bool = False
-    """Whether a worker judges by the seconds of an image how many parts it claims at once; else by those of a part,
-    also if only a few images of the last ones were missing."""
     seed: int = 0
 
     @property

@@ -62,8 +62,8 @@ class _Worker:
     """What it has claimed."""
     seen: int = 0
     """Shards whose headers it has read."""
-    part_seconds: float | None = None
-    """Seconds that a part took in the last round."""
+    image_seconds: float | None = None
+    """Seconds that an image took in the last round."""
     idle_since: float = math.inf
     """When it first found nothing to claim."""
 
@@ -154,14 +154,13 @@ class LeaseSimulation:
                 spent = yield from self._spend(worker, shard / settings.images_per_second)
                 self.result.computed += spent * settings.images_per_second
                 if spent < shard / settings.images_per_second:
-                    worker.parts, worker.seen, worker.part_seconds = [], 0, None
+                    worker.parts, worker.seen, worker.image_seconds = [], 0, None
                     worker.life += 1
                     return
                 position += shard
                 self._store(number, position)
                 done += shard
-        parts = done / part.images if settings.rounds_by_images and done else len(own)
-        worker.part_seconds = max(1e-3, (self.simulation.now - start) / parts)
+        worker.image_seconds = (self.simulation.now - start) / done if done else None
 
     def _spend(self, worker: _Worker, seconds: float) -> Generator[Wait, None, float]:
         """Compute for so long; pauses while the host is frozen. Returns less if the host died after that time."""
@@ -226,11 +225,13 @@ class LeaseSimulation:
 
     def _choose(self, worker: _Worker) -> list[int]:
         """Parts that a worker tries to claim."""
-        count, start = 1, self.random.randrange(len(self.parts))
-        if worker.part_seconds is not None:
-            # Claims of complete parts are about to be given up.
-            few = (len(self.visible) - len(self.claims)) // 4
-            count = max(1, min(few, int(work_sharing.ROUND_SECONDS / worker.part_seconds)))
+        start = self.random.randrange(len(self.parts))
+        # Claims of complete parts are about to be given up.
+        count = max(0, len(self.visible) - len(self.claims))
+        images = self.settings.images / len(self.parts)
+        holders = len({claim.token for claim in self.claims.values()})
+        limit = work_sharing.images_at_once(count * images, holders, worker.image_seconds)
+        count = max(1, int(limit / images + 1e-9))
         if len(self.visible) < MANY:
             free: Iterable[int] = self.visible - self.claims.keys()
             free = sorted(free, key=lambda number: (number < start, number))

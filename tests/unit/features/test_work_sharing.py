@@ -100,6 +100,31 @@ def test_rounds_stay_small_where_computing_is_slow(tmp_path: Path) -> None:
     assert len(rounds) == 8, "a part each"
 
 
+@pytest.mark.parametrize(
+    ("free", "others", "seconds_per_image", "expected"),
+    [
+        (1000, 0, None, 0),
+        (1000, 0, 0.01, 500),
+        (1000, 3, 0.01, 125),
+        (1000, 0, 0.1, 200),
+        (400, 0, 0.01, 400),
+        (400, 9, 0.01, 400),
+        (0, 0, 1.0, 0),
+    ],
+    ids=["one part", "half", "half of a share", "20 s", "the last 5 s", "the last 5 s, of many", "none"],
+)
+def test_images_of_a_round(free: int, others: int, seconds_per_image: float | None, expected: float) -> None:
+    assert work_sharing.images_at_once(free, others, seconds_per_image) == pytest.approx(expected)
+
+
+def test_few_images_of_nearly_complete_parts_say_little_of_a_part() -> None:
+    """The last round took 5 s for 10 images; a part of 1,000 images takes 500 s."""
+    free = dict.fromkeys(range(8), 1000)
+    assert work_sharing._parts_at_once(free, others=0, seconds_per_image=0.5) == [0]
+    assert work_sharing._parts_at_once(free, others=0, seconds_per_image=0.005) == [0, 1, 2, 3]
+    assert work_sharing._parts_at_once({}, others=0, seconds_per_image=0.5) == []
+
+
 class TestADeadOwner:
     @pytest.fixture(autouse=True)
     def claim(self, tmp_path: Path) -> Path:
