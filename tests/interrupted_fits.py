@@ -147,7 +147,7 @@ def without_times(history: Sequence[EpochResult]) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
+def signals_interrupt() -> Iterator[None]:
     """Signals raise `Interrupted` within the block, as in a command."""
     handlers = {number: signal.getsignal(number) for number in stop_signals()}
     interrupt_on_signals()
@@ -203,7 +203,7 @@ class Training:
             callbacks.append(SnapshotCallback(folder, settings, resume_from=resume_from, is_branch=branch))
         train, val = (LabeledFeatures(load, views.labels) for load in (views.train, views.val))
         history, error = epochs.history, None
-        with _signals_interrupt():
+        with signals_interrupt():
             try:
                 data = FitData(train, val, batch_size=8)
                 history = fit(self.experiment, self.model, data, self.accelerator, callbacks)

@@ -13,7 +13,7 @@ from runner.utils.text import printable
 DESCRIPTION = """\
 Train for some steps while the learning rate grows from --from to --to, draw the loss, and suggest a tenth of the rate
 at which it is least (Smith's learning-rate range test). Other words name images and settings, as for train. No run is
-recorded, and no model is kept; features are cached as usual.
+recorded, and no model is kept; features are cached as usual. Of train.stages, the first one is tried.
 """
 
 
@@ -35,13 +35,13 @@ def main(argv: Sequence[str]) -> int:
 
     from runner.config.parser import parse
     from runner.training import devices
-    from runner.training.lr_finder import find_lr
+    from runner.training.lr_finder import find_lr, of_first_stage
     from runner.training.run import fit_data
     from runner.training.run_names import run_name
     from runner.training.setup import prepare
     from runner.utils.console import Terminal
 
-    experiment, _ = parse(words, prog="runner lr-find")
+    experiment = of_first_stage(parse(words, prog="runner lr-find")[0])
     accelerator = devices.create_accelerator(experiment)
     terminal = Terminal()
     setup = prepare(experiment, accelerator, terminal)

@@ -36,6 +36,7 @@ OF_STEPS = (
     "nonfinite",
     "patience",
     "average",
+    "stages",
     "mixup",
     "cutmix",
     "monitor",
@@ -63,6 +64,8 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle.add("train.swa_start")
     if not experiment.train.patience:
         idle.add("train.monitor")
+    if not experiment.train.stages:
+        idle.add("train.stages")
     if head == "classifier":
         idle |= {"model.pool", "model.pooled_layers"}
     if head == "linear":

@@ -129,6 +129,8 @@ def _words(kind: Any) -> Sequence[str]:
     if origin is tuple:
         item, bounds = _plain(parts[0])
         count = "" if parts[-1] is Ellipsis else f"{len(parts)} "
+        if dataclasses.is_dataclass(item):
+            return [f"a list of {describe(item)}"]
         plural = {int: "whole numbers", float: "numbers", str: "words"}[item]
         return [f"a list of {count}{plural}{_range(bounds)}"]
     if origin is dict:

@@ -18,6 +18,7 @@ from runner.config.protocols import without_decided
 from runner.config.reference import commented_yaml, help_text
 from runner.config.repeat import Over, Repeat
 from runner.config.schema import Experiment
+from runner.config.stages import follow_stages
 from runner.config.tree import from_tree, put, setting_in, unknown, validated
 from runner.utils.command_line import CommandLineParser
 from runner.utils.errors import UserError
@@ -125,6 +126,8 @@ def parse(
     tree = for_network(tree, values)
     for name, value in values.items():
         put(tree, name, value)
+    if "train.stages" in values:
+        tree = follow_stages(tree, values)
     if options.get("smoke"):
         put(tree, "tracking.register", False)
     experiment = from_tree(tree)

@@ -30,7 +30,7 @@ from runner.config.fields import (
     setting,
 )
 from runner.config.protocols import check_protocol
-from runner.config.train_schema import OptimConfig, ScheduleConfig, TrainConfig
+from runner.config.train_schema import OptimConfig, ScheduleConfig, TrainConfig, TrainStage
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,12 @@ class Experiment:
     def __post_init__(self) -> None:
         check_protocol(self.split.protocol, "train", self.train)
         self._check_solver()
+        stages = self.train.stages
+        if stages and stages[-1].trainable != self.model.trainable:
+            raise ValueError(
+                f"the last stage of train.stages trains {stages[-1].trainable}, but model.trainable is"
+                f" {self.model.trainable}; leave model.trainable out, or let them be the same"
+            )
         data = self.data
         if "root" in DATASETS.find(data.kind).uses and data.root is None and data.table is None:
             raise ValueError(f"data.kind={data.kind} needs data.root, the folder of the images")
@@ -198,6 +204,11 @@ class Experiment:
             raise ValueError(
                 f"{names} need model.head=pooled or linear: the backbone's own classifier has a fixed number of inputs"
             )
+
+    @property
+    def stages(self) -> tuple[TrainStage, ...]:
+        """`train.stages`, or all epochs as one stage."""
+        return self.train.stages or (TrainStage(self.train.max_epochs, self.model.trainable),)
 
     def _check_solver(self) -> None:
         solver = self.train.solver

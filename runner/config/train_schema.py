@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -76,11 +77,27 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class TrainStage:
+    """Epochs in which the same layers train."""
+
+    epochs: PositiveInt
+    trainable: str
+    """As model.trainable."""
+    lr: PositiveFloat | None = None
+    """Instead of optim.lr."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
 
     epochs: PositiveInt = 30
     """Maximum number of epochs."""
+    stages: tuple[TrainStage, ...] = ()
+    """Gradual unfreezing: layers that train in the first epochs, then more of them, as [{epochs: 5, trainable: head},
+    {epochs: 10, trainable: last:1, lr: 1e-4}]. Each stage has a schedule of its own, and its own learning rate if it
+    gives one. model.trainable and train.epochs follow the stages if they are not given. Training can stop early only in
+    the last stage. Empty: model.trainable trains from the start."""
     batch_size: PositiveInt = setting(64, unit="images")
     """Images per optimizer step, over all processes."""
     accumulate: PositiveInt = 1
@@ -140,6 +157,11 @@ class TrainConfig:
     timeout: Minutes = setting(30.0, unit="min", changes_results=False)
     """How long processes wait for one that hangs; where one scans images or computes features, 6 hours at least."""
 
+    def stage_of(self, epoch: int) -> int:
+        """The stage that an epoch, from 0, belongs to; the last one for epochs after all."""
+        ends = itertools.accumulate(stage.epochs for stage in self.stages[:-1])
+        return sum(epoch >= end for end in ends)
+
     @property
     def watched_metric(self) -> str:
         """The metric that `patience` watches."""
@@ -172,6 +194,14 @@ class TrainConfig:
                     f"train.{name} does not go with train.{other}: a mixed image has two labels, and so no weight of"
                     " its own; leave one of them out"
                 )
+        if self.stages and (total := sum(stage.epochs for stage in self.stages)) != self.epochs:
+            relation = "exceed" if total > self.epochs else "do not reach"
+            raise ValueError(
+                f"the stages of train.stages have {total} epochs together, which {relation} train.epochs"
+                f" ({self.epochs}); set train.epochs={total}, or change the stages"
+            )
+        if self.stages and self.solver != "gradient":
+            raise ValueError(f"train.stages needs train.solver=gradient; it is {self.solver}")
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"train.accumulate ({self.accumulate}) must not be greater than train.batch_size ({self.batch_size})"

@@ -12,6 +12,7 @@ from runner.config.architecture import for_network, with_usual_values
 from runner.config.metadata import groups, table
 from runner.config.protocols import with_protocol
 from runner.config.schema import Experiment
+from runner.config.stages import follow_stages
 from runner.utils.errors import UserError
 from runner.utils.safe_yaml import dump_yaml
 from runner.utils.text import did_you_mean, one_line, valid_unicode
@@ -50,12 +51,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def from_tree(tree: Mapping[str, Any]) -> Experiment:
-    """The experiment of a tree; what it lacks is as its `split.protocol` and `model.arch` say, or the default.
+    """The experiment of a tree; what it lacks is as its `split.protocol`, `model.arch` and `train.stages` say, or the
+    default.
 
     Raises `UserError` for an unknown setting, a value of the wrong type or out of range, or a combination of
     settings that cannot work.
     """
-    return validated(Experiment, with_usual_values(with_protocol(tree)))
+    return validated(Experiment, follow_stages(with_usual_values(with_protocol(tree))))
 
 
 def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
@@ -66,7 +68,7 @@ def override(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
         if name not in table():
             raise UserError(f"{unknown(name, [*table()])}.")
         put(tree, name, value)
-    return from_tree(tree)
+    return from_tree(follow_stages(tree, values) if "train.stages" in values else tree)
 
 
 def put(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -75,6 +75,9 @@ class MissingFeatures:
         )
 
 
+NOTHING = MissingFeatures(0, 0, 0)
+
+
 @dataclass
 class FeatureCache:
     """The features of a manifest's images for one model.
@@ -123,6 +126,10 @@ class FeatureCache:
         self._storage.in_memory.shrink(self._storage.memory_bytes)
         return InMemorySource(table.rows, indices, self.accelerator.device)
 
+    def at(self, extractor: FeatureExtractor) -> FeatureCache:
+        """The features that another part of the same model computes of the same images, with the same statistics."""
+        return dataclasses.replace(self, extractor=extractor)
+
     def of(self, manifest: Manifest) -> FeatureCache:
         """The features of another manifest's images, with the same stores, and statistics of their own."""
         other = dataclasses.replace(self, manifest=manifest, stats=CacheStats())
@@ -137,7 +144,7 @@ class FeatureCache:
 
     def missing(self, wanted: SplitViews) -> MissingFeatures:
         """What has to be computed for splits and views."""
-        missing = MissingFeatures(0, 0, 0)
+        missing = NOTHING
         if self.stored:
             for split, view in wanted:
                 missing += self._missing(len(self.extractor.stages) - 1, self.manifest.select(split), view)
@@ -156,8 +163,12 @@ class FeatureCache:
             missing += self._missing(input_stage, entries, view)
         return missing
 
-    def reserve_space(self, wanted: SplitViews) -> MissingFeatures:
+    def reserve_space(self, wanted: SplitViews, beside: MissingFeatures = NOTHING) -> MissingFeatures:
         """Make room for what has to be computed for splits and views; every process calls this together.
+
+        Args:
+            wanted: Splits and views.
+            beside: What other parts of the model have to compute as well.
 
         Returns the same on each: the most that any process has to compute where its cache is. Raises `UserError`, also
         on each, if there is not enough room for it, or if hosts do not share a cache that they must share.
@@ -165,7 +176,7 @@ class FeatureCache:
         problem = ""
         if self.stored and self._storage.shared is True:
             self._stages.hosts.require_one_cache(self._storage.root)
-        missing = self.missing(wanted)
+        missing = self.missing(wanted) + beside
         if self.storage is not None and self.accelerator.is_local_main_process:
             try:
                 eviction.ensure_space(self.storage.root, missing.bytes, self.storage.max_bytes, self.terminal)
@@ -176,12 +187,9 @@ class FeatureCache:
             raise UserError(problems[0])
         return max((missing for missing, _ in gathered), key=lambda work: (work.images, work.features))
 
-    def disk_bytes(self) -> int:
-        """Bytes on disk of the stores that were used."""
-        if self.storage is None:
-            return 0
-        used = self._stages.folders()
-        return sum(store.bytes for store in eviction.list_stores(self.storage.root) if store.folder in used)
+    def folders(self) -> set[Path]:
+        """Folders of the stores that were used."""
+        return self._stages.folders() if self.stored else set()
 
     def _rows_of(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """The indices of a split's images in the manifest, and their digests."""

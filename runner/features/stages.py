@@ -6,7 +6,7 @@ Features that a store lacks are computed by all processes of a launch that see t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,6 +53,10 @@ class CacheStats:
     compute_seconds: float = 0.0
     served_seconds: float = 0.0
     """What `compute_seconds` would be if every served feature had been computed."""
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Continue with the values that a snapshot has."""
+        vars(self).update(vars(CacheStats(**values)))
 
     def metrics(self) -> dict[str, float]:
         """The metrics system/features/…, as they are logged."""

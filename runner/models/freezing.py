@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
+from runner.config.train_schema import TrainStage
 from runner.portable.model import LayeredModel, is_within
 from runner.utils.errors import UserError
 from runner.utils.text import counted, did_you_mean, one_line
@@ -15,12 +18,13 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 """timm's subclasses contain an activation module; they are still no blocks."""
 
 
-def first_trainable(model: LayeredModel, trainable: str) -> int:
+def first_trainable(model: LayeredModel, trainable: str, setting: str = "model.trainable") -> int:
     """Index of the first layer that trains; those after it train, too.
 
     Args:
         model: With its head.
         trainable: head, all, last:K for the last K blocks of the backbone and the head, or the name of a module.
+        setting: Where it is given, for messages.
 
     Raises `UserError` if there is no such layer, or if it has no weights.
     """
@@ -30,8 +34,8 @@ def first_trainable(model: LayeredModel, trainable: str) -> int:
         starts = block_starts(model)
         if (count := int(last[1])) > len(starts):
             raise UserError(
-                f"model.trainable is {trainable}, but the backbone has {counted(len(starts), 'block')};"
-                " set model.trainable=all to train it as a whole."
+                f"{setting} is {trainable}, but the backbone has {counted(len(starts), 'block')};"
+                " use all to train it as a whole."
             )
         return starts[-count]
     weighted = [index for index in range(model.depth) if model.layer_parameters(index)]
@@ -40,11 +44,23 @@ def first_trainable(model: LayeredModel, trainable: str) -> int:
     if first is None:
         names = [model.layer_names[index] for index in weighted]
         raise UserError(
-            f"model.trainable is {one_line(trainable, 100)!r}, which is no layer with weights"
+            f"{setting} is {one_line(trainable, 100)!r}, which is no layer with weights"
             f"{did_you_mean(start[:100], names)};"
             f" it takes head, all, last:1, or a layer such as {names[len(names) // 2]}."
         )
     return first
+
+
+def check_stages(model: LayeredModel, stages: Sequence[TrainStage]) -> None:
+    """Raise `UserError` unless each stage trains at least the layers of the one before it."""
+    starts = [first_trainable(model, stage.trainable, "trainable in train.stages") for stage in stages]
+    for index, (before, start) in enumerate(pairwise(starts)):
+        if start > before:
+            raise UserError(
+                f"train.stages: stage {index + 2} trains {stages[index + 1].trainable}, which is less than"
+                f" {stages[index].trainable} of the stage before it; each stage must train at least what the one before"
+                " it trains."
+            )
 
 
 def block_starts(model: LayeredModel) -> list[int]:

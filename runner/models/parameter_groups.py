@@ -18,23 +18,26 @@ OTHERS = "others"
 
 
 def parameter_groups(model: TransferModel, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer, the one with `optim.lr` first.
+    """Parameter groups for an optimizer of what trains now, the one with `optim.lr` first.
 
     Each has `params`, `lr`, `weight_decay` and a `name`, which several share if they differ in weight decay only.
 
-    Raises `UserError` for a group without trainable parameters of its own, and for a layer decay without blocks.
+    Raises `UserError` for a group without parameters of its own that ever train, and for a layer decay without blocks.
     """
     rates = {name: optim.lr * factor for name, factor in _factors(model, optim).items()} | optim.groups
     layer_of = _layer_names(model) if optim.layer_decay < 1 else {}
     members: dict[tuple[str, float], list[nn.Parameter]] = {}
+    trained, nonempty = model.trainable_state(), set()
     for name, parameter in model.named_parameters():
+        named = max((group for group in optim.groups if is_within(name, group)), key=len, default="")
+        if name in trained or parameter.requires_grad:
+            nonempty.add(named)
         if parameter.requires_grad:
-            named = max((group for group in optim.groups if is_within(name, group)), key=len, default="")
             decays = optim.decay_norm or parameter.ndim > 1
             group = named or layer_of.get(name, OTHERS)
             members.setdefault((group, optim.weight_decay if decays else 0.0), []).append(parameter)
     for name in optim.groups:
-        if not any(group == name for group, _ in members):
+        if name not in nonempty:
             raise UserError(
                 f"optim.groups names {name!r}, which has no trainable parameters of its own;"
                 f" model.trainable is {model.spec.trainable!r}."

@@ -97,7 +97,30 @@ class TransferModel(LayeredModel):
         self._allocate()
         replace_dropouts(self, training_seed)
         self.index_layers()
-        self._freeze()
+        self._can_train = [name for name, each in self.named_parameters() if each.requires_grad]
+        self.unfreeze(spec.trainable)
+        self._trained_layers = [index for index in range(self.depth) if self.layer_trains(index)]
+        """Those that train with `spec.trainable`."""
+        if not self.pools_last_only and self.split_index <= self.pooling_index:
+            raise UserError(
+                f"augment.scales, augment.tta and model.pooled_layers are for frozen convolutions, but model.trainable"
+                f" is {spec.trainable}; set model.trainable=head, or leave them out."
+            )
+        self.to(memory_format=torch.channels_last)
+
+    def unfreeze(self, trainable: str) -> None:
+        """Train the layers that `trainable` names, and those after them; freeze all before them.
+
+        The model keeps what `spec.trainable` says for `trainable_state`, which a checkpoint has: in an earlier stage of
+        a training fewer layers train. Raises `UserError` if there is no such layer, or if it has no weights.
+        """
+        first = first_trainable(self, trainable)
+        parameters = dict(self.named_parameters())
+        for name in self._can_train:
+            parameters[name].requires_grad_(True)
+        for index in range(first):
+            for parameter in self.layer_parameters(index):
+                parameter.requires_grad_(False)
         frozen = (index for index in range(self.depth) if not self.layer_trains(index))
         self._frozen_drop_paths = [
             part
@@ -108,12 +131,6 @@ class TransferModel(LayeredModel):
         ]
         self.split_index = self._find_split()
         """Number of layers in the frozen backbone, and index of the first layer after it."""
-        if not self.pools_last_only and self.split_index <= self.pooling_index:
-            raise UserError(
-                f"augment.scales, augment.tta and model.pooled_layers are for frozen convolutions, but model.trainable"
-                f" is {spec.trainable}; set model.trainable=head, or leave them out."
-            )
-        self.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> TransferModel:
         """As usual, except that frozen batch normalization and stochastic depth stay in evaluation mode.
@@ -154,13 +171,8 @@ class TransferModel(LayeredModel):
         return (Stage(0, end),) if end else ()
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Tensors of the layers that train, by name: parameters and batch statistics."""
-        trainable = {
-            name
-            for index in range(self.depth)
-            if self.layer_trains(index)
-            for name in self.layer_tensors(index)
-        }
+        """Tensors of the layers that train with `spec.trainable`, by name: parameters and batch statistics."""
+        trainable = {name for index in self._trained_layers for name in self.layer_tensors(index)}
         return {name: value for name, value in self.state_dict().items() if name in trainable}
 
     def frozen_state(self) -> dict[str, Tensor]:
@@ -175,12 +187,6 @@ class TransferModel(LayeredModel):
             return torch.empty_like(values, device="cpu") if values.is_meta else values
 
         self._apply(allocated)
-
-    def _freeze(self) -> None:
-        """Freeze all layers before the first one that `spec.trainable` names."""
-        for index in range(first_trainable(self, self.spec.trainable)):
-            for parameter in self.layer_parameters(index):
-                parameter.requires_grad_(False)
 
     def layer_trains(self, index: int) -> bool:
         """Whether a layer has parameters that train."""

@@ -27,7 +27,7 @@ from runner.study.trial_training import TrialGenerator, TrialTraining
 from runner.study.trials import RunningTrial
 from runner.tracking.tracker import Tracker
 from runner.training.results import EpochResult
-from runner.training.setup import SharedSetup, prepare, required_views
+from runner.training.setup import SharedSetup, prepare
 from runner.utils.cpu_share import all_cores
 from runner.utils.errors import UserError, user_message
 from runner.utils.heartbeat import Heartbeat
@@ -101,11 +101,12 @@ class TrialRunner:
         prefix = "/".join([*parts, ""]) if index else ""
         setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
         # The other workers wait for the features: all cores compute them.
-        needed = [(split, view) for split, view in required_views(experiment) if split != "test"]
-        if setup.features.reserve_space(needed).images and setup.features.stored:
-            with all_cores():
-                for split, view in needed:
-                    setup.features.get(split, view)
+        for features, wanted in setup.required_features:
+            needed = [(split, view) for split, view in wanted if split != "test"]
+            if features.reserve_space(needed).images and features.stored:
+                with all_cores():
+                    for split, view in needed:
+                        features.get(split, view)
         is_last = index + 1 == self.session.plan.trainings
         return TrialTraining(setup, tracker, prefix, self._report_epoch, is_last)
 

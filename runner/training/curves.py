@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,11 @@ def _draw(history: Sequence[EpochResult], curves: _Curves, path: Path) -> None:
     axes.set_ylabel(curves.label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
-    for name in history[0].group_lrs or [""]:
-        own = [epoch.group_lrs.get(name, epoch.lr) for epoch in history]
+    for index, name in enumerate(
+        dict.fromkeys(name for epoch in history for name in epoch.group_lrs) or [""]
+    ):
+        # The first group has the rate of the run; the others may begin to train later.
+        own = [epoch.group_lrs.get(name, math.nan if index else epoch.lr) for epoch in history]
         rates.plot(numbers, own, color=GRAY, drawstyle="steps-mid", label=name)
         if name:
             rates.annotate(

@@ -15,11 +15,11 @@ from runner.config.repeat import Repeat
 from runner.config.schema import Experiment
 from runner.data.images import NO_SPLIT, SPLITS
 from runner.data.transforms import EVALUATION_VIEW
-from runner.features.cache import MissingFeatures
+from runner.features.cache import NOTHING, FeatureCache, MissingFeatures
 from runner.models.dropout import set_dropout_batch
 from runner.models.pretrained import missing_download, named_normalization
 from runner.tracking.mlflow_server import tracking_server
-from runner.training.setup import Setup, prepare, required_views
+from runner.training.setup import Setup, prepare
 from runner.training.summary import describe_data, describe_model
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
@@ -62,9 +62,8 @@ def _with_random_weights(experiment: Experiment) -> Experiment:
 
 
 def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> None:
-    experiment, manifest, features = setup.experiment, setup.manifest, setup.features
-    views = required_views(experiment)
-    missing_images, missing_bytes = _missing(setup, views)
+    experiment, manifest = setup.experiment, setup.manifest
+    missing_images, missing_bytes = _missing(setup)
     counts, trainings = manifest.counts(), len(repeat.experiments(experiment))
     each = f", with {trainings} training seed{'s' * (trainings > 1)}"
     is_solved = experiment.train.solver != "gradient"
@@ -82,9 +81,11 @@ def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> No
         ),
         ("epochs", f"{epochs}{each}"),
     ]
-    if features.stored:
+    if any(features.stored for features in setup.stage_features):
         cache = cache_folder(experiment.cache)
-        train_views = sum(split == "train" for split, _ in views)
+        train_views = len(
+            {view for _, wanted in setup.required_features for split, view in wanted if split == "train"}
+        )
         size = format_bytes(missing_bytes)
         rows += [
             ("views", f"{train_views} of each training image, 1 of the others"),
@@ -103,36 +104,40 @@ def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> No
     terminal.key_values(f"{experiment.name}: nothing was run", rows)
 
 
-def _missing(setup: Setup, views: Sequence[tuple[str, int]]) -> tuple[int, int]:
+def _missing(setup: Setup) -> tuple[int, int]:
     """Images and views to compute, and their bytes; of a cross-validation for all folds."""
-    experiment, features, entries = setup.experiment, setup.features, setup.manifest.entries
+    experiment, entries = setup.experiment, setup.manifest.entries
     if not experiment.split.is_cross_validation:
-        missing = features.missing(views)
+        missing = setup.missing_features()
         return missing.images, missing.bytes
 
-    def of(split: str, chosen: np.ndarray, views: Sequence[int]) -> MissingFeatures:
+    def of(features: FeatureCache, split: str, chosen: np.ndarray, views: Sequence[int]) -> MissingFeatures:
         splits = np.where(chosen, SPLITS.index(split), NO_SPLIT).astype(np.int8)
         manifest = dataclasses.replace(setup.manifest, entries=dataclasses.replace(entries, splits=splits))
         return features.of(manifest).missing([(split, view) for view in views])
 
     # Each image is in the fold once, and trained on in the other folds, but for those of a fixed test split.
-    all_images = np.ones(len(entries), bool)
-    every = of("val", all_images, [EVALUATION_VIEW])
+    all_images, missing = np.ones(len(entries), bool), NOTHING
     is_trained = entries.splits != SPLITS.index("test") if setup.manifest.fold == "val" else all_images
-    trained = of("train", is_trained, [view for _, view in views if view != EVALUATION_VIEW])
+    for features, wanted in setup.required_features:
+        missing += of(features, "val", all_images, [EVALUATION_VIEW])
+        views = [view for _, view in wanted if view != EVALUATION_VIEW]
+        missing += of(features, "train", is_trained, views)
     divisions = (experiment.split.folds or 1) if experiment.model.normalize == "statistics" else 1
-    return divisions * (every.images + trained.images), divisions * (every.bytes + trained.bytes)
+    return divisions * missing.images, divisions * missing.bytes
 
 
 def _time(setup: Setup, seeds: int, missing_images: int) -> str:
     """Estimated time of all epochs, and the part of it that the frozen backbone takes."""
     experiment, images = setup.experiment, setup.manifest.counts()
     rounds = seeds * experiment.train.max_epochs
-    steps = rounds * math.ceil(images["train"] / experiment.train.batch_size)
-    step_seconds = steps * _step_seconds(setup)
-    if not setup.model.split_index:
+    steps = seeds * math.ceil(images["train"] / experiment.train.batch_size)
+    step_seconds = sum(
+        stage.epochs * steps * _step_seconds(setup, number) for number, stage in enumerate(experiment.stages)
+    )
+    if not any(features.extractor.stages for features in setup.stage_features):
         return f"about {format_duration(step_seconds)}, without validation: all layers train"
-    if not setup.features.stored:
+    if not experiment.features.store:
         missing_images = rounds * (images["train"] + images["val"]) + seeds * images["test"]
     rate = _backbone_rate(setup) * setup.accelerator.num_processes
     backbone = missing_images / rate
@@ -162,11 +167,12 @@ def _backbone_rate(setup: Setup) -> float:
     return setup.batch_size / _seconds(lambda: setup.features.extractor(images).sum().item())
 
 
-def _step_seconds(setup: Setup) -> float:
-    """Seconds of a forward and backward pass of the trainable part, on this process's share of a batch."""
+def _step_seconds(setup: Setup, stage: int) -> float:
+    """Seconds of a forward and backward pass of what trains in a stage, on this process's share of a batch."""
     model, accelerator = setup.model, setup.accelerator
+    model.unfreeze(setup.experiment.stages[stage].trainable)
     count = max(1, setup.experiment.train.batch_size // accelerator.num_processes)
-    shape, dtype = setup.features.feature_shape()
+    shape, dtype = setup.stage_features[stage].feature_shape()
     features = torch.zeros(count, *shape, dtype=dtype, device=accelerator.device)
 
     def step() -> None:

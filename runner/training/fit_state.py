@@ -114,15 +114,16 @@ class FitState:
         is_stale = is_out_of_patience(scores, self.experiment.train)
         # First: it fails where another process is gone, and then the epoch is not validated yet in the snapshot.
         hits, is_stale = broadcast_object_list([(hits, is_stale)])[0]
-        lr = self.train_step.lr
-        self.stopped_early = self.train_step.schedule.end_epoch(hits) or is_stale
-        self.epoch, self.epoch_lr, self.epoch_group_lrs = (
-            self.epoch + 1,
-            self.train_step.lr,
-            self.train_step.group_lrs,
-        )
-        self.train_step.sums.reset()
-        return self.train_step.lr < lr
+        step, lr = self.train_step, self.train_step.lr
+        ends = step.schedule.end_epoch(hits) or is_stale
+        lr_reduced = step.lr < lr
+        self.stopped_early = ends and step.stage + 1 == len(self.experiment.stages)
+        self.epoch += 1
+        if (stage := self.experiment.train.stage_of(self.epoch)) != step.stage:
+            step.start_stage(stage, step.optimizer.state)
+        self.epoch_lr, self.epoch_group_lrs = step.lr, step.group_lrs
+        step.sums.reset()
+        return lr_reduced
 
     def record(self, result: EpochResult) -> None:
         """Add a finished epoch to the history."""
@@ -175,6 +176,8 @@ class FitState:
         """
         with restoring():
             values = snapshot.values
+            if (stage := self.experiment.train.stage_of(snapshot.epoch)) != self.train_step.stage:
+                self.train_step.start_stage(stage)
             self.history = saved_history(snapshot)
             self._restore_weights(snapshot.tensors_under("trainable"))
             self.epoch, self.train_step.skipped = snapshot.epoch, values["skipped_steps"]

@@ -76,6 +76,19 @@ class LRCurve:
         save_figure(figure, path)
 
 
+def of_first_stage(experiment: Experiment) -> Experiment:
+    """The experiment with the first stage of its training alone."""
+    if not experiment.train.stages:
+        return experiment
+    first = experiment.train.stages[0]
+    return dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(experiment.model, trainable=first.trainable),
+        optim=dataclasses.replace(experiment.optim, lr=first.lr or experiment.optim.lr),
+        train=dataclasses.replace(experiment.train, stages=(), epochs=first.epochs),
+    )
+
+
 def find_lr(
     setup: Setup,
     data: FitData,
@@ -104,7 +117,7 @@ def find_lr(
     first, last = bounds
     labels = torch.tensor(data.train.labels)
     step = TrainStep(_with_constant_rate(experiment), setup.model, labels, setup.accelerator)
-    factors = [group["lr"] / experiment.optim.lr for group in step.optimizer.param_groups]
+    factors = [group["lr"] / step.lr for group in step.optimizer.param_groups]
     rates: list[float] = []
     losses: list[float] = []
     try:

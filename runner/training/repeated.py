@@ -26,13 +26,14 @@ from runner.tracking.interrupted_runs import STATE_FOLDER, RunRecord, resolved_s
 from runner.tracking.sessions import TrackingSession, reproduced_run
 from runner.tracking.tracker import Tracker
 from runner.training import devices, fold_results, run, summary
+from runner.training.build_model import check_model
 from runner.training.error_translation import translate_errors
 from runner.training.fold_results import FoldStore
 from runner.training.preflight import check_workers, warn_about_images, warn_about_statistics
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint, resolve_child
 from runner.training.run_names import run_name
-from runner.training.setup import SharedSetup, check_model, prepare, required_views
+from runner.training.setup import SharedSetup, prepare
 from runner.training.side_by_side import train_side_by_side
 from runner.training.spread import Results
 from runner.utils.atomic_files import write_text
@@ -167,14 +168,14 @@ class _RepeatedTraining:
         """Compute what the store lacks on all cores, before each worker has a share of them."""
         experiment = self.runs[0][0]
         shared = dataclasses.replace(self.shared, in_memory=InMemoryFeatures(), features={})
-        features = prepare(experiment, self.accelerator, self.terminal, shared).features
-        wanted = required_views(experiment)
-        if experiment.split.folds is not None:  # in other folds, each image is one to train on
-            wanted = list({(split, view): None for split in SPLITS for _, view in wanted})
-        if features.stored and features.reserve_space(wanted).images:
-            for split, view in wanted:
-                features.get(split, view)
-            self.parent.log_metrics(features.stats.metrics())
+        setup = prepare(experiment, self.accelerator, self.terminal, shared)
+        for features, wanted in setup.required_features:
+            if experiment.split.folds is not None:  # in other folds, each image is one to train on
+                wanted = list({(split, view): None for split in SPLITS for _, view in wanted})
+            if features.stored and features.reserve_space(wanted).images:
+                for split, view in wanted:
+                    features.get(split, view)
+                self.parent.log_metrics(features.stats.metrics())
 
     def _count_finished(self) -> int:
         assert self.state is not None  # noqa: S101 (for types: only rank 0 counts)

@@ -100,7 +100,7 @@ def is_better(scores: Scores, than: Scores, metric: str) -> bool:
 
 
 def is_out_of_patience(scores: Sequence[Scores], settings: TrainConfig) -> bool:
-    """Whether `train.patience` ends the training.
+    """Whether `train.patience` ends the training; only epochs of the last stage count.
 
     Args:
         scores: Validation scores of all epochs.
@@ -108,7 +108,8 @@ def is_out_of_patience(scores: Sequence[Scores], settings: TrainConfig) -> bool:
     """
     if not settings.patience:
         return False
-    return epochs_without_gain(scores, settings.watched_metric) >= settings.patience
+    of_last_stage = len(scores) - sum(stage.epochs for stage in settings.stages[:-1])
+    return min(of_last_stage, epochs_without_gain(scores, settings.watched_metric)) >= settings.patience
 
 
 def epochs_without_gain(scores: Sequence[Scores], metric: str) -> int:

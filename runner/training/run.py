@@ -27,7 +27,7 @@ from runner.training.fit_data import FitData, LabeledFeatures
 from runner.training.loop import fit
 from runner.training.results import EpochResult, RunResult
 from runner.training.resume import ResumePoint, check_same_data, data_identity
-from runner.training.setup import Setup, SharedSetup, prepare, required_views
+from runner.training.setup import Setup, SharedSetup, prepare
 from runner.training.summary import print_start
 from runner.utils.console import Terminal
 
@@ -70,7 +70,7 @@ def train(
 
         tracking = TrackingCallback(setup, tracker)
         tracking.log_start(start)
-        print_start(setup, setup.features.reserve_space(required_views(experiment)), terminal)
+        print_start(setup, setup.reserve_space(), terminal)
         record.resolve(setup.experiment, identity["manifest"], identity["weights"])
         checkpoints = CheckpointCallback(setup, tracker, frozen)
         callbacks: list[Callback] = [checkpoints, tracking, ConsoleCallback(terminal)]
@@ -105,12 +105,14 @@ def fit_setup(setup: Setup, callbacks: Sequence[Callback], terminal: Terminal) -
 
 def fit_data(setup: Setup) -> FitData:
     """The training and the validation split of a setup."""
-    experiment, manifest, features = setup.experiment, setup.manifest, setup.features
+    views, manifest = setup.experiment.augment.views, setup.manifest
     train = LabeledFeatures(
-        lambda epoch: features.get("train", view_of_epoch(epoch, experiment.augment.views)),
+        lambda epoch: setup.features_at(epoch).get("train", view_of_epoch(epoch, views)),
         manifest.labels("train"),
     )
-    val = LabeledFeatures(lambda epoch: features.get("val", EVALUATION_VIEW), manifest.labels("val"))
+    val = LabeledFeatures(
+        lambda epoch: setup.features_at(epoch).get("val", EVALUATION_VIEW), manifest.labels("val")
+    )
     return FitData(train, val, setup.batch_size, setup.products)
 
 

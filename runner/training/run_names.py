@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from runner.config.schema import Experiment
 from runner.data.manifest import Manifest
+from runner.utils.text import counted
 
 
 def run_name(experiment: Experiment) -> str:
@@ -27,6 +28,10 @@ def run_description(experiment: Experiment, manifest: Manifest) -> str:
     heads = {"classifier": "its own classifier", "linear": "a linear head on its features"}
     head = heads.get(model.head, "a new head on its features")
     what = "the head is trained" if model.trainable == "head" else f"trained: {model.trainable}"
+    if train.stages:
+        what = "trained: " + ", then ".join(
+            f"{stage.trainable} ({counted(stage.epochs, 'epoch')})" for stage in train.stages
+        )
     views = experiment.augment.views
     how = f"Up to {train.epochs} epochs of {optim.name} at {_short(optim.lr)}, batches of {train.batch_size}"
     if train.solver != "gradient":

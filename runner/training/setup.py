@@ -8,23 +8,24 @@ import functools
 import gc
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from accelerate import Accelerator
 
-from runner.config.schema import Experiment, Normalization
-from runner.data.channel_stats import channel_statistics
+from runner.config.schema import Experiment
 from runner.data.loader import ImageLoader
 from runner.data.manifest import Manifest, ScannedImages, scan_dataset
 from runner.data.transforms import EVALUATION_VIEW, ViewTransform, view_of_epoch
 from runner.evaluation.inference import Inference
-from runner.features.cache import FeatureCache, FeatureStorage
+from runner.features import eviction
+from runner.features.cache import NOTHING, FeatureCache, FeatureStorage, MissingFeatures, SplitViews
 from runner.features.eviction import feature_root
 from runner.features.extractor import FeatureExtractor
 from runner.features.in_memory import InMemoryFeatures
 from runner.models import pretrained
-from runner.models.pretrained import PretrainedWeights
-from runner.models.transfer_model import ModelSpec, TransferModel
+from runner.models.transfer_model import TransferModel
 from runner.training import devices, hosts
+from runner.training.build_model import build_model, normalization_of
 from runner.training.preflight import warn_about_images
 from runner.training.solvers.memory import check_memory
 from runner.training.solvers.products import KeptProducts
@@ -32,7 +33,6 @@ from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.long_wait import long_wait
-from runner.utils.paths import cache_folder
 
 GIB = 2**30
 MOST_SHARED = 2
@@ -48,10 +48,52 @@ class Setup:
     manifest: Manifest
     model: TransferModel
     features: FeatureCache
+    """With `model.trainable`: those of the last stage of training, and of the test."""
     loader: ImageLoader
     accelerator: Accelerator
     products: KeptProducts | None = None
     """Those of features that solvers of other trainings had; None: they are not kept."""
+    earlier_features: tuple[FeatureCache, ...] = ()
+    """Those of earlier stages of training, if there are any."""
+
+    @property
+    def stage_features(self) -> tuple[FeatureCache, ...]:
+        """The features of each stage of training."""
+        return (*self.earlier_features, self.features)
+
+    def features_at(self, epoch: int) -> FeatureCache:
+        """The features that an epoch, from 0, trains on."""
+        return self.stage_features[self.experiment.train.stage_of(epoch)]
+
+    @property
+    def required_features(self) -> list[tuple[FeatureCache, SplitViews]]:
+        """The features that a run uses if it does not stop early, with their splits and views."""
+        train, views_of = self.experiment.train, self.experiment.augment.views
+        required: list[tuple[FeatureCache, SplitViews]] = []
+        for stage, features in enumerate(self.stage_features):
+            epochs = (epoch for epoch in range(train.max_epochs) if train.stage_of(epoch) == stage)
+            views = sorted({view_of_epoch(epoch, views_of) for epoch in epochs})
+            wanted = [*(("train", view) for view in views), ("val", EVALUATION_VIEW)]
+            if features is self.features:
+                wanted.append(("test", EVALUATION_VIEW))
+            required.append((features, wanted))
+        return required
+
+    def missing_features(self) -> MissingFeatures:
+        """What a run has to compute if it does not stop early."""
+        return sum((features.missing(wanted) for features, wanted in self.required_features), start=NOTHING)
+
+    def reserve_space(self) -> MissingFeatures:
+        """Make room for that, as `FeatureCache.reserve_space` does. Every process calls this together."""
+        *earlier, (features, wanted) = self.required_features
+        beside = sum((each.missing(views) for each, views in earlier), start=NOTHING)
+        return features.reserve_space(wanted, beside)
+
+    def disk_bytes(self) -> int:
+        """Bytes on disk of the stores of features that were used."""
+        used = set[Path]().union(*(features.folders() for features in self.stage_features))
+        stores = eviction.list_stores(feature_root(self.experiment.cache)) if used else []
+        return sum(store.bytes for store in stores if store.folder in used)
 
     @property
     def batch_size(self) -> int:
@@ -161,9 +203,9 @@ def prepare(
             experiment = dataclasses.replace(experiment, data=data)
         weights = pretrained.read_weights(experiment.model, experiment.augment.input_size, experiment.cache)
         loader = _loader(experiment, manifest, accelerator)
-        normalization = _normalization(experiment, weights, manifest, loader, terminal)
+        normalization = normalization_of(experiment, weights, manifest, loader, terminal)
     hosts.check_same_data(manifest.digest, experiment)
-    model = _build_model(experiment, manifest.classes, normalization, weights)
+    model = build_model(experiment, manifest.classes, normalization, weights)
     if model.trains_batch_norm and accelerator.num_processes > 1:
         raise UserError(
             f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
@@ -177,7 +219,21 @@ def prepare(
     experiment = devices.resolve_auto_settings(experiment, images, model, accelerator, terminal, may_measure)
     visible = manifest.without("test") if shared.hides_test else manifest
     setup = assemble(experiment, visible, model, accelerator, terminal, shared.in_memory)
+    if experiment.train.stages:
+        return _with_stages(setup)
     return setup if is_alone else shared.share(setup)
+
+
+def _with_stages(setup: Setup) -> Setup:
+    """The setup with the features of each stage of training. A stage without a frozen part of its own has the same."""
+    model, extractor = setup.model, setup.features.extractor
+    earlier = []
+    for stage in setup.experiment.stages[:-1]:
+        model.unfreeze(stage.trainable)
+        own = FeatureExtractor(model, setup.accelerator, setup.batch_size, extractor.compiled)
+        earlier.append(setup.features if own.stages == extractor.stages else setup.features.at(own))
+    model.unfreeze(model.spec.trainable)
+    return dataclasses.replace(setup, earlier_features=tuple(earlier))
 
 
 def _check_mixing(experiment: Experiment, model: TransferModel) -> None:
@@ -237,13 +293,6 @@ def assemble(
     return Setup(experiment, manifest, model, features, loader, accelerator)
 
 
-def required_views(experiment: Experiment) -> list[tuple[str, int]]:
-    """The splits and views that a run uses if it does not stop early."""
-    epochs = range(experiment.train.max_epochs)
-    views = sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
-    return [*(("train", view) for view in views), ("val", EVALUATION_VIEW), ("test", EVALUATION_VIEW)]
-
-
 def _loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator) -> ImageLoader:
     depth = experiment.data.depth
     return ImageLoader(
@@ -253,62 +302,3 @@ def _loader(experiment: Experiment, manifest: Manifest, accelerator: Accelerator
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         pin=accelerator.device.type == "cuda",
     )
-
-
-def _build_model(
-    experiment: Experiment,
-    classes: tuple[str, ...],
-    normalization: Normalization,
-    weights: PretrainedWeights | None,
-) -> TransferModel:
-    spec = _model_spec(experiment, classes, normalization)
-    model = TransferModel(spec, experiment.seed.train, random_weights=weights is None)
-    if weights is not None:
-        pretrained.load_weights(model, weights)
-    return model
-
-
-def check_model(experiment: Experiment) -> None:
-    """Build the model without data and weights. Raises `UserError` if that fails: then no run is created."""
-    numbers = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    TransferModel(_model_spec(experiment, ("a", "b"), numbers), training_seed=0, random_weights=False)
-
-
-def _model_spec(experiment: Experiment, classes: tuple[str, ...], normalization: Normalization) -> ModelSpec:
-    settings = experiment.model
-    return ModelSpec(
-        arch=settings.arch,
-        head=settings.head,
-        pool=settings.pool,
-        power=settings.power,
-        norm=settings.norm,
-        pooled_layers=settings.pooled_layers,
-        scales=experiment.augment.scales,
-        tta=experiment.augment.tta,
-        input_size=experiment.augment.input_size,
-        width=settings.width,
-        dropout=settings.dropout,
-        trainable=settings.trainable,
-        classes=classes,
-        normalization=normalization,
-    )
-
-
-def _normalization(
-    experiment: Experiment,
-    weights: PretrainedWeights | None,
-    manifest: Manifest,
-    loader: ImageLoader,
-    terminal: Terminal,
-) -> Normalization:
-    """The constants that `model.normalize` stands for."""
-    setting = experiment.model.normalize
-    if isinstance(setting, Normalization):
-        return setting
-    if setting == "weights":
-        assert weights is not None and weights.normalization is not None  # noqa: S101, PT018 (checked when read)
-        return weights.normalization
-    if setting != "statistics":
-        return pretrained.weights_normalization(setting)
-    cache = cache_folder(experiment.cache)
-    return channel_statistics(manifest.select("train"), loader, cache, terminal)

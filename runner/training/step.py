@@ -6,12 +6,16 @@ over the whole batch divided by its size.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn import Module
 
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK
@@ -42,19 +46,20 @@ class TrainStep:
     def __init__(
         self, experiment: Experiment, model: TransferModel, labels: Tensor, accelerator: Accelerator
     ) -> None:
+        self.experiment = experiment
         self.settings, self.optim = experiment.train, experiment.optim
         self.training_seed = experiment.seed.train
         self.model, self.labels, self.accelerator = model, labels, accelerator
         self.class_weights = loss_weights(labels, len(model.spec.classes), self.settings.class_weights)
-        groups = parameter_groups(model, self.optim)
-        self.optimizer = optimizers.build(groups, self.optim)
         self._dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
         self.steps_per_epoch = math.ceil(len(labels) / self.settings.batch_size)
-        self.schedule = lr_schedule.build(
-            experiment.schedule, self.optimizer, self.settings.epochs, self.steps_per_epoch
-        )
         self._initial_scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-        self._wrapped_model, self._wrapped_optimizer = accelerator.prepare(model, self.optimizer)
+        self._wrapped_model: Module = model
+        self.stage = 0
+        """The current stage of `experiment.stages`."""
+        self.between_steps = True
+        """False after a part of a batch, when there is no consistent state to save."""
+        self.start_stage(0)
         self.average = WeightAverage.of(model, self.settings)
         self.sums = EpochSums(accelerator)
         self._pending: list[tuple[Tensor, int]] = []
@@ -63,9 +68,34 @@ class TrainStep:
         """Number of optimizer steps taken."""
         self.skipped = 0
         """How many of them left the weights as they were, because loss or gradient was not finite."""
-        self.between_steps = True
-        """False after a part of a batch, when there is no consistent state to save."""
         self._first_failure = torch.full((), NO_FAILURE, dtype=torch.int64, device=accelerator.device)
+
+    def start_stage(self, number: int, state: Mapping[Tensor, Any] | None = None) -> None:
+        """Train the layers of a stage from now on, with a learning rate and a schedule of its own.
+
+        All processes call it together.
+
+        Args:
+            number: Of the stage, from 0.
+            state: What the optimizer before it has for parameters that trained already.
+        """
+        stage = self.experiment.stages[number]
+        self.between_steps = False  # if this fails, there is nothing to save
+        if number:
+            if (
+                self._wrapped_model is not self.model
+            ):  # it averages gradients of what trained when it was made
+                self.accelerator.unwrap_model(self._wrapped_model, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+        self.model.unfreeze(stage.trainable)
+        optim = dataclasses.replace(self.optim, lr=stage.lr or self.optim.lr)
+        self.optimizer = optimizers.build(parameter_groups(self.model, optim), optim)
+        optimizers.keep_state(self.optimizer, state or {})
+        self.schedule = lr_schedule.build(
+            self.experiment.schedule, self.optimizer, stage.epochs, self.steps_per_epoch
+        )
+        self._wrapped_model, self._wrapped_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self.stage, self.between_steps = number, True
 
     @property
     def lr(self) -> float:

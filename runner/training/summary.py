@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from runner.config.schema import Experiment
 from runner.data.manifest import Manifest
 from runner.evaluation.metrics import Scores
-from runner.features.cache import MissingFeatures
+from runner.features.cache import FeatureCache, MissingFeatures
 from runner.tracking.tracker import Tracker
 from runner.training.devices import describe_device
 from runner.training.results import RunResult
@@ -176,17 +176,29 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _cached_features(setup: Setup) -> str:
-    if not setup.model.split_index:
-        return "none: all layers train"
-    shape, dtype = setup.features.feature_shape()
-    size = format_bytes(math.prod(shape) * dtype.itemsize)
-    return f"output of {setup.model.split_layer}, {math.prod(shape):,} values per image and view ({size})"
+    parts = []
+    for layer, features in _stored_layers(setup).items():
+        shape, dtype = features.feature_shape()
+        values = math.prod(shape)
+        parts.append(
+            f"{layer}, {values:,} values per image and view ({format_bytes(values * dtype.itemsize)})"
+        )
+    return f"output of {'; then of '.join(parts)}" if parts else "none: all layers train"
+
+
+def _stored_layers(setup: Setup) -> dict[str, FeatureCache]:
+    """The last layers of what is frozen in the stages of training, with their outputs."""
+    return {
+        features.extractor.layer_name(len(features.extractor.stages) - 1): features
+        for features in setup.stage_features
+        if features.extractor.stages
+    }
 
 
 def _missing(setup: Setup, missing: MissingFeatures) -> str:
-    if not setup.model.split_index:
+    if not _stored_layers(setup):
         return "no features"
-    if not setup.features.stored:
+    if not setup.experiment.features.store:
         return "all features, every time (features.store is off)"
     if not missing.features:
         return "nothing: all features are stored"

@@ -27,9 +27,11 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         *("--model.trainable", "last:2", "--optim.layer_decay", "0.5", "--optim.decay_norm", "false"),
         *("--optim.weight_decay", "0.01", "--schedule.kind", "cosine", "--schedule.warmup", "0.5"),
     ),
-    "patience": (
-        "--train.patience",
-        "1",
+    "patience": ("--train.patience", "1"),
+    "stages": ("--train.stages", "[{epochs: 1, trainable: head}, {epochs: 2, trainable: last:1, lr: 0.002}]"),
+    "stages, averaged": (
+        *("--train.stages", "[{epochs: 2, trainable: last:1}, {epochs: 1, trainable: all}]"),
+        *("--train.average", "ema", "--train.ema_decay", "0.8", "--train.clip", "0.5"),
     ),
 }
 Points = dict[tuple[str, int], float]

@@ -10,7 +10,7 @@ from runner.utils.console import Terminal
 
 
 class ConsoleCallback(Callback):
-    """Prints a row per epoch, the first one under a header.
+    """Prints a row per epoch, the first one under a header, and a line where a stage of training begins.
 
     Args:
         terminal: Prints on rank 0 only.
@@ -27,3 +27,7 @@ class ConsoleCallback(Callback):
             for line in self._table.header():
                 self.terminal.line(line, style="bold")
         self.terminal.line(self._table.row(result))
+        train, stages = state.experiment.train, state.experiment.stages
+        if not state.finished and train.stage_of(state.epoch) != train.stage_of(state.epoch - 1):
+            stage = stages[train.stage_of(state.epoch)]
+            self.terminal.line(f"from epoch {state.epoch + 1} on, {stage.trainable} trains", style="bold")

@@ -14,7 +14,6 @@ from runner.config.identity import Identity
 from runner.config.tree import as_yaml
 from runner.data.images import SPLITS
 from runner.evaluation.predictions import Predictions
-from runner.features.stages import CacheStats
 from runner.tracking.tracker import Tracker
 from runner.training import curves, devices
 from runner.training.callbacks.base import Callback
@@ -91,9 +90,9 @@ class TrackingCallback(Callback):
         best, tracker = result.best_epoch, self.tracker
         tracker.log_metrics({**result.best.metrics("test/best"), **result.last.metrics("test/last")})
         tracker.log_metrics({**best.val.metrics("val/best"), "best_epoch": best.number})
-        if self.setup.model.split_index:
+        if any(features.extractor.stages for features in self.setup.stage_features):
             tracker.log_metrics(self.setup.features.stats.metrics())
-            tracker.log_metrics({"system/features/store_mib": self.setup.features.disk_bytes() / 2**20})
+            tracker.log_metrics({"system/features/store_mib": self.setup.disk_bytes() / 2**20})
         if self.setup.accelerator.is_main_process:
             tracker.log_text("predictions.csv", predictions.to_csv())
 
@@ -103,7 +102,7 @@ class TrackingCallback(Callback):
 
     def restore(self, snapshot: Snapshot, history: Sequence[EpochResult]) -> None:
         """Log the epochs of the interrupted run that its tracker may not have got."""
-        self.setup.features.stats = CacheStats(**snapshot.values["feature_stats"])
+        self.setup.features.stats.restore(snapshot.values["feature_stats"])
         for result in history:
             self.tracker.log_metrics(result.metrics(), result.number)
 

@@ -27,6 +27,7 @@ def stack_key(experiment: Experiment) -> str | None:
         model.trainable == "head"
         and model.head in ("pooled", "classifier")
         and train.solver == "gradient"
+        and not train.stages
         and train.accumulate == 1
         and train.nonfinite == "stop"
         and train.average == "none"

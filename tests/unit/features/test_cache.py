@@ -182,7 +182,8 @@ class TestSources:
         metrics = features.stats.metrics()
         assert (metrics["system/features/hits"], metrics["system/features/misses"]) == (2 * VAL, VAL)
         assert metrics["system/features/images_per_second"] > 0
-        assert features.disk_bytes() > VAL * 512 * 4
+        stored = [path for folder in features.folders() for path in folder.rglob("*.safetensors")]
+        assert sum(path.stat().st_size for path in stored) > VAL * 512 * 4
 
     def test_statistics_count_each_variant_of_an_image(self, make: Make, accelerator: Accelerator) -> None:
         features = features_of(make("--augment.views", "none", "--augment.tta", "flips"), accelerator)

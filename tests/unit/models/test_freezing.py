@@ -47,7 +47,7 @@ def test_the_last_blocks_and_all_after_them_train() -> None:
 
 
 def test_more_blocks_than_there_are_is_refused() -> None:
-    with pytest.raises(UserError, match=r"last:9, but the backbone has 8 blocks; set model\.trainable=all"):
+    with pytest.raises(UserError, match=r"last:9, but the backbone has 8 blocks; use all to train it"):
         small_model(arch="resnet18", input_size=64, trainable="last:9", random_weights=False)
     with pytest.raises(UserError, match=r"'last:0', which is no layer"):
         small_model(trainable="last:0", random_weights=False)
