@@ -64,6 +64,8 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle.add("train.swa_start")
     if not experiment.train.patience:
         idle.add("train.monitor")
+    if experiment.model.drop_path is None:
+        idle.add("model.drop_path")
     if not experiment.train.stages:
         idle.add("train.stages")
     if head == "classifier":

@@ -67,6 +67,9 @@ class ModelConfig:
     """Units of the head's hidden layer."""
     dropout: BelowOne = 0.4
     """Dropout probability in the head."""
+    drop_path: BelowOne | None = None
+    """Stochastic depth: the probability that the last block of the backbone is skipped for an image. It falls linearly
+    to 0 for the first block, as timm's drop_path_rate. Of blocks that train. null: as the network has it."""
     power: Exponent = 1.0
     """Exponent of the pooled values before a linear head; 0.5: their signed square root."""
     norm: Literal["none", "l2"] = "none"

@@ -184,6 +184,36 @@ def replace_dropouts(model: nn.Module, training_seed: int) -> None:
                 setattr(module, child, KeyedDropPath(probability, path, training_seed))
 
 
+def set_drop_path(model: nn.Module, rate: float, trained: Iterable[nn.Module], training_seed: int) -> int:
+    """Give blocks probabilities of stochastic depth that rise linearly over the whole network to `rate`.
+
+    Args:
+        model: With its dropouts replaced.
+        rate: That of the last block.
+        trained: What has blocks to change.
+        training_seed: Part of the keys of new layers.
+
+    Returns how many layers were set.
+    """
+    parts = {id(part) for module in trained for part in module.modules()}
+    sites = [
+        (block, name, child)
+        for block, module in model.named_modules()
+        for name, child in module.named_children()
+        # timm has the identity where its own probability is 0.
+        if type(child) is KeyedDropPath or (name.startswith("drop_path") and type(child) is nn.Identity)
+    ]
+    blocks = list(dict.fromkeys(block for block, _, _ in sites))
+    count = 0
+    for block, name, child in sites:
+        if id(child) in parts:
+            probability = rate * blocks.index(block) / max(1, len(blocks) - 1)
+            keyed = KeyedDropPath(probability, f"{block}.{name}", training_seed)
+            setattr(model.get_submodule(block), name, keyed)
+            count += 1
+    return count
+
+
 def _stochastic_depth(layer: nn.Module) -> float | None:
     """The probability that a layer of torchvision or timm drops a branch of an image; None for other layers."""
     if isinstance(layer, StochasticDepth) and layer.mode == "row":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.schema import Normalization
-from runner.models.dropout import KeyedDropPath, replace_dropouts
+from runner.models.dropout import KeyedDropPath, replace_dropouts, set_drop_path
 from runner.models.freezing import first_trainable
 from runner.portable.head import build_head
 from runner.portable.model import LayeredModel, build_backbone, head_spec, pooled_features
@@ -33,6 +33,7 @@ class ModelSpec:
     classes: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
     normalization: Normalization
+    drop_path: float | None = None
     power: float = 1.0
     norm: str = "none"
     pooled_layers: tuple[str, ...] = ()
@@ -74,7 +75,8 @@ class TransferModel(LayeredModel):
             `load_state_dict` or `pretrained.load_weights` sets them.
 
     Raises `UserError` if the architecture cannot take such images or such a head, if `spec.trainable` names no layer
-    with weights, or one before the pooling of several maps, or if there is no layer that `spec.pooled_layers` names.
+    with weights, or one before the pooling of several maps, if there is no layer that `spec.pooled_layers` names, or if
+    there is `spec.drop_path`, but no block that trains can be skipped.
     """
 
     def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
@@ -97,6 +99,7 @@ class TransferModel(LayeredModel):
         self._allocate()
         replace_dropouts(self, training_seed)
         self.index_layers()
+        self._set_drop_path(training_seed)
         self._can_train = [name for name, each in self.named_parameters() if each.requires_grad]
         self.unfreeze(spec.trainable)
         self._trained_layers = [index for index in range(self.depth) if self.layer_trains(index)]
@@ -187,6 +190,18 @@ class TransferModel(LayeredModel):
             return torch.empty_like(values, device="cpu") if values.is_meta else values
 
         self._apply(allocated)
+
+    def _set_drop_path(self, training_seed: int) -> None:
+        """Set the probabilities of stochastic depth where layers train."""
+        if self.spec.drop_path is None:
+            return
+        indices = range(first_trainable(self, self.spec.trainable), self.head_index)
+        trained = [module for index in indices for module in self.layer_modules(index)]
+        if not set_drop_path(self, self.spec.drop_path, trained, training_seed):
+            raise UserError(
+                f"model.drop_path needs residual blocks that train and can be skipped; with model.trainable="
+                f"{self.spec.trainable} {self.spec.arch} has none; leave it out."
+            )
 
     def layer_trains(self, index: int) -> bool:
         """Whether a layer has parameters that train."""

@@ -54,6 +54,7 @@ def _model_spec(experiment: Experiment, classes: tuple[str, ...], normalization:
         width=settings.width,
         dropout=settings.dropout,
         trainable=settings.trainable,
+        drop_path=settings.drop_path,
         classes=classes,
         normalization=normalization,
     )

@@ -25,6 +25,7 @@ from runner.features.in_memory import InMemoryFeatures
 from runner.models import pretrained
 from runner.models.transfer_model import TransferModel
 from runner.training import devices, hosts
+from runner.training.batches import check_batch_statistics
 from runner.training.build_model import build_model, normalization_of
 from runner.training.preflight import warn_about_images
 from runner.training.solvers.memory import check_memory
@@ -206,11 +207,8 @@ def prepare(
         normalization = normalization_of(experiment, weights, manifest, loader, terminal)
     hosts.check_same_data(manifest.digest, experiment)
     model = build_model(experiment, manifest.classes, normalization, weights)
-    if model.trains_batch_norm and accelerator.num_processes > 1:
-        raise UserError(
-            f"model.trainable={experiment.model.trainable} trains batch normalization, whose statistics would differ"
-            " from process to process; use one process, or train from a later layer on."
-        )
+    if model.trains_batch_norm:
+        check_batch_statistics(experiment.train, manifest.counts()["train"])
     _check_mixing(experiment, model)
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()

@@ -19,6 +19,7 @@ from torch.nn import Module
 
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK
+from runner.models.batch_norm import SynchronizedBatchNorm
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.models.parameter_groups import parameter_groups
 from runner.models.transfer_model import TransferModel
@@ -95,6 +96,7 @@ class TrainStep:
             self.experiment.schedule, self.optimizer, stage.epochs, self.steps_per_epoch
         )
         self._wrapped_model, self._wrapped_optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        self._shares_statistics = self.accelerator.num_processes > 1 and self.model.trains_batch_norm
         self.stage, self.between_steps = number, True
 
     @property
@@ -121,7 +123,10 @@ class TrainStep:
         set_dropout_batch(self._dropouts, self.steps_taken, micro_batch.samples, batch_size)
         target = self.labels[micro_batch.indices].to(features.device)
         features, partner_target, share = self._mixed(features, micro_batch)
-        with nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model):
+        with (
+            nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model),
+            SynchronizedBatchNorm() if self._shares_statistics else nullcontext(),
+        ):
             logits = self._wrapped_model(features, start=self.model.split_index)
             summed = self._loss(logits, target)
             if partner_target is not None:

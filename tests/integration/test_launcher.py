@@ -22,6 +22,7 @@ from benchmarks.support.processes import free_port
 from runner.cli import launcher
 from runner.config.parser import parse
 from runner.config.schema import Experiment
+from runner.config.tree import override
 from runner.tracking.run_lifecycle import how_it_ended
 from runner.training import setup
 from runner.utils import atomic_files, processes
@@ -335,14 +336,19 @@ def test_overrides_count_wherever_they_stand() -> None:
     assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
 
 
-def test_batch_normalization_trains_on_one_process_only(
+@pytest.mark.parametrize(
+    ("size", "parts", "images"), [(17, 1, "1 image;"), (9, 5, r"9 images in 5 parts \(train.accumulate\);")]
+)
+def test_batch_normalization_needs_two_images_at_a_time(
     make: Callable[..., Experiment],
     accelerator: Accelerator,
     silent: Terminal,
-    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    parts: int,
+    images: str,
 ) -> None:
     experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
     assert setup.prepare(experiment, accelerator, silent).model.trains_batch_norm
-    monkeypatch.setattr(type(accelerator), "num_processes", 2)
-    with pytest.raises(UserError, match="trains batch normalization"):
+    experiment = override(experiment, {"train.batch_size": size, "train.accumulate": parts})
+    with pytest.raises(UserError, match=f"of 18 training images in batches of {size} one batch has {images}"):
         setup.prepare(experiment, accelerator, silent)

@@ -27,6 +27,15 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
         *("--model.trainable", "last:2", "--optim.layer_decay", "0.5", "--optim.decay_norm", "false"),
         *("--optim.weight_decay", "0.01", "--schedule.kind", "cosine", "--schedule.warmup", "0.5"),
     ),
+    "drop path": (
+        *("--model.arch", "timm/convnext_atto", "--model.weights", "null", "--model.pool", "1"),
+        *("--model.trainable", "last:3", "--model.drop_path", "0.5"),
+    ),
+    "batch norm": ("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "last:1"),
+    "batch norm in parts": (
+        *("--model.arch", "timm/regnetx_002", "--model.weights", "null", "--model.pool", "1"),
+        *("--model.trainable", "last:2", "--train.accumulate", "2", "--train.average", "ema"),
+    ),
     "patience": ("--train.patience", "1"),
     "stages": ("--train.stages", "[{epochs: 1, trainable: head}, {epochs: 2, trainable: last:1, lr: 0.002}]"),
     "stages, averaged": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from families import FAMILIES
 from helpers import random_images, small_model
@@ -15,6 +16,7 @@ from runner.models.dropout import (
     replace_dropouts,
     set_dropout_batch,
 )
+from runner.utils.errors import UserError
 
 
 def output(layer: KeyedDropout, samples: slice = slice(0, 12), step: int = 0) -> Tensor:
@@ -85,6 +87,39 @@ def test_parts_of_a_batch_compute_what_the_whole_does() -> None:
     whole = logits(slice(0, 8))
     assert torch.allclose(torch.cat([logits(slice(0, 3)), logits(slice(3, 8))]), whole, atol=1e-5)
     assert not torch.allclose(logits(slice(0, 8), 3), whole, atol=1e-3)
+
+
+def rates(model: nn.Module) -> dict[str, float]:
+    """The probabilities of stochastic depth by name, without those of 0."""
+    named = (
+        (name, getattr(each, "p", getattr(each, "drop_prob", 0.0)))
+        for name, each in model.named_modules()
+        if type(each).__name__ in ("KeyedDropPath", "DropPath")
+    )
+    return {name: probability for name, probability in named if probability}
+
+
+@pytest.mark.parametrize("arch", ["vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_the_probabilities_are_those_of_timm(arch: str) -> None:
+    model = small_model(arch=f"timm/{arch}", input_size=224, trainable="all", drop_path=0.3)
+    assert rates(model) == pytest.approx(rates(timm.create_model(arch, drop_path_rate=0.3)))
+
+
+def test_frozen_blocks_keep_theirs() -> None:
+    usual = rates(small_model(arch="convnext_tiny", input_size=32, trainable="last:2"))
+    model = small_model(arch="convnext_tiny", input_size=32, trainable="last:2", drop_path=0.4)
+    changed = {name: rate for name, rate in rates(model).items() if rate != usual[name]}
+    assert changed == pytest.approx(
+        {"features.7.1.stochastic_depth": 0.4 * 16 / 17, "features.7.2.stochastic_depth": 0.4}
+    )
+    layers = [each for each in model.train().modules() if isinstance(each, KeyedDropPath)]
+    assert [each.p for each in layers if each.training] == pytest.approx([0.4 * 16 / 17, 0.4])
+
+
+@pytest.mark.parametrize(("arch", "trainable"), [("vgg11", "all"), ("convnext_tiny", "head")])
+def test_without_blocks_that_can_be_skipped_it_is_refused(arch: str, trainable: str) -> None:
+    with pytest.raises(UserError, match=f"with model.trainable={trainable} {arch} has none; leave it out"):
+        small_model(arch=arch, trainable=trainable, drop_path=0.1)
 
 
 @pytest.mark.parametrize("head", ["classifier", "pooled"])
