@@ -151,7 +151,12 @@ class FeatureCache:
         return missing
 
     def _missing(self, stage: int, entries: Images, view: int) -> MissingFeatures:
-        """What has to be computed for a stage: what it has, it needs no input for."""
+        """What has to be computed for a stage: what it has, it needs no input for.
+
+        What another stage of training needs as well is not counted: it is counted there.
+        """
+        if self.extractor.cut and not self.extractor.stages[stage].inputs:
+            return NOTHING
         store = self._stages.open(stage, view)
         store.refresh()
         entries = entries.take(store.missing(feature_keys(entries, view)))

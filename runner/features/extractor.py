@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
@@ -22,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from runner.models.transfer_model import TransferModel
+from runner.models.transfer_model import Stage, TransferModel
 from runner.portable.backbone import BACKBONES
 from runner.portable.backbones.timm_networks import PREFIX
 from runner.utils.errors import UserError
@@ -43,16 +44,21 @@ class FeatureExtractor:
         accelerator: Device and precision.
         batch_size: Images per forward pass.
         compiled: Run the first stage through `torch.compile`; on a CPU with inductor's freezing.
+        cut: The number of layers that are frozen in another stage of training, too, whose features are needed as
+            well: what follows starts from them. 0: none.
     """
 
     def __init__(
-        self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool
+        self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool, cut: int = 0
     ) -> None:
         self.model = model
         self.accelerator = accelerator
         self.batch_size = batch_size
         self.compiled = compiled
         self.stages = model.frozen_stages
+        self.cut = cut if self.stages and model.pools_last_only and cut < self.stages[0].stop else 0
+        if self.cut:
+            self.stages = _cut(self.stages, self.cut)
         self._functions: dict[int, Callable[[StageInput], Tensor]] = {}
         self._recipes: dict[int, dict[str, Any]] = {}
 
@@ -126,6 +132,7 @@ class FeatureExtractor:
             "layers": [(model.layer_names[index], model.layer_text(index)) for index in layers],
             **self.stages[stage].variant.recipe(),
             **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
+            **({"cut": self.cut} if self.cut and stage else {}),
             "precision": self.accelerator.mixed_precision,
             "batch_size": self.batch_size,
             "device": _cuda_kernels() if self.accelerator.device.type == "cuda" else _cpu_kernels(),
@@ -172,6 +179,13 @@ class FeatureExtractor:
                 ) from error
 
         return guarded
+
+
+def _cut(stages: Sequence[Stage], layers: int) -> tuple[Stage, ...]:
+    """The stages, with the first one in two parts: its first `layers` layers, and the others."""
+    first, *others = stages
+    moved = (replace(each, inputs=tuple(index + 1 for index in each.inputs)) for each in others)
+    return (replace(first, stop=layers), replace(first, start=layers, inputs=(0,)), *moved)
 
 
 def worth_compiling(images: int, crop: int, device: torch.device) -> bool:

@@ -69,11 +69,9 @@ class Setup:
     @property
     def required_features(self) -> list[tuple[FeatureCache, SplitViews]]:
         """The features that a run uses if it does not stop early, with their splits and views."""
-        train, views_of = self.experiment.train, self.experiment.augment.views
         required: list[tuple[FeatureCache, SplitViews]] = []
         for stage, features in enumerate(self.stage_features):
-            epochs = (epoch for epoch in range(train.max_epochs) if train.stage_of(epoch) == stage)
-            views = sorted({view_of_epoch(epoch, views_of) for epoch in epochs})
+            views = views_of_stage(self.experiment, stage)
             wanted = [*(("train", view) for view in views), ("val", EVALUATION_VIEW)]
             if features is self.features:
                 wanted.append(("test", EVALUATION_VIEW))
@@ -104,6 +102,13 @@ class Setup:
     def inference(self) -> Inference:
         """Inference with the model, in batches of that size."""
         return Inference(self.model, self.accelerator, self.batch_size)
+
+
+def views_of_stage(experiment: Experiment, stage: int) -> list[int]:
+    """The views of training images that the epochs of a stage use."""
+    train = experiment.train
+    epochs = (epoch for epoch in range(train.max_epochs) if train.stage_of(epoch) == stage)
+    return sorted({view_of_epoch(epoch, experiment.augment.views) for epoch in epochs})
 
 
 @dataclass
@@ -224,11 +229,14 @@ def prepare(
 
 def _with_stages(setup: Setup) -> Setup:
     """The setup with the features of each stage of training. A stage without a frozen part of its own has the same."""
-    model, extractor = setup.model, setup.features.extractor
-    earlier = []
-    for stage in setup.experiment.stages[:-1]:
+    model, extractor, experiment = setup.model, setup.features.extractor, setup.experiment
+    last, views = len(experiment.stages) - 1, views_of_stage(experiment, len(experiment.stages) - 1)
+    earlier, shared = [], model.split_index
+    for number, stage in enumerate(experiment.stages[:last]):
         model.unfreeze(stage.trainable)
-        own = FeatureExtractor(model, setup.accelerator, setup.batch_size, extractor.compiled)
+        # Images go through the backbone once, where the last stage needs the same views of them.
+        cut = shared if set(views_of_stage(experiment, number)) <= set(views) else 0
+        own = FeatureExtractor(model, setup.accelerator, setup.batch_size, extractor.compiled, cut)
         earlier.append(setup.features if own.stages == extractor.stages else setup.features.at(own))
     model.unfreeze(model.spec.trainable)
     return dataclasses.replace(setup, earlier_features=tuple(earlier))

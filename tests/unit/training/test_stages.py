@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import QUIET, Make, Recorder, comparable
+from helpers import QUIET, TEST, TRAIN, VAL, Make, Recorder, comparable
 from interrupted_fits import interrupt_run, signals_interrupt, without_times
 from torch import Tensor, nn
 
@@ -100,7 +100,19 @@ def test_a_plain_loop_that_unfreezes_layers_trains_the_same(
 def test_the_first_stage_is_a_training_of_the_head(make: Make, train: Train) -> None:
     whole, _ = train(staged(make))
     head, _ = train(make("--optim.lr", "0.01", "--train.epochs", "2"))
-    assert comparable(whole.history[:2]) == comparable(head.history)
+    for staged_epoch, epoch in zip(whole.history, head.history, strict=False):
+        assert staged_epoch.train_loss == pytest.approx(epoch.train_loss, rel=1e-6)
+        assert staged_epoch.val["loss"] == pytest.approx(epoch.val["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("views", "passes"), [("2", 1), ("fresh", 0)])
+def test_images_go_through_the_backbone_once(views: str, passes: int, make: Make, train: Train) -> None:
+    """Fresh views are others in each stage, but those of validation are the same."""
+    _, records = train(staged(make, "--augment.views", views))
+    values = {name: value for name, _, value in records.points}
+    shared = 2 * TRAIN if passes else 0
+    every = shared + VAL + TEST if passes else 5 * TRAIN + 3 * VAL + TEST
+    assert values["system/features/misses"] == every
 
 
 def test_a_cache_changes_no_bit(make: Make, train: Train) -> None:
