@@ -51,6 +51,9 @@ VERBS = {
     "lr-find": Verb(
         "runner.cli.lr_find:main", "suggest a learning rate", "IMAGES [--config NAME] [--steps 100]"
     ),
+    "augment": Verb(
+        "runner.cli.augment:main", "show augmented views", "IMAGES [--config NAME] [--show FILE]"
+    ),
     "slurm": Verb("runner.cli.slurm:main", "submit a job to SLURM", "train|search … [--nodes N]"),
     "evaluate": Verb(
         "runner.cli.evaluate:launch_evaluation",
