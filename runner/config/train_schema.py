@@ -102,6 +102,9 @@ class TrainConfig:
     """Images per optimizer step, over all processes."""
     accumulate: PositiveInt = 1
     """Parts that a batch is computed in, to save memory. The gradient is that of the whole batch."""
+    recompute: bool = setting(False, changes_results=False)
+    """Activation checkpointing: what happens within a block of the backbone that trains is computed again in the
+    backward pass, which saves memory and takes about a third more time."""
     clip: NonNegativeFloat = 0.0
     """Maximum norm of the gradient; 0: no clipping."""
     label_smoothing: BelowOne = 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from runner.config.schema import Normalization
+from runner.models.batch_norm import SynchronizedBatchNorm
 from runner.models.dropout import KeyedDropPath, replace_dropouts, set_drop_path
-from runner.models.freezing import first_trainable
+from runner.models.freezing import block_starts, first_trainable
+from runner.models.recompute import recomputed
 from runner.portable.head import build_head
 from runner.portable.model import LayeredModel, build_backbone, head_spec, pooled_features
 from runner.portable.variants import Variant, VariantSpec
@@ -94,6 +98,10 @@ class TransferModel(LayeredModel):
             head = build_head(description, features, len(spec.classes))
         super().__init__(backbone, head, spec.normalization.mean, spec.normalization.std, variants)
         self.spec = spec
+        self.recomputes = False
+        """Whether blocks that train are computed again in the backward pass (`train.recompute`)."""
+        self.shares_statistics = False
+        """Whether batch normalization takes its statistics from the images of all processes."""
         if not random_weights:  # drawn values depend on the layout; otherwise nothing has to be copied later
             self.to(memory_format=torch.channels_last)
         self._allocate()
@@ -172,6 +180,26 @@ class TransferModel(LayeredModel):
         if 0 < pooling < end and self.stores_maps:
             return Stage(0, pooling), Stage(pooling, end, (0,))
         return (Stage(0, end),) if end else ()
+
+    def _run(self, values: Tensor, start: int, stop: int) -> Tensor:
+        """As usual; with `recomputes`, each block in training so that its intermediate values need no memory."""
+        end = min(stop, self.head_index)
+        if not (self.recomputes and self.training and torch.is_grad_enabled() and start < end):
+            return self._run_once(values, start, stop)
+        bounds = sorted({start, end, *(index for index in self._block_starts if start < index < end)})
+        for first, after in itertools.pairwise(bounds):
+            modules = [module for index in range(first, after) for module in self.layer_modules(index)]
+            part = functools.partial(self._run_once, start=first, stop=after)
+            values = recomputed(part, modules, values)
+        return self._run_once(values, end, stop)
+
+    def _run_once(self, values: Tensor, start: int, stop: int) -> Tensor:
+        with SynchronizedBatchNorm() if self.shares_statistics and self.training else nullcontext():
+            return super()._run(values, start, stop)
+
+    @functools.cached_property
+    def _block_starts(self) -> list[int]:
+        return block_starts(self)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Tensors of the layers that train with `spec.trainable`, by name: parameters and batch statistics."""

@@ -19,7 +19,6 @@ from torch.nn import Module
 
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import TASK
-from runner.models.batch_norm import SynchronizedBatchNorm
 from runner.models.dropout import KeyedDropout, set_dropout_batch
 from runner.models.parameter_groups import parameter_groups
 from runner.models.transfer_model import TransferModel
@@ -55,6 +54,7 @@ class TrainStep:
         self._dropouts = [module for module in model.modules() if isinstance(module, KeyedDropout)]
         self.steps_per_epoch = math.ceil(len(labels) / self.settings.batch_size)
         self._initial_scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
+        model.recomputes = self.settings.recompute
         self._wrapped_model: Module = model
         self.stage = 0
         """The current stage of `experiment.stages`."""
@@ -96,7 +96,7 @@ class TrainStep:
             self.experiment.schedule, self.optimizer, stage.epochs, self.steps_per_epoch
         )
         self._wrapped_model, self._wrapped_optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self._shares_statistics = self.accelerator.num_processes > 1 and self.model.trains_batch_norm
+        self.model.shares_statistics = self.accelerator.num_processes > 1 and self.model.trains_batch_norm
         self.stage, self.between_steps = number, True
 
     @property
@@ -123,10 +123,7 @@ class TrainStep:
         set_dropout_batch(self._dropouts, self.steps_taken, micro_batch.samples, batch_size)
         target = self.labels[micro_batch.indices].to(features.device)
         features, partner_target, share = self._mixed(features, micro_batch)
-        with (
-            nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model),
-            SynchronizedBatchNorm() if self._shares_statistics else nullcontext(),
-        ):
+        with nullcontext() if micro_batch.last else self.accelerator.no_sync(self._wrapped_model):
             logits = self._wrapped_model(features, start=self.model.split_index)
             summed = self._loss(logits, target)
             if partner_target is not None:

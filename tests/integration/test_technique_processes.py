@@ -35,6 +35,7 @@ TECHNIQUES: dict[str, tuple[str, ...]] = {
     "batch norm in parts": (
         *("--model.arch", "timm/regnetx_002", "--model.weights", "null", "--model.pool", "1"),
         *("--model.trainable", "last:2", "--train.accumulate", "2", "--train.average", "ema"),
+        *("--train.recompute", "true"),
     ),
     "patience": ("--train.patience", "1"),
     "stages": ("--train.stages", "[{epochs: 1, trainable: head}, {epochs: 2, trainable: last:1, lr: 0.002}]"),
