@@ -8,7 +8,7 @@ the weights are random: the rates are the same.
 `matrix_tflops`: the GPU's fastest bf16 matrix product. `device_ips`: the frozen backbone on images in the GPU's memory,
 `bare_ips`: on images in the host's; `file_ips`, `view_ips`: extraction from files, without and with augmentation.
 `device_share`: the share of `matrix_tflops` that `device_ips` uses. `run_seconds`: 16 epochs with nothing cached.
-`heads_speedup_pool3`, `_pool1`: 32 heads trained together against one by one. `block5_train_ips`: images/s of training
+`heads_speedup_pool3`, `_pool1`: 32 heads trained together against one by one. `block5_train_ips`, `block5_stored_ips`: images/s of training
 the last block of convolutions.
 """
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             ),
             "run": partial(_run, experiment, folder / "run"),
             "heads": partial(run_part, "benchmarks.heads", "speedups", (), folder / "heads"),
-            "block5": partial(_block5_rate, experiment, accelerator),
+            "block5": partial(_block5_rate, experiment, accelerator, folder),
         }
         result: Figures = {"device": devices.describe_device(accelerator), "torch": torch.__version__}
         errors = {}
@@ -117,12 +117,15 @@ def _run(experiment: Experiment, folder: Path) -> Figures:
     return {"run_seconds": measured["cold_seconds"], **{name: measured[name] for name in names}}
 
 
-def _block5_rate(experiment: Experiment, accelerator: Accelerator) -> Figures:
+def _block5_rate(experiment: Experiment, accelerator: Accelerator, folder: Path) -> Figures:
     setup = prepare_quietly(override(experiment, BLOCK5), accelerator)
-    loops = throughput.Loops(setup, spread(setup.manifest.select("train"), 10 * setup.batch_size))
+    entries = spread(setup.manifest.select("train"), 10 * setup.batch_size)
+    loops = throughput.Loops(setup, entries, folder / "block5")
     loops.warm_up()
-    loops.training()
-    return {"block5_train_ips": loops.training()}
+    return {
+        "block5_train_ips": loops.training(loops.in_memory),
+        "block5_stored_ips": loops.training(loops.stored),
+    }
 
 
 def _write_images(root: Path) -> Path:
