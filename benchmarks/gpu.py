@@ -8,8 +8,8 @@ the weights are random: the rates are the same.
 `matrix_tflops`: the GPU's fastest bf16 matrix product. `device_ips`: the frozen backbone on images in the GPU's memory,
 `bare_ips`: on images in the host's; `file_ips`, `view_ips`: extraction from files, without and with augmentation.
 `device_share`: the share of `matrix_tflops` that `device_ips` uses. `run_seconds`: 16 epochs with nothing cached.
-`heads_speedup_pool3`, `_pool1`: 32 heads trained together against one by one. `block5_train_ips`, `block5_stored_ips`: images/s of training
-the last block of convolutions.
+`heads_speedup_pool3`, `_pool1`: 32 heads trained together against one by one. `block5_train_ips`: images/s of training
+the last block of convolutions on features in memory, `block5_stored_ips` on those of the store.
 """
 
 from __future__ import annotations
