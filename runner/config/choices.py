@@ -4,6 +4,7 @@
     OPTIMIZERS   optim.name       runner/training/optimizers.py
     SCHEDULES    schedule.kind    runner/training/lr_schedule.py
     BEST_METRICS train.best       runner/evaluation/metrics.py
+    MONITORED    train.monitor    runner/evaluation/metrics.py
 
 This layer imports none of them. `runner/__init__.py`, which may import everything, provides a function that does.
 Only `ARCHITECTURES` (model.arch) lists what a lower layer registers: the backbones of `runner/portable/backbone.py`.
@@ -41,6 +42,7 @@ DATASETS: Registry[Any] = Registry("data.kind", _load)
 OPTIMIZERS: Registry[Any] = Registry("optim.name", _load)
 SCHEDULES: Registry[Any] = Registry("schedule.kind", _load)
 BEST_METRICS: Registry[Any] = Registry("train.best", _load)
+MONITORED: Registry[Any] = Registry("train.monitor", _load)
 
 
 def _add_backbones() -> None:

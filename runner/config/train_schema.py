@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le, MinLen
 
-from runner.config.choices import BEST_METRICS, OPTIMIZERS, SCHEDULES
+from runner.config.choices import BEST_METRICS, MONITORED, OPTIMIZERS, SCHEDULES
 from runner.config.fields import (
     AboveOne,
     BelowOne,
@@ -138,7 +138,7 @@ class TrainConfig:
     """Validation metric that selects the best checkpoint."""
     patience: NonNegativeInt = setting(0, unit="epochs")
     """Stop after so many epochs without a better value of train.monitor; 0: go on."""
-    monitor: str = setting("", choices=BEST_METRICS)
+    monitor: str = setting("", choices=MONITORED)
     """Validation metric that train.patience watches. Empty: train.best."""
     solver: Literal["gradient", "ridge", "logistic"] = "gradient"
     """How a head is trained. gradient: by steps of the optimizer. A linear head can be solved instead. ridge: least
@@ -176,7 +176,7 @@ class TrainConfig:
         return self.epochs if self.solver == "gradient" else 1
 
     def __post_init__(self) -> None:
-        BEST_METRICS.find(self.watched_metric)
+        MONITORED.find(self.watched_metric)
         BEST_METRICS.find(self.best)
         if self.penalty_by == "leave_one_out" and self.solver != "ridge":
             raise ValueError("train.penalty_by=leave_one_out needs train.solver=ridge")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from runner.config.choices import BEST_METRICS
+from runner.config.choices import BEST_METRICS, MONITORED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,6 +95,7 @@ METRICS: dict[str, Metric] = {}
 def register(metric: Metric) -> None:
     """Add a metric to the table. `train.best` takes it too if larger values are better, as the model registry needs."""
     METRICS[metric.name] = metric
+    MONITORED.register(metric.name, metric.label)(metric)
     if metric.direction == "maximize":
         BEST_METRICS.register(metric.name, metric.label)(metric)
 

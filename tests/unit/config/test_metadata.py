@@ -33,9 +33,10 @@ HARMLESS = {
     ),
     "cache",
     "train.timeout",
+    "train.recompute",
 }
 FIXED_GROUPS = ("data.", "split.", "seed.", "tracking.", "features.", "checkpoints.")
-FIXED = {"name", "cache", "train.precision", "train.best", "train.timeout"}
+FIXED = {"name", "cache", "train.precision", "train.best", "train.timeout", "train.recompute"}
 
 
 def test_the_table_holds_every_setting() -> None:
@@ -107,6 +108,8 @@ def test_every_type_is_described_with_its_range() -> None:
     assert table()["augment.scales"].takes == "a list of whole numbers > 0, in px"
     assert table()["model.pooled_layers"].takes == "a list of words"
     assert table()["optim.groups"].takes == "{name: a number > 0}"
+    stage = "{epochs: a whole number > 0, trainable: text, lr: a number > 0 or null}"
+    assert table()["train.stages"].takes == f"a list of {stage}"
 
 
 def test_every_range_of_the_schema_has_words() -> None:

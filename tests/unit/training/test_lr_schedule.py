@@ -247,3 +247,14 @@ def test_patience_ends_a_training_without_gain(
     words = ("--schedule.kind", "constant", "--train.epochs", "6", "--train.patience", "2")
     history, _ = train_head(make(*words), small_model(), accelerator)
     assert [epoch.number for epoch in history] == [1, 2, 3, 4]
+
+
+def test_patience_can_watch_the_loss(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It falls until the third epoch, while top-1 is best in the first one."""
+    losses = [1.0, 0.9, 0.8, 0.85, 0.9, 0.7]
+    script_validation(monkeypatch, [0.9, 0.6, 0.6, 0.5, 0.4, 0.9], losses=losses)
+    words = ("--schedule.kind", "constant", "--train.epochs", "6", "--train.patience", "2")
+    history, _ = train_head(make(*words, "--train.monitor", "loss"), small_model(), accelerator)
+    assert [epoch.number for epoch in history] == [1, 2, 3, 4, 5]
