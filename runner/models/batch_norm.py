@@ -14,6 +14,9 @@ from torch import Tensor, distributed
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+PARAMETERS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+"""Of torch.nn.functional.batch_norm, in their order."""
+
 
 class SynchronizedBatchNorm(TorchFunctionMode):
     """Within the block, batch normalization that trains takes mean and variance of the images of all processes.
@@ -48,19 +51,23 @@ def _summed(values: Tensor) -> Tensor:
     return values
 
 
-def _batch_norm(
+def _batch_norm(*values: Any, **named: Any) -> Tensor:
+    """As torch's function of that name, for n × c × … values on each process."""
+    given = dict(zip(PARAMETERS, values, strict=False)) | named
+    if not given.get("training"):
+        return functional.batch_norm(**given)
+    return _normalized(**{name: value for name, value in given.items() if name != "training"})
+
+
+def _normalized(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    **constants: float,
 ) -> Tensor:
-    """As torch's function of that name, for n × c × … values on each process."""
-    if not training:
-        return functional.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    momentum, eps = constants.get("momentum", 0.1), constants.get("eps", 1e-5)
     values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
     dims = [dim for dim in range(values.dim()) if dim != 1]
     count = values.new_tensor([values.numel() / values.shape[1]])

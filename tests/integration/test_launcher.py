@@ -15,19 +15,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from accelerate import Accelerator
 from commands import one_sentence
 
 from benchmarks.support.processes import free_port
 from runner.cli import launcher
 from runner.config.parser import parse
-from runner.config.schema import Experiment
-from runner.config.tree import override
 from runner.tracking.run_lifecycle import how_it_ended
-from runner.training import setup
 from runner.utils import atomic_files, processes
 from runner.utils.cluster import ClusterTask
-from runner.utils.console import Terminal
 from runner.utils.errors import UserError
 from runner.utils.exit_status import peer_failure, read_failure, run_main
 from runner.utils.launch_environment import LAUNCHER_PID, STATUS_FILE
@@ -334,21 +329,3 @@ def test_loading_a_model_leaves_the_umask_alone() -> None:
 
 def test_overrides_count_wherever_they_stand() -> None:
     assert parse(["--train.epochs", "7", "--config", "quickstart"])[0].train.epochs == 7
-
-
-@pytest.mark.parametrize(
-    ("size", "parts", "images"), [(17, 1, "1 image;"), (9, 5, r"9 images in 5 parts \(train.accumulate\);")]
-)
-def test_batch_normalization_needs_two_images_at_a_time(
-    make: Callable[..., Experiment],
-    accelerator: Accelerator,
-    silent: Terminal,
-    size: int,
-    parts: int,
-    images: str,
-) -> None:
-    experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
-    assert setup.prepare(experiment, accelerator, silent).model.trains_batch_norm
-    experiment = override(experiment, {"train.batch_size": size, "train.accumulate": parts})
-    with pytest.raises(UserError, match=f"of 18 training images in batches of {size} one batch has {images}"):
-        setup.prepare(experiment, accelerator, silent)

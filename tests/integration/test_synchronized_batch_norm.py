@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from helpers import QUIET, Make
 from torch import Tensor, distributed, nn
 from two_processes import finish_two, start_two
 
+from runner.config.tree import override
 from runner.models.batch_norm import SynchronizedBatchNorm
+from runner.training import setup
+from runner.utils.errors import UserError
 
 
 def network() -> nn.Module:
@@ -63,3 +68,20 @@ def test_two_processes_compute_what_one_does(split: int, tmp_path: Path) -> None
         assert own.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(own[name], value, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "images"), [(17, 1, "1 image;"), (9, 5, r"9 images in 5 parts \(train.accumulate\);")]
+)
+def test_batch_normalization_needs_two_images_at_a_time(
+    make: Make,
+    accelerator: Accelerator,
+    size: int,
+    parts: int,
+    images: str,
+) -> None:
+    experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
+    assert setup.prepare(experiment, accelerator, QUIET).model.trains_batch_norm
+    experiment = override(experiment, {"train.batch_size": size, "train.accumulate": parts})
+    with pytest.raises(UserError, match=f"of 18 training images in batches of {size} one batch has {images}"):
+        setup.prepare(experiment, accelerator, QUIET)
