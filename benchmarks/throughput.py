@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
     """Measure, and print one JSON object as the last line. Raises `UserError` for too few images."""
     experiment, _ = parse(argv, prog="runner bench throughput")
     experiment = override(
-        experiment, {"features.store": False, "train.epochs": 1, "schedule.kind": "constant"}
+        experiment,
+        {"features.store": False, "train.epochs": 1, "train.stages": [], "schedule.kind": "constant"},
     )
     accelerator = devices.create_accelerator(experiment)
     setup = prepare_quietly(experiment, accelerator)

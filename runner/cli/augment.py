@@ -14,6 +14,8 @@ DESCRIPTION = """\
 Draw some training images and their first augmented views, each with what was chosen at random for it. Other words
 name images and settings, as for train; a training with these settings sees the same views. Nothing is recorded.
 """
+MOST = 200
+"""Views on a sheet."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--images", type=positive_integer, default=4, metavar="N", help="default: 4")
     parser.add_argument("--views", type=positive_integer, default=6, metavar="N", help="of each; default: 6")
     options, words = parser.parse_known_args(argv)
+    if options.images * options.views > MOST:
+        raise UserError(
+            f"A sheet of {options.images} × {options.views} views is too large; ask for {MOST} at most."
+        )
     if not options.show.parent.is_dir():
         raise UserError(f"There is no folder {printable(str(options.show.parent))} for --show.")
 

@@ -35,13 +35,13 @@ def main(argv: Sequence[str]) -> int:
 
     from runner.config.parser import parse
     from runner.training import devices
-    from runner.training.lr_finder import find_lr, of_first_stage
+    from runner.training.lr_finder import find_lr
     from runner.training.run import fit_data
     from runner.training.run_names import run_name
     from runner.training.setup import prepare
     from runner.utils.console import Terminal
 
-    experiment = of_first_stage(parse(words, prog="runner lr-find")[0])
+    experiment, _ = parse(words, prog="runner lr-find")
     accelerator = devices.create_accelerator(experiment)
     terminal = Terminal()
     setup = prepare(experiment, accelerator, terminal)

@@ -66,8 +66,11 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle.add("train.monitor")
     if experiment.model.drop_path is None:
         idle.add("model.drop_path")
-    if not experiment.train.stages:
+    stages = experiment.train.stages
+    if not stages:
         idle.add("train.stages")
+    elif all(stage.lr is not None for stage in stages):
+        idle.add("optim.lr")
     if head == "classifier":
         idle |= {"model.pool", "model.pooled_layers"}
     if head == "linear":

@@ -213,6 +213,10 @@ class Experiment:
         """`train.stages`, or all epochs as one stage."""
         return self.train.stages or (TrainStage(self.train.max_epochs, self.model.trainable),)
 
+    def first_epoch(self, stage: int) -> int:
+        """The epoch, from 0, with which a stage begins."""
+        return sum(each.epochs for each in self.stages[:stage])
+
     def _check_solver(self) -> None:
         solver = self.train.solver
         if solver == "gradient":

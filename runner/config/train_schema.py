@@ -84,7 +84,7 @@ class TrainStage:
     trainable: str
     """As model.trainable."""
     lr: PositiveFloat | None = None
-    """Instead of optim.lr."""
+    """Instead of optim.lr; modules in optim.groups keep their rates."""
 
 
 @dataclass(frozen=True)

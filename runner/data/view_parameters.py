@@ -41,7 +41,7 @@ def _noting(transforms: list[v2.Transform], size: tuple[int, int], words: list[s
 
         def noting(*args: Any, **keywords: Any) -> Any:
             result = original(*args, **keywords)
-            words.extend(describe(result, *args).split("\n"))
+            words.extend(filter(None, describe(result, *args).split("\n")))
             return result
 
         setattr(transform, method, noting)
@@ -59,7 +59,7 @@ def _noting(transforms: list[v2.Transform], size: tuple[int, int], words: list[s
         elif isinstance(transform, v2.ColorJitter):
             follow(transform, "make_params", lambda drawn, *_: _jitter(drawn))
         elif isinstance(transform, v2.RandomErasing):
-            follow(transform, "make_params", lambda drawn, *_: f"erased {drawn['w']} × {drawn['h']} px")
+            follow(transform, "make_params", lambda drawn, *_: _erased(drawn))
     try:
         yield
     finally:
@@ -74,6 +74,11 @@ def _crop(drawn: dict[str, Any], size: tuple[int, int]) -> str:
 
 def _operation(name: str, magnitude: float) -> str:
     return f"{name} {magnitude:+.3g}" if magnitude else name
+
+
+def _erased(drawn: dict[str, Any]) -> str:
+    """Empty if no rectangle fitted."""
+    return f"erased {drawn['w']} × {drawn['h']} px" if drawn["v"] is not None else ""
 
 
 def _jitter(drawn: dict[str, Any]) -> str:

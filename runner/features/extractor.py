@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -32,6 +33,7 @@ from runner.utils.tensors import pad_rows, tensor_digest
 
 StageInput: TypeAlias = Tensor | Sequence[Tensor]
 """Images, or outputs of other stages."""
+DROP_PATH = re.compile(r"KeyedDropPath\(.*?\)")
 MIN_PIXELS_TO_COMPILE = 4000 * 224**2
 """Pixels of a dataset from which compiling pays: it takes 10 to 20 s and saves about a tenth of the time."""
 
@@ -129,7 +131,7 @@ class FeatureExtractor:
         layers = range(self.stages[stage].stop)
         return {
             **_network(model.spec.arch),
-            "layers": [(model.layer_names[index], model.layer_text(index)) for index in layers],
+            "layers": [(model.layer_names[index], _frozen_text(model.layer_text(index))) for index in layers],
             **self.stages[stage].variant.recipe(),
             **({"maps": maps, "tta": model.variant_spec.tta} if maps else {}),
             **({"cut": self.cut} if self.cut and stage else {}),
@@ -179,6 +181,11 @@ class FeatureExtractor:
                 ) from error
 
         return guarded
+
+
+def _frozen_text(text: str) -> str:
+    """The text of a layer without stochastic depth, which does nothing in a frozen layer."""
+    return DROP_PATH.sub("Identity()", text)
 
 
 def _cut(stages: Sequence[Stage], layers: int) -> tuple[Stage, ...]:

@@ -101,12 +101,12 @@ class TrialRunner:
         prefix = "/".join([*parts, ""]) if index else ""
         setup = prepare(experiment, self.session.accelerator, self.session.terminal, self.shared)
         # The other workers wait for the features: all cores compute them.
-        for features, wanted in setup.required_features:
-            needed = [(split, view) for split, view in wanted if split != "test"]
-            if features.reserve_space(needed).images and features.stored:
-                with all_cores():
-                    for split, view in needed:
-                        features.get(split, view)
+        if setup.reserve_space().features:
+            with all_cores():
+                for features, wanted in setup.required_features:
+                    for split, view in wanted:
+                        if split != "test" and features.stored:
+                            features.get(split, view)
         is_last = index + 1 == self.session.plan.trainings
         return TrialTraining(setup, tracker, prefix, self._report_epoch, is_last)
 

@@ -63,7 +63,8 @@ def _with_random_weights(experiment: Experiment) -> Experiment:
 
 def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> None:
     experiment, manifest = setup.experiment, setup.manifest
-    missing_images, missing_bytes = _missing(setup)
+    missing = _missing(setup)
+    missing_images, missing_bytes = sum(each.images for each in missing), sum(each.bytes for each in missing)
     counts, trainings = manifest.counts(), len(repeat.experiments(experiment))
     each = f", with {trainings} training seed{'s' * (trainings > 1)}"
     is_solved = experiment.train.solver != "gradient"
@@ -97,19 +98,18 @@ def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> No
     if experiment.features.compile == "auto":
         rows.append(("compiling", "a run tries first whether it saves time; the time below is without"))
     rows += [
-        ("time", _time(setup, trainings, missing_images)),
+        ("time", _time(setup, trainings, missing)),
         ("disk", _disk(setup, trainings)),
         ("device", f"{setup.accelerator.device}, precision {experiment.train.precision}"),
     ]
     terminal.key_values(f"{experiment.name}: nothing was run", rows)
 
 
-def _missing(setup: Setup) -> tuple[int, int]:
-    """Images and views to compute, and their bytes; of a cross-validation for all folds."""
+def _missing(setup: Setup) -> list[MissingFeatures]:
+    """What is to compute of each of the required features; of a cross-validation for all folds."""
     experiment, entries = setup.experiment, setup.manifest.entries
     if not experiment.split.is_cross_validation:
-        missing = setup.missing_features()
-        return missing.images, missing.bytes
+        return [features.missing(wanted) for features, wanted in setup.required_features]
 
     def of(features: FeatureCache, split: str, chosen: np.ndarray, views: Sequence[int]) -> MissingFeatures:
         splits = np.where(chosen, SPLITS.index(split), NO_SPLIT).astype(np.int8)
@@ -117,33 +117,47 @@ def _missing(setup: Setup) -> tuple[int, int]:
         return features.of(manifest).missing([(split, view) for view in views])
 
     # Each image is in the fold once, and trained on in the other folds, but for those of a fixed test split.
-    all_images, missing = np.ones(len(entries), bool), NOTHING
+    all_images, missing = np.ones(len(entries), bool), []
+    divisions = (experiment.split.folds or 1) if experiment.model.normalize == "statistics" else 1
     is_trained = entries.splits != SPLITS.index("test") if setup.manifest.fold == "val" else all_images
     for features, wanted in setup.required_features:
-        missing += of(features, "val", all_images, [EVALUATION_VIEW])
         views = [view for _, view in wanted if view != EVALUATION_VIEW]
-        missing += of(features, "train", is_trained, views)
-    divisions = (experiment.split.folds or 1) if experiment.model.normalize == "statistics" else 1
-    return divisions * missing.images, divisions * missing.bytes
+        every = of(features, "val", all_images, [EVALUATION_VIEW]) + of(features, "train", is_trained, views)
+        missing.append(sum([every] * divisions, start=NOTHING))
+    return missing
 
 
-def _time(setup: Setup, seeds: int, missing_images: int) -> str:
+def _time(setup: Setup, seeds: int, missing: Sequence[MissingFeatures]) -> str:
     """Estimated time of all epochs, and the part of it that the frozen backbone takes."""
     experiment, images = setup.experiment, setup.manifest.counts()
-    rounds = seeds * experiment.train.max_epochs
     steps = seeds * math.ceil(images["train"] / experiment.train.batch_size)
     step_seconds = sum(
         stage.epochs * steps * _step_seconds(setup, number) for number, stage in enumerate(experiment.stages)
     )
     if not any(features.extractor.stages for features in setup.stage_features):
         return f"about {format_duration(step_seconds)}, without validation: all layers train"
-    if not experiment.features.store:
-        missing_images = rounds * (images["train"] + images["val"]) + seeds * images["test"]
-    rate = _backbone_rate(setup) * setup.accelerator.num_processes
-    backbone = missing_images / rate
+    if experiment.features.store:
+        work = [
+            (features, each.images)
+            for (features, _), each in zip(setup.required_features, missing, strict=True)
+        ]
+    else:
+        each_epoch = images["train"] + images["val"]
+        pairs = zip(setup.stage_features, experiment.stages, strict=True)
+        work = [(features, seeds * stage.epochs * each_epoch) for features, stage in pairs]
+        work.append((setup.features, seeds * images["test"]))
+    rates: dict[int, float] = {}
+    backbone = 0.0
+    for features, count in work:
+        if features.extractor.stages and count:
+            if id(features) not in rates:
+                rates[id(features)] = _backbone_rate(setup, features) * setup.accelerator.num_processes
+            backbone += count / rates[id(features)]
+    passes = sum(count for features, count in work if features.extractor.stages)
+    speed = f" at {passes / backbone:,.1f} images/s" if backbone else ""
     return (
         f"about {format_duration(backbone + step_seconds)}, of which {format_duration(backbone)} for the frozen"
-        f" backbone at {rate:,.1f} images/s"
+        f" backbone{speed}"
     )
 
 
@@ -160,11 +174,11 @@ def _disk(setup: Setup, seeds: int) -> str:
     return f"{checkpoints} of checkpoints; {free} free"
 
 
-def _backbone_rate(setup: Setup) -> float:
-    """Images/s of one process through the frozen backbone."""
+def _backbone_rate(setup: Setup, features: FeatureCache) -> float:
+    """Images/s of one process through a frozen backbone."""
     crop = setup.experiment.augment.input_size
     images = torch.zeros(setup.batch_size, 3, crop, crop, dtype=torch.uint8)
-    return setup.batch_size / _seconds(lambda: setup.features.extractor(images).sum().item())
+    return setup.batch_size / _seconds(lambda: features.extractor(images).sum().item())
 
 
 def _step_seconds(setup: Setup, stage: int) -> float:

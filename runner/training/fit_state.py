@@ -17,6 +17,7 @@ from torch import Tensor
 from runner.config.schema import Experiment
 from runner.evaluation.metrics import Scores
 from runner.features.sources import SplitFeatures
+from runner.models.freezing import first_trainable
 from runner.models.transfer_model import TransferModel
 from runner.training.fit_data import LabeledFeatures
 from runner.training.results import EpochResult, best_epoch, is_out_of_patience
@@ -152,6 +153,8 @@ class FitState:
             "epoch_lr": self.epoch_lr,
             "epoch_group_lrs": self.epoch_group_lrs,
             "skipped_steps": step.skipped,
+            "trainable": self.experiment.stages[step.stage].trainable,
+            "stage_begins": self.experiment.first_epoch(step.stage),
             "averaged_epochs": step.average.epochs if step.average is not None else 0,
             "optimizer": optimizer,
             "schedule": step.schedule.state_dict(),
@@ -176,6 +179,8 @@ class FitState:
         """
         with restoring():
             values = snapshot.values
+            if branch:
+                self._check_branch(snapshot)
             if (stage := self.experiment.train.stage_of(snapshot.epoch)) != self.train_step.stage:
                 self.train_step.start_stage(stage)
             self.history = saved_history(snapshot)
@@ -195,6 +200,18 @@ class FitState:
             self.stopped_early = bool(values["stopped_early"])
             self._seconds_before = float(values["epoch_seconds"])
             self.feature_seconds = float(values.get("feature_seconds", 0))
+
+    def _check_branch(self, snapshot: Snapshot) -> None:
+        """Raise `UserError` if layers are to be frozen that the run has trained: their features are stored as they were
+        before."""
+        then = snapshot.values.get("trainable", self.model.spec.trainable)
+        stage = self.experiment.train.stage_of(snapshot.epoch)
+        now = self.experiment.stages[stage].trainable
+        if first_trainable(self.model, now) > first_trainable(self.model, then):
+            raise UserError(
+                f"The run to branch from has trained {then} by epoch {snapshot.epoch}, but stage {stage + 1} of"
+                f" train.stages trains only {now} from there on; let it train {then}."
+            )
 
     def _restore_weights(self, saved: dict[str, Tensor]) -> None:
         current = self.model.trainable_state()
@@ -216,7 +233,10 @@ class FitState:
         if [(set(group), group["params"]) for group in own] == [(set(g), g["params"]) for g in saved]:
             _restore_optimizer(step.optimizer, snapshot, own)
         step.steps_taken = self.epoch * step.steps_per_epoch
-        step.schedule.fast_forward(step.steps_taken, snapshot.values["schedule"])
+        first_epoch = self.experiment.first_epoch(step.stage)
+        is_same_stage = snapshot.values.get("stage_begins", 0) == first_epoch
+        schedule = snapshot.values["schedule"] if is_same_stage else {}
+        step.schedule.fast_forward(step.steps_taken - first_epoch * step.steps_per_epoch, schedule)
         self.epoch_lr, self.epoch_group_lrs = step.lr, step.group_lrs
 
 

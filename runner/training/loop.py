@@ -125,7 +125,7 @@ def _run_epoch(
 
             train_loss, train_top1 = _train(state, features, after_step)
     trained = time.monotonic()
-    check_finite("training", train_loss, epoch, state.experiment.optim.lr)
+    check_finite("training", train_loss, epoch, state.train_step.lr_setting)
     validated = _validate_both(state, data, epoch)
     scores = validated.scores
     use_refitted_head(state)
@@ -183,7 +183,7 @@ def _train(state: FitState, features: SplitFeatures | None, after_step: AfterSte
     if not images:
         raise DivergedError(
             f"Every step of epoch {state.epoch + 1} was skipped (train.nonfinite=skip): training diverged; lower"
-            f" optim.lr ({state.experiment.optim.lr:g}) or set train.clip."
+            f" {step.lr_setting} or set train.clip."
         )
     return loss / images, hits / images
 
@@ -224,5 +224,5 @@ def _validate(state: FitState, data: FitData, epoch: int) -> tuple[Scores, Tenso
     inference = Inference(state.model, state.accelerator, data.batch_size)
     sample_results = inference.sample_results(state.load(data.val, epoch), data.val.labels)
     scores = compute_scores(sample_results, data.val.labels, len(state.model.spec.classes))
-    check_finite("validation", scores["loss"], epoch, state.experiment.optim.lr)
+    check_finite("validation", scores["loss"], epoch, state.train_step.lr_setting)
     return scores, sample_results

@@ -76,19 +76,6 @@ class LRCurve:
         save_figure(figure, path)
 
 
-def of_first_stage(experiment: Experiment) -> Experiment:
-    """The experiment with the first stage of its training alone."""
-    if not experiment.train.stages:
-        return experiment
-    first = experiment.train.stages[0]
-    return dataclasses.replace(
-        experiment,
-        model=dataclasses.replace(experiment.model, trainable=first.trainable),
-        optim=dataclasses.replace(experiment.optim, lr=first.lr or experiment.optim.lr),
-        train=dataclasses.replace(experiment.train, stages=(), epochs=first.epochs),
-    )
-
-
 def find_lr(
     setup: Setup,
     data: FitData,
@@ -151,7 +138,8 @@ def _batches(
 ) -> Iterator[list[tuple[MicroBatch, Tensor]]]:
     """Micro-batches with their features, batch by batch, over as many epochs as are asked for."""
     settings = experiment.train
-    for epoch in itertools.count():
+    for number in itertools.count():
+        epoch = number % experiment.stages[0].epochs  # only the first stage
         batches = epoch_batches(
             step.labels, settings.batch_size, settings.sampling, experiment.seed.train, epoch
         )

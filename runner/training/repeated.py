@@ -172,7 +172,7 @@ class _RepeatedTraining:
         for features, wanted in setup.required_features:
             if experiment.split.folds is not None:  # in other folds, each image is one to train on
                 wanted = list({(split, view): None for split in SPLITS for _, view in wanted})
-            if features.stored and features.reserve_space(wanted).images:
+            if features.stored and features.reserve_space(wanted).features:
                 for split, view in wanted:
                     features.get(split, view)
                 self.parent.log_metrics(features.stats.metrics())

@@ -29,8 +29,10 @@ def run_description(experiment: Experiment, manifest: Manifest) -> str:
     head = heads.get(model.head, "a new head on its features")
     what = "the head is trained" if model.trainable == "head" else f"trained: {model.trainable}"
     if train.stages:
+        rates = (_short(optim.lr if stage.lr is None else stage.lr) for stage in train.stages)
         what = "trained: " + ", then ".join(
-            f"{stage.trainable} ({counted(stage.epochs, 'epoch')})" for stage in train.stages
+            f"{stage.trainable} ({counted(stage.epochs, 'epoch')} at {rate})"
+            for stage, rate in zip(train.stages, rates, strict=True)
         )
     views = experiment.augment.views
     how = f"Up to {train.epochs} epochs of {optim.name} at {_short(optim.lr)}, batches of {train.batch_size}"

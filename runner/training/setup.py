@@ -69,23 +69,26 @@ class Setup:
     @property
     def required_features(self) -> list[tuple[FeatureCache, SplitViews]]:
         """The features that a run uses if it does not stop early, with their splits and views."""
-        required: list[tuple[FeatureCache, SplitViews]] = []
+        caches: list[FeatureCache] = []
+        wanted: list[dict[tuple[str, int], None]] = []
         for stage, features in enumerate(self.stage_features):
-            views = views_of_stage(self.experiment, stage)
-            wanted = [*(("train", view) for view in views), ("val", EVALUATION_VIEW)]
-            if features is self.features:
-                wanted.append(("test", EVALUATION_VIEW))
-            required.append((features, wanted))
-        return required
-
-    def missing_features(self) -> MissingFeatures:
-        """What a run has to compute if it does not stop early."""
-        return sum((features.missing(wanted) for features, wanted in self.required_features), start=NOTHING)
+            number = next((n for n, cache in enumerate(caches) if cache is features), len(caches))
+            if number == len(caches):
+                caches.append(features)
+                wanted.append({})
+            wanted[number] |= dict.fromkeys(
+                ("train", view) for view in views_of_stage(self.experiment, stage)
+            )
+        for views in wanted:
+            views["val", EVALUATION_VIEW] = None
+        wanted[-1]["test", EVALUATION_VIEW] = None
+        return [(cache, [*views]) for cache, views in zip(caches, wanted, strict=True)]
 
     def reserve_space(self) -> MissingFeatures:
-        """Make room for that, as `FeatureCache.reserve_space` does. Every process calls this together."""
-        *earlier, (features, wanted) = self.required_features
-        beside = sum((each.missing(views) for each, views in earlier), start=NOTHING)
+        """Make room for these, as `FeatureCache.reserve_space` does. Every process calls this together."""
+        # Where the last stage trains everything, only earlier ones have features.
+        *others, (features, wanted) = sorted(self.required_features, key=lambda each: each[0].stored)
+        beside = sum((each.missing(views) for each, views in others), start=NOTHING)
         return features.reserve_space(wanted, beside)
 
     def disk_bytes(self) -> int:
@@ -213,7 +216,14 @@ def prepare(
     hosts.check_same_data(manifest.digest, experiment)
     model = build_model(experiment, manifest.classes, normalization, weights)
     if model.trains_batch_norm:
-        check_batch_statistics(experiment.train, manifest.counts()["train"])
+        for fold in range(experiment.split.folds or 1):  # of all folds, before the first one is trained
+            split = (
+                dataclasses.replace(experiment.split, fold=fold)
+                if experiment.split.folds
+                else experiment.split
+            )
+            one = shared.manifest(dataclasses.replace(experiment, split=split), terminal)
+            check_batch_statistics(experiment.train, one.counts()["train"])
     _check_mixing(experiment, model)
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()
@@ -231,13 +241,15 @@ def _with_stages(setup: Setup) -> Setup:
     """The setup with the features of each stage of training. A stage without a frozen part of its own has the same."""
     model, extractor, experiment = setup.model, setup.features.extractor, setup.experiment
     last, views = len(experiment.stages) - 1, views_of_stage(experiment, len(experiment.stages) - 1)
-    earlier, shared = [], model.split_index
+    earlier: list[FeatureCache] = []
+    shared = model.split_index
     for number, stage in enumerate(experiment.stages[:last]):
         model.unfreeze(stage.trainable)
         # Images go through the backbone once, where the last stage needs the same views of them.
         cut = shared if set(views_of_stage(experiment, number)) <= set(views) else 0
         own = FeatureExtractor(model, setup.accelerator, setup.batch_size, extractor.compiled, cut)
-        earlier.append(setup.features if own.stages == extractor.stages else setup.features.at(own))
+        known = (each for each in (setup.features, *earlier) if each.extractor.stages == own.stages)
+        earlier.append(next(known, None) or setup.features.at(own))
     model.unfreeze(model.spec.trainable)
     return dataclasses.replace(setup, earlier_features=tuple(earlier))
 

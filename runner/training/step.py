@@ -105,10 +105,17 @@ class TrainStep:
         return float(self.optimizer.param_groups[0]["lr"])
 
     @property
+    def lr_setting(self) -> str:
+        """Where the learning rate is set, and what it is set to, for messages."""
+        if (lr := self.experiment.stages[self.stage].lr) is not None:
+            return f"lr of stage {self.stage + 1} in train.stages ({lr:g})"
+        return f"optim.lr ({self.optim.lr:g})"
+
+    @property
     def group_lrs(self) -> dict[str, float]:
-        """The current learning rates by name of parameter group; empty if there is one."""
+        """The current learning rates by name of parameter group; empty if there is one in the whole training."""
         rates = {str(group.get("name", "")): float(group["lr"]) for group in self.optimizer.param_groups}
-        return rates if len(rates) > 1 else {}
+        return rates if len(rates) > 1 or self.experiment.train.stages else {}
 
     def forward_backward(self, features: Tensor, micro_batch: MicroBatch) -> None:
         """Add the gradient of a micro-batch; `update` adds its loss and correct predictions to `sums`.
@@ -178,7 +185,7 @@ class TrainStep:
         if failed == NO_FAILURE:
             return
         self.between_steps = False
-        raise step_diverged(failed, self.steps_per_epoch, self.optim.lr)
+        raise step_diverged(failed, self.steps_per_epoch, self.lr_setting)
 
     def close(self) -> None:
         """Release the wrappers, and give the next training in this process the gradient scaler that this one got."""

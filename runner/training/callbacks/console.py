@@ -30,4 +30,8 @@ class ConsoleCallback(Callback):
         train, stages = state.experiment.train, state.experiment.stages
         if not state.finished and train.stage_of(state.epoch) != train.stage_of(state.epoch - 1):
             stage = stages[train.stage_of(state.epoch)]
-            self.terminal.line(f"from epoch {state.epoch + 1} on, {stage.trainable} trains", style="bold")
+            rate = state.experiment.optim.lr if stage.lr is None else stage.lr
+            begins = (
+                f"from epoch {state.epoch + 1} on, {stage.trainable} trains, at a learning rate of {rate:g}"
+            )
+            self.terminal.line(begins, style="bold")

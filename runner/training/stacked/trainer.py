@@ -121,7 +121,7 @@ class StackTrainer:
         """
         member, (logits, labels) = self.heads[head], validated
         experiment, epoch = member.experiment, len(member.history)
-        lr, images = experiment.optim.lr, times.images
+        lr, images = f"optim.lr ({experiment.optim.lr:g})", times.images
         failed = (~sums[:, 0].isfinite()).nonzero()
         if len(failed):
             raise step_diverged(epoch * self.steps_per_epoch + int(failed[0]), self.steps_per_epoch, lr)

@@ -24,7 +24,7 @@ from runner.training.results import RunResult
 from runner.training.resume import ResumePoint
 from runner.training.setup import Setup, prepare
 from runner.training.snapshot import load_newest
-from runner.utils.errors import UserError
+from runner.utils.errors import DivergedError, UserError
 from runner.utils.signals import Interrupted
 
 Train: TypeAlias = Callable[..., tuple[RunResult, Recorder]]
@@ -173,7 +173,7 @@ def test_learning_rates_are_those_of_the_stages(make: Make, train: Train) -> Non
     result, records = train(staged(make, *words))
     assert [epoch.lr for epoch in result.history] == [0.01, 0.01, 0.003, 0.01, 0.01]
     rates = {(name, step): value for name, step, value in records.points if name.startswith("lr/")}
-    assert [step for name, step in rates if name == "lr/head"] == [3, 4, 5]
+    assert [step for name, step in rates if name == "lr/head"] == [1, 2, 3, 4, 5]
     assert [rates["lr/block5", step] for step in (3, 4, 5)] == [0.0015, 0.005, 0.005]
 
 
@@ -219,3 +219,71 @@ def test_stages_that_cannot_be(
         run.train(
             make("--train.stages", stages, "--train.epochs", "2"), accelerator, Recorder(tmp_path), QUIET
         )
+
+
+def branch(
+    first: Experiment, second: Experiment, step: int, accelerator: Accelerator, folder: Path
+) -> RunResult:
+    """Interrupt a run after a step, and continue it with other settings."""
+    snapshot = interrupt_run(first, accelerator, Recorder(folder / "first"), step)
+    start = ResumePoint(as_tree(second), "", "small", snapshot, branch_of="0123456789")
+    return run.train(second, accelerator, Recorder(folder / "branch"), QUIET, start)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "onecycle", "constant"])
+def test_a_branch_continues_the_schedule_of_its_stage(
+    kind: str, make: Make, accelerator: Accelerator, tmp_path: Path, train: Train
+) -> None:
+    """The run is in the second epoch of the last stage; the branch goes on with another clipping."""
+    words = ("--schedule.kind", kind, "--schedule.warmup", "0" if kind == "onecycle" else "0.5")
+    usual, _ = train(staged(make, *words))
+    result = branch(
+        staged(make, *words),
+        staged(make, *words, "--train.clip", "0.9"),
+        4 * STEPS + 1,
+        accelerator,
+        tmp_path,
+    )
+    assert [epoch.lr for epoch in result.history] == pytest.approx([epoch.lr for epoch in usual.history])
+    assert result.history[-1].lr > 0
+
+
+def test_a_branch_cannot_freeze_what_has_trained(
+    make: Make, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    """Its features are stored as they were before."""
+    later = "[{epochs: 4, trainable: head}, {epochs: 1, trainable: last:1}]"
+    with pytest.raises(
+        UserError, match=r"has trained features.18 by epoch 2, but stage 1 of train.stages trains only"
+    ):
+        branch(staged(make), staged(make, "--train.stages", later), 2 * STEPS + 1, accelerator, tmp_path)
+
+
+def test_equal_stages_need_their_features_once(make: Make, accelerator: Accelerator) -> None:
+    stages = "[{epochs: 2, trainable: head, lr: 0.01}, {epochs: 3, trainable: head, lr: 0.001}]"
+    setup = prepare(make("--train.stages", stages, "--train.epochs", "5"), accelerator, QUIET)
+    usual = prepare(make("--train.epochs", "5"), accelerator, QUIET)
+    ((_, wanted),) = setup.required_features
+    ((_, expected),) = usual.required_features
+    assert sorted(wanted) == sorted(expected)
+    assert setup.reserve_space() == usual.reserve_space()
+
+
+def test_space_is_reserved_for_the_features_of_all_stages(make: Make, accelerator: Accelerator) -> None:
+    setup = prepare(staged(make), accelerator, QUIET)
+    missing = setup.reserve_space()
+    parts = [features.missing(wanted) for features, wanted in setup.required_features]
+    assert missing.bytes == sum(each.bytes for each in parts)
+    assert all(each.features for each in parts)
+    assert missing.images == 2 * TRAIN + VAL + TEST, (
+        "those of the last stage, from which the others are computed"
+    )
+
+
+def test_a_loss_that_is_not_finite_names_the_rate_of_the_stage(
+    make: Make, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    stages = "[{epochs: 1, trainable: head, lr: 1.0e+30}, {epochs: 1, trainable: last:1}]"
+    experiment = make("--train.stages", stages, "--train.epochs", "2", "--optim.name", "sgd")
+    with pytest.raises(DivergedError, match=r"lower lr of stage 1 in train.stages \(1e\+30\)"):
+        run.train(experiment, accelerator, Recorder(tmp_path), QUIET)
