@@ -102,6 +102,29 @@ def first_worker(folder: Path, of: int = 1) -> psutil.Process:
 
 
 @pytest.mark.slow
+def test_features_of_all_stages_are_computed_before(small: list[str], tmp_path: Path) -> None:
+    stages = "[{epochs: 1, trainable: head}, {epochs: 1, trainable: last:1}]"
+    words = [
+        *small,
+        *FOLDS,
+        *SAME_FEATURES,
+        "--train.epochs",
+        "2",
+        "--train.stages",
+        stages,
+        "--workers",
+        "2",
+    ]
+    assert run_main(lambda: train.main(words)) == 0
+    parent, children = [], []
+    for each in runs_of(client_of(tmp_path)):
+        (children if "mlflow.parentRunId" in each.data.tags else parent).append(each)
+    assert len(children) == 3
+    assert all(child.data.metrics["system/features/misses"] == 0 for child in children)
+    assert parent[0].data.metrics["system/features/misses"] > 0
+
+
+@pytest.mark.slow
 def test_a_run_that_fails_fails_the_command(small: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     words = [*small, *FOLDS, *SAME_FEATURES, "--optim.lr", "1e30", "--workers", "2"]
     assert run_main(lambda: train.main(words)) == 2

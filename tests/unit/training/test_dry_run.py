@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,18 @@ def test_a_run_that_is_refused_measures_nothing(
     words = ("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
     with pytest.raises(UserError, match="Batch normalization trains"):
         setup.prepare(make(*words, "--train.batch_size", "17"), accelerator, silent)
+
+
+@pytest.mark.parametrize("last", ["last:1", "all"])
+@pytest.mark.parametrize("store", ["true", "false"])
+def test_the_time_of_all_stages_is_estimated(
+    last: str, store: str, make: Make, accelerator: Accelerator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = f"[{{epochs: 2, trainable: head}}, {{epochs: 1, trainable: {last}}}]"
+    experiment = make("--train.stages", stages, "--features.store", store, "--features.compile", "false")
+    print_estimate(experiment, Repeat(), accelerator, Terminal())
+    text = " ".join(capsys.readouterr().out.split())
+    rate = re.search(r"for the frozen backbone at ([\d,.]+) images/s", text)
+    assert rate is not None, text
+    assert 0 < float(rate[1].replace(",", "")) < 100_000, "images do go through it"
+    assert "at most 3" in text

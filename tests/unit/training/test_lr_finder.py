@@ -132,3 +132,24 @@ def test_what_cannot_be_tried_is_a_sentence(
 ) -> None:
     assert main.main(["lr-find", *words, *more]) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_of_stages_the_first_one_is_tried(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its own features, also after more steps than it has; what later stages need does not disturb it."""
+    seen = []
+    take_step = lr_finder._take_step
+
+    def noting(step: Any, batch: Any) -> float:
+        seen.append(
+            (step.stage, [group["name"] for group in step.optimizer.param_groups], batch[0][1].shape[1:])
+        )
+        return take_step(step, batch)
+
+    monkeypatch.setattr(lr_finder, "_take_step", noting)
+    stages = "[{epochs: 1, trainable: head, lr: 0.1}, {epochs: 2, trainable: last:1}]"
+    groups = ("--optim.groups", "{features.18: 0.001}", "--augment.views", "fresh")
+    options = ("--steps", "8", "--out", str(tmp_path / "lr.png"))
+    assert lr_find.main([*words, "--train.stages", stages, *groups, *options]) == 0
+    assert seen == [(0, ["others"], torch.Size([512]))] * 8
