@@ -52,10 +52,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"The loss was not finite from the first step on, at {options.first:g}; lower --from."
         )
-    curve.draw(options.out, f"{experiment.name}: {run_name(experiment)}")
+    stages = experiment.train.stages
+    which = f", stage 1 of {len(stages)} ({stages[0].trainable})" if stages else ""
+    curve.draw(options.out, f"{experiment.name}: {run_name(experiment)}{which}")
     terminal.line(f"{len(curve.losses)} steps; the loss is drawn in {options.out}")
     if curve.suggestion is None:
         terminal.line("no suggestion: the loss did not fall; try more --steps or other bounds")
     else:
-        terminal.line(f"suggested: --optim.lr {curve.suggestion:.2g} (the loss is least at ten times that)")
+        setting = "lr of stage 1 in train.stages:" if stages else "--optim.lr"
+        terminal.line(f"suggested: {setting} {curve.suggestion:.2g} (the loss is least at ten times that)")
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from runner.cli.launcher import launch, take_processes
-from runner.config.parser import parse
+from runner.config.effective import note_on_idle_settings
+from runner.config.parser import given_settings, parse
 from runner.tracking.mlflow_server import check_reachable, tracking_server
 from runner.tracking.resume_lookup import runs_to_resume, with_experiment_of_resumed_run
 from runner.training.preflight import check, check_workers
@@ -30,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
     if this_task() is not None:
         return launch("train.py", rest, processes)
+    if note := note_on_idle_settings(experiment, given_settings(rest)):
+        print(f"note: {note}", file=sys.stderr)
     gpus = gpu_count()
     runs = len(options.repeated.experiments(experiment))
     check_workers(options.workers, runs, processes or max(1, gpus), on_cpu=not gpus)

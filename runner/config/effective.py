@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from runner.config.choices import OPTIMIZERS, SCHEDULES
@@ -50,8 +51,29 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     Left out are the experiment's name, settings that change no result, and those without effect beside the others: the
     augmentation of plain views, the size of a head that the model has not, the options of another optimizer.
     """
-    settings = flatten(as_tree(experiment))
-    idle = {"name", *_options_of_others("optim", OPTIMIZERS, experiment.optim.name)}
+    settings, idle = flatten(as_tree(experiment)), {"name", *_idle(experiment)}
+    if experiment.train.solver != "gradient":
+        idle |= {name for name in settings if name.startswith(("optim.", "schedule."))}
+    return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
+
+
+def note_on_idle_settings(experiment: Experiment, given: Iterable[str]) -> str:
+    """A sentence on settings that were given and have no effect; empty if there are none."""
+    idle = _idle(experiment)
+    if experiment.train.solver != "gradient":
+        idle |= {name for name in given if name.startswith(("optim.", "schedule."))}
+    names = [name for name in dict.fromkeys(given) if name in idle]
+    if not names:
+        return ""
+    reason = ""
+    if experiment.augment.views == "none" and any(name.startswith("augment.") for name in names):
+        reason = " (augment.views is none: images are not augmented)"
+    return f"without effect beside the other settings: {', '.join(names)}{reason}"
+
+
+def _idle(experiment: Experiment) -> set[str]:
+    """Settings without effect beside the others, but for those of optimizer and schedule where a head is solved."""
+    idle = {*_options_of_others("optim", OPTIMIZERS, experiment.optim.name)}
     idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
     if experiment.augment.views == "none":
         idle |= {f"augment.{name}" for name in (*OF_VIEWS, "rotation_interpolation")} | {"seed.augment"}
@@ -64,6 +86,8 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle.add("train.swa_start")
     if not experiment.train.patience:
         idle.add("train.monitor")
+    if experiment.model.trainable == "head":
+        idle.add("optim.layer_decay")
     if experiment.model.drop_path is None:
         idle.add("model.drop_path")
     stages = experiment.train.stages
@@ -81,8 +105,7 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
         idle |= {f"train.{name}" for name in OF_SOLVERS}
     else:
         idle |= {f"train.{name}" for name in OF_STEPS} | {"seed.train"}
-        idle |= {name for name in settings if name.startswith(("optim.", "schedule."))}
-    return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
+    return idle
 
 
 def _options_of_others(group: str, registry: Registry[Any], chosen: str) -> set[str]:

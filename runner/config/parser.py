@@ -137,6 +137,13 @@ def parse(
     return experiment, validated(Options, options)
 
 
+def given_settings(argv: Sequence[str]) -> list[str]:
+    """Names of the settings that flags of a command line give."""
+    flags = (_canonical(word).removeprefix("--").partition("=")[0] for word in argv if word.startswith("--"))
+    names = (SHORT.get(flag, flag) for flag in flags)
+    return [name for name in names if name in table()]
+
+
 def _default_experiment(words: Mapping[str, str]) -> Path:
     """The experiment file of a command line without --config, given its flags by setting."""
     kind = words.get("data.kind", "digits" if words.keys().isdisjoint(IMAGES) else "folder")

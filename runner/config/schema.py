@@ -183,6 +183,7 @@ class Experiment:
     def __post_init__(self) -> None:
         check_protocol(self.split.protocol, "train", self.train)
         self._check_solver()
+        self._check_warmup()
         stages = self.train.stages
         if stages and stages[-1].trainable != self.model.trainable:
             raise ValueError(
@@ -206,6 +207,15 @@ class Experiment:
             names = "model.pooled_layers" if self.model.pooled_layers else "stacked augment.scales"
             raise ValueError(
                 f"{names} need model.head=pooled or linear: the backbone's own classifier has a fixed number of inputs"
+            )
+
+    def _check_warmup(self) -> None:
+        number, shortest = min(enumerate(self.stages, start=1), key=lambda each: each[1].epochs)
+        if self.train.solver == "gradient" and self.schedule.warmup > shortest.epochs:
+            where = f"stage {number} of train.stages" if self.train.stages else "the training"
+            raise ValueError(
+                f"schedule.warmup ({self.schedule.warmup:g} epochs) is longer than {where} ({shortest.epochs});"
+                " shorten it"
             )
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from runner.config.architecture import for_network, with_usual_values
-from runner.config.metadata import groups, table
+from runner.config.metadata import Setting, describe, groups, table
 from runner.config.protocols import with_protocol
 from runner.config.schema import Experiment
 from runner.config.stages import follow_stages
@@ -117,7 +118,10 @@ def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
         # JSON, since its strict mode means what a file means: lists for tuples, but no "3" for 3.
         return _adapter(kind).validate_json(json.dumps(tree))  # type: ignore[arg-type] # classes are hashable
     except ValidationError as error:
-        raise UserError(f"{one_line(_sentence(kind, tree, error.errors()[0]))}.") from None
+        mistakes = error.errors()
+        unknown_names = (each for each in mistakes if each["type"] == "unexpected_keyword_argument")
+        first = next(unknown_names, mistakes[0])
+        raise UserError(f"{one_line(_sentence(kind, tree, first))}.") from None
     except ValueError as error:
         raise UserError(f"{one_line(str(error))}.") from None
 
@@ -141,11 +145,32 @@ def _sentence(kind: type, tree: Any, error: Any) -> str:
         tree = tree.get(part) if isinstance(tree, Mapping) else None
         setting = known.get(".".join(path))
         if setting is not None and "." not in part:  # a file has groups, not dotted names
+            if entry := _wrong_entry(setting, tree, error["loc"][len(path) :]):
+                return entry
             return f"{setting.name} must be {setting.takes}; it is {_shown(tree)}"
     name = ".".join(path)
     if name in groups():
         return f"{name} must be a group of settings, as {name}: {{…}}; it is {_shown(tree)}"
     return unknown(name, [*known])
+
+
+def _wrong_entry(setting: Setting, value: Any, place: Sequence[int | str]) -> str:
+    """What is wrong in an entry of a list of settings, as train.stages; empty if that is not known.
+
+    Args:
+        setting: The list.
+        value: As it was given.
+        place: Index of the entry, and the name in it.
+    """
+    if not isinstance(value, list) or len(place) < 2 or not isinstance(entry := value[int(place[0])], dict):
+        return ""
+    number, name = int(place[0]) + 1, str(place[1])
+    kinds = typing.get_type_hints(typing.get_args(setting.type)[0], include_extras=True)
+    if name not in kinds:
+        return f"{setting.name}: entry {number} has no setting {one_line(name, 50)!r}{did_you_mean(name, [*kinds])}"
+    if name not in entry:
+        return f"{setting.name}: entry {number} lacks {name}"
+    return f"{setting.name}: {name} of entry {number} must be {describe(kinds[name])}; it is {_shown(entry[name])}"
 
 
 def unknown(name: str, known: list[str]) -> str:

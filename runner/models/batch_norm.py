@@ -73,6 +73,8 @@ def _normalized(
     count = values.new_tensor([values.numel() / values.shape[1]])
     sums = _Sum.apply(torch.cat([values.sum(dims), count]))
     mean, count = sums[:-1] / sums[-1], sums[-1].detach()
+    if count.device.type == "cpu" and count <= 1:  # looking at the value would wait for another device
+        raise ValueError("Expected more than 1 value per channel when training")
     shape = [-1 if dim == 1 else 1 for dim in range(values.dim())]
     centered = values - mean.view(shape)
     variance = _Sum.apply(centered.square().sum(dims)) / count

@@ -42,18 +42,21 @@ def first_trainable(model: LayeredModel, trainable: str, setting: str = "model.t
     start = model.head_name if trainable == "head" else trainable
     first = next((index for index in weighted if _is_part(model, index, start)), None)
     if first is None:
-        names = [model.layer_names[index] for index in weighted]
+        names = ["head", "all", *(model.layer_names[index] for index in weighted)]
         raise UserError(
             f"{setting} is {one_line(trainable, 100)!r}, which is no layer with weights"
             f"{did_you_mean(start[:100], names)};"
-            f" it takes head, all, last:1, or a layer such as {names[len(names) // 2]}."
+            f" it takes head, all, last:1, or a layer such as {names[1 + len(names) // 2]}."
         )
     return first
 
 
 def check_stages(model: LayeredModel, stages: Sequence[TrainStage]) -> None:
     """Raise `UserError` unless each stage trains at least the layers of the one before it."""
-    starts = [first_trainable(model, stage.trainable, "trainable in train.stages") for stage in stages]
+    starts = [
+        first_trainable(model, stage.trainable, f"trainable of stage {number} in train.stages")
+        for number, stage in enumerate(stages, start=1)
+    ]
     for index, (before, start) in enumerate(pairwise(starts)):
         if start > before:
             raise UserError(

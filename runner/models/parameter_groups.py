@@ -12,6 +12,7 @@ from runner.models.freezing import block_starts
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import is_within
 from runner.utils.errors import UserError
+from runner.utils.text import did_you_mean
 
 OTHERS = "others"
 """Name of the parameters that no group names."""
@@ -38,9 +39,10 @@ def parameter_groups(model: TransferModel, optim: OptimConfig) -> list[dict[str,
             members.setdefault((group, optim.weight_decay if decays else 0.0), []).append(parameter)
     for name in optim.groups:
         if name not in nonempty:
+            known = {part for parameter in trained for part in _modules_around(parameter)}
             raise UserError(
-                f"optim.groups names {name!r}, which has no trainable parameters of its own;"
-                f" model.trainable is {model.spec.trainable!r}."
+                f"optim.groups names {name!r}, which has no trainable parameters of its own"
+                f"{did_you_mean(name, sorted(known - {name}))}; model.trainable is {model.spec.trainable!r}."
             )
     return [
         {"params": members[name, decay], "lr": rate, "weight_decay": decay, "name": name}
@@ -48,6 +50,12 @@ def parameter_groups(model: TransferModel, optim: OptimConfig) -> list[dict[str,
         for decay in (optim.weight_decay, 0.0)[: 1 if optim.decay_norm or not optim.weight_decay else 2]
         if (name, decay) in members
     ]
+
+
+def _modules_around(parameter: str) -> list[str]:
+    """Names of the modules around a parameter: features, features.24."""
+    parts = parameter.split(".")[:-1]
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def _factors(model: TransferModel, optim: OptimConfig) -> dict[str, float]:

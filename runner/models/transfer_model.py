@@ -77,13 +77,16 @@ class TransferModel(LayeredModel):
         training_seed: Decides the head's initial weights and the dropout masks.
         random_weights: Draw the backbone's weights, the same ones in every run. False: they are uninitialized until
             `load_state_dict` or `pretrained.load_weights` sets them.
+        setting: Where `spec.trainable` is given, for messages.
 
     Raises `UserError` if the architecture cannot take such images or such a head, if `spec.trainable` names no layer
     with weights, or one before the pooling of several maps, if there is no layer that `spec.pooled_layers` names, or if
     there is `spec.drop_path`, but no block that trains can be skipped.
     """
 
-    def __init__(self, spec: ModelSpec, training_seed: int, random_weights: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, training_seed: int, random_weights: bool, setting: str = "model.trainable"
+    ) -> None:
         try:
             with seeded(hashing.derive_seed("backbone", spec.arch)):
                 backbone = build_backbone(spec.arch, spec.head, spec.pool, spec.input_size, random_weights)
@@ -107,6 +110,7 @@ class TransferModel(LayeredModel):
         self._allocate()
         replace_dropouts(self, training_seed)
         self.index_layers()
+        first_trainable(self, spec.trainable, setting)  # raises
         self._set_drop_path(training_seed)
         self._can_train = [name for name, each in self.named_parameters() if each.requires_grad]
         self.unfreeze(spec.trainable)
@@ -226,9 +230,11 @@ class TransferModel(LayeredModel):
         indices = range(first_trainable(self, self.spec.trainable), self.head_index)
         trained = [module for index in indices for module in self.layer_modules(index)]
         if not set_drop_path(self, self.spec.drop_path, trained, training_seed):
+            everything = set_drop_path(self, self.spec.drop_path, [self], training_seed)
+            mending = "let some train, as with model.trainable=last:1" if everything else "leave it out"
             raise UserError(
-                f"model.drop_path needs residual blocks that train and can be skipped; with model.trainable="
-                f"{self.spec.trainable} {self.spec.arch} has none; leave it out."
+                "model.drop_path needs residual blocks that train and have a place for stochastic depth; with"
+                f" model.trainable={self.spec.trainable} {self.spec.arch} has none; {mending}."
             )
 
     def layer_trains(self, index: int) -> bool:

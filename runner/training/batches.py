@@ -75,22 +75,15 @@ def micro_batches(batch: np.ndarray, accumulate: int, accelerator: Accelerator) 
         yield MicroBatch(batch, slice(bounds[part], bounds[part + 1]), last=number == accumulate - 1)
 
 
-def check_batch_statistics(settings: TrainConfig, images: int) -> None:
-    """Raise `UserError` if some part of a batch has a single image, whose statistics would normalize it.
-
-    Args:
-        settings: The size of batches, and of their parts.
-        images: Of the training split.
-    """
-    last = images % settings.batch_size or settings.batch_size
-    for size in (min(images, settings.batch_size), last):
-        if size < 2 * settings.accumulate:
-            parts = f" in {settings.accumulate} parts (train.accumulate)" * (settings.accumulate > 1)
-            raise UserError(
-                f"Batch normalization trains, and needs two images or more at a time, but of {images:,} training images"
-                f" in batches of {settings.batch_size} one batch has {counted(size, 'image')}{parts}; choose another"
-                " train.batch_size, or let model.trainable begin behind batch normalization."
-            )
+def check_batch_statistics(settings: TrainConfig) -> None:
+    """Raise `UserError` if batches have a single image at a time, whose statistics would normalize it."""
+    if settings.batch_size < 2 * settings.accumulate:
+        parts = f" in {settings.accumulate} parts (train.accumulate)" * (settings.accumulate > 1)
+        raise UserError(
+            "Batch normalization trains, and needs two images or more at a time, but a batch has"
+            f" {counted(settings.batch_size, 'image')}{parts}; raise train.batch_size to {2 * settings.accumulate} or"
+            " more, or let model.trainable begin behind batch normalization."
+        )
 
 
 def class_weights(labels: Tensor, classes: int, power: float = 1.0) -> Tensor:

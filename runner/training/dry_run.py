@@ -20,7 +20,7 @@ from runner.models.dropout import set_dropout_batch
 from runner.models.pretrained import missing_download, named_normalization
 from runner.tracking.mlflow_server import tracking_server
 from runner.training.setup import Setup, prepare
-from runner.training.summary import describe_data, describe_model
+from runner.training.summary import describe_data, describe_model, describe_stages
 from runner.utils.atomic_files import free_bytes
 from runner.utils.console import Terminal, format_bytes, format_duration
 from runner.utils.paths import cache_folder
@@ -81,6 +81,7 @@ def _print(setup: Setup, repeat: Repeat, weights: str, terminal: Terminal) -> No
             + " (fold 0)" * experiment.split.is_cross_validation,
         ),
         ("epochs", f"{epochs}{each}"),
+        *([("stages", describe_stages(setup))] if experiment.train.stages else []),
     ]
     if any(features.stored for features in setup.stage_features):
         cache = cache_folder(experiment.cache)

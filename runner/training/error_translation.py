@@ -15,13 +15,17 @@ from runner.utils.signals import Interrupted
 
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 """Parts of a RuntimeError's text when torch on a host, or a CUDA library on a GPU, cannot allocate memory."""
+ONE_VALUE = "Expected more than 1 value per channel"
+"""A part of the text of torch's ValueError for batch statistics of one value."""
 TIMED_OUT = ("Timed out waiting", "Watchdog caught collective operation timeout")
 """Parts of the text when gloo or NCCL has waited too long for another process."""
 
 
 @contextmanager
 def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterator[None]:
-    """Raise `UserError` where memory runs out or another process is gone or hangs; other errors pass unchanged.
+    """Raise `UserError` where memory runs out, batch statistics are of one value, or another process is gone or hangs.
+
+    Other errors pass unchanged.
 
     Where another process was asked to stop, raise `Interrupted`, as in that one.
     """
@@ -34,6 +38,8 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
             if (number := peer_signal()) is not None:
                 raise Interrupted(number) from error
             raise PeerLostError(reason) from error
+        if isinstance(error, ValueError) and ONE_VALUE in str(error):
+            raise UserError(_one_value(experiment)) from error
         if not isinstance(error, (MemoryError, RuntimeError)):
             raise
         text = " ".join(str(error).split())
@@ -46,6 +52,15 @@ def translate_errors(experiment: Experiment, accelerator: Accelerator) -> Iterat
                 " same command with --resume auto to continue."
             ) from error
         raise
+
+
+def _one_value(experiment: Experiment) -> str:
+    size = experiment.train.batch_size
+    return (
+        "Batch normalization that trains got a single value per channel: the last batch of an epoch, or a part of it,"
+        f" has one image, whose map there is one pixel. Set train.batch_size (now {size}) so that more images are left,"
+        " or train.accumulate to 1, or let model.trainable begin behind batch normalization."
+    )
 
 
 def _contains(text: str, parts: tuple[str, ...]) -> bool:

@@ -31,7 +31,6 @@ from runner.training.preflight import warn_about_images
 from runner.training.solvers.memory import check_memory
 from runner.training.solvers.products import KeptProducts
 from runner.utils.console import Terminal
-from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.long_wait import long_wait
 
@@ -216,15 +215,7 @@ def prepare(
     hosts.check_same_data(manifest.digest, experiment)
     model = build_model(experiment, manifest.classes, normalization, weights)
     if model.trains_batch_norm:
-        for fold in range(experiment.split.folds or 1):  # of all folds, before the first one is trained
-            split = (
-                dataclasses.replace(experiment.split, fold=fold)
-                if experiment.split.folds
-                else experiment.split
-            )
-            one = shared.manifest(dataclasses.replace(experiment, split=split), terminal)
-            check_batch_statistics(experiment.train, one.counts()["train"])
-    _check_mixing(experiment, model)
+        check_batch_statistics(experiment.train)
     if experiment.train.solver != "gradient":  # before features are computed for it
         counts = manifest.counts()
         check_memory(counts["train"] + counts["val"], model.last_layer.in_features, shared.make_room)
@@ -252,17 +243,6 @@ def _with_stages(setup: Setup) -> Setup:
         earlier.append(next(known, None) or setup.features.at(own))
     model.unfreeze(model.spec.trainable)
     return dataclasses.replace(setup, earlier_features=tuple(earlier))
-
-
-def _check_mixing(experiment: Experiment, model: TransferModel) -> None:
-    """Raise `UserError` for boxes in what has no height and width."""
-    layout = model.layouts.get(model.split_layer)
-    has_maps = not model.split_index or (layout is not None and layout.kind == "channels_first")
-    if experiment.train.cutmix and not has_maps:
-        raise UserError(
-            f"train.cutmix needs images or maps, but with model.trainable={experiment.model.trainable} training takes"
-            f" the output of {model.split_layer}; set model.trainable=last:1 or all, or use train.mixup."
-        )
 
 
 @functools.cache

@@ -44,6 +44,7 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
             ("model", describe_model(experiment)),
             *([("backbone", model.note)] if model.note else []),
             ("parameters", f"{trainable:,} trainable, {frozen:,} frozen"),
+            *([("stages", describe_stages(setup))] if experiment.train.stages else []),
             (
                 "weights",
                 experiment.model.weights or "RANDOM: the backbone is not pretrained, so scores mean little",
@@ -169,6 +170,19 @@ def describe_views(experiment: Experiment) -> str:
         return f"not augmented, {'whole images, ' * (augment.crop_mode == 'squash')}{sizes}"
     count = "a new one every epoch" if augment.views == "fresh" else f"{augment.views} in turn"
     return f"augmented, {count}, {sizes} (seed {experiment.seed.augment})"
+
+
+def describe_stages(setup: Setup) -> str:
+    """Epochs, layers, learning rate and parameters of each stage of training."""
+    experiment, model, parts = setup.experiment, setup.model, []
+    for number, stage in enumerate(experiment.stages):
+        model.unfreeze(stage.trainable)
+        count = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        first = experiment.first_epoch(number) + 1
+        epochs = f"{first}-{first + stage.epochs - 1}" if stage.epochs > 1 else str(first)
+        rate = experiment.optim.lr if stage.lr is None else stage.lr
+        parts.append(f"epochs {epochs}: {stage.trainable} at {rate:g} ({count:,} parameters)")
+    return "; ".join(parts)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import QUIET, Make
+from helpers import QUIET, Make, Recorder
 from torch import Tensor, distributed, nn
 from two_processes import finish_two, start_two
 
 from runner.config.tree import override
 from runner.models.batch_norm import SynchronizedBatchNorm
-from runner.training import setup
+from runner.training import run, setup
 from runner.utils.errors import UserError
 
 
@@ -71,17 +71,23 @@ def test_two_processes_compute_what_one_does(split: int, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("size", "parts", "images"), [(17, 1, "1 image;"), (9, 5, r"9 images in 5 parts \(train.accumulate\);")]
+    ("size", "parts", "images"), [(1, 1, "1 image;"), (9, 5, r"9 images in 5 parts \(train.accumulate\);")]
 )
 def test_batch_normalization_needs_two_images_at_a_time(
-    make: Make,
-    accelerator: Accelerator,
-    size: int,
-    parts: int,
-    images: str,
+    make: Make, accelerator: Accelerator, size: int, parts: int, images: str
 ) -> None:
     experiment = make("--model.arch", "vgg11_bn", "--model.weights", "null", "--model.trainable", "all")
     assert setup.prepare(experiment, accelerator, QUIET).model.trains_batch_norm
     experiment = override(experiment, {"train.batch_size": size, "train.accumulate": parts})
-    with pytest.raises(UserError, match=f"of 18 training images in batches of {size} one batch has {images}"):
+    with pytest.raises(UserError, match=f"two images or more at a time, but a batch has {images}"):
         setup.prepare(experiment, accelerator, QUIET)
+
+
+def test_a_last_image_whose_map_is_one_pixel_is_a_sentence(
+    make: Make, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    words = ("--model.arch", "timm/regnetx_002", "--model.weights", "null", "--model.trainable", "last:2")
+    with pytest.raises(
+        UserError, match=r"has one image, whose map there is one pixel\. Set train.batch_size"
+    ):
+        run.train(make(*words, "--train.batch_size", "17"), accelerator, Recorder(tmp_path), QUIET)

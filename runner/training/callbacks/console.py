@@ -31,7 +31,7 @@ class ConsoleCallback(Callback):
         if not state.finished and train.stage_of(state.epoch) != train.stage_of(state.epoch - 1):
             stage = stages[train.stage_of(state.epoch)]
             rate = state.experiment.optim.lr if stage.lr is None else stage.lr
-            begins = (
-                f"from epoch {state.epoch + 1} on, {stage.trainable} trains, at a learning rate of {rate:g}"
+            self.terminal.line(
+                f"from epoch {state.epoch + 1} on, {stage.trainable} trains; the head's learning rate is {rate:g}",
+                style="bold",
             )
-            self.terminal.line(begins, style="bold")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from runner.config.parser import parse
+from runner.config.effective import note_on_idle_settings
+from runner.config.parser import given_settings, parse
 from runner.config.tree import as_tree, from_tree, override
 from runner.utils.errors import UserError
 
@@ -56,11 +57,53 @@ def test_without_stages_all_epochs_are_one() -> None:
             ["--train.stages", "5"],
             "train.stages must be a list of {epochs: a whole number > 0, trainable: text",
         ),
-        (["--train.stages", "[{epochs: 0, trainable: head}]"], "train.stages must be a list"),
-        (["--train.stages", "[{epochs: 1}]"], "train.stages must be a list"),
-        (["--train.stages", "[{epochs: 1, trainable: head, x: 1}]"], "train.stages must be a list"),
+        (
+            ["--train.stages", "[{epochs: 0, trainable: head}]"],
+            "epochs of entry 1 must be a whole number > 0; it is 0",
+        ),
+        (["--train.stages", "[{epochs: 1}]"], "train.stages: entry 1 lacks trainable"),
+        (
+            ["--train.stages", "[{epochs: 1, trainable: head}, {epochs: 1, trainble: head}]"],
+            r"train.stages: entry 2 has no setting 'trainble' \(did you mean 'trainable'\?\)",
+        ),
+        (
+            ["--schedule.warmup", "6"],
+            r"schedule.warmup \(6 epochs\) is longer than stage 1 of train.stages \(5\)",
+        ),
     ],
 )
 def test_stages_that_are_refused(words: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse([*["--train.stages", STAGES] * ("--train.stages" not in words), *words])
+
+
+def test_a_warm_up_is_no_longer_than_the_shortest_stage() -> None:
+    with pytest.raises(
+        UserError, match=r"schedule.warmup \(6 epochs\) is longer than stage 1 of train.stages \(5\)"
+    ):
+        parse(["--train.stages", STAGES, "--schedule.warmup", "6"])
+    with pytest.raises(UserError, match=r"schedule.warmup \(3 epochs\) is longer than the training \(2\)"):
+        parse(["--epochs", "2", "--schedule.warmup", "3"])
+    assert parse(["--train.stages", STAGES, "--schedule.warmup", "5"])[0].schedule.warmup == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--train.ema_decay", "0.9", "--lr", "0.1"], "train.ema_decay"),
+        (
+            ["--augment.views", "none", "--augment.flip", "1"],
+            "augment.flip (augment.views is none: images are not augmented)",
+        ),
+        (
+            ["--train.solver", "ridge", "--model.head", "linear", "--augment.views=none", "--lr=0.1"],
+            "optim.lr",
+        ),
+        (["--optim.layer-decay=0.5"], "optim.layer_decay"),
+        (["--train.stages", STAGES, "--optim.layer-decay=0.5", "--cache", "x"], ""),
+    ],
+)
+def test_settings_without_effect_are_noted(words: list[str], names: str) -> None:
+    experiment, _ = parse(words)
+    expected = f"without effect beside the other settings: {names}" if names else ""
+    assert note_on_idle_settings(experiment, given_settings(words)) == expected

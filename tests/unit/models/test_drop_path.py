@@ -116,9 +116,15 @@ def test_frozen_blocks_keep_theirs() -> None:
     assert [each.p for each in layers if each.training] == pytest.approx([0.4 * 16 / 17, 0.4])
 
 
-@pytest.mark.parametrize(("arch", "trainable"), [("vgg11", "all"), ("convnext_tiny", "head")])
-def test_without_blocks_that_can_be_skipped_it_is_refused(arch: str, trainable: str) -> None:
-    with pytest.raises(UserError, match=f"with model.trainable={trainable} {arch} has none; leave it out"):
+@pytest.mark.parametrize(
+    ("arch", "trainable", "mending"),
+    [
+        ("vgg11", "all", "leave it out"),
+        ("convnext_tiny", "head", "let some train, as with model.trainable=last:1"),
+    ],
+)
+def test_without_blocks_that_can_be_skipped_it_is_refused(arch: str, trainable: str, mending: str) -> None:
+    with pytest.raises(UserError, match=f"with model.trainable={trainable} {arch} has none; {mending}"):
         small_model(arch=arch, trainable=trainable, drop_path=0.1)
 
 

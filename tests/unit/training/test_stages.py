@@ -19,6 +19,7 @@ from runner.config.tree import as_tree
 from runner.data.transforms import view_of_epoch
 from runner.training import run
 from runner.training.batches import epoch_batches
+from runner.training.build_model import check_model
 from runner.training.fit_state import FitState
 from runner.training.results import RunResult
 from runner.training.resume import ResumePoint
@@ -204,7 +205,7 @@ def test_a_schedule_ends_only_in_the_last_stage(
         ),
         (
             "[{epochs: 1, trainable: features.99}, {epochs: 1, trainable: all}]",
-            "trainable in train.stages is 'features.99', which is no layer with weights",
+            "trainable of stage 1 in train.stages is 'features.99', which is no layer with weights",
         ),
         (
             "[{epochs: 1, trainable: head}, {epochs: 1, trainable: last:9}]",
@@ -219,6 +220,23 @@ def test_stages_that_cannot_be(
         run.train(
             make("--train.stages", stages, "--train.epochs", "2"), accelerator, Recorder(tmp_path), QUIET
         )
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--train.cutmix", "1"), "train.cutmix needs images or maps, but where head trains, training takes"),
+        (
+            ("--optim.groups", "{featurs: 1.0e-4}"),
+            r"optim.groups names 'featurs'.* \(did you mean 'features'\?\)",
+        ),
+    ],
+)
+def test_what_the_stages_do_not_allow_is_refused_before_there_is_a_run(
+    extra: tuple[str, ...], sentence: str, make: Make
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_model(staged(make, *extra))
 
 
 def branch(
