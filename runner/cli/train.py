@@ -32,8 +32,6 @@ def main(argv: Sequence[str]) -> int:
     experiment, options = parse(with_experiment_of_resumed_run(rest), description=DESCRIPTION)
     if this_task() is not None:
         return launch("train.py", rest, processes)
-    if note := note_on_idle_settings(experiment, given_settings(rest)):
-        print(f"note: {note}", file=sys.stderr)
     gpus = gpu_count()
     runs = len(options.repeated.experiments(experiment))
     check_workers(options.workers, runs, processes or max(1, gpus), on_cpu=not gpus)
@@ -43,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     if options.resume is not None:
         runs_to_resume(place, experiment, options)
     check(experiment, Terminal())
+    if note := note_on_idle_settings(experiment, given_settings(rest)):
+        print(f"note: {note}", file=sys.stderr)
     status = launch("train.py", rest, processes)
     if status:
         from runner.cli.sync import close_dead_runs

@@ -176,8 +176,8 @@ class TrainConfig:
         return self.epochs if self.solver == "gradient" else 1
 
     def __post_init__(self) -> None:
-        MONITORED.find(self.watched_metric)
         BEST_METRICS.find(self.best)
+        MONITORED.find(self.watched_metric)
         if self.penalty_by == "leave_one_out" and self.solver != "ridge":
             raise ValueError("train.penalty_by=leave_one_out needs train.solver=ridge")
         if self.refit and self.solver == "gradient":

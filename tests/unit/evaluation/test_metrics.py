@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn import metrics as sklearn_metrics
 
-from runner.config.choices import BEST_METRICS
+from runner.config.choices import BEST_METRICS, MONITORED
 from runner.config.train_schema import TrainConfig
 from runner.evaluation import metrics
 from runner.evaluation.metrics import METRICS, Metric, Scores, sample_results, scores_from_logits
@@ -194,6 +194,7 @@ class TestTable:
 
     def test_train_best_takes_metrics_where_larger_is_better(self) -> None:
         assert list(BEST_METRICS.choices) == ["top1", "top5", "balanced_accuracy"]
+        assert list(MONITORED.choices) == ["top1", "top5", "balanced_accuracy", "loss"]
         assert TrainConfig(best="balanced_accuracy").best == "balanced_accuracy"
         for name in ("loss", "balanced_acuracy", ""):
             with pytest.raises(
