@@ -88,7 +88,8 @@ class TrainStep:
             ):  # it averages gradients of what trained when it was made
                 self.accelerator.unwrap_model(self._wrapped_model, keep_fp32_wrapper=False)
             self.accelerator.free_memory()
-        self.model.unfreeze(stage.trainable)
+        if self.settings.stages:
+            self.model.unfreeze(stage.trainable)
         optim = dataclasses.replace(self.optim, lr=stage.lr or self.optim.lr)
         self.optimizer = optimizers.build(parameter_groups(self.model, optim), optim)
         optimizers.keep_state(self.optimizer, state or {})
