@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 BASE = (
-    # Two processes cannot share batches of seven evenly, nor the four images of the last one.
     *("--train.epochs", "3", "--train.batch_size", "7", "--features.compile", "false"),
     *("--optim.name", "sgd", "--optim.lr", "0.01", "--schedule.kind", "constant"),
 )

@@ -4,15 +4,56 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from helpers import QUIET, Recorder
 from killed_runs import PRELOADED
+from pictures import small_experiment
+
+from runner.config.parser import parse
+from runner.tracking.tracker import Tracker
+from runner.training import devices, run
 
 RANKS = (0, 1)
+BATCHES = ("--train.batch_size", "7", "--features.compile", "false")
+"""Two processes cannot share batches of seven evenly, nor the four images of the last one."""
+Points = dict[tuple[str, int], float]
+"""Values by metric and step."""
+
+
+def logged_by_one_and_two(
+    images: Path, variants: Mapping[str, Sequence[str]], folders: pytest.TempPathFactory
+) -> list[dict[str, Points]]:
+    """What the small experiment logs in each variant, on one process and on two that share nothing but the images."""
+    alone, together = (folders.mktemp(each) for each in ("one", "two"))
+    processes = start_two(together, _train_each, images, variants, together)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        _train_each(images, variants, alone)
+    finish_two(together, processes)
+    return [torch.load(place / "logged", weights_only=True) for place in (alone, together)]
+
+
+def _train_each(images: Path, variants: Mapping[str, Sequence[str]], place: Path) -> int:
+    """Train each variant on all processes of this launch; the main one writes what was logged."""
+    logged = {}
+    for name, words in variants.items():
+        small = small_experiment(images, place / "cache", place / "mlruns")
+        experiment = parse([*small, *BATCHES, *words])[0]
+        accelerator = devices.create_accelerator(experiment)
+        records = Recorder(place / name) if accelerator.is_main_process else Tracker()
+        run.train(experiment, accelerator, records, QUIET)
+        if isinstance(records, Recorder):
+            logged[name] = {(metric, step): value for metric, step, value in records.points}
+    if logged:
+        torch.save(logged, place / "logged")
+    accelerator.end_training()
+    return 0
 
 
 def start_two(place: Path, function: Callable[..., int], *args: Any) -> list[BaseProcess]:

@@ -51,18 +51,16 @@ def decisive_settings(experiment: Experiment) -> dict[str, Any]:
     Left out are the experiment's name, settings that change no result, and those without effect beside the others: the
     augmentation of plain views, the size of a head that the model has not, the options of another optimizer.
     """
-    settings, idle = flatten(as_tree(experiment)), {"name", *_idle(experiment)}
-    if experiment.train.solver != "gradient":
-        idle |= {name for name in settings if name.startswith(("optim.", "schedule."))}
+    settings = flatten(as_tree(experiment))
+    idle = {"name", *_idle(experiment, settings)}
     return {name: value for name, value in settings.items() if changes_results(name) and name not in idle}
 
 
 def note_on_idle_settings(experiment: Experiment, given: Iterable[str]) -> str:
     """A sentence on settings that were given and have no effect; empty if there are none."""
-    idle = _idle(experiment)
-    if experiment.train.solver != "gradient":
-        idle |= {name for name in given if name.startswith(("optim.", "schedule."))}
-    names = [name for name in dict.fromkeys(given) if name in idle]
+    given = dict.fromkeys(given)
+    idle = _idle(experiment, given)
+    names = [name for name in given if name in idle]
     if not names:
         return ""
     reason = ""
@@ -71,8 +69,8 @@ def note_on_idle_settings(experiment: Experiment, given: Iterable[str]) -> str:
     return f"without effect beside the other settings: {', '.join(names)}{reason}"
 
 
-def _idle(experiment: Experiment) -> set[str]:
-    """Settings without effect beside the others, but for those of optimizer and schedule where a head is solved."""
+def _idle(experiment: Experiment, names: Iterable[str]) -> set[str]:
+    """Settings without effect beside the others. Of the groups optim and schedule, those that are among `names`."""
     idle = {*_options_of_others("optim", OPTIMIZERS, experiment.optim.name)}
     idle |= _options_of_others("schedule", SCHEDULES, experiment.schedule.kind)
     if experiment.augment.views == "none":
@@ -105,6 +103,7 @@ def _idle(experiment: Experiment) -> set[str]:
         idle |= {f"train.{name}" for name in OF_SOLVERS}
     else:
         idle |= {f"train.{name}" for name in OF_STEPS} | {"seed.train"}
+        idle |= {name for name in names if name.startswith(("optim.", "schedule."))}
     return idle
 
 

@@ -104,7 +104,7 @@ class TrainConfig:
     """Parts that a batch is computed in, to save memory. The gradient is that of the whole batch."""
     recompute: bool = setting(False, changes_results=False)
     """Activation checkpointing: what happens within a block of the backbone that trains is computed again in the
-    backward pass, which saves memory and takes about a third more time."""
+    backward pass, which saves memory and takes the time of another forward pass."""
     clip: NonNegativeFloat = 0.0
     """Maximum norm of the gradient; 0: no clipping."""
     label_smoothing: BelowOne = 0.0

@@ -11,6 +11,9 @@ from runner.tracking.tracker import Tracker
 from runner.training.results import EpochResult, best_epoch
 from runner.utils.figures import BLUE, GRAY, ORANGE, new_figure, save_figure
 
+MOST_NAMED = 3
+"""Parameter groups whose learning rates are named; of more, the first and the last."""
+
 
 def log_curves(history: Sequence[EpochResult], experiment: str, tracker: Tracker) -> None:
     """Draw the curves of a run and log them as figures/loss.png and figures/accuracy.png."""
@@ -62,13 +65,13 @@ def _draw(history: Sequence[EpochResult], curves: _Curves, path: Path) -> None:
     axes.set_ylabel(curves.label)
     axes.margins(x=0.03)
     axes.grid(alpha=0.3)
-    for index, name in enumerate(
-        dict.fromkeys(name for epoch in history for name in epoch.group_lrs) or [""]
-    ):
+    names = [*dict.fromkeys(name for epoch in history for name in epoch.group_lrs)] or [""]
+    named = {names[0], names[-1]} if len(names) > MOST_NAMED else {*names}
+    for index, name in enumerate(names):
         # The first group has the rate of the run; the others may begin to train later.
         own = [epoch.group_lrs.get(name, math.nan if index else epoch.lr) for epoch in history]
         rates.plot(numbers, own, color=GRAY, drawstyle="steps-mid", label=name)
-        if name:
+        if name in named:
             rates.annotate(
                 name, (numbers[-1], own[-1]), (3, 0), textcoords="offset points", fontsize=6, va="center"
             )

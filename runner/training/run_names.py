@@ -8,13 +8,14 @@ from runner.utils.text import counted
 
 
 def run_name(experiment: Experiment) -> str:
-    """Network, learning rate and seed, as `vgg16-pooled lr=3e-4 seed=0`."""
+    """Network, learning rate (of the last stage) and seed, as `vgg16-pooled lr=3e-4 seed=0`."""
     model, seed, split = experiment.model, experiment.seed, experiment.split
     parts = [model.arch if model.head == "classifier" else f"{model.arch}-{model.head}"]
     if model.trainable != "head":
         parts.append(f"trains={model.trainable}")
     solver = experiment.train.solver
-    parts.append(f"lr={_short(experiment.optim.lr)}" if solver == "gradient" else solver)
+    lr = experiment.stages[-1].lr or experiment.optim.lr
+    parts.append(f"lr={_short(lr)}" if solver == "gradient" else solver)
     parts.append(f"seed={seed.train}" + (f" split={seed.split}" if seed.split else ""))
     if split.folds is not None:
         parts.append(f"folds={split.folds}" if split.fold is None else f"fold={split.fold} of {split.folds}")

@@ -68,20 +68,22 @@ class Setup:
     @property
     def required_features(self) -> list[tuple[FeatureCache, SplitViews]]:
         """The features that a run uses if it does not stop early, with their splits and views."""
-        caches: list[FeatureCache] = []
-        wanted: list[dict[tuple[str, int], None]] = []
+        required: list[tuple[FeatureCache, set[int]]] = []
         for stage, features in enumerate(self.stage_features):
-            number = next((n for n, cache in enumerate(caches) if cache is features), len(caches))
-            if number == len(caches):
-                caches.append(features)
-                wanted.append({})
-            wanted[number] |= dict.fromkeys(
-                ("train", view) for view in views_of_stage(self.experiment, stage)
+            if not (
+                required and required[-1][0] is features
+            ):  # stages with the same features follow each other
+                required.append((features, set()))
+            required[-1][1].update(views_of_stage(self.experiment, stage))
+        last = [("test", EVALUATION_VIEW)]
+        return [
+            (
+                features,
+                [*(("train", view) for view in sorted(views)), ("val", EVALUATION_VIEW)]
+                + last * (features is self.features),
             )
-        for views in wanted:
-            views["val", EVALUATION_VIEW] = None
-        wanted[-1]["test", EVALUATION_VIEW] = None
-        return [(cache, [*views]) for cache, views in zip(caches, wanted, strict=True)]
+            for features, views in required
+        ]
 
     def reserve_space(self) -> MissingFeatures:
         """Make room for these, as `FeatureCache.reserve_space` does. Every process calls this together."""

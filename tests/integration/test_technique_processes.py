@@ -6,48 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from helpers import QUIET, Recorder
-from pictures import small_experiment
 from techniques import BASE, TECHNIQUES
-from two_processes import finish_two, start_two
-
-from runner.config.parser import parse
-from runner.tracking.tracker import Tracker
-from runner.training import devices, run
+from two_processes import Points, logged_by_one_and_two
 
 pytestmark = pytest.mark.slow
-
-Points = dict[tuple[str, int], float]
-
-
-def train_each(images: Path, place: Path) -> int:
-    """Train with each technique on all processes of this launch; the main one writes what was logged."""
-    logged = {}
-    for name, technique in TECHNIQUES.items():
-        words = small_experiment(images, place / "cache", place / "mlruns")
-        experiment = parse([*words, *BASE, *technique])[0]
-        accelerator = devices.create_accelerator(experiment)
-        records = Recorder(place / name) if accelerator.is_main_process else Tracker()
-        run.train(experiment, accelerator, records, QUIET)
-        if isinstance(records, Recorder):
-            logged[name] = {(metric, step): value for metric, step, value in records.points}
-    if logged:
-        torch.save(logged, place / "logged")
-    accelerator.end_training()
-    return 0
 
 
 @pytest.fixture(scope="module")
 def logged(images: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Points]]:
-    """What the runs of all techniques logged, on one process and on two that share nothing with it but the images."""
-    alone, together = (tmp_path_factory.mktemp(each) for each in ("one", "two"))
-    processes = start_two(together, train_each, images, together)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "true")
-        train_each(images, alone)
-    finish_two(together, processes)
-    return [torch.load(place / "logged", weights_only=True) for place in (alone, together)]
+    """What the runs of all techniques logged, on one process and on two."""
+    variants = {name: (*BASE, *words) for name, words in TECHNIQUES.items()}
+    return logged_by_one_and_two(images, variants, tmp_path_factory)
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)

@@ -9,6 +9,7 @@ import torch
 from helpers import random_images, small_model
 from torch import Tensor
 
+from runner.models import transfer_model
 from runner.models.dropout import set_dropout_batch
 from runner.models.transfer_model import TransferModel
 
@@ -60,10 +61,12 @@ def test_gradients_and_statistics_are_the_same(name: str) -> None:
     assert again_bytes < 0.7 * usual_bytes
 
 
-def test_evaluation_recomputes_nothing() -> None:
-    model = small_model(trainable="all")
+def test_evaluation_recomputes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small_model(trainable="all"), random_images()
+    expected = model.eval()(images)
     model.recomputes = True
-    images = random_images()
-    with torch.no_grad():
-        expected = model.eval()(images)
+    monkeypatch.setattr(transfer_model, "recomputed", None)  # a call fails
     assert torch.equal(model(images), expected)
+    set_dropout_batch(model.modules(), 0, slice(0, len(images)), len(images))
+    with pytest.raises(TypeError):
+        model.train()(images)
