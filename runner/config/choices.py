@@ -3,8 +3,7 @@
     DATASETS     data.kind        runner/data/datasets.py
     OPTIMIZERS   optim.name       runner/training/optimizers.py
     SCHEDULES    schedule.kind    runner/training/lr_schedule.py
-    BEST_METRICS train.best       runner/evaluation/metrics.py
-    MONITORED    train.monitor    runner/evaluation/metrics.py
+    METRIC_NAMES train.best, train.monitor   runner/evaluation/metrics.py
 
 This layer imports none of them. `runner/__init__.py`, which may import everything, provides a function that does.
 Only `ARCHITECTURES` (model.arch) lists what a lower layer registers: the backbones of `runner/portable/backbone.py`.
@@ -41,8 +40,7 @@ def _load() -> None:
 DATASETS: Registry[Any] = Registry("data.kind", _load)
 OPTIMIZERS: Registry[Any] = Registry("optim.name", _load)
 SCHEDULES: Registry[Any] = Registry("schedule.kind", _load)
-BEST_METRICS: Registry[Any] = Registry("train.best", _load)
-MONITORED: Registry[Any] = Registry("train.monitor", _load)
+METRIC_NAMES: Registry[Any] = Registry("train.best", _load)
 
 
 def _add_backbones() -> None:
@@ -56,7 +54,7 @@ class _Architectures(Registry[Backbone]):
 
     is_open = True
 
-    def find(self, name: str) -> Choice[Backbone]:
+    def find(self, name: str, setting: str = "") -> Choice[Backbone]:
         """The architecture of a name. Raises `ValueError` in a sentence with similar names."""
         if (known := self.choices.get(name)) is not None:
             return known

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt, Le, MinLen
 
-from runner.config.choices import BEST_METRICS, MONITORED, OPTIMIZERS, SCHEDULES
+from runner.config.choices import METRIC_NAMES, OPTIMIZERS, SCHEDULES
 from runner.config.fields import (
     AboveOne,
     BelowOne,
@@ -133,12 +133,12 @@ class TrainConfig:
     swa_start: BelowOne = 0.75
     """swa: the fraction of train.epochs after which the mean begins."""
     best: str = setting(
-        "top1", choices=BEST_METRICS, not_searchable="trials would be compared by different metrics"
+        "top1", choices=METRIC_NAMES, not_searchable="trials would be compared by different metrics"
     )
     """Validation metric that selects the best checkpoint."""
     patience: NonNegativeInt = setting(0, unit="epochs")
     """Stop after so many epochs without a better value of train.monitor; 0: go on."""
-    monitor: str = setting("", choices=MONITORED)
+    monitor: str = setting("", choices=METRIC_NAMES)
     """Validation metric that train.patience watches. Empty: train.best."""
     solver: Literal["gradient", "ridge", "logistic"] = "gradient"
     """How a head is trained. gradient: by steps of the optimizer. A linear head can be solved instead. ridge: least
@@ -176,8 +176,8 @@ class TrainConfig:
         return self.epochs if self.solver == "gradient" else 1
 
     def __post_init__(self) -> None:
-        BEST_METRICS.find(self.best)
-        MONITORED.find(self.watched_metric)
+        METRIC_NAMES.find(self.best)
+        METRIC_NAMES.find(self.watched_metric, "train.monitor")
         if self.penalty_by == "leave_one_out" and self.solver != "ridge":
             raise ValueError("train.penalty_by=leave_one_out needs train.solver=ridge")
         if self.refit and self.solver == "gradient":

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from runner.config.choices import BEST_METRICS, MONITORED
+from runner.config.choices import METRIC_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,11 +93,9 @@ METRICS: dict[str, Metric] = {}
 
 
 def register(metric: Metric) -> None:
-    """Add a metric to the table. `train.best` takes it too if larger values are better, as the model registry needs."""
+    """Add a metric to the table, and so to the values of `train.best` and `train.monitor`."""
     METRICS[metric.name] = metric
-    MONITORED.register(metric.name, metric.label)(metric)
-    if metric.direction == "maximize":
-        BEST_METRICS.register(metric.name, metric.label)(metric)
+    METRIC_NAMES.register(metric.name, metric.label)(metric)
 
 
 register(_top_k(1, levels=1))

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from runner.config.choices import METRIC_NAMES
 from runner.config.identity import MANIFEST_TAG
 from runner.utils.errors import UserError
 
@@ -108,7 +109,7 @@ def read_comparison_base(client: MlflowClient, name: str, manifest: str) -> Comp
 
 
 def decide_champion(client: MlflowClient, version: ModelVersion) -> str:
-    """Make a version the champion of its images if there is none, or if its score is higher. Returns a sentence.
+    """Make a version the champion of its images if there is none, or if its score is better. Returns a sentence.
 
     Raises whatever MLflow raises when the server does not answer or refuses; then it may be called again.
     """
@@ -234,7 +235,13 @@ def _compare(version: ModelVersion, champion: ModelVersion | None) -> tuple[bool
         advice = f"./launch.sh runs champion {_run(version)} makes it this one"
         return False, f"is still version {champion.version}, which has no {name} to compare: {advice}"
     comparison = f"{score} against {other:.4f} of version {champion.version}"
-    return (True, f"new champion ({comparison})") if value > other else (False, f"stays ({comparison})")
+    better = value < other if _smaller_is_better(name) else value > other
+    return (True, f"new champion ({comparison})") if better else (False, f"stays ({comparison})")
+
+
+def _smaller_is_better(score: str) -> bool:
+    metric = METRIC_NAMES.choices.get(score.rpartition("/")[2])
+    return metric is not None and metric.implementation.direction == "minimize"
 
 
 def _score(version: ModelVersion, name: str) -> float | None:

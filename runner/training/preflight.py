@@ -77,8 +77,8 @@ def check_metric(setting: str, name: str, classes: int) -> None:
     """Check that models of so many classes can differ in the metric that a setting names. Raises `UserError`."""
     metric = METRICS[name]
     if classes < metric.min_classes:
-        others = " or ".join(each.name for each in shown_metrics(classes) if each.sign > 0)
+        *others, last = (each.name for each in shown_metrics(classes))
         raise UserError(
             f"{setting} is {name}, but {metric.label} is the same for every model of {classes} classes; choose"
-            f" {others}."
+            f" {', '.join(others)} or {last}."
         )

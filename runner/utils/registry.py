@@ -70,11 +70,17 @@ class Registry(Generic[T]):
         self._load()
         return dict(self._choices)
 
-    def find(self, name: str) -> Choice[T]:
-        """The choice called `name`. Raises `ValueError` with one sentence that lists the choices."""
+    def find(self, name: str, setting: str = "") -> Choice[T]:
+        """The choice called `name`. Raises `ValueError` with one sentence that lists the choices.
+
+        Args:
+            name: Its name.
+            setting: The setting whose value it is; empty: that of the registry.
+        """
         choices = self.choices
         if name not in choices:
             raise ValueError(
-                f"{self.setting} must be one of {', '.join(choices)}; it is {name!r}{did_you_mean(str(name), choices)}"
+                f"{setting or self.setting} must be one of {', '.join(choices)}; it is {name!r}"
+                f"{did_you_mean(str(name), choices)}"
             )
         return choices[name]

@@ -12,7 +12,7 @@ from sample_predictions import random_predictions
 from sklearn.metrics import f1_score
 from torch import Tensor
 
-from runner.config.choices import BEST_METRICS, MONITORED
+from runner.config.choices import METRIC_NAMES
 from runner.evaluation.comparison.comparison import Comparison, metric_rows
 from runner.evaluation.comparison.tables import metrics_table
 from runner.evaluation.metrics import METRICS, PREDICTED, Metric, Scores, register
@@ -29,8 +29,7 @@ def f1() -> Iterator[None]:
     register(Metric("f1", "macro F1", "maximize", macro_f1))
     yield
     METRICS.pop("f1")
-    BEST_METRICS.remove("f1")
-    MONITORED.remove("f1")
+    METRIC_NAMES.remove("f1")
 
 
 def test_it_is_computed() -> None:

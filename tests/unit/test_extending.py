@@ -14,7 +14,7 @@ import pytest
 from pictures import write_pictures
 
 from runner.cli.main import VERBS, main
-from runner.config.choices import BEST_METRICS, DATASETS, MONITORED, OPTIMIZERS, SCHEDULES
+from runner.config.choices import DATASETS, METRIC_NAMES, OPTIMIZERS, SCHEDULES
 from runner.config.parser import parse
 from runner.evaluation.metrics import METRICS
 
@@ -72,8 +72,7 @@ def extensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     DATASETS.remove("nested")
     OPTIMIZERS.remove("rmsprop")
     SCHEDULES.remove("exponential")
-    BEST_METRICS.remove("first_class")
-    MONITORED.remove("first_class")
+    METRIC_NAMES.remove("first_class")
     del METRICS["first_class"], VERBS["count"]
 
 

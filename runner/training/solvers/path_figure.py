@@ -38,15 +38,19 @@ def draw_path(solution: Solution, settings: TrainConfig, title: str, path: Path)
     figure = new_figure(8, 4.5, dpi=120)
     axes = figure.subplots()
     penalties = [point.penalty for point in solution.path]
-    values = [100 * point.scores[metric.name] for point in solution.path]
+    factor, unit = (100, " %") if metric.counted else (1, "")
+    values = [factor * point.scores[metric.name] for point in solution.path]
     axes.plot(penalties, values, color=BLUE, marker="o", markersize=4)
     chosen = values[penalties.index(solution.penalty)]
     axes.plot(solution.penalty, chosen, marker="*", markersize=16, color=BLUE, linestyle="none")
     axes.axvline(
-        solution.penalty, color=GRAY, linestyle=":", label=f"chosen: {solution.penalty:.3g} ({chosen:.2f} %)"
+        solution.penalty,
+        color=GRAY,
+        linestyle=":",
+        label=f"chosen: {solution.penalty:.3g} ({chosen:.4g}{unit})",
     )
     by = "leaving one training image out" if settings.penalty_by == "leave_one_out" else "validation images"
-    axes.set(xscale="log", xlabel="L2 penalty", ylabel=f"{metric.label} (%), {by}")
+    axes.set(xscale="log", xlabel="L2 penalty", ylabel=f"{metric.label}{unit}, {by}")
     axes.set_title(f"{title}: {settings.solver} path", parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)

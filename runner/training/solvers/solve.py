@@ -114,13 +114,14 @@ class Solver:
         val = Rows(together.features[count:], together.labels[count:])
         held_out = train if settings.penalty_by == "leave_one_out" else val
         inner = self._inner(together, count) if settings.solver == "ridge" else None
-        path, best, chosen = [], None, None
+        path, best, chosen, metric = [], None, None, METRICS[settings.best]
         for penalty, logits, solution in self._candidates(train, val, inner):
-            scores = compute_scores(
-                TASK.results(logits, held_out.labels), held_out.labels.numpy(), self.classes
-            )
+            # A loss is compared as the model will have it: calibrated. That takes time, and no count depends on it.
+            temperature = 1.0 if metric.counted else fit_temperature(logits, held_out.labels)
+            results = TASK.results(logits / temperature, held_out.labels)
+            scores = compute_scores(results, held_out.labels.numpy(), self.classes)
             path.append(PathPoint(penalty, scores))
-            quality = METRICS[settings.best].sign * scores[settings.best]
+            quality = metric.sign * scores[metric.name]
             # Of equal ones the larger penalty: they come first.
             if best is None or quality > best:
                 best, chosen = quality, (penalty, logits, solution)

@@ -26,8 +26,8 @@ from runner.tracking.champion import (
 NAME = "crown"
 
 
-def tags_of(score: float, manifest: str = "m") -> dict[str, str]:
-    return {SCORE_TAG: f"val/top1 {score!r}", MANIFEST_TAG: manifest}
+def tags_of(score: float, manifest: str = "m", metric: str = "top1") -> dict[str, str]:
+    return {SCORE_TAG: f"val/{metric} {score!r}", MANIFEST_TAG: manifest}
 
 
 def registering(run: str, score: float, manifest: str = "m") -> Process:
@@ -190,6 +190,21 @@ def test_an_alias_that_two_set_at_once_is_set_again(first: str) -> None:
     else:
         with pytest.raises(MlflowException, match="UNIQUE"):
             registering("a", 0.6)(client)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (0.4, "version 2 is the new champion (val/loss 0.4000 against 0.5000 of version 1)"),
+        (0.6, "the champion stays (val/loss 0.6000 against 0.5000 of version 1)"),
+    ],
+)
+def test_a_champion_by_loss_has_the_lowest(loss: float, message: str) -> None:
+    first = Version(1, tags_of(0.5, metric="loss"), "1")
+    client: Any = RegistryClient(Registry((first,), {"champion": 1, "champion-m": 1}))
+    base = read_comparison_base(client, NAME, "m")
+    second = client.create_model_version("2", {**tags_of(loss, metric="loss"), **base.tags()})
+    assert message in decide_champion(client, second)
 
 
 # A choice by hand

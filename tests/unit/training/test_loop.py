@@ -33,14 +33,23 @@ def test_a_head_learns(make: Make, accelerator: Accelerator) -> None:
     assert history[-1].val["top1"] == 1
 
 
-@pytest.mark.parametrize("best", ["top1", "balanced_accuracy"])
+@pytest.mark.parametrize(("best", "number"), [("top1", 2), ("balanced_accuracy", 4)])
 def test_the_best_epoch_is_the_first_with_the_highest_score(
-    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, best: str
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, best: str, number: int
 ) -> None:
     script_validation(monkeypatch, [0.5, 0.7, 0.7, 0.6, 0.7], [0.5, 0.4, 0.6, 0.8, 0.8])
     experiment = make("--train.best", best, "--train.epochs", "5", "--schedule.kind", "constant")
     history, _ = train_head(experiment, small_model(), accelerator)
-    assert best_epoch(history).number == (2 if best == "top1" else 4)
+    assert best_epoch(history).number == number
+
+
+def test_the_best_epoch_by_loss_is_the_first_with_the_lowest(
+    make: Make, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script_validation(monkeypatch, [0.9, 0.7, 0.6, 0.8], losses=[0.9, 0.4, 0.3, 0.3])
+    experiment = make("--train.best", "loss", "--train.epochs", "4", "--schedule.kind", "constant")
+    history, _ = train_head(experiment, small_model(), accelerator)
+    assert [epoch.number for epoch in history if epoch.best] == [1, 2, 3]
 
 
 def test_of_equally_accurate_epochs_the_one_with_the_lowest_loss_is_best(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import cross_entropy
 
 from runner.config.train_schema import TrainConfig
 from runner.training.solvers import solve as solving
@@ -37,6 +38,17 @@ def test_the_best_penalty_on_validation_images_is_chosen(solver: str) -> None:
     best = max(point.scores["top1"] for point in solution.path)
     assert solution.penalty == max(point.penalty for point in solution.path if point.scores["top1"] == best)
     assert solution.refitted is None
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic"])
+def test_a_penalty_is_chosen_by_the_loss_of_the_calibrated_head(solver: str) -> None:
+    settings = replace(RIDGE, solver=solver, best="loss", penalty=(1e-6, 1.0, 100.0, 1e5))
+    train, val = rows(60, 1), rows(90, 2)
+    solution = solve(settings, train, val)
+    losses = {point.penalty: point.scores["loss"] for point in solution.path}
+    assert solution.penalty == min(losses, key=losses.__getitem__)
+    loss = cross_entropy(solution.linear(val.features), val.labels)
+    assert float(loss) == pytest.approx(losses[solution.penalty], rel=1e-5)
 
 
 def test_leaving_one_out_reads_no_validation_image() -> None:
