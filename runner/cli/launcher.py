@@ -1,4 +1,4 @@
-"""Runs a script of the runner under `accelerate launch`, on as many processes as asked for.
+"""Runs a script of the runner on as many processes as asked for: one directly, several under `accelerate launch`.
 
 Several hosts are started by a scheduler, and each of its tasks calls this. It is one process of the script if a host
 has several tasks; if each host has one, it launches that host's processes.
@@ -69,7 +69,7 @@ def take_processes(argv: Sequence[str]) -> tuple[int | None, list[str]]:
 
 
 def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
-    """Run `runner/SCRIPT` under `accelerate launch` and return its exit status.
+    """Run `runner/SCRIPT` on as many processes as asked for, and return its exit status.
 
     If this is a task of a scheduler's step, and one of several on its host, it becomes a process of the script, and
     this does not return.
@@ -104,10 +104,14 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
             environment["ACCELERATE_USE_CPU"] = "true"
         if task is None:
             environment[PROCESS_COUNT] = str(count)
+        if count == 1 and task is None:  # the launcher would take a second for what it sets
+            environment |= {"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": str(cpu_count())}
+            module = ".".join((PACKAGE.name, *Path(script).with_suffix("").parts))
+            return _supervise([*_child(module), *argv], environment, status_file, is_script=True)
         config = Path(folder) / "accelerate.yaml"
         config.write_text(ACCELERATE_CONFIG)
         command = [*_accelerate_launch(count, gpus, config, task), str(PACKAGE / script), *argv]
-        return _supervise(command, environment, status_file, f"[{socket.gethostname()}] " if task else "")
+        return _supervise(command, environment, status_file, label=f"[{socket.gethostname()}] " if task else "")
 
 
 def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> NoReturn:
@@ -127,12 +131,16 @@ def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: 
     os.execve(sys.executable, [sys.executable, str(PACKAGE / script), *argv], environment)  # noqa: S606 (our own words)
 
 
+def _child(module: str) -> list[str]:
+    """The command that runs a module in a process that exits with this one."""
+    return [sys.executable, "-m", "runner.utils.child", str(os.getpid()), module]
+
+
 def _accelerate_launch(count: int, gpus: int, config: Path, task: ClusterTask | None = None) -> list[str]:
     """The launch command. Every option is spelled out: a user's Accelerate configuration must not change it."""
     hosts = task.count if task else 1
     words = [
-        *(sys.executable, "-m", "runner.utils.child", str(os.getpid())),
-        *("accelerate.commands.launch", "--config_file", str(config)),
+        *(*_child("accelerate.commands.launch"), "--config_file", str(config)),
         *("--num_machines", str(hosts), "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_processes", str(count * hosts)),
         *("--num_cpu_threads_per_process", str(max(1, cpu_count() // count))),
@@ -147,13 +155,20 @@ def _accelerate_launch(count: int, gpus: int, config: Path, task: ClusterTask | 
     return words if gpus else [*words, "--cpu"]
 
 
-def _supervise(command: list[str], environment: dict[str, str], status_file: Path, label: str = "") -> int:
-    """Run a launch command to its end, and print how it failed: its exit status, or 128 + the signal that ended it.
+def _supervise(
+    command: list[str],
+    environment: dict[str, str],
+    status_file: Path,
+    is_script: bool = False,
+    label: str = "",
+) -> int:
+    """Run a command to its end, and print how it failed: its exit status, or 128 + the signal that ended it.
 
     Args:
         command: To run.
         environment: Of the command.
         status_file: For how the first process failed.
+        is_script: Whether it is the script itself, not a launcher of its processes.
         label: What is printed begins with it.
     """
     launcher = subprocess.Popen(  # noqa: S603 (words of our own command line, no shell)
@@ -167,9 +182,11 @@ def _supervise(command: list[str], environment: dict[str, str], status_file: Pat
     forwarded: list[int] = []
     relay = _StderrRelay(launcher.stderr, lambda: bool(forwarded) or status_file.exists())
     relay.start()
-    with pause_children(), _forward_signals(launcher, forwarded, status_file):
+    with pause_children(), _forward_signals(launcher, is_script, forwarded, status_file):
         status = launcher.wait()
     relay.join(5)
+    if is_script and status < 0:
+        relay.fatal_signal = signal.Signals(-status).name
     if label:
         label_lines(label)
     failure = read_failure(status_file)
@@ -249,7 +266,7 @@ class _StderrRelay(threading.Thread):
 
 @contextmanager
 def _forward_signals(
-    launcher: subprocess.Popen[str], forwarded: list[int], status_file: Path
+    launcher: subprocess.Popen[str], is_script: bool, forwarded: list[int], status_file: Path
 ) -> Iterator[None]:
     """Within the block, stop signals go to the launched processes, or to the launcher before it has any."""
 
@@ -258,7 +275,8 @@ def _forward_signals(
         with suppress(OSError):
             Path(f"{status_file}{STOPPED_SUFFIX}").touch()
         try:
-            ranks = psutil.Process(launcher.pid).children()
+            process = psutil.Process(launcher.pid)
+            ranks = [process] if is_script else process.children()
         except psutil.NoSuchProcess:
             return
         for process in ranks:

@@ -61,7 +61,7 @@ def exit_with_launcher() -> None:
         name in word for word in parent_command() for name in ("accelerate", "torchrun", "torch.distributed")
     ):
         exit_with_parent(parent)
-    elif LAUNCHER_PID in os.environ:  # it has exited already
+    elif os.environ.get(LAUNCHER_PID, str(parent)) != str(parent):  # it has exited already
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -272,7 +272,7 @@ def test_what_was_launched_ends_where_its_launcher_is_gone_already(tmp_path: Pat
     )
     program = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {late!r}, sys.argv[1]])"
     gone = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, LAUNCHER_PID: "1"}, timeout=30
+        [sys.executable, "-c", program, str(tmp_path)], env={**os.environ, LAUNCHER_PID: "0"}, timeout=30
     )
     assert gone.returncode == 0
     until = time.monotonic() + 20
