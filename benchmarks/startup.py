@@ -15,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from operator import truediv
 from pathlib import Path
 
 from PIL import Image
@@ -43,22 +45,17 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         commands = _commands(Path(name))
-        chosen = list(filter(None, options.only.split(","))) or list(commands)
+        chosen = options.only.split(",") if options.only else list(commands)
         for unknown in set(chosen) - set(commands):
             raise UserError(
                 f"bench startup does not measure {unknown!r}{did_you_mean(unknown, commands)};"
                 f" it measures {', '.join(commands)}."
             )
-        print(
-            json.dumps(
-                _measure(
-                    {each: commands[each] for each in {**dict.fromkeys(chosen), LIBRARIES: 0}},
-                    commands["train"],
-                    options.rounds,
-                    Terminal(),
-                )
-            )
-        )
+        terminal = Terminal()
+        terminal.line("training once: features are computed")
+        _run(commands["train"])
+        measured = {each: commands[each] for each in dict.fromkeys([*chosen, LIBRARIES])}
+        print(json.dumps(_measure(measured, options.rounds, terminal)))
     return 0
 
 
@@ -78,26 +75,20 @@ def _commands(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def _measure(
-    commands: dict[str, list[str]], first: list[str], rounds: int, terminal: Terminal
-) -> dict[str, object]:
-    """Run each command in each round; `first` comes before all, for the records and the cached features."""
-    terminal.line("training once: features are computed")
-    _run(first)
+def _measure(commands: Mapping[str, Sequence[str]], rounds: int, terminal: Terminal) -> dict[str, object]:
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds):
         for name, command in commands.items():
-            taken[name].append(seconds(lambda command=command: _run(command)))
+            taken[name].append(seconds(partial(_run, command)))
         shown = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in taken.items())
         terminal.line(f"round {number + 1} of {rounds}: {shown}")
-    medians = {f"{name}_seconds": round(statistics.median(values), 3) for name, values in taken.items()}
+    medians = {f"{name}_seconds": statistics.median(values) for name, values in taken.items()}
+    libraries = taken.pop(LIBRARIES)
     ratios = {
-        f"{name}_ratio": round(statistics.median(map(lambda a, b: a / b, values, taken[LIBRARIES])), 3)
-        for name, values in taken.items()
-        if name != LIBRARIES
+        f"{name}_ratio": statistics.median(map(truediv, values, libraries)) for name, values in taken.items()
     }
-    return {**medians, **ratios, "rounds": rounds}
+    return {**{name: round(value, 3) for name, value in (medians | ratios).items()}, "rounds": rounds}
 
 
-def _run(command: list[str]) -> None:
+def _run(command: Sequence[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, env=user_environment())
