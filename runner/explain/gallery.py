@@ -19,6 +19,8 @@ from runner.tracking.journal import now_ms
 from runner.tracking.tracker import Tracker
 from runner.utils.atomic_files import atomic_write
 
+FULL, THUMBNAIL = ".png", "+compressed.webp"
+"""Ends of the names of a picture's two files."""
 LONGEST = 80
 """Maximum characters of a picture's name. File systems allow 255 bytes, including the step, time and id."""
 
@@ -129,11 +131,14 @@ class Gallery:
     def _log(self, key: str, step: int, image: Tensor, heatmap: np.ndarray, title: str, label: str) -> None:
         """Log a picture as a PNG file and a small WebP file, named as `MlflowClient.log_image` names them."""
         name = re.sub(r"[^a-zA-Z0-9_\-. /]", "_", key).replace("/", "~")[:LONGEST]
-        if self.tracker.has_logged("artifact", f"images/{name}+step+{step}+", ".webp"):
-            return  # before an interruption
         unique = uuid.uuid5(uuid.NAMESPACE_OID, f"{self.tracker.run_id} {key} {step}")
         stem = f"images/{name}+step+{step}+timestamp+{now_ms()}+{unique}"
-        full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (".png", "+compressed.webp"))
+        logged = self.tracker.logged_artifacts(f"images/{name}+step+{step}+")  # before an interruption
+        if any(file.endswith(THUMBNAIL) for file in logged):
+            return
+        if logged:  # the same name again, or there would be two pictures
+            stem = logged[0].removesuffix(FULL)
+        full, thumbnail = (self.tracker.artifact_path(f"{stem}{end}") for end in (FULL, THUMBNAIL))
         overlay.draw(image, heatmap, title, label, full)
         with atomic_write(thumbnail) as aside, Image.open(full) as picture:
             picture.convert("RGB").save(aside, "webp", quality=85, method=2)

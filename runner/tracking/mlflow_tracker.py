@@ -78,9 +78,12 @@ class MlflowTracker(Tracker):
     def _earlier_of(self, kind: str) -> list[Event]:
         return [event for event in self._earlier if event["kind"] == kind]
 
-    def has_logged(self, kind: str, prefix: str = "", suffix: str = "") -> bool:
-        names = [event.get("file", "") for event in self._earlier_of(kind)]
-        return any(name.startswith(prefix) and name.endswith(suffix) for name in names)
+    def has_logged(self, kind: str) -> bool:
+        return bool(self._earlier_of(kind))
+
+    def logged_artifacts(self, prefix: str) -> list[str]:
+        names = (event["file"] for event in self._earlier_of("artifact"))
+        return [name for name in names if name.startswith(prefix)]
 
     @property
     def earlier_end(self) -> tuple[str, str]:

@@ -56,12 +56,10 @@ class Tracker:
         """A folder that stays on local disk with the run, such as the one of its snapshots. Only on rank 0."""
         raise NotImplementedError
 
-    def has_logged(self, kind: str, prefix: str = "", suffix: str = "") -> bool:
-        """Whether this run, before it was interrupted, logged such an event.
-
-        Args:
-            kind: "artifact", "input" or "model".
-            prefix: Start of the artifact's path.
-            suffix: End of the artifact's path.
-        """
+    def has_logged(self, kind: str) -> bool:
+        """Whether this run, before it was interrupted, logged an "artifact", "input" or "model"."""
         return False
+
+    def logged_artifacts(self, prefix: str) -> list[str]:
+        """Paths of the artifacts that this run logged before it was interrupted, in order, that begin with `prefix`."""
+        return []

@@ -77,7 +77,8 @@ def _link(source: Path, path: Path) -> None:
     """Replace `path` by a link to `source`."""
     if path.exists() and path.samefile(source):
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.link")
+    temporary = path.with_name(f".{path.name}.link")
+    temporary.unlink(missing_ok=True)  # of a process that was killed here
     try:
         os.link(source, temporary)
         temporary.replace(path)

@@ -20,7 +20,10 @@ def set_timeout(timeout: timedelta) -> None:
     global _timeout
     _timeout = timeout
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.set_timeout(timeout)
+        if hasattr(torch.distributed, "set_timeout"):
+            torch.distributed.set_timeout(timeout)
+        else:  # torch 2.11
+            torch.distributed.distributed_c10d._set_pg_timeout(timeout)
 
 
 @contextmanager

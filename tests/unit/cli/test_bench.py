@@ -30,6 +30,7 @@ def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
         "hosts",
         "predict",
         "results",
+        "startup",
         "scaling",
         "study",
         "throughput",

@@ -52,8 +52,8 @@ class TaggedRecorder(Recorder):
     def set_tags(self, values: dict[str, str]) -> None:
         self.tags.update(values)
 
-    def has_logged(self, kind: str, prefix: str = "", suffix: str = "") -> bool:
-        return any(name.startswith(prefix) and name.endswith(suffix) for name in self.logged_before)
+    def logged_artifacts(self, prefix: str) -> list[str]:
+        return [name for name in self.logged_before if name.startswith(prefix)]
 
 
 def image_of(entry: Entry) -> Tensor:
