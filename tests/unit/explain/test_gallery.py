@@ -203,6 +203,20 @@ def test_a_resumed_run_draws_neither_the_start_nor_a_logged_epoch_again(
     assert len([label for label in labels if label[2] == "2"]) == 3
 
 
+def test_a_picture_of_which_one_file_is_logged_gets_no_second_name(
+    tracker: TaggedRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.explain.overlay.draw", blank)
+    first = gallery(tracker, gallery_every=1)
+    run_epochs(first, epochs=1, best=1)
+    before = [f"images/{Path(name).name}" for name in tracker.artifacts]
+    resumed = TaggedRecorder(tracker.folder, logged_before=tuple(before[:-1]))
+    pictures = gallery(resumed, gallery_every=1)
+    pictures.select(first.indices)
+    pictures.show(1, sample_results([]))
+    assert [f"images/{Path(name).name}" for name in resumed.artifacts] == before[-2:]
+
+
 # What
 
 
