@@ -111,7 +111,9 @@ def launch(script: str, argv: Sequence[str], processes: int | None) -> int:
         config = Path(folder) / "accelerate.yaml"
         config.write_text(ACCELERATE_CONFIG)
         command = [*_accelerate_launch(count, gpus, config, task), str(PACKAGE / script), *argv]
-        return _supervise(command, environment, status_file, label=f"[{socket.gethostname()}] " if task else "")
+        return _supervise(
+            command, environment, status_file, label=f"[{socket.gethostname()}] " if task else ""
+        )
 
 
 def _exec_script(script: str, argv: Sequence[str], processes: int | None, task: ClusterTask) -> NoReturn:

@@ -98,7 +98,7 @@ class FeaturesConfig:
     store: bool = setting(True, changes_results=False)
     """Save features on disk for later epochs and runs; false: compute them again each time."""
     batch_size: Literal["auto"] | PositiveInt = setting("auto", unit="images")
-    """Inference batch, for features and evaluation. auto: 32 on a CPU, 256 on a GPU."""
+    """Inference batch, for features and evaluation. auto: 32 on a CPU, 256 on a GPU or what fits into its memory."""
     compile: Literal["auto"] | bool = "auto"
     """Compile the frozen backbone with torch.compile. auto: on a CPU with a C++ compiler, for 4,000 images of 224 px or
     more, if it is faster when both are tried for some seconds; the cache keeps the choice."""

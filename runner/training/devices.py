@@ -20,6 +20,7 @@ from accelerate.utils import (
 )
 
 from runner.config.schema import Experiment
+from runner.features.batch_size import automatic_batch_size
 from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
 from runner.models.transfer_model import TransferModel
@@ -148,13 +149,12 @@ def resolve_auto_settings(
         terminal: Shows how the choice was made.
         may_measure: Try whether to compile. Otherwise compilation stays "auto" if no speed is known.
     """
-    settings = experiment.features
+    settings, cache = experiment.features, cache_folder(experiment.cache)
     batch_size = settings.batch_size
     if batch_size == "auto":
-        batch_size = 256 if accelerator.device.type == "cuda" else 32
+        batch_size = automatic_batch_size(model, accelerator, cache, terminal)
     compiled = settings.compile
     if compiled == "auto":
-        cache = cache_folder(experiment.cache)
         if may_measure:
             compiled = should_compile(model, accelerator, batch_size, images, cache, terminal)
         elif (known := known_choice(model, accelerator, batch_size, images, cache)) is not None:

@@ -157,6 +157,18 @@ def test_too_large_a_batch_is_refused_in_a_sentence(make: Make, train: Train, on
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def test_the_automatic_batch_fits_into_the_memory_that_there_is(
+    make: Make, train: Train, on_gpu: torch.device
+) -> None:
+    words = ("--train.epochs", "6", "--augment.crop", "224", "--augment.resize", "224")
+    torch.cuda.set_per_process_memory_fraction(0.01)  # less than 256 images of 224 px need in float32
+    try:
+        result, _ = train(make(*words))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.best["top1"] >= 0.8
+
+
 def test_a_command_uses_the_gpu_and_says_so(
     runs_command: Callable[..., subprocess.CompletedProcess[str]], on_gpu: torch.device
 ) -> None:
