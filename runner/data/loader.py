@@ -15,7 +15,7 @@ from torch import Tensor
 from runner.data.files import ImageFiles
 from runner.data.images import Entry
 from runner.data.transforms import ViewTransform
-from runner.data.workers import Loaded, load_in_processes
+from runner.data.workers import Loaded, has_shared_memory, load_in_processes, shared_bytes
 from runner.portable.images import open_rgb
 from runner.utils.errors import UserError
 from runner.utils.hashing import digest_bytes
@@ -54,11 +54,10 @@ class ImageLoader:
         """
         if not batches:
             return
-        workers = self._worker_count(sum(map(len, batches)))
+        workers = self.worker_count(sum(map(len, batches)))
         calls = (self._call(entries, view, batch) for batch in batches)
         if workers:
-            size = max(map(len, batches)) * 3 * self.transform.augment.input_size**2
-            loaded = load_in_processes(calls, workers, size, self._finish)
+            loaded = load_in_processes(calls, workers, self._bytes(max(map(len, batches))), self._finish)
         else:
             loaded = (batch if isinstance(batch := call(), str) else self._finish(batch) for call in calls)
         for batch in loaded:
@@ -76,7 +75,16 @@ class ImageLoader:
     def _finish(self, batch: Tensor) -> Tensor:
         return batch.pin_memory() if self.pin else batch
 
-    def _worker_count(self, images: int) -> int:
+    def lacks_shared_memory(self, images: int, batch_size: int) -> int:
+        """Bytes of shared memory that batches of so many images need, if there is less: then they go through pipes."""
+        size = shared_bytes(self.worker_count(images), self._bytes(batch_size))
+        return 0 if has_shared_memory(size) else size
+
+    def _bytes(self, images: int) -> int:
+        return images * 3 * self.transform.augment.input_size**2
+
+    def worker_count(self, images: int) -> int:
+        """How many processes load so many images; 0: this one does."""
         if self.workers != "auto":
             return int(self.workers)
         if images < MIN_IMAGES_FOR_WORKERS:

@@ -58,7 +58,7 @@ def load_in_processes(
     """
     pool = _pool(workers)
     ahead = BATCHES_AHEAD * workers
-    shared = has_shared_memory(2 * (ahead + workers) * batch_bytes)
+    shared = has_shared_memory(shared_bytes(workers, batch_bytes))
     pending: deque[tuple[Future[Any], Future[Loaded]]] = deque()
     remaining = iter(calls)
     try:
@@ -117,6 +117,11 @@ def _result(batch: Future[Loaded]) -> Loaded:
         if wait([batch], step).done:
             return batch.result()
     raise TimeoutError
+
+
+def shared_bytes(workers: int, batch_bytes: int) -> int:
+    """Shared memory for the batches that `workers` processes load ahead, with as much in reserve."""
+    return 2 * (BATCHES_AHEAD + 1) * workers * batch_bytes
 
 
 def has_shared_memory(size: int) -> bool:

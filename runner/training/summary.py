@@ -55,6 +55,11 @@ def print_start(setup: Setup, missing: MissingFeatures, terminal: Terminal) -> N
             ("device", f"{describe_device(setup.accelerator)}, precision {experiment.train.precision}"),
         ],
     )
+    if missing.images and (size := setup.loader.lacks_shared_memory(missing.images, setup.batch_size)):
+        terminal.warn(
+            f"batches of images go through slower pipes: shared memory needs {format_bytes(size)} in /dev/shm (docker"
+            " run --shm-size, or a smaller data.workers) and a TMPDIR of fewer than 75 characters"
+        )
 
 
 def print_result(result: RunResult, terminal: Terminal) -> None:

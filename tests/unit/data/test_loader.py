@@ -35,9 +35,9 @@ def test_worker_processes_load_the_same_views_in_the_same_order(manifest: Manife
 
 def test_workers_auto_starts_no_processes_for_few_images() -> None:
     loader = ImageLoader(Path(), ViewTransform(SMALL, 0))
-    assert loader._worker_count(100) == 0
-    assert loader._worker_count(10_000) >= 1
-    assert ImageLoader(Path(), ViewTransform(SMALL, 0), workers=3)._worker_count(1) == 3
+    assert loader.worker_count(100) == 0
+    assert loader.worker_count(10_000) >= 1
+    assert ImageLoader(Path(), ViewTransform(SMALL, 0), workers=3).worker_count(1) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])

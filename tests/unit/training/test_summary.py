@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator
+from helpers import QUIET
 
 from runner.config.schema import Experiment
 from runner.data.manifest import build_manifest
-from runner.training.summary import describe_data, describe_model, describe_views
+from runner.features.cache import MissingFeatures
+from runner.training.setup import prepare
+from runner.training.summary import describe_data, describe_model, describe_views, print_start
 from runner.utils.console import Terminal
 
 
@@ -53,3 +59,19 @@ def test_the_summary_names_the_layers_that_a_head_pools(make: Callable[..., Expe
         "vgg16, linear head that pools features.22 and features.29"
     )
     assert describe_model(make("--model.arch", "vgg16", "--model.head", "pooled")) == "vgg16, pooled head"
+
+
+@pytest.mark.parametrize("free", [2**20, 2**40])
+def test_too_little_shared_memory_is_said_where_images_have_to_be_loaded(
+    make: Callable[..., Experiment],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    free: int,
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    setup = prepare(make("--data.workers", "8", "--features.batch_size", "256"), accelerator, QUIET)
+    print_start(setup, MissingFeatures(0, 0, 0), Terminal())
+    assert "slower pipes" not in capsys.readouterr().out
+    print_start(setup, MissingFeatures(36, 36, 1000), Terminal())
+    assert ("slower pipes" in capsys.readouterr().out) == (free < 2**30)
