@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import textwrap
+import functools
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from runner.utils.figures import new_figure, save_figure
+from runner.utils.atomic_files import atomic_write
 
-OPACITY = 0.55
+OPACITY = 0.8
+"""Of the color where the map is 1; where it is 0 the image stays as it is."""
+SIDE, MARGIN = 300, 10
+"""Height of an image in the picture, and what is around it, in pixels."""
+HEADING, CAPTION = 20, 13
+"""Sizes of the texts, in pixels."""
+LINES = 3
+"""Of a text at most."""
 
 
 def title(predicted: str, probability: float, true: str | None = None) -> str:
@@ -23,33 +32,95 @@ def title(predicted: str, probability: float, true: str | None = None) -> str:
 
 
 def draw(image: Tensor, heatmap: np.ndarray, title: str, label: str, path: Path) -> None:
-    """Draw an image and, beside it, the image under its map, with a color bar.
+    """Draw an image and, beside it, the image under its map.
 
     Args:
         image: 3 × h × w, uint8, as the model sees it.
         heatmap: The map, h × w in [0, 1].
         title: Title of the picture.
-        label: Label of the color bar, such as `Grad-CAM for lamp`.
+        label: Below the map, such as `Grad-CAM for lamp`.
         path: PNG file to write.
     """
     pixels = image.permute(1, 2, 0).numpy()
-    figure = new_figure(6.4, 3.5, dpi=110)
-    figure.set_layout_engine("none")  # fixed places: finding them would take as long as drawing
-    heading = _wrapped(title, 46)
-    height = 0.92 - 0.075 * (heading.count("\n") + 1)
-    left, right = (figure.add_axes((x, 0.03, 0.4, height)) for x in (0.01, 0.43))
-    left.imshow(pixels)
-    right.imshow(pixels)
-    shade: Any = right.imshow(heatmap, cmap="viridis", vmin=0, vmax=1, alpha=OPACITY)
-    for axes in (left, right):
-        axes.set_axis_off()
-    figure.suptitle(heading, fontsize=15, parse_math=False)
-    bar: Any = figure.colorbar(shade, figure.add_axes((0.845, 0.12, 0.018, height - 0.18)), ticks=[0, 0.5, 1])
-    bar.set_label(_wrapped(label, 26), parse_math=False)
-    bar.solids.set(alpha=1)
-    save_figure(figure, path)
+    panels = [_enlarged(each) for each in (pixels, blend(pixels, heatmap))]
+    width, height = panels[0].size
+    whole = 2 * width + 3 * MARGIN
+    heading = wrapped(title, HEADING, whole - 2 * MARGIN)
+    caption = wrapped(label, CAPTION, width)
+    top = _text_height(heading, HEADING) + 2 * MARGIN
+    bottom = top + height + MARGIN // 2
+    picture = Image.new("RGB", (whole, bottom + _text_height(caption, CAPTION) + MARGIN), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.multiline_text((MARGIN, MARGIN), "\n".join(heading), "black", _font(HEADING))
+    for index, panel in enumerate(panels):
+        picture.paste(panel, (MARGIN + index * (width + MARGIN), top))
+    pen.multiline_text((2 * MARGIN + width, bottom), "\n".join(caption), "#444444", _font(CAPTION))
+    with atomic_write(path) as partial:
+        picture.save(partial, "png")
 
 
-def _wrapped(text: str, width: int) -> str:
-    """Text wrapped to at most three lines of `width` characters."""
-    return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …"))
+def blend(pixels: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
+    """An image (h × w × 3, uint8) under a map (h × w in [0, 1]), whose values are its color and its opacity."""
+    opacity = OPACITY * heatmap[..., None]
+    mixed = (1 - opacity) * pixels + opacity * _colors()[(255 * heatmap).round().astype(np.uint8)]
+    return np.asarray(mixed.round().clip(0, 255).astype(np.uint8))
+
+
+def wrapped(text: str, size: int, width: int) -> list[str]:
+    """The lines of a text that is `size` pixels high and at most `width` pixels wide; what does not fit ends in …"""
+    lines = list(_lines(text.split(), size, width))
+    if len(lines) > LINES:
+        last = lines[LINES - 1]
+        while last and not _fits(f"{last} …", size, width):
+            last = last[:-1]
+        lines = [*lines[: LINES - 1], f"{last.rstrip()} …"]
+    return lines
+
+
+def _lines(words: Iterable[str], size: int, width: int) -> Iterator[str]:
+    line = ""
+    for word in words:
+        if line and not _fits(f"{line} {word}", size, width):
+            yield line
+            line = ""
+        line = f"{line} {word}".lstrip()
+        while not _fits(line, size, width):  # a word that is longer than a line
+            count = next(count for count in range(len(line) - 1, 0, -1) if _fits(line[:count], size, width))
+            yield line[:count]
+            line = line[count:]
+    if line:
+        yield line
+
+
+def _fits(text: str, size: int, width: int) -> bool:
+    return _font(size).getlength(text) <= width
+
+
+def _text_height(lines: list[str], size: int) -> int:
+    box = ImageDraw.Draw(Image.new("1", (1, 1))).multiline_textbbox((0, 0), "\n".join(lines), _font(size))
+    return int(np.ceil(box[3]))
+
+
+def _enlarged(pixels: np.ndarray) -> Image.Image:
+    image = Image.fromarray(pixels)
+    width = max(1, round(image.width * SIDE / image.height))
+    return image.resize((width, SIDE), Image.Resampling.BICUBIC)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Matplotlib's font, which has more letters than Pillow's. Importing Matplotlib for it would take time."""
+    spec = find_spec("matplotlib")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(folder, "mpl-data/fonts/ttf/DejaVuSans.ttf")
+        if file.exists():
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
+
+
+@functools.cache
+def _colors() -> np.ndarray:
+    """256 × 3, uint8: a perceptually uniform scale from dark violet to light yellow."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["inferno"](np.arange(256), bytes=True)[:, :3])
