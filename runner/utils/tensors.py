@@ -28,7 +28,7 @@ def float64_device(device: torch.device) -> torch.device:
 
 def tensor_digest(tensor: Tensor) -> str:
     """40 hexadecimal digits for a tensor's values."""
-    return digest_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def save_tensors(tensors: dict[str, Tensor], temporary: Path, metadata: dict[str, str], path: Path) -> None:
