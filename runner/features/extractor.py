@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from runner.features.openvino import convert, openvino_version
 from runner.models.transfer_model import Stage, TransferModel
 from runner.portable.backbone import BACKBONES
 from runner.portable.backbones.timm_networks import PREFIX
@@ -31,6 +32,9 @@ from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import pad_rows, tensor_digest
 
+Compiled: TypeAlias = bool | Literal["openvino"]
+"""How the frozen backbone is compiled: not at all, with torch.compile, or with OpenVINO."""
+COMPILED_TEXTS: dict[Compiled, str] = {False: "", True: ", compiled", "openvino": ", compiled with OpenVINO"}
 StageInput: TypeAlias = Tensor | Sequence[Tensor]
 """Images, or outputs of other stages."""
 DROP_PATH = re.compile(r"KeyedDropPath\(.*?\)")
@@ -45,13 +49,18 @@ class FeatureExtractor:
         model: On the accelerator's device, with its final frozen weights.
         accelerator: Device and precision.
         batch_size: Images per forward pass.
-        compiled: Run the first stage through `torch.compile`; on a CPU with inductor's freezing.
+        compiled: Run the first stage through `torch.compile`, on a CPU with inductor's freezing; or by OpenVINO.
         cut: The number of layers that are frozen in another stage of training, too, whose features are needed as
             well: what follows starts from them. 0: none.
     """
 
     def __init__(
-        self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool, cut: int = 0
+        self,
+        model: TransferModel,
+        accelerator: Accelerator,
+        batch_size: int,
+        compiled: Compiled,
+        cut: int = 0,
     ) -> None:
         self.model = model
         self.accelerator = accelerator
@@ -119,7 +128,9 @@ class FeatureExtractor:
             self._recipes[stage] = {
                 **self.computation(stage),
                 "weights": digest(weights),
-                "compiled": self.compiled,
+                "compiled": f"openvino {openvino_version()}"
+                if self.compiled == "openvino"
+                else self.compiled,
             }
         return self._recipes[stage]
 
@@ -154,8 +165,12 @@ class FeatureExtractor:
             def function(values: StageInput) -> Tensor:
                 return self._run(values, stage)
 
-            compile_it = self.compiled and not self.stages[stage].inputs
-            self._functions[stage] = self._compile(function) if compile_it else function
+            if self.stages[stage].inputs or not self.compiled:
+                self._functions[stage] = function
+            elif self.compiled == "openvino":
+                self._functions[stage] = self._convert(function)
+            else:
+                self._functions[stage] = self._compile(function)
         return self._functions[stage]
 
     def _run(self, values: StageInput, stage: int) -> Tensor:
@@ -163,6 +178,20 @@ class FeatureExtractor:
         if isinstance(values, Tensor) and not part.inputs and not self.model.pools_last_only:
             return self.model.variant_map(values, part.variant, part.stop)
         return self.model.run(values, part.start, part.stop)
+
+    def _convert(self, function: Callable[[StageInput], Tensor]) -> Callable[[StageInput], Tensor]:
+        """The function run by OpenVINO, whose outputs have the type that torch's have."""
+        converted: list[tuple[Callable[[Tensor], Tensor], torch.dtype]] = []
+
+        def run(values: StageInput) -> Tensor:
+            assert isinstance(values, Tensor)  # noqa: S101 (for types: a stage without inputs takes images)
+            if not converted:
+                bf16 = self.accelerator.mixed_precision == "bf16"
+                converted.append((convert(self.model, function, values, bf16), function(values[:1]).dtype))
+            compute, dtype = converted[0]
+            return compute(values).to(dtype)
+
+        return run
 
     def _compile(self, function: Callable[[StageInput], Tensor]) -> Callable[[StageInput], Tensor]:
         on_cpu = self.accelerator.device.type == "cpu"

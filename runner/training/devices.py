@@ -23,6 +23,7 @@ from runner.config.schema import Experiment
 from runner.features.batch_size import automatic_batch_size
 from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
+from runner.features.openvino import check_openvino, has_openvino
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
 from runner.training import hosts, joining
@@ -154,6 +155,8 @@ def resolve_auto_settings(
     if batch_size == "auto":
         batch_size = automatic_batch_size(model, accelerator, cache, terminal)
     compiled = settings.compile
+    if compiled == "openvino":
+        check_openvino(accelerator.device)
     if compiled == "auto":
         if may_measure:
             compiled = should_compile(model, accelerator, batch_size, images, cache, terminal)
@@ -169,12 +172,15 @@ def resolve_auto_settings(
 def adapt_to_device(experiment: Experiment) -> Experiment:
     """An experiment that ran on another device, as it can be evaluated on this one.
 
-    Without a GPU, fp16 becomes float32; without a compiler, the convolutions are not compiled.
+    Without a GPU, fp16 becomes float32; without a compiler or OpenVINO, the convolutions are not compiled.
     """
-    if experiment.features.compile is True and not torch.cuda.is_available() and not can_compile():
+    gpu, compiled = torch.cuda.is_available(), experiment.features.compile
+    if (compiled is True and not gpu and not can_compile()) or (
+        compiled == "openvino" and (gpu or not has_openvino())
+    ):
         features = dataclasses.replace(experiment.features, compile=False)
         experiment = dataclasses.replace(experiment, features=features)
-    if experiment.train.precision != "fp16" or torch.cuda.is_available():
+    if experiment.train.precision != "fp16" or gpu:
         return experiment
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="no"))
 

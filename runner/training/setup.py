@@ -278,7 +278,8 @@ def assemble(
     model.to(accelerator.device)
     model.eval()
     settings = experiment.features
-    extractor = FeatureExtractor(model, accelerator, int(settings.batch_size), settings.compile is True)
+    compiled = False if settings.compile == "auto" else settings.compile
+    extractor = FeatureExtractor(model, accelerator, int(settings.batch_size), compiled)
     loader = _loader(experiment, manifest, accelerator)
     storage = FeatureStorage(
         feature_root(experiment.cache),
