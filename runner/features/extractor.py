@@ -24,7 +24,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from runner.features.openvino import convert, openvino_version
+from runner.features.openvino import convert, has_openvino, openvino_version
 from runner.models.transfer_model import Stage, TransferModel
 from runner.portable.backbone import BACKBONES
 from runner.portable.backbones.timm_networks import PREFIX
@@ -225,8 +225,9 @@ def _cut(stages: Sequence[Stage], layers: int) -> tuple[Stage, ...]:
 
 
 def worth_compiling(images: int, crop: int, device: torch.device) -> bool:
-    """Whether compiling pays for this many images of crop × crop pixels, and is possible: on a CPU with a compiler."""
-    return device.type == "cpu" and images * crop**2 >= MIN_PIXELS_TO_COMPILE and can_compile()
+    """Whether compiling may pay for this many images of crop × crop pixels: on a CPU with OpenVINO or a compiler."""
+    large = images * crop**2 >= MIN_PIXELS_TO_COMPILE
+    return device.type == "cpu" and large and (has_openvino() or can_compile())
 
 
 def can_compile() -> bool:

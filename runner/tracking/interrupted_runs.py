@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE_FOLDER = "state"
-RESOLVED = {"data.depth": int, "train.precision": str, "features.batch_size": int, "features.compile": bool}
-"""Settings that "auto" leaves to the device, with the type they resolve to; a resumed run keeps their values."""
+RESOLVED: dict[str, tuple[type, ...]] = {
+    "data.depth": (int,),
+    "train.precision": (str,),
+    "features.batch_size": (int,),
+    "features.compile": (bool, str),
+}
+"""Settings that "auto" leaves to the device, with the types they resolve to; a resumed run keeps their values."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,7 @@ def resolved_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _is_resolved(name: str, value: object) -> bool:
-    return type(value) is RESOLVED.get(name) and value != "auto"
+    return type(value) in RESOLVED.get(name, ()) and value != "auto"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from accelerate.utils import (
 
 from runner.config.schema import Experiment
 from runner.features.batch_size import automatic_batch_size
-from runner.features.compile_choice import known_choice, should_compile
+from runner.features.compile_choice import how_to_compile, known_choice
 from runner.features.extractor import can_compile
 from runner.features.openvino import check_openvino, has_openvino
 from runner.models.transfer_model import TransferModel
@@ -155,13 +155,13 @@ def resolve_auto_settings(
     if batch_size == "auto":
         batch_size = automatic_batch_size(model, accelerator, cache, terminal)
     compiled = settings.compile
-    if compiled == "openvino":
-        check_openvino(accelerator.device)
     if compiled == "auto":
         if may_measure:
-            compiled = should_compile(model, accelerator, batch_size, images, cache, terminal)
+            compiled = how_to_compile(model, accelerator, batch_size, images, cache, terminal)
         elif (known := known_choice(model, accelerator, batch_size, images, cache)) is not None:
             compiled = known
+    if compiled == "openvino":
+        check_openvino(accelerator.device)
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, batch_size=batch_size, compile=compiled),
