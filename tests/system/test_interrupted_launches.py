@@ -175,7 +175,7 @@ def test_a_launch_that_is_killed_while_it_starts_leaves_no_process(
     endless = ("--train.epochs", "100000", "--schedule.kind", "constant")
     process = start(runner("train", *workspace.words, *endless), workspace.folder)
     deadline = time.monotonic() + 60
-    while not any("train.py" in line for line in descendants(process).values()):
+    while not any("runner.train" in line for line in descendants(process).values()):
         assert process.poll() is None
         assert time.monotonic() < deadline
     time.sleep(seconds)
