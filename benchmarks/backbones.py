@@ -10,8 +10,6 @@ same precision and batch; figures are medians of the rounds. For each architectu
 `bare_ips`: images/s of the frozen part on images in memory.
 `file_ips`: images/s of extraction from files, with decoding and storing.
 `ratio`: median of the rounds' ratios of the two.
-`openvino_ips`: images/s of the frozen part by OpenVINO on images in memory, on CPUs where it is installed.
-`openvino_gain`: median of the rounds' ratios of that to `bare_ips`.
 `decode_ips`: images/s of decoding alone, on all cores.
 `ratio_limit`: the ratio if decoding took its time from the network, and nothing else took any.
 `row_bytes`: bytes of an image's stored features that the head reads.
@@ -25,7 +23,6 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +36,6 @@ from runner.config.schema import Experiment
 from runner.config.tree import override
 from runner.data.images import Images
 from runner.data.transforms import EVALUATION_VIEW
-from runner.features.extractor import FeatureExtractor
-from runner.features.openvino import has_openvino
 from runner.training import devices
 from runner.training.setup import Setup
 from runner.utils.command_line import CommandLineParser
@@ -98,21 +93,14 @@ def rates(experiment: Experiment) -> dict[str, Any]:
     shape, dtype = extractor.stage_shapes(images[:1])[-1]
     entries = spread(setup.manifest.select("train"), FILE_BATCHES * setup.batch_size)
 
-    other = None
-    if accelerator.device.type == "cpu" and has_openvino():
-        other = FeatureExtractor(setup.model, accelerator, setup.batch_size, "openvino")
-
-    def bare(extractor: FeatureExtractor) -> None:
+    def bare() -> None:
         for _ in range(BATCHES):
             _wait_for(extractor(images), accelerator)
 
-    for each in filter(None, (extractor, other)):
-        _wait_for(each(images), accelerator)  # compiles, and allocates
-    bare_rates, openvino_rates, file_rates, decode_rates = [], [], [], []
+    _wait_for(extractor(images), accelerator)  # compiles, and allocates
+    bare_rates, file_rates, decode_rates = [], [], []
     for _ in range(ROUNDS):
-        bare_rates.append(BATCHES * setup.batch_size / seconds(partial(bare, extractor)))
-        if other is not None:
-            openvino_rates.append(BATCHES * setup.batch_size / seconds(partial(bare, other)))
+        bare_rates.append(BATCHES * setup.batch_size / seconds(bare))
         with tempfile.TemporaryDirectory(prefix="runner-bench-") as folder:
             features = with_cache_folder(with_images(setup.features, entries), Path(folder))
             took = seconds(lambda cache=features: cache.get("train", EVALUATION_VIEW))  # type: ignore[misc]
@@ -120,13 +108,6 @@ def rates(experiment: Experiment) -> dict[str, Any]:
         decode_rates.append(len(entries) / seconds(lambda: _decode(setup, entries)))
     bare_ips, decode_ips = statistics.median(bare_rates), statistics.median(decode_rates)
     ratios = [file / plain for file, plain in zip(file_rates, bare_rates, strict=True)]
-    gains = [rate / plain for rate, plain in zip(openvino_rates, bare_rates, strict=False)]
-    openvino: dict[str, Any] = {}
-    if gains:
-        openvino = {
-            "openvino_ips": round(statistics.median(openvino_rates), 2),
-            "openvino_gain": round(statistics.median(gains), 3),
-        }
     return {
         "bare_ips": round(bare_ips, 2),
         "file_ips": round(statistics.median(file_rates), 2),
@@ -134,7 +115,6 @@ def rates(experiment: Experiment) -> dict[str, Any]:
         "decode_ips": round(decode_ips, 2),
         "ratio_limit": round(decode_ips / (decode_ips + bare_ips), 3),
         "row_bytes": shape.numel() * dtype.itemsize,
-        **openvino,
     }
 
 

@@ -99,10 +99,9 @@ class FeaturesConfig:
     """Save features on disk for later epochs and runs; false: compute them again each time."""
     batch_size: Literal["auto"] | PositiveInt = setting("auto", unit="images")
     """Inference batch, for features and evaluation. auto: 32 on a CPU, 256 on a GPU or what fits into its memory."""
-    compile: Literal["auto", "openvino"] | bool = "auto"
-    """Compile the frozen backbone with torch.compile; openvino: with OpenVINO, for CPUs. auto: on a CPU, for 4,000
-    images of 224 px or more, with OpenVINO if that is faster when it is tried for some seconds, else with torch.compile
-    if that is; the cache keeps the choice."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile the frozen backbone with torch.compile. auto: on a CPU with a C++ compiler, for 4,000 images of 224 px or
+    more, if it is faster when both are tried for some seconds; the cache keeps the choice."""
     memory: PositiveFloat = setting(4.0, unit="GiB", changes_results=False)
     """Features up to this size are loaded into memory; larger ones are read from the memory-mapped store."""
     cap: PositiveFloat = setting(50.0, unit="GiB", changes_results=False)

@@ -1,6 +1,4 @@
-"""Decides how the frozen backbone is compiled, by trying it for some seconds where the extraction is long.
-
-OpenVINO is tried first: it is ready in seconds. Where it is no faster than PyTorch, torch.compile is tried.
+"""Decides whether the frozen backbone is compiled, by trying it for some seconds where the extraction is long.
 
 What it gains depends on network, processor and version: inductor's freezing has been 15 times slower (pytorch issue
 190757), bf16 on AArch64 100 times (180447). A compiled backbone rounds differently, so that its features are others:
@@ -21,8 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from runner.features.extractor import Compiled, FeatureExtractor, can_compile, worth_compiling
-from runner.features.openvino import has_openvino, openvino_version
+from runner.features.extractor import FeatureExtractor, worth_compiling
 from runner.models.transfer_model import TransferModel
 from runner.utils.atomic_files import write_text
 from runner.utils.console import Terminal
@@ -39,35 +36,21 @@ LEAST_GAIN = 1.03
 
 @dataclass(frozen=True)
 class BackboneSpeed:
-    """Measured speed of one process in each way. It does not depend on the data set."""
+    """Measured speed of one process, with and without compiling. It does not depend on the data set."""
 
     eager_ips: float
     """Images/s without compiling."""
     compiled_ips: float
-    """Images/s with torch.compile; 0 if that failed, or was not tried."""
+    """Images/s compiled; 0 if compiling failed."""
     compile_seconds: float
-    openvino_ips: float = 0.0
-    """Images/s with OpenVINO; 0 if that failed, or is not installed."""
-    openvino_seconds: float = 0.0
-    """Until it is ready."""
 
-    def fastest(self, images: int) -> Compiled:
-        """What saves one process time for this many images."""
-        if self._saves_time(self.openvino_ips, self.openvino_seconds, images):
-            return "openvino"
-        return self._saves_time(self.compiled_ips, self.compile_seconds, images)
-
-    def _saves_time(self, ips: float, seconds: float, images: int) -> bool:
-        if ips <= LEAST_GAIN * self.eager_ips:
+    def is_faster_compiled(self, images: int) -> bool:
+        """Whether compiling saves one process time for this many images."""
+        if self.compiled_ips <= LEAST_GAIN * self.eager_ips:
             return False
-        return images / ips + seconds < images / self.eager_ips
+        return images / self.compiled_ips + self.compile_seconds < images / self.eager_ips
 
     def __str__(self) -> str:
-        if self.openvino_ips > LEAST_GAIN * self.eager_ips:
-            return (
-                f"{self.openvino_ips / self.eager_ips:.2f} times as fast with OpenVINO"
-                f" ({self.openvino_ips:.1f} images/s against {self.eager_ips:.1f})"
-            )
         if not self.compiled_ips:
             return "torch.compile failed"
         return (
@@ -76,15 +59,15 @@ class BackboneSpeed:
         )
 
 
-def how_to_compile(
+def should_compile(
     model: TransferModel,
     accelerator: Accelerator,
     batch_size: int,
     images: int,
     cache: Path,
     terminal: Terminal,
-) -> Compiled:
-    """How to compile the frozen backbone; the same on every process, each of which calls this function.
+) -> bool:
+    """Whether to compile the frozen backbone; the same on every process, each of which calls this function.
 
     It depends neither on the number of processes nor on their threads, so that launches that share a cache share
     features.
@@ -97,7 +80,7 @@ def how_to_compile(
         cache: Folder that keeps the measured speed.
         terminal: Shows it.
     """
-    compiled: Compiled = False
+    compiled = False
     if accelerator.is_main_process and _is_worth_trying(model, accelerator, images):
         path = _path(model, accelerator, batch_size, cache)
         speed = _read(path)
@@ -106,22 +89,21 @@ def how_to_compile(
             speed = _measure(model, accelerator, batch_size)
             with suppress(OSError):  # then the next run measures again
                 write_text(path, json.dumps(asdict(speed)))
-        compiled = speed.fastest(images)
+        compiled = speed.is_faster_compiled(images)
         if is_new:
             terminal.line(f"{'compiles' if compiled else 'does not compile'} the frozen backbone: {speed}")
-    chosen: Compiled = broadcast_object_list([compiled])[0]
-    return chosen
+    return bool(broadcast_object_list([compiled])[0])
 
 
 def known_choice(
     model: TransferModel, accelerator: Accelerator, batch_size: int, images: int, cache: Path
-) -> Compiled | None:
-    """What `how_to_compile` returns, as far as it is known without measuring; None if it would measure."""
-    compiled: Compiled | None = False
+) -> bool | None:
+    """What `should_compile` returns, as far as it is known without measuring; None if it would measure."""
+    compiled: bool | None = False
     if accelerator.is_main_process and _is_worth_trying(model, accelerator, images):
         speed = _read(_path(model, accelerator, batch_size, cache))
-        compiled = None if speed is None else speed.fastest(images)
-    known: Compiled | None = broadcast_object_list([compiled])[0]
+        compiled = None if speed is None else speed.is_faster_compiled(images)
+    known: bool | None = broadcast_object_list([compiled])[0]
     return known
 
 
@@ -142,21 +124,11 @@ def _measure(model: TransferModel, accelerator: Accelerator, batch_size: int) ->
     eager_ips = count / min(
         _batch_seconds(FeatureExtractor(model, accelerator, count, compiled=False), batch)[1:]
     )
-    openvino = _compiled_speed(model, accelerator, batch, "openvino") if has_openvino() else (0.0, 0.0)
-    if openvino[0] > LEAST_GAIN * eager_ips or not can_compile():
-        return BackboneSpeed(eager_ips, 0.0, 0.0, *openvino)
-    return BackboneSpeed(eager_ips, *_compiled_speed(model, accelerator, batch, True), *openvino)
-
-
-def _compiled_speed(
-    model: TransferModel, accelerator: Accelerator, batch: Tensor, compiled: Compiled
-) -> tuple[float, float]:
-    """Images/s, and the seconds until the backbone is compiled; zeros if that fails."""
     try:
-        first, *others = _batch_seconds(FeatureExtractor(model, accelerator, len(batch), compiled), batch)
+        first, *others = _batch_seconds(FeatureExtractor(model, accelerator, count, compiled=True), batch)
     except UserError:
-        return 0.0, 0.0
-    return len(batch) / min(others), max(0.0, first - min(others))
+        return BackboneSpeed(eager_ips, 0.0, 0.0)
+    return BackboneSpeed(eager_ips, count / min(others), max(0.0, first - min(others)))
 
 
 def _batch_seconds(
@@ -187,6 +159,5 @@ def _read(path: Path) -> BackboneSpeed | None:
 def _path(model: TransferModel, accelerator: Accelerator, batch_size: int, cache: Path) -> Path:
     """File of the speed, named by layers, size, precision, processor and version."""
     computation = FeatureExtractor(model, accelerator, batch_size, compiled=False).computation(0)
-    versions = [torch.__version__, *([openvino_version()] if has_openvino() else [])]
-    key = digest(computation, model.spec.input_size, *versions)
+    key = digest(computation, model.spec.input_size, torch.__version__)
     return cache / "compile" / f"{key}.json"

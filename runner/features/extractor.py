@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from runner.features.openvino import convert, has_openvino, openvino_version
 from runner.models.transfer_model import Stage, TransferModel
 from runner.portable.backbone import BACKBONES
 from runner.portable.backbones.timm_networks import PREFIX
@@ -32,9 +31,6 @@ from runner.utils.errors import UserError
 from runner.utils.hashing import digest
 from runner.utils.tensors import pad_rows, tensor_digest
 
-Compiled: TypeAlias = bool | Literal["openvino"]
-"""How the frozen backbone is compiled: not at all, with torch.compile, or with OpenVINO."""
-COMPILED_TEXTS: dict[Compiled, str] = {False: "", True: ", compiled", "openvino": ", compiled with OpenVINO"}
 StageInput: TypeAlias = Tensor | Sequence[Tensor]
 """Images, or outputs of other stages."""
 DROP_PATH = re.compile(r"KeyedDropPath\(.*?\)")
@@ -49,18 +45,13 @@ class FeatureExtractor:
         model: On the accelerator's device, with its final frozen weights.
         accelerator: Device and precision.
         batch_size: Images per forward pass.
-        compiled: Run the first stage through `torch.compile`, on a CPU with inductor's freezing; or by OpenVINO.
+        compiled: Run the first stage through `torch.compile`; on a CPU with inductor's freezing.
         cut: The number of layers that are frozen in another stage of training, too, whose features are needed as
             well: what follows starts from them. 0: none.
     """
 
     def __init__(
-        self,
-        model: TransferModel,
-        accelerator: Accelerator,
-        batch_size: int,
-        compiled: Compiled,
-        cut: int = 0,
+        self, model: TransferModel, accelerator: Accelerator, batch_size: int, compiled: bool, cut: int = 0
     ) -> None:
         self.model = model
         self.accelerator = accelerator
@@ -128,9 +119,7 @@ class FeatureExtractor:
             self._recipes[stage] = {
                 **self.computation(stage),
                 "weights": digest(weights),
-                "compiled": f"openvino {openvino_version()}"
-                if self.compiled == "openvino"
-                else self.compiled,
+                "compiled": self.compiled,
             }
         return self._recipes[stage]
 
@@ -165,12 +154,8 @@ class FeatureExtractor:
             def function(values: StageInput) -> Tensor:
                 return self._run(values, stage)
 
-            if self.stages[stage].inputs or not self.compiled:
-                self._functions[stage] = function
-            elif self.compiled == "openvino":
-                self._functions[stage] = self._convert(function)
-            else:
-                self._functions[stage] = self._compile(function)
+            compile_it = self.compiled and not self.stages[stage].inputs
+            self._functions[stage] = self._compile(function) if compile_it else function
         return self._functions[stage]
 
     def _run(self, values: StageInput, stage: int) -> Tensor:
@@ -178,20 +163,6 @@ class FeatureExtractor:
         if isinstance(values, Tensor) and not part.inputs and not self.model.pools_last_only:
             return self.model.variant_map(values, part.variant, part.stop)
         return self.model.run(values, part.start, part.stop)
-
-    def _convert(self, function: Callable[[StageInput], Tensor]) -> Callable[[StageInput], Tensor]:
-        """The function run by OpenVINO, whose outputs have the type that torch's have."""
-        converted: list[tuple[Callable[[Tensor], Tensor], torch.dtype]] = []
-
-        def run(values: StageInput) -> Tensor:
-            assert isinstance(values, Tensor)  # noqa: S101 (for types: a stage without inputs takes images)
-            if not converted:
-                bf16 = self.accelerator.mixed_precision == "bf16"
-                converted.append((convert(self.model, function, values, bf16), function(values[:1]).dtype))
-            compute, dtype = converted[0]
-            return compute(values).to(dtype)
-
-        return run
 
     def _compile(self, function: Callable[[StageInput], Tensor]) -> Callable[[StageInput], Tensor]:
         on_cpu = self.accelerator.device.type == "cpu"
@@ -225,9 +196,8 @@ def _cut(stages: Sequence[Stage], layers: int) -> tuple[Stage, ...]:
 
 
 def worth_compiling(images: int, crop: int, device: torch.device) -> bool:
-    """Whether compiling may pay for this many images of crop × crop pixels: on a CPU with OpenVINO or a compiler."""
-    large = images * crop**2 >= MIN_PIXELS_TO_COMPILE
-    return device.type == "cpu" and large and (has_openvino() or can_compile())
+    """Whether compiling pays for this many images of crop × crop pixels, and is possible: on a CPU with a compiler."""
+    return device.type == "cpu" and images * crop**2 >= MIN_PIXELS_TO_COMPILE and can_compile()
 
 
 def can_compile() -> bool:

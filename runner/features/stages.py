@@ -23,7 +23,7 @@ from runner.data.images import Images
 from runner.data.loader import ImageLoader
 from runner.data.transforms import EVALUATION_VIEW
 from runner.features.cache_hosts import CacheHosts, find_cache_hosts
-from runner.features.extractor import COMPILED_TEXTS, FeatureExtractor, StageInput
+from runner.features.extractor import FeatureExtractor, StageInput
 from runner.features.keys import FeatureKeys
 from runner.features.shard_store import ShardStore, ShardWriter
 from runner.features.work_sharing import SharedWork
@@ -249,7 +249,7 @@ class StoredStages:
         """For `runner store list`."""
         transform, accelerator = self.loader.transform, self.extractor.accelerator
         kind = "not augmented" if view == EVALUATION_VIEW else f"augmented (seed {transform.seed})"
-        compiled = COMPILED_TEXTS[self.extractor.compiled]
+        compiled = ", compiled" if self.extractor.compiled else ""
         variant = str(self.extractor.stages[stage].variant)
         return {
             "layer": f"{self.extractor.model.spec.arch} {self.extractor.layer_name(stage)}",

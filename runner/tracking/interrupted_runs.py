@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STATE_FOLDER = "state"
-RESOLVED: dict[str, tuple[type, ...]] = {
-    "data.depth": (int,),
-    "train.precision": (str,),
-    "features.batch_size": (int,),
-    "features.compile": (bool, str),
-}
-"""Settings that "auto" leaves to the device, with the types they resolve to; a resumed run keeps their values."""
+RESOLVED = {"data.depth": int, "train.precision": str, "features.batch_size": int, "features.compile": bool}
+"""Settings that "auto" leaves to the device, with the type they resolve to; a resumed run keeps their values."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ def resolved_settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def _is_resolved(name: str, value: object) -> bool:
-    return type(value) in RESOLVED.get(name, ()) and value != "auto"
+    return type(value) is RESOLVED.get(name) and value != "auto"
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,8 @@ from accelerate.utils import (
 
 from runner.config.schema import Experiment
 from runner.features.batch_size import automatic_batch_size
-from runner.features.compile_choice import how_to_compile, known_choice
+from runner.features.compile_choice import known_choice, should_compile
 from runner.features.extractor import can_compile
-from runner.features.openvino import check_openvino, has_openvino
 from runner.models.transfer_model import TransferModel
 from runner.portable.model import supported_precision
 from runner.training import hosts, joining
@@ -157,11 +156,9 @@ def resolve_auto_settings(
     compiled = settings.compile
     if compiled == "auto":
         if may_measure:
-            compiled = how_to_compile(model, accelerator, batch_size, images, cache, terminal)
+            compiled = should_compile(model, accelerator, batch_size, images, cache, terminal)
         elif (known := known_choice(model, accelerator, batch_size, images, cache)) is not None:
             compiled = known
-    if compiled == "openvino":
-        check_openvino(accelerator.device)
     return dataclasses.replace(
         experiment,
         features=dataclasses.replace(settings, batch_size=batch_size, compile=compiled),
@@ -172,15 +169,12 @@ def resolve_auto_settings(
 def adapt_to_device(experiment: Experiment) -> Experiment:
     """An experiment that ran on another device, as it can be evaluated on this one.
 
-    Without a GPU, fp16 becomes float32; without a compiler or OpenVINO, the convolutions are not compiled.
+    Without a GPU, fp16 becomes float32; without a compiler, the convolutions are not compiled.
     """
-    gpu, compiled = torch.cuda.is_available(), experiment.features.compile
-    if (compiled is True and not gpu and not can_compile()) or (
-        compiled == "openvino" and (gpu or not has_openvino())
-    ):
+    if experiment.features.compile is True and not torch.cuda.is_available() and not can_compile():
         features = dataclasses.replace(experiment.features, compile=False)
         experiment = dataclasses.replace(experiment, features=features)
-    if experiment.train.precision != "fp16" or gpu:
+    if experiment.train.precision != "fp16" or torch.cuda.is_available():
         return experiment
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, precision="no"))
 

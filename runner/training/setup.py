@@ -278,8 +278,7 @@ def assemble(
     model.to(accelerator.device)
     model.eval()
     settings = experiment.features
-    compiled = False if settings.compile == "auto" else settings.compile
-    extractor = FeatureExtractor(model, accelerator, int(settings.batch_size), compiled)
+    extractor = FeatureExtractor(model, accelerator, int(settings.batch_size), settings.compile is True)
     loader = _loader(experiment, manifest, accelerator)
     storage = FeatureStorage(
         feature_root(experiment.cache),

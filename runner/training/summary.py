@@ -9,7 +9,6 @@ from runner.config.schema import Experiment
 from runner.data.manifest import Manifest
 from runner.evaluation.metrics import Scores
 from runner.features.cache import FeatureCache, MissingFeatures
-from runner.features.extractor import COMPILED_TEXTS
 from runner.tracking.tracker import Tracker
 from runner.training.devices import describe_device
 from runner.training.results import RunResult
@@ -222,7 +221,7 @@ def _missing(setup: Setup, missing: MissingFeatures) -> str:
         return "all features, every time (features.store is off)"
     if not missing.features:
         return "nothing: all features are stored"
-    compiled = COMPILED_TEXTS[setup.features.extractor.compiled]
+    compiled = ", compiled" * setup.features.extractor.compiled
     return (
         f"at most {missing.images:,} images and views through the backbone{compiled};"
         f" {format_bytes(missing.bytes)} to store in {cache_folder(setup.experiment.cache)}"

@@ -22,7 +22,6 @@ TABLES_OF_MODULES = {
     "runner/cli/main.py": ["import_module"],
     "runner/explain/methods.py": ["import_module"],
     "runner/portable/backbones/__init__.py": ["importlib.import_module"],
-    "runner/features/openvino.py": ["torch.jit.trace"],  # it reads no file
     "runner/portable/graph.py": ["exec"],  # what torch.fx writes for a network of torchvision or timm
 }
 """They import modules of this repository or of a library, by names in the source or in its folder of benchmarks."""

@@ -15,8 +15,7 @@ from helpers import QUIET, small_model
 from torch import Tensor
 
 from runner.features import compile_choice, extractor
-from runner.features.compile_choice import BackboneSpeed, how_to_compile, known_choice
-from runner.features.extractor import Compiled
+from runner.features.compile_choice import BackboneSpeed, known_choice, should_compile
 
 IMAGES, FEWEST = 100_000, 1000
 
@@ -41,14 +40,13 @@ class Compiler:
 @pytest.fixture(autouse=True)
 def always_worth_trying(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_choice, "worth_compiling", lambda images, size, device: images >= FEWEST)
-    monkeypatch.setattr(compile_choice, "has_openvino", lambda: False)
 
 
 MODEL = small_model(arch="resnet18")
 
 
-def choose(accelerator: Accelerator, cache: Path, images: int = IMAGES) -> Compiled:
-    return how_to_compile(MODEL, accelerator, 2, images, cache, QUIET)
+def choose(accelerator: Accelerator, cache: Path, images: int = IMAGES) -> bool:
+    return should_compile(MODEL, accelerator, 2, images, cache, QUIET)
 
 
 def test_a_compiler_that_makes_it_slower_is_not_used(
@@ -132,16 +130,18 @@ def test_one_measurement_decides_for_each_number_of_images(
 
 
 def test_speeds_decide() -> None:
-    assert BackboneSpeed(20.0, 25.0, 60.0).fastest(6001)  # they take 300 s, or 240 s after compiling
-    assert not BackboneSpeed(20.0, 25.0, 60.0).fastest(6000)
-    assert not BackboneSpeed(20.0, 20.5, 0.0).fastest(10**9), "a gain that small may be none"
-    assert not BackboneSpeed(20.0, 0.0, 0.0).fastest(10**9), "compiling failed"
+    assert BackboneSpeed(20.0, 25.0, 60.0).is_faster_compiled(
+        6001
+    )  # they take 300 s, or 240 s after compiling
+    assert not BackboneSpeed(20.0, 25.0, 60.0).is_faster_compiled(6000)
+    assert not BackboneSpeed(20.0, 20.5, 0.0).is_faster_compiled(10**9), "a gain that small may be none"
+    assert not BackboneSpeed(20.0, 0.0, 0.0).is_faster_compiled(10**9), "compiling failed"
 
 
 def test_what_is_known_without_measuring(
     accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def known(images: int) -> Compiled | None:
+    def known(images: int) -> bool | None:
         return known_choice(MODEL, accelerator, 2, images, tmp_path)
 
     monkeypatch.setattr(
@@ -189,45 +189,3 @@ def test_measuring_draws_no_random_numbers(accelerator: Accelerator, batches: li
     compile_choice._measure(MODEL, accelerator, 2)
     assert batches
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize(("openvino_ips", "chosen"), [(60.0, "openvino"), (20.0, True)])
-def test_openvino_is_tried_first_and_a_compiler_only_where_it_is_no_faster(
-    accelerator: Accelerator,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    openvino_ips: float,
-    chosen: Compiled,
-) -> None:
-    tried: list[Compiled] = []
-
-    def compiled_speed(_model: Any, _accelerator: Any, _batch: Tensor, way: Compiled) -> tuple[float, float]:
-        tried.append(way)
-        return (openvino_ips if way == "openvino" else 40.0), 1.0
-
-    monkeypatch.setattr(compile_choice, "has_openvino", lambda: True)
-    monkeypatch.setattr(compile_choice, "can_compile", lambda: True)
-    monkeypatch.setattr(compile_choice, "_batch_seconds", lambda _, batch, *__: [1.0, len(batch) / 20])
-    monkeypatch.setattr(compile_choice, "_compiled_speed", compiled_speed)
-    assert choose(accelerator, tmp_path) == chosen
-    assert choose(accelerator, tmp_path) == chosen
-    assert tried == (["openvino"] if chosen == "openvino" else ["openvino", True])
-
-
-def test_openvino_is_measured_for_real(
-    accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compile_choice, "has_openvino", lambda: True)
-    monkeypatch.setattr(compile_choice, "LEAST_GAIN", 0.0)
-    how_to_compile(MODEL, accelerator, 2, IMAGES, tmp_path, QUIET)
-    (path,) = (tmp_path / "compile").glob("*.json")
-    kept = json.loads(path.read_text())
-    assert kept["openvino_ips"] > 0
-    assert kept["openvino_seconds"] >= 0
-
-
-def test_speeds_with_openvino_decide() -> None:
-    speed = BackboneSpeed(20.0, 0.0, 0.0, openvino_ips=40.0, openvino_seconds=2.0)
-    assert speed.fastest(81) == "openvino"
-    assert speed.fastest(79) is False
-    assert "2.00 times as fast with OpenVINO (40.0 images/s against 20.0)" in str(speed)
