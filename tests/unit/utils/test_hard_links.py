@@ -52,14 +52,14 @@ def test_the_content_is_written_once(tmp_path: Path, shared: Path) -> None:
     assert list(other.parent.iterdir()) == [other], "nothing is left beside it"
 
 
-def test_what_a_killed_process_left_beside_the_file_goes(
-    tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_process_left_beside_the_file_goes(tmp_path: Path, shared: Path) -> None:
     path = tmp_path / "a" / "x"
-    with monkeypatch.context() as killed:
-        killed.setattr(Path, "replace", lambda *_: os._exit(9))
-        if (process := os.fork()) == 0:
+    if (process := os.fork()) == 0:
+        Path.replace = lambda *_: os._exit(9)  # type: ignore[assignment, method-assign, misc]
+        try:
             place(path, shared)
+        finally:
+            os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 9
     assert list(path.parent.iterdir()) not in ([], [path]), "it was killed in between"
     place(path, shared)
