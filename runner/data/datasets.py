@@ -123,9 +123,8 @@ def _download_caltech101(root: Path, terminal: Terminal) -> None:
         raise UserError(
             f"This Python does not check where an archive's files go; use 3.11.4 or newer, or {by_hand}."
         )
-    tarfile.TarFile.extraction_filter = staticmethod(
-        tarfile.data_filter
-    )  # the default of torchvision 0.26 is none
+    # torchvision 0.26 names no filter.
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
 
     root.mkdir(parents=True, exist_ok=True)
     with (

@@ -84,8 +84,8 @@ def _lines(words: Iterable[str], size: int, width: int) -> Iterator[str]:
             yield line
             line = ""
         line = f"{line} {word}".lstrip()
-        while not _fits(line, size, width):  # a word that is longer than a line
-            count = next(count for count in range(len(line) - 1, 0, -1) if _fits(line[:count], size, width))
+        while len(line) > 1 and not _fits(line, size, width):  # a word that is longer than a line
+            count = max((each for each in range(1, len(line)) if _fits(line[:each], size, width)), default=1)
             yield line[:count]
             line = line[count:]
     if line:

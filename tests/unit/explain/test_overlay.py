@@ -67,7 +67,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
-@pytest.mark.parametrize("width", [90, 300, 600])
+@pytest.mark.parametrize("width", [60, 90, 300, 600])
 def test_texts_fit_and_lose_nothing_without_saying_so(name: str, width: int) -> None:
     text = overlay.title(name, 0.61, name)
     lines = wrapped(text, HEADING, width)
@@ -78,6 +78,10 @@ def test_texts_fit_and_lose_nothing_without_saying_so(name: str, width: int) -> 
     whole = "".join(lines).replace(" ", "") == text.replace(" ", "")
     assert whole or lines[-1].endswith("…")
     assert whole or len(lines) == LINES
+
+
+def test_a_width_that_holds_no_letter_is_no_error() -> None:
+    assert wrapped("ab cd", HEADING, 1)[0] == "a"
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
